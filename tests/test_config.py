@@ -1,0 +1,106 @@
+"""Configuration: strict, and an error that names the nearest key."""
+
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from v2f.config import Config, build, dump_yaml, flatten, override, parse_yaml, read_yaml
+from v2f.errors import V2FError
+
+
+class Inner(Config):
+    rate: float = 1e-3
+    kind: Literal["a", "b"] = "a"
+
+
+class Outer(Config):
+    name: str
+    count: int = 1
+    inner: Inner = Inner()
+    many: list[Inner] = []
+
+
+def test_an_unknown_key_is_refused_and_the_nearest_is_named():
+    with pytest.raises(V2FError, match=r"x\.yaml: unknown key 'inner\.rat'; did you mean 'inner\.rate'\?"):
+        build(Outer, {"name": "n", "inner": {"rat": 1.0}}, "x.yaml")
+
+
+def test_a_key_in_the_wrong_group_is_found_in_the_right_one():
+    with pytest.raises(V2FError, match="did you mean 'inner.rate'"):
+        build(Outer, {"name": "n", "rate": 1.0}, "x.yaml")
+
+
+def test_an_unknown_key_like_no_other_lists_what_there_is():
+    with pytest.raises(V2FError, match="known keys: count, inner, many, name"):
+        build(Outer, {"name": "n", "zzzzzz": 1}, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"name": "n", "count": "3"}, "count: input should be a valid integer, got '3' (str)"),
+        ({"name": "n", "count": True}, "count: input should be a valid integer, got True (bool)"),
+        ({"name": "n", "count": 2.0}, "count: input should be a valid integer, got 2.0 (float)"),
+        ({"name": 3}, "name: input should be a valid string, got 3 (int)"),
+        ({"name": "n", "inner": {"kind": "c"}}, "inner.kind: input should be 'a' or 'b', got 'c' (str)"),
+        ({"name": "n", "inner": {"rate": float("nan")}}, "inner.rate: input should be a finite number"),
+        ({"count": 1}, "the key 'name' is missing"),
+    ],
+)
+def test_an_ill_typed_value_is_one_line_with_key_and_value(values, told):
+    with pytest.raises(V2FError) as caught:
+        build(Outer, values, "x.yaml")
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_in_scientific_notation_are_numbers():
+    assert parse_yaml("{a: 1e-3, b: 5E4, c: -2e+2, d: 1e3x}", "t") == {"a": 1e-3, "b": 5e4, "c": -200.0, "d": "1e3x"}
+
+
+def test_a_key_that_stands_twice_is_refused():
+    with pytest.raises(V2FError, match="line 2: .*'a' stands twice"):
+        parse_yaml("a: 1\na: 2\n", "t.yaml")
+
+
+def test_overrides_reach_into_groups_and_leave_the_source_alone():
+    source = {"name": "n", "inner": {"rate": 1.0}}
+    result = build(Outer, override(source, ["inner.rate=2e-4", "count=7", "inner.kind=b"]), "t")
+    assert (result.inner.rate, result.count, result.inner.kind) == (2e-4, 7, "b")
+    assert source == {"name": "n", "inner": {"rate": 1.0}}
+
+
+@pytest.mark.parametrize("assignment", ["count", "=3", "inner..rate=1", "name.x=1"])
+def test_a_malformed_override_is_named(assignment):
+    with pytest.raises(V2FError, match=assignment.replace(".", r"\.")):
+        override({"name": "n"}, [assignment])
+
+
+def test_a_missing_file_and_a_file_without_keys_are_named(tmp_path):
+    with pytest.raises(V2FError, match=r"none\.yaml: cannot read"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(V2FError, match=r"list\.yaml: .* holds list"):
+        read_yaml(tmp_path / "list.yaml")
+
+
+def test_no_text_in_a_file_runs_code(tmp_path):
+    (tmp_path / "evil.yaml").write_text("a: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(V2FError, match="not valid YAML"):
+        read_yaml(tmp_path / "evil.yaml")
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+text = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1)
+
+
+@given(text, st.integers(-(2**60), 2**60), finite, st.sampled_from(["a", "b"]))
+def test_every_configuration_survives_its_yaml(name, count, rate, kind):
+    config = Outer(name=name, count=count, inner=Inner(rate=rate, kind=kind), many=[Inner(rate=rate)])
+    assert build(Outer, parse_yaml(dump_yaml(config), "t"), "t") == config
+
+
+def test_flatten_gives_dotted_leaves():
+    assert flatten(Outer(name="n"))["inner.rate"] == 1e-3

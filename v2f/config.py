@@ -1,0 +1,186 @@
+"""The mechanism of configuration: typed models <-> YAML, dotted overrides, errors that name the nearest key.
+
+A class that is configured holds its own ``Config`` (a subclass of :class:`Config`); a recipe is one YAML
+file that spells a whole run. Nothing here knows what is configured.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from v2f.errors import V2FError
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, strictly typed, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, with numbers such as ``1e-3`` read as numbers and duplicate keys refused."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text; ``where`` names its source in an error."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise V2FError(f"{where}:{line} not valid YAML ({problem})") from error
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise V2FError(
+            f"{path}: cannot read this configuration ({getattr(error, 'strerror', None) or error})"
+        ) from error
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise V2FError(
+            f"{path}: a configuration is a mapping of keys to values, this file holds {type(value).__name__}"
+        )
+    return value
+
+
+def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """``values`` with ``dotted.key=value`` assignments applied; values are read as YAML."""
+    result = _copy(values)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key or any(not part for part in key.split(".")):
+            raise V2FError(f"{assignment!r}: an override is written dotted.key=value, for example data.batch=32")
+        *parents, last = key.split(".")
+        node = result
+        for i, part in enumerate(parents):
+            child = node.setdefault(part, {})
+            if child is None:
+                child = node[part] = {}
+            if not isinstance(child, dict):
+                raise V2FError(f"{assignment!r}: {'.'.join(parents[: i + 1])} is a value, not a group of keys")
+            node = child
+        node[last] = parse_yaml(text, f"override {assignment!r}")
+    return result
+
+
+def build(cls: type[C], values: Any, where: str) -> C:
+    """A ``cls`` from plain values, or one line that names the first wrong key, its file and the nearest right key."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise V2FError(_explain(cls, error, where)) from error
+
+
+def dump_yaml(config: Config) -> str:
+    """The YAML text that :func:`build` turns into an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted keys to leaf values, as a tracker shows them."""
+    return dict(_leaves(config.model_dump(mode="json"), ""))
+
+
+def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _copy(value: Any) -> Any:
+    return {k: _copy(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _explain(cls: type[Config], error: ValidationError, where: str) -> str:
+    problems = error.errors(include_url=False)
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "model-type"))]
+    dotted = ".".join(path) or "the configuration"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        nearest = _nearest(cls, path)
+        hint = (
+            f"; did you mean {nearest!r}?"
+            if nearest
+            else f"; known keys: {', '.join(sorted(_keys_at(cls, path[:-1])))}"
+        )
+        return f"{where}: unknown key {dotted!r}{hint}{more}"
+    if first["type"] == "missing":
+        return f"{where}: the key {dotted!r} is missing{more}"
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    message = message.removeprefix("value error, ")
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{where}: {dotted}: {message}, got {shown} ({type(first['input']).__name__}){more}"
+
+
+def _nearest(cls: type[Config], path: list[str]) -> str | None:
+    """The nearest key among the siblings, else the nearest anywhere below ``cls``, as a dotted key."""
+    siblings = _keys_at(cls, path[:-1])
+    close = difflib.get_close_matches(path[-1], siblings, 1, 0.6)
+    if close:
+        return ".".join([*path[:-1], close[0]])
+    everywhere = dict(_all_keys(cls, ""))
+    for dotted, key in everywhere.items():
+        if key == path[-1]:
+            return dotted
+    close = difflib.get_close_matches(".".join(path), list(everywhere), 1, 0.75)
+    return close[0] if close else None
+
+
+def _submodels(annotation: Any) -> Iterator[type[Config]]:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _submodels(argument)
+
+
+def _keys_at(cls: type[Config], path: Sequence[str]) -> list[str]:
+    models = [cls]
+    for part in path:
+        below = [
+            m for model in models if part in model.model_fields for m in _submodels(model.model_fields[part].annotation)
+        ]
+        models = below or models  # a list's index or a union's tag stands in the path, too
+    return [key for model in models for key in model.model_fields]
+
+
+def _all_keys(cls: type[Config], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, field in cls.model_fields.items():
+        yield prefix + key, key
+        for model in _submodels(field.annotation):
+            yield from _all_keys(model, f"{prefix}{key}.")

@@ -1,0 +1,37 @@
+"""The one error that a user is meant to read: what is wrong, where, and what to do, in one line."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+
+class V2FError(Exception):
+    """A mistake in the input or in the surroundings, not in the program.
+
+    The command line prints its message as one line and leaves with a non-zero code; the traceback is
+    shown with ``--debug`` only. Say what is wrong, where (file, shard, sample, key) and the way out.
+    """
+
+
+def guarded(command: Callable[[], int | None], *, debug: bool) -> int:
+    """Run a command; its exit code: 0 done, 1 a mistake that one line explains, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        return command() or 0
+    except V2FError as error:
+        if debug:
+            raise
+        print(f"v2f: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("v2f: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:  # a defect of ours: one line for the user, the traceback for whoever asks
+        if debug:
+            raise
+        text = (str(error).splitlines() or [""])[0]
+        print(
+            f"v2f: unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)",
+            file=sys.stderr,
+        )
+        return 1
