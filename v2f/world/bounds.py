@@ -1,0 +1,63 @@
+"""What retrieval can reach in the synthetic world by one who hears everything that a voice carries.
+
+Each bound is a set of queries, one a person, to be matched by an identity net against a real photo of each person,
+exactly as a system's outputs are:
+
+- U1: the face expected of the true voice factors, rendered as a neutral photo. A system that makes one sharp face
+  for a voice cannot be asked for more.
+- U2: the mean identity embedding over the faces that the voice leaves possible. It is the best single query under
+  the squared error, needs no picture, and lies above U1.
+- A single factor: U1 by one who hears that factor only. Were it high, the world would be a giveaway.
+
+Shapes: N people, V voice factors, H = W = size, D the embedding's width.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from v2f.errors import V2FError
+from v2f.world.people import PHOTO, VOICE, World
+from v2f.world.portraits import render_portraits
+
+Embed = Callable[[np.ndarray], np.ndarray]
+"""An identity net: uint8 pictures [N,H,W,3] -> embeddings [N,D]."""
+
+
+def u1_pictures(world: World, voice_NV: np.ndarray, size: int = 64) -> np.ndarray:
+    """U1's queries: the expected face of each voice in the neutral photo, uint8 [N,size,size,3]."""
+    neutral = np.zeros((len(voice_NV), len(PHOTO)), np.float32)
+    return render_portraits(world.expected_face(voice_NV), neutral, size)
+
+
+def factor_pictures(world: World, voice_NV: np.ndarray, factor: str, size: int = 64) -> np.ndarray:
+    """U1's queries when ``factor`` alone is known and the other voice factors stand at 0: uint8 [N,size,size,3]."""
+    if factor not in VOICE:
+        raise V2FError(f"no voice factor is called {factor!r}; there are {', '.join(VOICE)}")
+    known = np.zeros_like(voice_NV)
+    column = VOICE.index(factor)
+    known[:, column] = voice_NV[:, column]
+    return u1_pictures(world, known, size)
+
+
+def u2_embeddings(
+    world: World, voice_NV: np.ndarray, embed: Embed, draws: int = 32, key: int = 0, size: int = 64
+) -> np.ndarray:
+    """U2's queries: float32 [N,D] of length 1, the mean embedding of ``draws`` faces and photos for each voice.
+
+    Monte Carlo over ``World.posterior_face`` and photos that nobody has; the mean is taken over embeddings of
+    length 1 and scaled back to length 1.
+    """
+    if draws < 1:
+        raise V2FError(f"u2_embeddings needs at least one draw a person, got draws={draws}")
+    faces, photos = world.posterior_face(voice_NV, draws, key), world.any_photo(len(voice_NV), draws, key)
+    total: np.ndarray | float = 0.0
+    for face_NF, photo_NP in zip(faces, photos, strict=True):
+        total = total + _unit_length(embed(render_portraits(face_NF, photo_NP, size)))
+    return _unit_length(np.asarray(total)).astype(np.float32)
+
+
+def _unit_length(emb_ND: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1, in float64."""
+    emb_ND = np.asarray(emb_ND, np.float64)
+    return emb_ND / np.maximum(np.linalg.norm(emb_ND, axis=1, keepdims=True), 1e-12)
