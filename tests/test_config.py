@@ -28,7 +28,7 @@ def test_an_unknown_key_is_refused_and_the_nearest_is_named():
 
 
 def test_a_key_in_the_wrong_group_is_found_in_the_right_one():
-    with pytest.raises(V2FError, match="did you mean 'inner.rate'"):
+    with pytest.raises(V2FError, match=r"did you mean 'inner\.rate'"):
         build(Outer, {"name": "n", "rate": 1.0}, "x.yaml")
 
 
@@ -61,7 +61,7 @@ def test_numbers_in_scientific_notation_are_numbers():
 
 
 def test_a_key_that_stands_twice_is_refused():
-    with pytest.raises(V2FError, match="line 2: .*'a' stands twice"):
+    with pytest.raises(V2FError, match=r"line 2: .*'a' stands twice"):
         parse_yaml("a: 1\na: 2\n", "t.yaml")
 
 

@@ -1,0 +1,45 @@
+"""What several tests share: one tiny data set, packed once, and a run's configuration on it."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared by ranks, workers and the test itself
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory) -> str:
+    """24 trained people with two clips of 0.5 s, 6 to validate, 6 unseen, 6 seen: the data of every training test."""
+    from v2f.prepare.pack import load_recipe, pack
+
+    out = str(tmp_path_factory.mktemp("tiny") / "shards")
+    people = ["train.people=24", "valid.people=6", "test.people=6", "seen.people=6", "seconds=0.5"]
+    pack(
+        load_recipe(str(REPOSITORY / "shards" / "quickstart.yaml"), [f"out={out}", *(f"synthetic.{p}" for p in people)])
+    )
+    return out
+
+
+@pytest.fixture
+def run_values(tiny_shards, tmp_path) -> Callable[..., dict[str, Any]]:
+    """Values of a RunConfig on the tiny shards, for one system of the table."""
+    from systems.small import SMALL
+
+    def values(system: str = "voice_styled_face", **train: Any) -> dict[str, Any]:
+        return {
+            "name": "tiny",
+            "out": str(tmp_path / "run"),
+            "seed": 3,
+            "system": SMALL[system],
+            "data": {"path": tiny_shards, "batch": 8, "workers": 0, "window": 8, "partitions": 4},
+            "train": {"steps": 4, "threads": 1, "log_every": 1, "validate_samples": 6} | train,
+            "tracking": {"uri": None},
+        }
+
+    return values

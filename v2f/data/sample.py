@@ -1,0 +1,266 @@
+"""The schema of a sample, once: encode and decode side by side.
+
+A sample is a run of adjacent members of a plain WebDataset tar that share a key::
+
+    KEY.flac | KEY.wav                         mono, 16-bit
+    KEY.png | KEY.jpg | KEY.webp               one photo, 8-bit RGB
+    KEY.0.png, KEY.1.png, ...                  several photos
+    KEY.json                                   identity, split, sample_rate, seconds, source, and what a source adds
+
+A key is of letters, digits, ``-`` and ``_`` (a dot would end it).
+
+Shape letters: T audio frames, H height, W width, C channels.
+"""
+
+import io
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+from PIL import Image, UnidentifiedImageError
+
+from v2f.errors import V2FError
+
+SCHEMA_VERSION = 1
+AudioFormat = Literal["flac", "wav"]
+PhotoFormat = Literal["png", "jpg", "webp"]
+AUDIO_FORMATS = ("flac", "wav")
+PHOTO_FORMATS = ("png", "jpg", "webp")
+SPLITS = ("train", "valid", "test", "seen")
+MAX_SECONDS = 3600.0  # longer audio and larger photos are taken for decompression bombs
+MAX_PIXELS = 100_000_000
+BLOCK = 512  # a tar's unit: each header and each padded content is a multiple of it
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_PHOTO = re.compile(rf"(?:(\d+)\.)?({'|'.join(PHOTO_FORMATS)})")
+_REQUIRED: dict[str, tuple[type, ...]] = {
+    "identity": (str,),
+    "split": (str,),
+    "sample_rate": (int,),
+    "seconds": (float, int),
+    "source": (str,),
+}
+
+Members = dict[str, bytes]
+
+
+def check_key(key: str) -> str:
+    """``key`` if it may name a sample."""
+    if not _KEY.fullmatch(key):
+        raise V2FError(f"sample {key!r}: a key has 1 to 80 of the characters A-Z a-z 0-9 - _")
+    return key
+
+
+# ------------------------------------------------------------------------------------------------ encode
+
+
+def encode(
+    key: str,
+    wav_T: npt.NDArray[np.floating[Any]],
+    sample_rate: int,
+    photos_HWC: Sequence[npt.NDArray[np.uint8]],
+    *,
+    identity: str,
+    split: str,
+    source: str,
+    extra: Mapping[str, Any] | None = None,
+    audio_format: AudioFormat = "flac",
+    photo_format: PhotoFormat = "png",
+    quality: int = 95,
+) -> Members:
+    """The members of one sample, extension to content.
+
+    ``wav_T`` lies in [-1, 1] (beyond, it is clipped); ``photos_HWC`` are uint8 RGB; ``extra`` goes into the
+    JSON beside the required keys; ``quality`` (1 to 100) counts for JPEG and WebP.
+    """
+    check_key(key)
+    if split not in SPLITS:
+        raise V2FError(f"sample {key}: the split {split!r} is none of {', '.join(SPLITS)}")
+    if not photos_HWC:
+        raise V2FError(f"sample {key}: it has no photo")
+    members: Members = {audio_format: encode_audio(key, wav_T, sample_rate, audio_format)}
+    for number, photo_HWC in enumerate(photos_HWC):
+        name = photo_format if len(photos_HWC) == 1 else f"{number}.{photo_format}"
+        members[name] = encode_photo(key, photo_HWC, photo_format, quality)
+    meta = {
+        "identity": identity,
+        "split": split,
+        "sample_rate": sample_rate,
+        "seconds": round(len(wav_T) / sample_rate, 6),
+        "source": source,
+        **(extra or {}),
+    }
+    members["json"] = json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
+    return members
+
+
+def encode_audio(key: str, wav_T: npt.NDArray[np.floating[Any]], sample_rate: int, audio_format: AudioFormat) -> bytes:
+    """``wav_T`` in [-1, 1] as 16-bit FLAC or WAV."""
+    if wav_T.ndim != 1 or not wav_T.size:
+        raise V2FError(f"sample {key}: audio of shape {wav_T.shape}, mono of at least one frame is wanted")
+    if not np.isfinite(wav_T).all():
+        raise V2FError(f"sample {key}: its audio holds values that are not finite")
+    pcm_T = np.round(np.clip(wav_T, -1.0, 1.0) * 32767.0).astype(np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm_T, sample_rate, format=audio_format.upper(), subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def encode_photo(key: str, photo_HWC: npt.NDArray[np.uint8], photo_format: PhotoFormat, quality: int) -> bytes:
+    """A uint8 RGB photo [H, W, 3] as PNG (lossless), JPEG or WebP."""
+    if photo_HWC.ndim != 3 or photo_HWC.shape[2] != 3 or photo_HWC.dtype != np.uint8:
+        raise V2FError(f"sample {key}: photo of shape {photo_HWC.shape} {photo_HWC.dtype}, [H, W, 3] uint8 is wanted")
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(photo_HWC))
+    if photo_format == "png":
+        image.save(buffer, "PNG", compress_level=6)
+    elif photo_format == "jpg":
+        image.save(buffer, "JPEG", quality=quality, subsampling=0)
+    else:
+        image.save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------ decode
+
+
+class Sample:
+    """One sample; audio, photos and JSON are decoded when asked for, strictly: what the schema does not
+    promise is a :class:`V2FError` that names the key."""
+
+    def __init__(self, key: str, members: Mapping[str, bytes | memoryview]):
+        self.key = key
+        audio = [name for name in members if name in AUDIO_FORMATS]
+        photos = sorted((int(m[1] or 0), name) for name in members if (m := _PHOTO.fullmatch(name)))
+        foreign = set(members) - set(audio) - {name for _, name in photos} - {"json"}
+        if foreign:
+            raise V2FError(f"sample {key}: members that the schema does not know: {', '.join(sorted(foreign))}")
+        if len(audio) != 1 or not photos or "json" not in members:
+            missing = [
+                what
+                for what, there in (("one audio", len(audio) == 1), ("a photo", photos), ("a JSON", "json" in members))
+                if not there
+            ]
+            raise V2FError(f"sample {key}: {' and '.join(missing)} wanted, it holds {', '.join(sorted(members))}")
+        if [number for number, _ in photos] != list(range(len(photos))):
+            raise V2FError(f"sample {key}: its photos are not numbered 0 to {len(photos) - 1}")
+        self._members = members
+        self._audio = audio[0]
+        self._photos = [name for _, name in photos]
+
+    @classmethod
+    def from_tar(cls, key: str, raw: bytes | bytearray | memoryview) -> "Sample":
+        """The sample whose tar members, headers and padding included, ``raw`` holds."""
+        return cls(key, split_members(key, raw))
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """The JSON, with its required keys checked."""
+        try:
+            meta = json.loads(bytes(self._members["json"]))
+        except ValueError as error:
+            raise V2FError(f"sample {self.key}: its JSON cannot be read ({error})") from error
+        if not isinstance(meta, dict):
+            raise V2FError(f"sample {self.key}: its JSON is no mapping")
+        for name, types in _REQUIRED.items():
+            if not isinstance(meta.get(name), types):
+                raise V2FError(
+                    f"sample {self.key}: its JSON wants {name!r} as {types[0].__name__}, got {meta.get(name)!r}"
+                )
+        if meta["split"] not in SPLITS:
+            raise V2FError(
+                f"sample {self.key}: its JSON names the split {meta['split']!r}, none of {', '.join(SPLITS)}"
+            )
+        return meta
+
+    @property
+    def identity(self) -> str:
+        return str(self.meta["identity"])
+
+    @property
+    def sample_rate(self) -> int:
+        """Frames a second of :meth:`waveform`, as the JSON says and the audio's own header confirms."""
+        return int(self.meta["sample_rate"])
+
+    def waveform(self) -> npt.NDArray[np.float32]:
+        """The clip, float32 [T] in [-1, 1]."""
+        try:
+            with soundfile.SoundFile(io.BytesIO(self._members[self._audio])) as file:
+                if file.channels != 1:
+                    raise V2FError(f"sample {self.key}: its audio has {file.channels} channels, the schema wants one")
+                if file.samplerate != self.sample_rate:
+                    raise V2FError(
+                        f"sample {self.key}: its audio has {file.samplerate} frames a second, "
+                        f"its JSON says {self.sample_rate}"
+                    )
+                if file.frames > MAX_SECONDS * file.samplerate:
+                    raise V2FError(f"sample {self.key}: its audio is longer than {MAX_SECONDS:.0f} s")
+                promised = file.frames
+                wav_T: npt.NDArray[np.float32] = file.read(dtype="float32")
+        except soundfile.SoundFileError as error:
+            raise V2FError(f"sample {self.key}: its {self._audio} cannot be decoded ({_first_line(error)})") from error
+        if not len(wav_T) or len(wav_T) != promised:
+            raise V2FError(f"sample {self.key}: its audio holds {len(wav_T)} of {promised} frames")
+        if not np.isfinite(wav_T).all():
+            raise V2FError(f"sample {self.key}: its audio holds values that are not finite")
+        return wav_T
+
+    @property
+    def photo_count(self) -> int:
+        return len(self._photos)
+
+    def photo(self, number: int = 0) -> npt.NDArray[np.uint8]:
+        """Photo ``number``, uint8 RGB [H, W, 3]."""
+        name = self._photos[number]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit that counts
+            try:
+                with Image.open(io.BytesIO(self._members[name]), formats=("PNG", "JPEG", "WEBP")) as image:
+                    if image.width * image.height > MAX_PIXELS:
+                        raise V2FError(
+                            f"sample {self.key}: photo {name} of {image.width} x {image.height} pixels is too large"
+                        )
+                    if image.mode != "RGB":
+                        raise V2FError(
+                            f"sample {self.key}: photo {name} has the mode {image.mode}, 8-bit RGB is wanted"
+                        )
+                    return np.array(image)
+            except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise V2FError(f"sample {self.key}: photo {name} cannot be decoded ({_first_line(error)})") from error
+
+
+def split_members(key: str, raw: bytes | bytearray | memoryview) -> dict[str, memoryview]:
+    """Extension -> content of adjacent USTAR members that belong to ``key`` (POSIX.1-1988, "ustar" format)."""
+    view = memoryview(raw)
+    members: dict[str, memoryview] = {}
+    at = 0
+    while at < len(view):
+        header = bytes(view[at : at + BLOCK])
+        try:
+            if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
+                raise ValueError("no header of a plain file")
+            name = header[:100].split(b"\0", 1)[0].decode("ascii")
+            length = int(header[124:136].rstrip(b" \0"), 8)
+        except ValueError as error:
+            raise V2FError(f"sample {key}: its tar header at byte {at} cannot be read ({error})") from error
+        owner, _, extension = name.partition(".")
+        start, at = at + BLOCK, at + BLOCK + padded(length)
+        if owner != key or extension in members or at > len(view):
+            raise V2FError(f"sample {key}: the tar member {name!r} does not belong where it stands")
+        members[extension] = view[start : start + length]
+    return members
+
+
+def padded(length: int) -> int:
+    """``length`` bytes rounded up to whole tar blocks."""
+    return -(-length // BLOCK) * BLOCK
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
