@@ -1,0 +1,273 @@
+"""A CSV of pairs as people have them: all kinds of files, some broken, some contradictory."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from v2f.config import build
+from v2f.data.manifest import Dataset
+from v2f.data.sample import Sample
+from v2f.errors import V2FError
+from v2f.prepare.pack import PackConfig, pack
+from v2f.prepare.pairs import Pairs, PairsConfig
+from v2f.prepare.verify import verify
+
+TONE = 0.4 * np.sin(2 * np.pi * 300 * np.arange(16000) / 16000)
+
+
+def photo(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    picture = Image.fromarray(np.stack([x, y, 0 * x + 90], axis=2).astype(np.uint8))
+    return Image.fromarray((x * 257).astype(np.uint16)) if mode == "I;16" else picture.convert(mode)
+
+
+def write_m4a(path: Path, wav: np.ndarray, rate: int, channels: int) -> None:
+    with av.open(str(path), "w", format="mp4") as container:
+        layout = "mono" if channels == 1 else "stereo"
+        stream = container.add_stream("aac", rate=rate, layout=layout)
+        data = np.ascontiguousarray(np.tile(wav.astype(np.float32), (channels, 1)))
+        frame = av.AudioFrame.from_ndarray(data, format="fltp", layout=layout)
+        frame.sample_rate = rate
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files of every kind, sound and broken."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    soundfile.write(folder / "a.wav", TONE, 16000)
+    soundfile.write(folder / "b.flac", np.stack([TONE, 0.5 * TONE], axis=1), 16000)
+    at_44100 = 0.4 * np.sin(2 * np.pi * 300 * np.arange(44100) / 44100)
+    soundfile.write(folder / "c.ogg", at_44100, 44100)
+    write_m4a(folder / "d.m4a", at_44100, 44100, 2)
+    soundfile.write(folder / "short.wav", TONE[:4000], 16000)
+    soundfile.write(folder / "empty.wav", TONE[:0], 16000)
+    soundfile.write(folder / "silent.wav", 0 * TONE, 16000)
+    soundfile.write(folder / "nan.wav", np.where(np.arange(16000) == 5, np.nan, TONE), 16000, subtype="FLOAT")
+    (folder / "text.wav").write_text("this is no sound")
+    photo().save(folder / "p.png")
+    photo().save(folder / "p.bmp")
+    photo("L").save(folder / "grey.jpg")
+    photo("RGBA").save(folder / "alpha.png")
+    photo("I;16").save(folder / "deep.png")
+    photo("CMYK").save(folder / "cmyk.tif")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to the right to see it upright
+    photo().save(folder / "turned.jpg", exif=exif, quality=100)
+    (folder / "cut.png").write_bytes((folder / "p.png").read_bytes()[:90])
+    (folder / "text.png").write_text("this is no picture")
+    return folder
+
+
+def write_csv(folder: Path, rows: list[str], header: str = "audio,image,identity") -> str:
+    (folder / "pairs.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return str(folder / "pairs.csv")
+
+
+def packed(folder: Path, rows: list[str], header: str = "audio,image,identity", **kinds: Any) -> Dataset:
+    pairs = {"csv": write_csv(folder, rows, header), "align": "none", "size": 30, "seen": 0.0, **kinds}
+    pairs.setdefault("people", {"train": 1.0, "valid": 0.0, "test": 0.0})
+    out = folder.parent / "out"
+    return pack(build(PackConfig, {"out": str(out), "source": "pairs", "pairs": pairs, "workers": 1}, "the test"))
+
+
+def samples(dataset: Dataset) -> dict[str, Sample]:
+    """By the audio and the image that they were made of."""
+    found = {}
+    for i, key in enumerate(dataset.index.key.tolist()):
+        raw = Path(dataset.shard_path(i)).read_bytes()[dataset.index.offset[i] :][: dataset.index.length[i]]
+        sample = Sample.from_tar(key.decode(), raw)
+        found[f"{sample.meta['audio']} {sample.meta['image']}"] = sample
+    return found
+
+
+def pitch(sample: Sample) -> float:
+    spectrum = np.abs(np.fft.rfft(sample.waveform() * np.hanning(len(sample.waveform()))))
+    return float(spectrum.argmax() * 16000 / len(sample.waveform()))
+
+
+def test_every_kind_of_audio_becomes_mono_16_khz(folder: Path) -> None:
+    rows = [f"{name},p.png,ada" for name in ("a.wav", "b.flac", "c.ogg", "d.m4a")]
+    dataset = packed(folder, rows)
+    assert verify(dataset.root) == []
+    found = samples(dataset)
+    assert len(found) == 4
+    for name, sample in found.items():
+        assert sample.sample_rate == 16000
+        assert abs(len(sample.waveform()) - 16000) < 2500  # AAC pads
+        assert abs(pitch(sample) - 300) < 2
+        peak = np.abs(sample.waveform()[2000:-3000]).max()
+        assert abs(peak - (0.3 if name.startswith("b.flac") else 0.4)) < 0.02
+
+
+def test_every_kind_of_picture_becomes_upright_rgb(folder: Path) -> None:
+    names = ["p.png", "p.bmp", "grey.jpg", "alpha.png", "deep.png", "cmyk.tif", "turned.jpg"]
+    found = {
+        name.split()[1]: s.photo() for name, s in samples(packed(folder, [f"a.wav,{n},ada" for n in names])).items()
+    }
+    assert set(found) == set(names)
+    assert np.array_equal(found["p.png"], np.asarray(photo())[:, 5:35])
+    assert np.array_equal(found["p.png"], found["p.bmp"])
+    assert np.array_equal(found["alpha.png"], found["p.png"])
+    assert np.abs(found["deep.png"][..., 0].astype(int) - np.asarray(photo())[:, 5:35, 0]).max() <= 1
+    assert np.ptp(found["grey.jpg"], axis=2).max() == 0
+    # Stored left to right is shown top to bottom; the red ramp runs along x in the file, so along y when upright.
+    upright = np.asarray(photo().transpose(Image.Transpose.ROTATE_270))[5:35]
+    assert np.abs(found["turned.jpg"].astype(int) - upright).mean() < 6
+
+
+def test_what_cannot_be_used_is_left_out_with_its_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("v2f.prepare.pairs.MAX_PIXELS", 2000)
+    photo(size=(60, 50)).save(folder / "huge.png")
+    reasons = {
+        "short.wav,p.png,ada": "audio is too short (0.25 s of at least 0.5 s)",
+        "empty.wav,p.png,ada": "audio is empty",
+        "silent.wav,p.png,ada": "audio is silent",
+        "nan.wav,p.png,ada": "audio is not finite",
+        "text.wav,p.png,ada": "audio cannot be decoded",
+        "nowhere.wav,p.png,ada": "audio is missing",
+        "a.wav,nowhere.png,ada": "photo is missing",
+        "a.wav,cut.png,ada": "photo cannot be decoded",
+        "a.wav,text.png,ada": "photo cannot be decoded (no kind of picture that is known)",
+        "a.wav,huge.png,ada": "photo is too large (60 x 50 pixels)",
+        "a.wav,.,ada": "photo cannot be read",
+        "a.wav,,ada": "empty field (image)",
+        "a.wav,p.png,ada": "the same pair again (as in line 2)",
+        "b.flac,p.png,ada,more": "too many fields",
+    }
+    dataset = packed(folder, ["a.wav,p.png,ada", *reasons])
+    assert dataset.split("train").samples == 1
+    said = capsys.readouterr().out.splitlines()
+    for number, (row, reason) in enumerate(reasons.items(), start=3):
+        audio, image, *_ = row.split(",")
+        start = f"left out: line {number} ({audio}, {image}): {reason}"
+        assert len([line for line in said if line.startswith(start)]) == 1, start
+    assert any(f"left out: {len(reasons)} of {len(reasons) + 1} (" in line for line in said)
+    lines = [json.loads(line) for line in (Path(dataset.root) / "left_out.jsonl").read_text().splitlines()]
+    assert len(lines) == len(reasons)
+    assert {line["identity"] for line in lines} == {"ada"}
+
+
+def test_alignment_leaves_out_what_has_no_face(folder: Path) -> None:
+    """One photo with a face that MTCNN finds, one without."""
+    from v2f.world.people import World
+    from v2f.world.portraits import render_portraits
+
+    world, ids = World(), np.array([2])
+    portrait = render_portraits(world.face(ids), world.photo(ids, ids * 0), 96)[0]
+    Image.fromarray(portrait).save(folder / "face.png")
+    dataset = packed(folder, ["a.wav,face.png,ada", "a.wav,p.png,ada"], align="mtcnn", size=48)
+    (sample,) = samples(dataset).values()
+    assert sample.meta["image"] == "face.png"
+    assert sample.photo().shape == (48, 48, 3)
+    (line,) = (Path(dataset.root) / "left_out.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "no face was found"
+
+
+# ------------------------------------------------------------------------------------------------ splits
+
+PEOPLE = [f"person {i}" for i in range(60)]
+ROWS = [f"{person}/{clip}.wav,{person}.png,{person}" for person in PEOPLE for clip in range(10)]
+
+
+def dealt(folder: Path, rows: list[str], **kinds: Any) -> dict[str, str]:
+    """Audio -> split."""
+    config = build(PairsConfig, {"csv": write_csv(folder, rows), **kinds}, "the test")
+    return {item.what.audio: item.split for item in Pairs(config).plan().items}
+
+
+def test_people_are_split_by_shares_and_clips_are_held_out(tmp_path: Path) -> None:
+    split_of = dealt(tmp_path, ROWS, people={"train": 0.6, "valid": 0.2, "test": 0.2}, seen=0.2)
+    splits_of: dict[str, set[str]] = {}
+    for audio, split in split_of.items():
+        splits_of.setdefault(audio.split("/")[0], set()).add(split)
+    assert all(splits in ({"train", "seen"}, {"valid"}, {"test"}) for splits in splits_of.values())
+    trained = [person for person, splits in splits_of.items() if "train" in splits]
+    assert 24 <= len(trained) <= 48
+    assert sum({"test"} == splits for splits in splits_of.values()) >= 4
+    assert sum(split == "seen" for split in split_of.values()) == 2 * len(trained)
+
+
+def test_splits_depend_neither_on_the_rows_order_nor_on_other_people(tmp_path: Path) -> None:
+    kinds = {"people": {"train": 0.6, "valid": 0.2, "test": 0.2}, "seen": 0.2}
+    before = dealt(tmp_path, ROWS, **kinds)
+    shuffled = ROWS[: len(ROWS) // 2]
+    random.Random(0).shuffle(shuffled)
+    assert dealt(tmp_path, shuffled, **kinds).items() <= before.items()
+    assert dealt(tmp_path, ROWS, **kinds, seed=1) != before
+
+
+def test_an_audio_with_several_photos_is_held_out_as_one(tmp_path: Path) -> None:
+    rows = [f"{clip}.wav,{n}.png,ada" for clip in range(10) for n in range(3)]
+    config = {"csv": write_csv(tmp_path, rows), "people": {"train": 1.0, "valid": 0.0, "test": 0.0}, "seen": 0.3}
+    items = Pairs(build(PairsConfig, config, "the test")).plan().items
+    held_out = {item.what.audio for item in items if item.split == "seen"}
+    assert len(held_out) == 3
+    assert not held_out & {item.what.audio for item in items if item.split == "train"}
+
+
+def test_a_column_decides(folder: Path) -> None:
+    header = "identity,split,image,audio"
+    rows = ["ada,train,p.png,a.wav", "ada,seen,p.png,b.flac", "bob,test,p.png,a.wav", "eve,valid,p.png,a.wav"]
+    dataset = packed(folder, rows, header)
+    assert {name: split.samples for name, split in dataset.manifest.splits.items()} == dict.fromkeys(
+        ("train", "valid", "test", "seen"), 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            ["a,b,ada,train", "c,d,ada,test"],
+            r"'ada' is in train \(line 2\) and in test \(line 3\): splits are by",
+        ),
+        (["a,b,ada,valid", "c,d,ada,test"], r"'ada' is in valid \(line 2\) and in test \(line 3\)"),
+        (["a,b,ada,train", "c,d,bob,seen"], r"line 3: 'bob' is in 'seen', .* has no row in train"),
+        (["a,b,bob,test", "c,d,bob,seen"], r"line 3: 'bob' is in 'seen'"),
+        (["a,b,ada,training"], r"line 2: the split 'training' is none of train, valid, test, seen"),
+    ],
+)
+def test_a_column_that_mixes_people_is_refused(tmp_path: Path, rows: list[str], message: str) -> None:
+    with pytest.raises(V2FError, match=rf"pairs\.csv: {message}"):
+        packed(tmp_path, rows, "audio,image,identity,split")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"sound,image,identity\n", "its header has to be audio,image,identity"),
+        (b"", "it is empty"),
+        (b"audio,image,identity\n", "it has no row that could be used"),
+        (b"audio,image,identity\n\xff\xfe\n", "this is no CSV in UTF-8"),
+        (b'audio,image,identity\n"a,b,c\n', "this is no CSV in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_list_of_pairs_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(V2FError, match=rf"x\.csv: .*{message}"):
+        Pairs(build(PairsConfig, {"csv": str(tmp_path / "x.csv")}, "the test")).plan()
+
+
+def test_a_missing_csv_and_wrong_shares_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(V2FError, match=r"x\.csv: cannot read it, there is no such file"):
+        Pairs(build(PairsConfig, {"csv": str(tmp_path / "x.csv")}, "the test")).plan()
+    with pytest.raises(V2FError, match=r"people: the shares of train, valid and test add up to 1"):
+        build(PairsConfig, {"csv": "x", "people": {"train": 0.9, "valid": 0.2, "test": 0.1}}, "the test")
+
+
+def test_names_in_any_script_become_keys_of_a_tar(folder: Path) -> None:
+    dataset = packed(folder, ["a.wav,p.png,Žofie Ólafsdóttir", "b.flac,p.png,毛利", "a.wav,p.png,a.b/c"])
+    assert sorted(dataset.manifest.identities) == ["a.b/c", "Žofie Ólafsdóttir", "毛利"]
+    assert verify(dataset.root) == []

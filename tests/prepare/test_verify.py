@@ -1,0 +1,100 @@
+"""`v2f shards verify` names every problem by shard and key."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from v2f.data.manifest import write_manifest, write_shard
+from v2f.data.sample import Members, encode
+from v2f.prepare.verify import verify
+
+Item = tuple[str, str, Members]
+
+
+def item(number: int, identity: str, split: str, **kinds: str) -> Item:
+    rng = np.random.default_rng(number)
+    photo_HWC = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    said = {"identity": identity, "split": split, **kinds}
+    members = encode(f"s{number}", rng.uniform(-1, 1, 400), 16000, [photo_HWC], source="test", **said)  # type: ignore[arg-type]
+    return f"s{number}", identity, members
+
+
+def write(root: Path, splits: dict[str, Sequence[Item]]) -> str:
+    shards = [write_shard(str(root), f"{split}-00000.tar", split, items) for split, items in splits.items()]
+    write_manifest(str(root), shards, {})
+    return str(root)
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> str:
+    train = [item(n, f"p{n}", "train") for n in range(4)]
+    return write(tmp_path / "d", {"train": train, "test": [item(9, "p9", "test")], "seen": [item(5, "p1", "seen")]})
+
+
+def said(root: str) -> list[str]:
+    return [str(problem) for problem in verify(root)]
+
+
+def test_a_sound_data_set_has_no_problem(sound: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(sound) == []
+    assert "6 samples and" in capsys.readouterr().out
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[600] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: list[tuple[Callable[[Path], object], list[str]]] = [
+    (flip, ["SHA-256", "sample s0: its CRC-32"]),
+    (lambda path: path.write_bytes(path.read_bytes()[:-9000]), ["bytes, the manifest says", "SHA-256", "sample s3: "]),
+    (Path.unlink, ["there is no such file"]),
+    (lambda path: path.write_bytes(b""), ["it has 0 bytes", "SHA-256", "s0: 0 of its", "s1: ", "s2: ", "s3: "]),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), DAMAGES, ids=["flipped", "cut", "missing", "empty"])
+def test_damage_is_found_where_it_is(sound: str, change: Callable[[Path], object], expected: list[str]) -> None:
+    change(Path(sound) / "train-00000.tar")
+    found = said(sound)
+    assert len(found) == len(expected)
+    assert all(line.startswith("train-00000.tar: ") for line in found)
+    assert all(part in line for part, line in zip(expected, found, strict=True))
+
+
+def test_a_foreign_file_is_named(sound: str) -> None:
+    shutil.copy(Path(sound) / "test-00000.tar", Path(sound) / "train-00001.tar")
+    assert said(sound) == ["train-00001.tar does not belong to the data set; move it elsewhere"]
+
+
+def test_people_in_two_splits_are_named(tmp_path: Path) -> None:
+    root = write(
+        tmp_path,
+        {
+            "train": [item(0, "ada", "train")],
+            "test": [item(1, "ada", "test")],
+            "seen": [item(2, "bob", "seen")],
+        },
+    )
+    assert said(root) == ["'ada' is in train and in test: splits are by person", "'bob' is in seen, but not in train"]
+
+
+def test_a_json_that_says_otherwise_is_named(tmp_path: Path) -> None:
+    key, _, members = item(0, "ada", "train")
+    _, _, wrong_split = item(1, "ada", "test")
+    root = write(tmp_path, {"train": [(key, "bob", members), ("s1", "ada", wrong_split)]})
+    assert said(root) == [
+        "train-00000.tar: sample s0: its JSON says 'ada', the manifest 'bob'",
+        "train-00000.tar: sample s1: its JSON says split 'test', its shard 'train'",
+    ]
+
+
+def test_a_sample_that_was_packed_broken_is_named(tmp_path: Path) -> None:
+    key, identity, members = item(0, "ada", "train")
+    root = write(tmp_path, {"train": [(key, identity, {**members, "png": members["png"][:50]})]})
+    (line,) = said(root)
+    assert line.startswith("train-00000.tar: sample s0: photo png cannot be decoded")

@@ -1,0 +1,119 @@
+"""``v2f shards verify``: every byte, every sample and every promise of a data set, each problem by shard and key."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+from tqdm import tqdm
+
+from v2f import store
+from v2f.data.manifest import INDEX, MANIFEST, PACKING, Dataset, Shard, open_dataset
+from v2f.data.sample import Sample
+from v2f.errors import V2FError
+from v2f.prepare.pack import LEFT_OUT
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a shard, or with one sample of it (or, where ``shard`` is empty, with the whole)."""
+
+    shard: str
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        place = ": ".join(part for part in (self.shard, f"sample {self.key}" if self.key else "") if part)
+        return f"{place}: {self.text}" if place else self.text
+
+
+def verify(root: str) -> list[Problem]:
+    """All problems of the data set under ``root``, printed one a line; none means that every byte is as packed.
+
+    A manifest or index that cannot be used at all is a :class:`V2FError`.
+    """
+    dataset = open_dataset(root)
+    problems = []
+    samples = sum(shard.samples for shard in dataset.manifest.shards)
+    bar: tqdm[Any] = tqdm(total=samples, unit="sample", desc=f"verifying {root}", disable=None)
+    with bar:
+        for problem in _problems(dataset, bar):
+            bar.write(f"{root}: {problem}")
+            problems.append(problem)
+    if problems:
+        print(f"{root}: {len(problems)} problems in {len({problem.shard for problem in problems})} places")
+    else:
+        size = sum(shard.bytes for shard in dataset.manifest.shards)
+        print(f"{root}: {samples} samples and {size / 1e6:.0f} MB are as packed; fingerprint {dataset.fingerprint}")
+    return problems
+
+
+def _problems(dataset: Dataset, bar: "tqdm[Any]") -> Iterator[Problem]:
+    known = {MANIFEST, INDEX, LEFT_OUT, PACKING} | {shard.name for shard in dataset.manifest.shards}
+    for name in store.names(dataset.root):
+        if name not in known:
+            yield Problem("", "", f"{name} does not belong to the data set; move it elsewhere")
+    yield from _people(dataset)
+    first = 0
+    for number, shard in enumerate(dataset.manifest.shards):
+        yield from _shard(dataset, number, shard, first)
+        first += shard.samples
+        bar.update(shard.samples)
+
+
+def _people(dataset: Dataset) -> Iterator[Problem]:
+    people = {name: set(dataset.split(name).identity_N.tolist()) for name in dataset.splits}
+    apart = [name for name in people if name != "seen"]
+    for i, one in enumerate(apart):
+        for two in apart[i + 1 :]:
+            for identity in sorted(people[one] & people[two]):
+                name = dataset.manifest.identities[identity]
+                yield Problem("", "", f"{name!r} is in {one} and in {two}: splits are by person")
+    for identity in sorted(people.get("seen", set()) - people.get("train", set())):
+        yield Problem("", "", f"{dataset.manifest.identities[identity]!r} is in seen, but not in train")
+    for name, numbers in people.items():
+        said = dataset.manifest.splits[name]
+        if (said.samples, said.people) != (dataset.split(name).samples, len(numbers)):
+            yield Problem("", "", f"the counts of the split {name} are not those of the index")
+
+
+def _shard(dataset: Dataset, number: int, shard: Shard, first: int) -> Iterator[Problem]:
+    try:
+        content = store.read_bytes(store.join(dataset.root, shard.name))
+    except V2FError as error:
+        yield Problem(shard.name, "", str(error))
+        return
+    if len(content) != shard.bytes:
+        yield Problem(shard.name, "", f"it has {len(content)} bytes, the manifest says {shard.bytes}")
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        yield Problem(shard.name, "", "its SHA-256 is not the manifest's")
+    index, view = dataset.index, memoryview(content)
+    for row in range(first, first + shard.samples):
+        key = bytes(index.key[row]).decode("ascii", "replace")
+        start = int(index.offset[row])
+        raw = view[start : start + int(index.length[row])]
+        if index.shard[row] != number:
+            yield Problem(shard.name, key, "the index places it in another shard")
+        elif len(raw) != index.length[row]:
+            yield Problem(shard.name, key, f"{len(raw)} of its {index.length[row]} bytes are there")
+        elif crc32(raw) != index.crc32[row]:
+            yield Problem(shard.name, key, "its CRC-32 is not the index's")
+        else:
+            try:
+                _check(Sample.from_tar(key, raw), shard.split, dataset.manifest.identities[index.identity[row]])
+            except V2FError as error:
+                yield Problem(shard.name, key, str(error).removeprefix(f"sample {key}: "))
+
+
+def _check(sample: Sample, split: str, identity: str) -> None:
+    """Decode all that a sample holds; :class:`V2FError` where it is not what schema and manifest promise."""
+    if sample.identity != identity:
+        raise V2FError(f"its JSON says {sample.identity!r}, the manifest {identity!r}")
+    if sample.meta["split"] != split:
+        raise V2FError(f"its JSON says split {sample.meta['split']!r}, its shard {split!r}")
+    seconds = len(sample.waveform()) / sample.sample_rate
+    if abs(seconds - float(sample.meta["seconds"])) > 0.01:
+        raise V2FError(f"its JSON says {sample.meta['seconds']} s, its audio has {seconds:.3f}")
+    for number in range(sample.photo_count):
+        sample.photo(number)
