@@ -1,0 +1,37 @@
+"""One small configuration for each system of the table: what the tests of the contract train."""
+
+from typing import Any
+
+SMALL: dict[str, dict[str, Any]] = {
+    "voice_styled_face": {
+        "name": "voice_styled_face",
+        "seconds": 0.4,
+        "image_size": 64,
+        "encoder": {
+            "channels": [8, 12, 16],
+            "blocks": [1, 2, 1],
+            "strides": [2, 2, 2],
+            "stem_stride": 8,
+            "out_channels": 16,
+            "bn_group": 2,
+        },
+        "mapping": {"convs": 1},
+        "losses": {
+            "mse": 1.0,
+            "l1": 0.5,
+            "lpips": 1.0,
+            "id": 0.1,
+            "w_norm": 0.0005,
+            "style": 0.5,
+            "mse_crop": 0.3,
+            "lpips_crop": 0.2,
+        },
+        "optimizer": {
+            "lr": {"encoder": 1e-3, "mapping": 5e-4},
+            "clip": 5.0,
+            "weight_decay": 1e-4,
+            "schedule": {"warmup": 32, "decay": "exponential", "factor": 0.95, "every": 64},
+        },
+        "ema": 64,
+    },
+}

@@ -1,0 +1,105 @@
+"""The contract, for every system of the table: steps, moves only its own parameters, samples, resumes bit-equal."""
+
+import pytest
+import torch
+from systems.small import SMALL
+
+from v2f import checkpoint
+from v2f.config import build
+from v2f.data.loader import Loader, read_split
+from v2f.data.manifest import open_dataset
+from v2f.data.order import Order
+from v2f.engine import Engine
+from v2f.run import Run, RunConfig, build_system
+from v2f.system import trained
+from v2f.systems import SYSTEMS
+from v2f.trainer import fit
+
+SYSTEM = pytest.mark.parametrize("name", sorted(SYSTEMS))
+
+
+def test_every_system_has_a_small_configuration():
+    assert SMALL.keys() == SYSTEMS.keys()
+
+
+def first_batch(config: RunConfig, system) -> dict:
+    split = open_dataset(config.data.path).split("train")
+    order = Order.for_batches(split.shard_sizes, seed=0, batch=8, window=8)
+    with Loader(split, order, system.transforms(), batch=8, seed=0) as loader:
+        return next(iter(loader))
+
+
+@SYSTEM
+def test_each_phase_moves_its_own_parameters_and_nothing_else(run_values, name):
+    config = build(RunConfig, run_values(name), "test")
+    system = build_system(config)
+    engine = Engine("fp32")
+    engine.wrap(system)
+    batch = first_batch(config, system)
+    system.train()
+    for phase in system.phases():
+        before = {n: t.clone() for n, t in system.state_dict().items()}
+        owned = {id(t) for m in phase.modules.values() for t in m.state_dict(keep_vars=True).values()}
+        for step in range(3):
+            result = engine.step(phase, batch, step, micro_batch=None, seen=step * 8, total=100)
+            assert not result.skipped
+            assert "total" in result.losses
+        for n, tensor in system.state_dict(keep_vars=True).items():
+            assert torch.equal(tensor, before[n]) != (id(tensor) in owned), f"{phase.name}: {n}"
+
+
+@SYSTEM
+def test_the_total_is_the_weighted_sum_of_its_terms_and_a_slot_of_weight_zero_adds_nothing(run_values, name):
+    config = build(RunConfig, run_values(name), "test")
+    system = build_system(config).eval()  # running statistics, so that samples do not see each other
+    batch = first_batch(config, system)
+    for phase in system.phases():
+        whole = system.loss(phase.name, batch, 0)
+        half = system.loss(phase.name, {k: v[:4] for k, v in batch.items()}, 0)
+        masked = batch | {"weight": torch.tensor([1.0] * 4 + [0.0] * 4)}
+        for key, value in system.loss(phase.name, masked, 0).items():
+            torch.testing.assert_close(value, half[key] / 2, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(whole["total"], half["total"])
+
+
+@SYSTEM
+def test_a_sample_has_the_promised_shape_and_range(run_values, name):
+    config = build(RunConfig, run_values(name), "test")
+    system = build_system(config).eval()
+    batch = next(iter(read_split(open_dataset(config.data.path).split("valid"), system.transforms(), 4)))
+    made = system.sample(batch)
+    assert made
+    for value in made.values():
+        assert value.shape[0] == 4
+        assert value.dtype == torch.float32
+        assert value.abs().max() <= 1
+        assert not value.requires_grad
+    meters = system.meters([batch])
+    assert meters
+    assert all(isinstance(v, float) for v in meters.values())
+
+
+@SYSTEM
+def test_frozen_nets_stay_out_of_the_checkpoint(run_values, name):
+    config = build(RunConfig, run_values(name, steps=1), "test")
+    folder = checkpoint.latest(f"{fit(config)}/checkpoints")
+    tensors, _ = checkpoint.load(folder)
+    modules = trained(build_system(config))
+    kinds = {n.split("/")[0] for n in tensors}
+    assert kinds <= {"model", "ema", "optim"}
+    assert all(n.split("/")[2 if n.startswith("optim") else 1].split(".")[0] in modules for n in tensors)
+
+
+@SYSTEM
+def test_a_trained_run_gives_the_same_pictures_after_loading(run_values, name):
+    config = build(RunConfig, run_values(name, steps=3, validate_every=3), "test")
+    folder = fit(config)
+    one, other = Run.open(folder).system(), Run.open(folder).system()
+    batch = next(iter(read_split(open_dataset(config.data.path).split("valid"), one.transforms(), 4)))
+    for key, value in one.sample(batch).items():
+        assert torch.equal(value, other.sample(batch)[key])
+    tensors, _ = checkpoint.load(checkpoint.latest(f"{folder}/checkpoints"))
+    averages = {n for n in tensors if n.startswith("ema/")}
+    for n in averages:
+        module, _, key = n.removeprefix("ema/").partition(".")
+        assert torch.equal(trained(one)[module].state_dict()[key], tensors[n])

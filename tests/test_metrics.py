@@ -1,0 +1,215 @@
+"""Retrieval against galleries that are really drawn, collapse meters and the picture measure on known cases."""
+
+import numpy as np
+import pytest
+import torch
+
+from v2f.errors import V2FError
+from v2f.keyed import keyed_rng
+from v2f.metrics import (
+    chance,
+    code_variance,
+    collapse_meters,
+    identity_distance,
+    margin,
+    picture_distance,
+    retrieval,
+    retrieval_held_equal,
+    verdict,
+)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def people(n: int, noise: float, clips: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reference embeddings [n,16], noisy queries of each person, and whose they are."""
+    rng = keyed_rng(seed, 1)
+    reference = unit(rng.normal(size=(n, 16)))
+    person = np.repeat(np.arange(n), clips)
+    return unit(reference[person] + noise * rng.normal(size=(n * clips, 16))), reference, person
+
+
+def drawn_recall(query: np.ndarray, reference: np.ndarray, person: np.ndarray, gallery: int, k: int) -> float:
+    """R@k over 400 galleries that are drawn for each query; ties broken by a random number."""
+    rng, hits = keyed_rng(3), 0.0
+    for row, own in zip(query, person, strict=True):
+        cosine = reference @ row
+        others = np.delete(np.arange(len(reference)), own)
+        drawn = np.stack([rng.choice(others, gallery - 1, replace=False) for _ in range(400)])
+        tie = rng.random((400, gallery))
+        better = (cosine[drawn] > cosine[own]) | ((cosine[drawn] == cosine[own]) & (tie[:, 1:] < tie[:, :1]))
+        hits += float((better.sum(1) < k).mean())
+    return hits / len(query)
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_recall_is_the_mean_over_drawn_galleries(k: int) -> None:
+    query, reference, person = people(60, noise=0.5)
+    exact = retrieval(query, reference, person, gallery=30).recall[k].value
+    assert 0.1 < exact < 0.999
+    assert exact == pytest.approx(drawn_recall(query, reference, person, 30, k), abs=0.012)
+
+
+def test_recall_breaks_ties_at_random() -> None:
+    reference = unit(np.repeat(np.eye(8)[:5], 4, axis=0))  # five faces, each of four people
+    exact = retrieval(reference, reference, np.arange(20), gallery=10, ks=(1, 2)).recall
+    for k in (1, 2):
+        assert exact[k].value == pytest.approx(drawn_recall(reference, reference, np.arange(20), 10, k), abs=0.015)
+
+
+def test_recall_of_the_reference_itself_is_one() -> None:
+    _, reference, person = people(120, noise=0)
+    result = retrieval(reference, reference, person)
+    assert [result.recall[k].value for k in (1, 5, 10)] == [1, 1, 1]
+    assert result.median_rank == 1
+
+
+@pytest.mark.parametrize("everybody_alike", [False, True])
+def test_one_face_for_everyone_is_exactly_chance(everybody_alike: bool) -> None:
+    _, reference, person = people(150, noise=0, clips=3)
+    reference = np.ones_like(reference) if everybody_alike else reference
+    result = retrieval(np.ones((len(person), 16)), reference, person, gallery=100)
+    for k, expected in chance(100).items():
+        assert result.recall[k].value == pytest.approx(expected, abs=1e-9)
+    assert result.median_rank == pytest.approx(50.5, abs=0.5)
+
+
+def test_every_person_weighs_the_same() -> None:
+    reference = np.eye(4)
+    # Person 0 is found with all of nine clips, person 1 with none of its one.
+    query, person = np.concatenate([np.eye(4)[[0] * 9], np.eye(4)[[2]]]), np.array([0] * 9 + [1])
+    result = retrieval(query, reference, person, gallery=4, ks=(1,))
+    assert result.recall[1].value == pytest.approx(0.5)
+    assert (result.people, result.queries) == (2, 10)
+
+
+def test_interval_covers_people_and_not_clips() -> None:
+    query, reference, person = people(100, noise=0.6)
+    once = retrieval(query, reference, person, gallery=50).recall[1]
+    # The same clip fifty times tells nothing new.
+    again = retrieval(np.repeat(query, 50, 0), reference, np.repeat(person, 50), gallery=50).recall[1]
+    assert once.low < once.value < once.high
+    assert again.high - again.low == pytest.approx(once.high - once.low, rel=1e-6)
+    assert once == retrieval(query, reference, person, gallery=50).recall[1]
+
+
+@pytest.mark.parametrize("gallery", [1, 61])
+def test_an_impossible_gallery_is_refused(gallery: int) -> None:
+    query, reference, person = people(60, noise=0.5)
+    with pytest.raises(V2FError, match=f"gallery of {gallery}"):
+        retrieval(query, reference, person, gallery=gallery)
+
+
+def test_knowing_one_factor_only_is_chance_where_it_is_held_equal() -> None:
+    rng = keyed_rng(5)
+    factor, second = rng.normal(size=(2, 600))
+
+    def embed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return unit(np.stack([np.cos(a), np.sin(a), np.cos(b), np.sin(b)], axis=1))
+
+    reference, person = embed(factor, second), np.arange(600)
+    one, both = embed(factor, 0 * second), embed(factor, second + 0.1 * rng.normal(size=600))
+    assert retrieval(one, reference, person).recall[10].value > 0.2
+    held = retrieval_held_equal(one, reference, person, factor)
+    assert held.recall[1].value == pytest.approx(1 / 20, abs=0.03)
+    assert retrieval_held_equal(both, reference, person, factor).recall[1].value > 0.3
+
+
+def test_a_person_is_in_its_own_gallery_where_all_are_alike() -> None:
+    _, reference, person = people(30, noise=0)
+    held = retrieval_held_equal(reference, reference, person, np.zeros(30), gallery=5)
+    assert held.recall[1].value == 1
+
+
+def test_identity_distance_leaves_out_pairs_of_one_person() -> None:
+    emb = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert identity_distance(emb, [7, 7, 3]) == pytest.approx(1.0)
+    assert identity_distance(emb) == pytest.approx(2 / 3)
+    assert np.isnan(identity_distance(emb[:2], [7, 7]))
+
+
+def test_margin_is_own_minus_other() -> None:
+    assert margin(np.eye(3), np.eye(3), [0, 1, 2]) == pytest.approx(1.0)
+    assert margin(np.eye(3)[[1, 0]], np.eye(3)[:2], [0, 1]) == pytest.approx(-1.0)
+
+
+def test_meters_of_a_working_system_raise_no_alarm() -> None:
+    query, reference, person = people(64, noise=0.2)
+    codes = torch.from_numpy(keyed_rng(1).normal(size=(64, 10, 8)))
+    meters = collapse_meters(
+        face=torch.from_numpy(query),
+        reference=torch.from_numpy(reference[person]),
+        identity=torch.from_numpy(person) + 1000,
+        w=0.9 * codes,
+        codes=codes,
+        mean_w=torch.zeros(8),
+    )
+    assert meters["identity_distance_ratio"] == pytest.approx(1.0, abs=0.05)
+    assert meters["w_variance_ratio"] == pytest.approx(0.81)
+    assert meters["w_norm"] == pytest.approx(float((0.9 * codes).flatten(1).norm(dim=1).mean()))
+    assert meters["margin"] > 0.5
+    assert verdict(meters) is None
+
+
+def test_verdict_names_one_face_for_everyone() -> None:
+    query, reference, person = people(64, noise=0.3)
+    nearly_one = unit(np.ones((64, 16)) + 0.05 * query)
+    said = verdict(collapse_meters(face=nearly_one, reference=reference[person], identity=person))
+    assert said is not None
+    assert "one face for everyone" in said
+    assert "close to collapse" in str(verdict({"identity_distance_ratio": 0.2, "margin": 0.2}))
+
+
+def test_verdict_names_codes_that_do_not_vary() -> None:
+    assert "one face for everyone" in str(verdict({"w_variance_ratio": 0.001, "identity_distance_ratio": 0.9}))
+
+
+def test_verdict_names_faces_that_do_not_follow_the_voice() -> None:
+    query, reference, person = people(64, noise=0.1)
+    said = verdict(collapse_meters(face=np.roll(query, 1, axis=0), reference=reference[person], identity=person))
+    assert said is not None
+    assert "do not follow the voice" in said
+
+
+def test_verdict_says_nothing_about_what_it_does_not_know() -> None:
+    assert verdict({}) is None
+    assert verdict({"identity_distance_ratio": float("nan"), "margin": float("nan")}) is None
+
+
+def test_code_variance_is_over_pictures() -> None:
+    w = np.broadcast_to(np.arange(12.0).reshape(1, 3, 4), (5, 3, 4))
+    assert code_variance(w) == 0
+    assert code_variance(np.array([[[1.0]], [[3.0]]])) == pytest.approx(1.0)
+
+
+def test_picture_distance_of_one_distribution_is_one_and_zero() -> None:
+    rng = keyed_rng(2)
+    distance = picture_distance(rng.normal(size=(300, 20)), rng.normal(size=(300, 20)) * 1.0)
+    assert distance.nearest == pytest.approx(1.0, abs=0.05)
+    assert distance.energy == pytest.approx(0.0, abs=0.005)
+
+
+def test_picture_distance_does_not_depend_on_the_scale_of_a_feature() -> None:
+    rng = keyed_rng(2)
+    made, real, scale = rng.normal(1, 2, size=(40, 5)), rng.normal(size=(40, 5)), np.array([1e-3, 1, 1, 1, 1e4])
+    scaled = picture_distance(made * scale, real * scale)
+    assert scaled.nearest == pytest.approx(picture_distance(made, real).nearest)
+    assert scaled.energy == pytest.approx(picture_distance(made, real).energy)
+
+
+def test_picture_distance_sees_ghosts_and_lack_of_variety() -> None:
+    rng = keyed_rng(2)
+    real, other = rng.normal(size=(2, 300, 20)) * np.linspace(0.1, 50, 20)
+    ghosts = picture_distance(other + 2 * real.std(0) * rng.normal(size=(300, 20)), real)
+    one_face = picture_distance(np.repeat(other[:1], 300, 0), real)
+    assert ghosts.nearest > 1.3
+    assert ghosts.energy > 0.05
+    assert one_face.energy > 0.3
+
+
+def test_a_broken_embedding_is_one_clear_line() -> None:
+    broken = np.full((3, 4), np.nan)
+    with pytest.raises(V2FError, match="not finite"):
+        retrieval(broken, np.eye(4)[:3], [0, 1, 2], gallery=3)

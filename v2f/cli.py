@@ -1,0 +1,94 @@
+"""The command line: ``v2f`` and its verbs. Every error is one line and a non-zero exit code."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from v2f import __version__, train
+from v2f.errors import guarded
+
+_RUN = "a run: its folder, its s3:// prefix, or its MLflow run id"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    return guarded(lambda: args.run(args), debug=args.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="v2f", description="Train systems that turn a voice into a face.")
+    parser.add_argument("--version", action="version", version=f"v2f {__version__}")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    train.arguments(_verb(verbs, "train", train.run, "train a system (what v2f/train.py does, on one process)"))
+
+    evaluate = _verb(verbs, "eval", _eval, "measure a run on seen and unseen people; writes eval.json into it")
+    evaluate.add_argument("run_path", metavar="RUN", help=_RUN)
+    evaluate.add_argument("--data", metavar="PATH", help="another data set than the run's own")
+
+    generate = _verb(verbs, "generate", _generate, "draw the face that a run makes of a voice")
+    generate.add_argument("run_path", metavar="RUN", help=_RUN)
+    generate.add_argument("voice", metavar="voice.wav", help="any audio file that libsndfile or FFmpeg reads")
+    generate.add_argument("-o", "--output", required=True, metavar="face.png", help="where to write the picture")
+
+    report = _verb(verbs, "report", _report, "write a run's page: references beside faces, curves, retrieval")
+    report.add_argument("run_path", metavar="RUN", help="a run's folder")
+
+    shards = verbs.add_parser("shards", help="pack and verify data sets", description="Pack and verify data sets.")
+    below = shards.add_subparsers(title="verbs", required=True, metavar="VERB")
+    pack = _verb(below, "pack", _pack, "pack pairs of voice and face into WebDataset shards with a manifest")
+    pack.add_argument("recipe", metavar="RECIPE.yaml", help="what to pack, from where, to where; see shards/")
+    pack.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
+    verify = _verb(below, "verify", _verify, "check every byte, the schema and the splits of a data set")
+    verify.add_argument("data", metavar="PATH", help="a data set's folder or s3:// prefix")
+    return parser
+
+
+def _verb(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: Callable[..., int | None], text: str
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(run=run)
+    return parser
+
+
+# Imports stand in the verbs: `--help` must not wait for torch.
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from v2f.evaluate import evaluate
+    from v2f.run import Run
+
+    evaluate(Run.open(args.run_path), data=args.data)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from v2f.generate import generate
+    from v2f.run import Run
+
+    generate(Run.open(args.run_path), args.voice, args.output)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from v2f.web.report import report
+
+    print(report(args.run_path))
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from v2f.prepare.pack import load_recipe, pack
+
+    pack(load_recipe(args.recipe, args.overrides))
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from v2f.prepare.verify import verify
+
+    return 1 if verify(args.data) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""Numbers that say whether a face made from a voice is that person's, anybody's, or everybody's.
+
+Retrieval follows SF2F (Bai et al., MM 2022, section 4.2): a face made from a voice looks for its person among
+``gallery`` people by the cosine of identity embeddings. Beside it stand the distances that show a collapse to
+one face for every voice, and a measure of the picture itself, because the best retrieval and the best pictures
+pull apart. Everything is computed in float64 and from whole sets, so no batch size and no rank count enters.
+
+Shape letters: N people, Q queries, M pictures, D width, L styles.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import hypergeom
+from torch import Tensor
+
+from v2f.errors import V2FError
+from v2f.keyed import keyed_rng
+
+Floats = NDArray[np.float64]
+Numbers = ArrayLike | Tensor
+
+KS = (1, 5, 10)
+"""The K of R@K that are reported."""
+
+GALLERY = 100
+"""People in a gallery; every R@K of the field that can be compared at all is at this size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A share in [0, 1] with its 95 % interval over people."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """R@K of one way to make faces, among ``gallery`` people."""
+
+    recall: dict[int, Interval]
+    median_rank: float
+    """Median over queries of the rank expected in a gallery; 1 is best, (gallery + 1) / 2 is chance."""
+    gallery: int
+    people: int
+    queries: int
+
+    def as_dict(self) -> dict[str, Any]:
+        values: dict[str, Any] = {f"R@{k}": interval.as_dict() for k, interval in self.recall.items()}
+        return values | {"median_rank": self.median_rank, "people": self.people, "queries": self.queries}
+
+
+def chance(gallery: int, ks: Sequence[int] = KS) -> dict[int, float]:
+    """R@K of who knows nothing: K / gallery."""
+    return {k: min(1.0, k / gallery) for k in ks}
+
+
+def retrieval(
+    query_QD: Numbers,
+    gallery_ND: Numbers,
+    person_Q: Numbers,
+    *,
+    gallery: int = GALLERY,
+    ks: Sequence[int] = KS,
+    seed: int = 0,
+) -> Retrieval:
+    """R@K expected over *all* galleries of ``gallery`` people that hold the query's person; exact, nothing is drawn.
+
+    ``gallery_ND[n]`` is the one reference of person n, ``person_Q[q]`` in [0, N) whose face query q is.
+    A gallery is the query's person and ``gallery - 1`` of the other N - 1, drawn without replacement. Let b be how
+    many of those N - 1 are nearer to the query than its own person is. The number of them that come into the
+    gallery is hypergeometric, and the query is among the first K when at most K - 1 do::
+
+        R@K(q) = P[X <= K - 1],   X ~ Hypergeometric(N - 1, b, gallery - 1)
+
+    With t people exactly as near as the own one, ties are broken at random: the mean of that over b, ..., b + t.
+    So a constant query has R@K of exactly K / gallery. Every person weighs the same, whatever their clips.
+    The interval is the 2.5 and 97.5 % quantile of 2,000 bootstrap samples of *people* (a person's queries are not
+    independent), as queries; the people to be told apart stay the same. V2FError if N < gallery or gallery < 2.
+    """
+    query, reference, person = _unit(query_QD), _unit(gallery_ND), _integers(person_Q)
+    people = len(reference)
+    if not 2 <= gallery <= people:
+        raise V2FError(f"a gallery of {gallery} needs at least 2 and at most all people, and there are {people}")
+    cosine_QN = query @ reference.T
+    own_Q = cosine_QN[np.arange(len(query)), person]
+    nearer_Q = (cosine_QN > own_Q[:, None]).sum(1)
+    tied_Q = (cosine_QN == own_Q[:, None]).sum(1) - 1
+    rows = {k: _hits(nearer_Q, tied_Q, people, gallery, k) for k in ks}
+    # E[X] = (gallery - 1) b / (N - 1); half of the ties stand before the own person.
+    rank_Q = 1 + (gallery - 1) * (nearer_Q + tied_Q / 2) / (people - 1)
+    return Retrieval(
+        recall={k: _over_people(row_Q, person, seed) for k, row_Q in rows.items()},
+        median_rank=float(np.median(rank_Q)),
+        gallery=gallery,
+        people=len(np.unique(person)),
+        queries=len(query),
+    )
+
+
+def retrieval_held_equal(
+    query_QD: Numbers,
+    gallery_ND: Numbers,
+    person_Q: Numbers,
+    factor_N: Numbers,
+    *,
+    gallery: int = 20,
+    ks: Sequence[int] = KS,
+    seed: int = 0,
+) -> Retrieval:
+    """R@K among people who are alike in one factor: the query's person and the ``gallery - 1`` nearest in it.
+
+    What the literature does with the sex (Kim et al. 2018: 1:2 matching with it held equal), for a factor that is
+    a number: whoever knows that factor alone falls back to about chance here, K / gallery. The gallery is small, so
+    that the people in it are truly alike. Ties and intervals as in :func:`retrieval`.
+    """
+    query, reference, person = _unit(query_QD), _unit(gallery_ND), _integers(person_Q)
+    factor = _floats(factor_N)
+    people = len(reference)
+    if not 2 <= gallery <= people:
+        raise V2FError(f"a gallery of {gallery} needs at least 2 and at most all people, and there are {people}")
+    apart_NN = np.abs(factor[:, None] - factor[None, :])
+    np.fill_diagonal(apart_NN, -1.0)  # the own person first, also where somebody has the same number
+    alike_NG = np.argsort(apart_NN, axis=1, kind="stable")[:, :gallery]
+    near_QG = np.take_along_axis(query @ reference.T, alike_NG[person], axis=1)
+    nearer_Q = (near_QG[:, 1:] > near_QG[:, :1]).sum(1)
+    tied_Q = (near_QG[:, 1:] == near_QG[:, :1]).sum(1)
+    rows = {k: _hits(nearer_Q, tied_Q, gallery, gallery, k) for k in ks}
+    return Retrieval(
+        recall={k: _over_people(row_Q, person, seed) for k, row_Q in rows.items()},
+        median_rank=float(np.median(1 + nearer_Q + tied_Q / 2)),
+        gallery=gallery,
+        people=len(np.unique(person)),
+        queries=len(query),
+    )
+
+
+def _hits(nearer_Q: NDArray[np.int64], tied_Q: NDArray[np.int64], people: int, gallery: int, k: int) -> Floats:
+    """The probability that the own person is among the first k; ties broken at random."""
+    # P[X <= k - 1] for every possible number of nearer people; ``min`` because a gallery holds gallery - 1 others.
+    table = hypergeom.cdf(min(k, gallery) - 1, people - 1, np.arange(people), gallery - 1)
+    running = np.concatenate([[0.0], np.cumsum(table)])
+    mean_Q = (running[nearer_Q + tied_Q + 1] - running[nearer_Q]) / (tied_Q + 1)
+    return np.where(tied_Q == 0, table[nearer_Q], mean_Q)
+
+
+def _over_people(value_Q: Floats, person_Q: NDArray[np.int64], seed: int, draws: int = 2000) -> Interval:
+    """The mean over people of the mean over their queries, with its bootstrap interval over people."""
+    _, index_Q = np.unique(person_Q, return_inverse=True)
+    value_P = np.bincount(index_Q, value_Q) / np.bincount(index_Q)
+    chosen = keyed_rng(seed, 0x526563).integers(len(value_P), size=(draws, len(value_P)))
+    low, high = np.quantile(value_P[chosen].mean(1), [0.025, 0.975])
+    return Interval(value=float(value_P.mean()), low=float(low), high=float(high))
+
+
+def identity_distance(emb_MD: Numbers, person_M: Numbers | None = None) -> float:
+    """Mean of 1 - cos over pairs of pictures of *different* people; NaN without such a pair.
+
+    ``person_M`` says whose each picture is; None: each is another person's. One face for everyone gives 0.
+    """
+    emb = _unit(emb_MD)
+    _, index_M = np.unique(np.arange(len(emb)) if person_M is None else _integers(person_M), return_inverse=True)
+    # The cosines of all pairs sum to |sum of rows|^2; those within a person are taken off: O(M D), not O(M^2).
+    sum_ND = np.zeros((len(np.unique(index_M)), emb.shape[1]))
+    np.add.at(sum_ND, index_M, emb)
+    pairs = len(emb) ** 2 - int((np.bincount(index_M) ** 2).sum()) if len(emb) else 0
+    if not pairs:
+        return float("nan")
+    cosines = (sum_ND.sum(0) ** 2).sum() - (sum_ND**2).sum()
+    return max(0.0, float(1 - cosines / pairs))
+
+
+def margin(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) -> float:
+    """Mean own-minus-other cosine: how much nearer a face is to its own person than to the others.
+
+    ``reference_ND[n]`` belongs to person n. 0 for faces that do not follow the voice; NaN with one person.
+    """
+    person = _integers(person_Q)
+    cosine_QN = _unit(face_QD) @ _unit(reference_ND).T
+    if cosine_QN.shape[1] < 2:
+        return float("nan")
+    own_Q = cosine_QN[np.arange(len(person)), person]
+    other_Q = (cosine_QN.sum(1) - own_Q) / (cosine_QN.shape[1] - 1)
+    return float((own_Q - other_Q).mean())
+
+
+def code_variance(w_MLD: Numbers) -> float:
+    """Variance of the codes w+ [M, L, D] over pictures, mean over styles and width; 0 for one code for everyone."""
+    w = _floats(w_MLD)
+    return float(w.var(0).mean())
+
+
+def collapse_meters(
+    *,
+    face: Numbers,
+    reference: Numbers,
+    identity: Numbers,
+    w: Numbers | None = None,
+    codes: Numbers | None = None,
+    mean_w: Numbers | None = None,
+) -> dict[str, float]:
+    """The meters of promise 7, from M pairs of a made and a real picture.
+
+    ``face`` and ``reference``: identity embeddings [M, D]; ``identity`` [M]: whose, any integers; ``w``: the made
+    codes w+ [M, L, D]; ``codes``: those of the real pictures; ``mean_w``: the generator's mean style.
+    Gives ``identity_distance`` and ``identity_distance_ratio`` (over the real pictures'), ``margin``,
+    ``w_variance``, ``w_variance_ratio`` (over the real pictures' codes) and ``w_norm``, the mean Frobenius norm of
+    w+ minus the mean style, which should rise. A meter that needs two people is NaN with one.
+    """
+    _, first_N, index_M = np.unique(_integers(identity), return_index=True, return_inverse=True)
+    distance = identity_distance(face, index_M)
+    meters = {
+        "identity_distance": distance,
+        "identity_distance_ratio": ratio(distance, identity_distance(reference, index_M)),
+        "margin": margin(face, _floats(reference)[first_N], index_M),
+    }
+    if w is not None:
+        meters["w_variance"] = code_variance(w)
+        if codes is not None:
+            meters["w_variance_ratio"] = ratio(meters["w_variance"], code_variance(codes))
+        if mean_w is not None:
+            meters["w_norm"] = float(np.sqrt(((_floats(w) - _floats(mean_w)) ** 2).sum((1, 2))).mean())
+    return meters
+
+
+def ratio(value: float, reference: float) -> float:
+    """``value`` over ``reference``; NaN where the reference is not above zero."""
+    return value / reference if reference > 0 else float("nan")
+
+
+def verdict(meters: Mapping[str, float]) -> str | None:
+    """What the meters of :func:`collapse_meters` mean in words; None when the faces differ as faces do.
+
+    The thresholds lie far from what works: the exact mean face of each voice (U1) has most of the real faces'
+    distance and a clear margin, a collapsed generator has none. Missing and undefined meters say nothing.
+    """
+    apart = meters.get("identity_distance_ratio", float("nan"))
+    spread = meters.get("w_variance_ratio", float("nan"))
+    if apart < 0.1 or spread < 0.005:
+        share = f"{100 * apart:.0f} % of the distance of real faces" if apart < 0.1 else "codes that hardly vary"
+        return f"COLLAPSED: one face for everyone ({share}); the voice has no say in it"
+    if apart < 0.35:
+        return f"close to collapse: the faces have {100 * apart:.0f} % of the distance of real ones"
+    if meters.get("margin", float("nan")) < 0.01:
+        return "the faces differ, but do not follow the voice: a face is no nearer to its own person than to others"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureDistance:
+    """How far pictures are from real ones in a perceptual net's features; see :func:`picture_distance`."""
+
+    nearest: float
+    energy: float
+
+    def as_dict(self) -> dict[str, float]:
+        return {"nearest": self.nearest, "energy": self.energy}
+
+
+def picture_distance(made_MD: Numbers, real_ND: Numbers) -> PictureDistance:
+    """Two distances between a set of made pictures and real ones, on pooled perceptual features.
+
+    ``nearest``: the mean Euclidean distance of a made picture to its nearest real one, over the same for each real
+    picture and the others. 1 is as near as real ones are to each other; ghosts and blur are above it. It does not
+    see a lack of variety (that is what the identity distance is for).
+    ``energy``: the normalised energy distance (Szekely and Rizzo 2013, "Energy statistics", eq. 2 and section 2.5)
+    H = (2 E|X-Y| - E|X-X'| - E|Y-Y'|) / (2 E|X-Y|), unbiased sums, about 0 for one and the same distribution and at
+    most 1. It sees both, and so is above 0 already for exact mean faces: compare it with U1's.
+
+    Not the Frechet distance: it needs a covariance of D x D, and N of a few hundred people give one of rank N that
+    moves with N (Binkowski et al. 2018, section 4). Features are scaled by the real ones' standard deviation.
+    The same pictures must not stand on both sides. NaN with fewer than two pictures on a side.
+    """
+    made, real = _floats(made_MD), _floats(real_ND)
+    if len(made) < 2 or len(real) < 2:
+        return PictureDistance(nearest=float("nan"), energy=float("nan"))
+    scale_D = real.std(0)
+    scale_D = np.where(scale_D > 1e-6 * np.abs(real).max(0), scale_D, np.inf)  # a constant feature tells nothing
+    made, real = made / scale_D, real / scale_D
+    cross_MN, within_MM, within_NN = _distances(made, real), _distances(made, made), _distances(real, real)
+    np.fill_diagonal(within_MM, 0.0)  # rounding leaves a little
+    np.fill_diagonal(within_NN, 0.0)
+    across = cross_MN.mean()
+    pairs_made = within_MM.sum() / (len(made) * (len(made) - 1))
+    pairs_real = within_NN.sum() / (len(real) * (len(real) - 1))
+    np.fill_diagonal(within_NN, np.inf)
+    return PictureDistance(
+        nearest=ratio(float(cross_MN.min(1).mean()), float(within_NN.min(1).mean())),
+        energy=float((2 * across - pairs_made - pairs_real) / (2 * across)) if across > 0 else 0.0,
+    )
+
+
+def _distances(a_MD: Floats, b_ND: Floats) -> Floats:
+    """Euclidean distances [M, N]."""
+    square = (a_MD**2).sum(1)[:, None] + (b_ND**2).sum(1)[None, :] - 2 * a_MD @ b_ND.T
+    return np.sqrt(np.maximum(square, 0.0))
+
+
+def _floats(values: Numbers) -> Floats:
+    values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
+    return np.asarray(values, dtype=np.float64)
+
+
+def _integers(values: Numbers) -> NDArray[np.int64]:
+    values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    return np.asarray(values, dtype=np.int64)
+
+
+def _unit(values: Numbers) -> Floats:
+    """Rows of length 1; a non-finite number is an error, a row of zeros stays one (its cosine is 0)."""
+    rows = _floats(values)
+    if not np.isfinite(rows).all():
+        raise V2FError("an identity embedding is not finite: the system's pictures are broken (NaN or infinite)")
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(length > 0, length, 1.0)

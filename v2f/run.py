@@ -1,0 +1,148 @@
+"""A run's whole configuration, and the way from RUN (a folder, an s3:// prefix, an MLflow run id) to its parts.
+
+Data flow: recipe.yaml + overrides -> :class:`RunConfig` -> ``OUT/config.yaml`` (resolved) beside
+``OUT/run.json`` (what identifies the run), ``OUT/checkpoints/``, ``OUT/metrics.jsonl`` and ``OUT/eval.json``.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, SerializeAsAny, field_validator
+
+from v2f import checkpoint, store
+from v2f.config import Config, build, override, parse_yaml, read_yaml
+from v2f.errors import V2FError
+from v2f.system import System
+from v2f.systems import SYSTEMS
+
+_MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class DataConfig(Config):
+    """Which shards, in which order. The order is a pure function of these, the seed and the data's fingerprint."""
+
+    path: str = Field(description="the data set's folder or s3:// prefix")
+    split: str = "train"
+    valid: str | None = Field("valid", description="split of the meters and the sample grid; null: none")
+    batch: int = Field(gt=0, description="global batch size, in slots")
+    workers: int = Field(1, ge=0, description="decoding processes of each rank; 0 decodes in the rank itself")
+    partitions: int = Field(8, gt=0, description="canonical partitions of the order; a multiple of the nodes")
+    window: int = Field(256, gt=0, description="samples of a partition that are read, and shuffled, together")
+
+
+class TrainConfig(Config):
+    """How long, in which precision, cut how."""
+
+    steps: int = Field(gt=0, description="optimizer steps of the first phase, in all")
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    micro_batch: int | None = Field(None, gt=0, description="samples a forward pass of one rank; null: all it has")
+    threads: int | None = Field(None, gt=0, description="CPU threads of each rank; null leaves torch's choice")
+    log_every: int = Field(10, gt=0)
+    validate_every: int = Field(200, gt=0)
+    validate_samples: int = Field(64, gt=1)
+    checkpoint_every: int = Field(500, gt=0)
+    keep: int = Field(2, ge=2, description="newest checkpoints kept; 1 would leave none while the next is written")
+    max_skipped: int = Field(10, gt=0, description="steps with non-finite numbers in a row that stop the run")
+
+
+class TrackingConfig(Config):
+    """Where MLflow is. ``uri: null`` keeps the points in the run's folder only."""
+
+    uri: str | None = "sqlite:///runs/mlflow.db"
+    experiment: str = "v2f"
+
+
+class RunConfig(Config):
+    """One whole run: what a recipe under ``launch/recipes`` spells."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    out: str | None = Field(None, description="the run's folder; null: runs/NAME")
+    seed: int = Field(0, ge=0)
+    system: SerializeAsAny[Config]
+    data: DataConfig
+    train: TrainConfig
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("system", mode="before")
+    @classmethod
+    def _system(cls, value: Any) -> Any:
+        if isinstance(value, Config):
+            return value
+        if not isinstance(value, dict) or "name" not in value:
+            raise ValueError(f"a system is a group with a name, one of: {', '.join(sorted(SYSTEMS))}")
+        return build(_system_class(value["name"]).Config, value, "system")
+
+    @property
+    def folder(self) -> str:
+        return self.out or f"runs/{self.name}"
+
+
+def _system_class(name: Any) -> type[System]:
+    if name not in SYSTEMS:
+        raise V2FError(f"system.name: there is no system {name!r}; there are: {', '.join(sorted(SYSTEMS))}")
+    return SYSTEMS[name]
+
+
+def load_config(path: str, assignments: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a recipe file with ``dotted.key=value`` overrides."""
+    where = path if not assignments else f"{path} with overrides"
+    return _from_values(override(read_yaml(path), assignments), where)
+
+
+def _from_values(values: Any, where: str) -> RunConfig:
+    try:
+        return build(RunConfig, values, where)
+    except V2FError as error:
+        message = str(error)
+        raise V2FError(message if message.startswith(where) else f"{where}: {message}") from error
+
+
+def build_system(config: RunConfig) -> System:
+    """The system with freshly initialised weights: a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return _system_class(config.system.name)(config.system)  # type: ignore[attr-defined, call-arg]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that exists: its folder or prefix, and what lies there."""
+
+    path: str
+
+    @classmethod
+    def open(cls, run: str, tracking_uri: str | None = None) -> "Run":
+        """The run that ``run`` names: a folder, an ``s3://`` prefix, or an MLflow run id (32 hex digits)."""
+        path = run.rstrip("/")
+        if _MLFLOW_ID.fullmatch(path) and not store.exists(store.join(path, "config.yaml")):
+            from v2f.tracking import folder_of
+
+            path = folder_of(path, tracking_uri or TrackingConfig().uri)
+        if not store.exists(store.join(path, "config.yaml")):
+            raise V2FError(f"{run}: no run there (no config.yaml); name a run's folder, s3:// prefix or MLflow run id")
+        return cls(path)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        where = store.join(self.path, "config.yaml")
+        return _from_values(parse_yaml(store.read_bytes(where).decode(), where), where)
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What identifies the run: MLflow run id, code version, data fingerprint, stand-ins."""
+        where = store.join(self.path, "run.json")
+        return json.loads(store.read_bytes(where)) if store.exists(where) else {}
+
+    def system(self, ema: bool = True) -> System:
+        """The trained system of the newest committed checkpoint, in eval mode; moving-average weights where kept."""
+        found = checkpoint.latest(store.join(self.path, "checkpoints"))
+        if found is None:
+            raise V2FError(f"{self.path}: no committed checkpoint yet; train it first: v2f/train.py --config ...")
+        system = build_system(self.config)
+        checkpoint.restore_weights(found, system, ema=ema)
+        return system.eval()

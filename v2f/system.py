@@ -1,0 +1,149 @@
+"""The contract between mathematics and machinery: System, Phase, Losses.
+
+A system says what is trained and what the loss is; the trainer owns backward, precision, accumulation,
+clipping, freezing and time. One file a system under ``v2f/systems``, one line in its table, one recipe.
+
+Shape letters: B batch, T waveform samples, H W picture, L styles, D width.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from v2f.config import Config
+
+M = TypeVar("M", bound=nn.Module)
+
+Batch = dict[str, Any]
+"""``{transform's name: [B, ...], "slot": int64 [B], "weight": float32 [B], "identity": int64 [B], "key": [str]}``"""
+
+Losses = dict[str, Tensor]
+"""``{"total": scalar, part: scalar, ...}``; each is sum(weight * loss per sample) / B (promise 2)."""
+
+
+class Schedule(Config):
+    """A factor on the learning rate as a pure function of samples seen: linear warm-up, hold, decay.
+
+    ``exponential`` multiplies by ``factor`` every ``every`` samples (the thesis: x0.95 an epoch); ``cosine``
+    falls to ``factor`` at the end of training; ``constant`` stays.
+    """
+
+    warmup: int = Field(0, ge=0, description="samples of linear warm-up from zero")
+    decay: Literal["constant", "cosine", "exponential"] = "constant"
+    factor: float = Field(1.0, gt=0, le=1, description="exponential: per `every` samples; cosine: at the end")
+    every: int | None = Field(None, gt=0, description="samples, for exponential")
+
+    def at(self, seen: int, total: int) -> float:
+        """The factor for the step that starts when ``seen`` of ``total`` samples have been used.
+
+        The first step of a warm-up is not at rate zero: it would move nothing.
+        """
+        warm = min(1.0, (seen + 1) / self.warmup) if self.warmup else 1.0
+        after = max(0, seen - self.warmup)
+        if self.decay == "exponential":
+            return warm * self.factor ** (after / (self.every or max(1, total)))
+        if self.decay == "cosine":
+            done = min(1.0, after / max(1, total - self.warmup))
+            return warm * (self.factor + (1 - self.factor) * 0.5 * (1 + math.cos(math.pi * done)))
+        return warm
+
+
+class Optimizer(Config):
+    """Adam (Kingma & Ba 2015); ``weight_decay`` is the thesis's L2 term, added to the gradient."""
+
+    lr: dict[str, float] = Field(description="learning rate of each module that the phase trains, by its name")
+    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(None, gt=0, description="largest L2 norm of the phase's gradient")
+    schedule: Schedule = Schedule()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One optimizer's turn: a supervised system has one, a GAN two. Order in the list is order of execution."""
+
+    name: str
+    modules: Mapping[str, nn.Module]
+    optimizer: Optimizer
+    every: int = 1
+    ema: int | None = None
+    """Half-life of the moving average of the weights, in samples; None keeps none."""
+
+
+class Transform(Protocol):
+    """Reads one array from a decoded sample; ``rng`` is keyed by (seed, slot), or None for the fixed view."""
+
+    def __call__(self, sample: Any, rng: Any) -> Any: ...
+
+
+class System(nn.Module):
+    """What is trained. Abstract: final classes only below it.
+
+    Submodules named in a phase are trained, wrapped and saved; every other one is frozen and stays outside
+    the engine, the optimizer and the checkpoint.
+    """
+
+    Config: ClassVar[type[Config]]
+    stand_ins: Sequence[str] = ()
+    """Names of the frozen nets that are the synthetic world's, because no weights were named."""
+
+    def phases(self) -> list[Phase]:
+        """The phases, in order of execution."""
+        raise NotImplementedError
+
+    def loss(self, phase: str, batch: Batch, step: int) -> Losses:
+        """The losses of one micro-batch: pure, no backward, no logging."""
+        raise NotImplementedError
+
+    def after_step(self, phase: str) -> None:
+        """Called after each optimizer step that was not skipped; a function of (seed, slot) alone."""
+
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        """What the system makes of a batch: pictures [B, 3, H, W] in [-1, 1] or sound [B, 1, T], by name."""
+        raise NotImplementedError
+
+    def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Numbers that show in minutes whether it collapses (promise 7), from the validation batches."""
+        raise NotImplementedError
+
+    def transforms(self) -> dict[str, Transform]:
+        """What it reads of a sample: name in the batch -> transform."""
+        raise NotImplementedError
+
+
+def trained(system: System) -> dict[str, nn.Module]:
+    """Every module that some phase trains, by name; a name stands for one module in all phases."""
+    modules: dict[str, nn.Module] = {}
+    for phase in system.phases():
+        for name, module in phase.modules.items():
+            assert modules.setdefault(name, module) is module, f"two modules are called {name!r}"
+    return modules
+
+
+def freeze(module: M) -> M:
+    """``module`` in eval mode for ever, without gradients for its own parameters (they still pass through it)."""
+    module.eval().requires_grad_(False)
+    module.train = _stay  # type: ignore[method-assign, assignment]
+    return module
+
+
+def _stay(mode: bool = True) -> None:
+    """A frozen module's ``train``: nothing changes, whoever walks over it."""
+
+
+def weighted(loss_B: Tensor, weight_B: Tensor) -> Tensor:
+    """sum(w l) / B: a quarantined slot (weight 0) keeps its place in the mean (promise 2)."""
+    return (loss_B * weight_B.to(loss_B.dtype)).sum() / loss_B.shape[0]
+
+
+def to_picture(img: Tensor, like: Tensor | None = None) -> Tensor:
+    """uint8 pictures as floats in [-1, 1], in ``like``'s dtype and on its device."""
+    dtype = like.dtype if like is not None else torch.float32
+    device = like.device if like is not None else img.device
+    return img.to(device=device, dtype=dtype) / 127.5 - 1

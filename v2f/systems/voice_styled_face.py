@@ -1,0 +1,138 @@
+"""S1, Voice Styled Face: speech in, a face out that shares what the voice betrays.
+
+    waveform [B,1,T] -> encoder -> 3 maps -> a mapping per style -> w+ [B,L,D] -> frozen StyleGAN2 -> picture
+
+After a master's thesis of 2022 that joins a 1-D residual network to StyleGAN2 in the manner of pSp
+(Richardson et al. 2021, "Encoding in Style"). Encoder and mapping are trained; generator, identity net,
+perceptual net and code encoder are frozen. Where no weights are named, the stand-ins of the synthetic world
+serve, and are called stand-ins wherever the run is shown.
+
+Shape letters: B batch, T waveform samples, L styles, D style width, H W picture.
+"""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from v2f import config, losses, metrics, standins
+from v2f.data.transforms import Photo, Waveform
+from v2f.nn.mapping import StyleMapping
+from v2f.nn.waveform import WaveformEncoder
+from v2f.system import Batch, Losses, Optimizer, Phase, System, Transform, freeze, to_picture, weighted
+
+
+class Terms(config.Config):
+    """The coefficient of each loss (SYSTEMS: L = sum of lambda_i L_i); a term at 0 is not computed."""
+
+    mse: float = Field(1.0, ge=0)
+    l1: float = Field(0.0, ge=0)
+    lpips: float = Field(1.0, ge=0, description="perceptual distance")
+    id: float = Field(0.1, ge=0, description="1 - cos of identity embeddings")
+    w_norm: float = Field(0.0005, ge=0, description="Frobenius norm of w+ minus the mean style")
+    mse_crop: float = Field(0.0, ge=0, description="mse over pSp's face box")
+    lpips_crop: float = Field(0.0, ge=0, description="lpips over pSp's face box")
+    style: float = Field(0.0, ge=0, description="mean squared difference of w+ to the reference's codes")
+
+
+class VoiceStyledFace(System):
+    """The whole system."""
+
+    class Config(config.Config):
+        name: Literal["voice_styled_face"]
+        seconds: float = Field(6.0, gt=0, description="clip that the encoder hears; shorter ones are repeated")
+        sample_rate: int = Field(16_000, gt=0)
+        image_size: int = Field(256, gt=0, description="the generator's picture is average-pooled to this")
+        encoder: WaveformEncoder.Config = WaveformEncoder.Config()
+        mapping: StyleMapping.Config = StyleMapping.Config()
+        losses: Terms = Terms()
+        optimizer: Optimizer = Optimizer(lr={"encoder": 1e-3, "mapping": 1e-3})
+        ema: int | None = Field(None, gt=0, description="half-life of the moving average of the weights, in samples")
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = freeze(standins.load("generator"))
+        self.identity = freeze(standins.load("identity"))
+        self.perceptual = freeze(standins.load("perceptual"))
+        self.codes = freeze(standins.load("codes"))
+        self.stand_ins = ["generator", "identity", "perceptual", "codes"]
+        styles, width = self.generator.n_latent, self.generator.style_dim
+        self.encoder = WaveformEncoder(config.encoder)
+        self.mapping = StyleMapping(
+            config.mapping, channels=self.encoder.out_channels, n_styles=styles, style_dim=width
+        )
+
+    def phases(self) -> list[Phase]:
+        modules = {"encoder": self.encoder, "mapping": self.mapping}
+        return [Phase(name="supervised", modules=modules, optimizer=self.config.optimizer, ema=self.config.ema)]
+
+    def transforms(self) -> dict[str, Transform]:
+        c = self.config
+        return {"wav": Waveform(c.seconds, c.sample_rate), "image": Photo(c.image_size)}
+
+    def styles(self, wav_BT: Tensor) -> Tensor:
+        """w+ [B, L, D] of voices: the generator's mean style plus what the voice adds to it (as in pSp)."""
+        return self.generator.latent_avg + self.mapping(self.encoder(wav_BT))
+
+    def face(self, w_BLD: Tensor) -> Tensor:
+        """Pictures [B, 3, S, S] of w+, pooled to ``image_size``."""
+        img = self.generator.synthesis(w_BLD)
+        return F.adaptive_avg_pool2d(img, self.config.image_size)
+
+    def loss(self, phase: str, batch: Batch, step: int) -> Losses:
+        w = self.styles(batch["wav"])
+        face, reference = self.face(w), to_picture(batch["image"], like=batch["wav"])
+        t, weight = self.config.losses, batch["weight"]
+        parts: Losses = {}
+        if t.mse:
+            parts["mse"] = weighted(losses.mse(face, reference), weight)
+        if t.l1:
+            parts["l1"] = weighted(losses.l1(face, reference), weight)
+        if t.lpips:
+            parts["lpips"] = weighted(losses.perceptual(self.perceptual, face, reference), weight)
+        if t.id:
+            parts["id"] = weighted(losses.identity(self.identity, face, reference), weight)
+        if t.w_norm:
+            parts["w_norm"] = weighted(losses.w_norm(w, self.generator.latent_avg), weight)
+        if t.mse_crop or t.lpips_crop:
+            face_box, reference_box = losses.face_box(face), losses.face_box(reference)
+            if t.mse_crop:
+                parts["mse_crop"] = weighted(losses.mse(face_box, reference_box), weight)
+            if t.lpips_crop:
+                parts["lpips_crop"] = weighted(losses.perceptual(self.perceptual, face_box, reference_box), weight)
+        if t.style:
+            with torch.no_grad():
+                codes = self.codes(reference)
+            parts["style"] = weighted(losses.style(w, codes), weight)
+        total = sum((getattr(t, name) * value for name, value in parts.items()), face.new_zeros(()))
+        return {"total": total, **parts}
+
+    @torch.no_grad()
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        pictures = {"face": self.face(self.styles(batch["wav"])).clamp(-1, 1)}
+        if "image" in batch:
+            pictures["reference"] = to_picture(batch["image"], like=batch["wav"])
+        return pictures
+
+    @torch.no_grad()
+    def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
+        face, reference, w, codes, person = [], [], [], [], []
+        for batch in batches:
+            w.append(self.styles(batch["wav"]))
+            picture = to_picture(batch["image"], like=batch["wav"])
+            face.append(self.identity(self.face(w[-1]).clamp(-1, 1)))
+            reference.append(self.identity(picture))
+            codes.append(self.codes(picture))
+            person.append(batch["identity"])
+        return metrics.collapse_meters(
+            face=torch.cat(face),
+            reference=torch.cat(reference),
+            identity=torch.cat(person),
+            w=torch.cat(w),
+            codes=torch.cat(codes),
+            mean_w=self.generator.latent_avg,
+        )
