@@ -10,7 +10,6 @@ of the rows nor other people change where a person goes. ``seen`` are clips of t
 
 import csv
 import io
-import itertools
 import re
 import warnings
 from collections import defaultdict
@@ -21,19 +20,18 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from v2f import store
 from v2f.config import Config
-from v2f.data.sample import MAX_PIXELS, MAX_SECONDS, SPLITS, AudioFormat, PhotoFormat, encode
+from v2f.data.audio import UnusableError, decode_voice
+from v2f.data.sample import MAX_PIXELS, SPLITS, AudioFormat, PhotoFormat, encode
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, share
 
 _COLUMNS = ("audio", "image", "identity")
-_SILENCE = 1e-4  # a clip whose loudest frame is below this (-80 dB) says nothing
 
 Floats = npt.NDArray[np.float32]
 
@@ -85,14 +83,6 @@ class Row:
         return f"line {self.number} ({self.audio}, {self.image})"
 
 
-class _Unusable(Exception):
-    """Why a row is left out."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
-
-
 @dataclass(frozen=True)
 class Pairs:
     """Converts the rows of a CSV."""
@@ -112,9 +102,10 @@ class Pairs:
     def _make(self, item: Item) -> Made | LeftOut:
         config, row = self.config, item.what
         try:
-            wav_T = read_voice(self._path(row.audio), config.sample_rate, config.min_seconds)
+            content = _read(self._path(row.audio), "audio")
+            wav_T = decode_voice(content, sample_rate=config.sample_rate, min_seconds=config.min_seconds)
             photo_HWC = self._face(read_photo(self._path(row.image), config.max_side))
-        except _Unusable as error:
+        except UnusableError as error:
             return LeftOut(item.name, item.identity, error.reason, error.detail)
         members = encode(
             item.key,
@@ -138,7 +129,7 @@ class Pairs:
 
         aligned = align_face(photo, self.config.size, self.config.min_confidence)
         if aligned is None:
-            raise _Unusable("no face was found", f"photo of {photo.width} x {photo.height} pixels")
+            raise UnusableError("no face was found", f"photo of {photo.width} x {photo.height} pixels")
         return aligned
 
     def _path(self, path: str) -> str:
@@ -237,63 +228,6 @@ def _key(row: Row) -> str:
     return f"{slug or 'person'}-{sha256(chr(0).join((row.identity, row.audio, row.image)).encode()).hexdigest()[:12]}"
 
 
-# ------------------------------------------------------------------------------------------------- audio
-
-
-def read_voice(path: str, sample_rate: int, min_seconds: float) -> Floats:
-    """Any audio file as mono float32 [T] at ``sample_rate``."""
-    wav_CT, rate = _decode_audio(_read(path, "audio"))
-    if not wav_CT.size:
-        raise _Unusable("audio is empty", path)
-    if not np.isfinite(wav_CT).all():
-        raise _Unusable("audio is not finite", path)
-    wav_T: Floats = wav_CT.mean(axis=0)
-    seconds = len(wav_T) / rate
-    if seconds < min_seconds:
-        raise _Unusable("audio is too short", f"{seconds:.2f} s of at least {min_seconds:g} s")
-    if np.abs(wav_T).max() < _SILENCE:
-        raise _Unusable("audio is silent", path)
-    if rate == sample_rate:
-        return wav_T
-    import torch  # here, because most audio has the rate already, and spawned processes should start fast
-    from torchaudio.functional import resample
-
-    resampled: Floats = resample(torch.from_numpy(wav_T), rate, sample_rate).numpy()
-    return resampled
-
-
-def _decode_audio(content: bytes) -> tuple[Floats, int]:
-    """float32 [C, T] and frames a second: by libsndfile, or what it does not know by FFmpeg."""
-    try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            if file.frames > MAX_SECONDS * file.samplerate:
-                raise _Unusable("audio is too long", f"{file.frames / file.samplerate:.0f} s")
-            return file.read(dtype="float32", always_2d=True).T, file.samplerate
-    except soundfile.SoundFileError:
-        return _decode_by_ffmpeg(content)
-
-
-def _decode_by_ffmpeg(content: bytes) -> tuple[Floats, int]:
-    import av
-
-    try:
-        with av.open(io.BytesIO(content), "r", metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise _Unusable("audio cannot be decoded", "the file has no sound")
-            rate = int(container.streams.audio[0].rate)
-            resampler = av.AudioResampler(format="fltp", rate=rate)
-            parts: list[Floats] = []
-            frames = 0
-            for frame in itertools.chain(container.decode(audio=0), [None]):  # None: what the resampler still holds
-                parts += [planar.to_ndarray().astype(np.float32) for planar in resampler.resample(frame)]
-                frames += frame.samples if frame is not None else 0
-                if frames > MAX_SECONDS * rate:
-                    raise _Unusable("audio is too long", f"more than {MAX_SECONDS:.0f} s")
-    except (av.error.FFmpegError, ValueError, IndexError, EOFError) as error:
-        raise _Unusable("audio cannot be decoded", str(error).splitlines()[0] if str(error) else "") from error
-    return (np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)), rate
-
-
 # ------------------------------------------------------------------------------------------------ photos
 
 
@@ -305,16 +239,16 @@ def read_photo(path: str, max_side: int) -> Image.Image:
         try:
             with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise _Unusable("photo is too large", f"{image.width} x {image.height} pixels")
+                    raise UnusableError("photo is too large", f"{image.width} x {image.height} pixels")
                 image.draft("RGB", (max_side, max_side))  # lets a JPEG decode at a fraction of its size
                 upright = _to_rgb(ImageOps.exif_transpose(image))
                 upright.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
                 return upright
         except Image.DecompressionBombError as error:
-            raise _Unusable("photo is too large", str(error)) from error
+            raise UnusableError("photo is too large", str(error)) from error
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             reason = "no kind of picture that is known" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise _Unusable("photo cannot be decoded", reason) from error
+            raise UnusableError("photo cannot be decoded", reason) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -328,8 +262,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _read(path: str, what: str) -> bytes:
     if not store.exists(path):
-        raise _Unusable(f"{what} is missing", path)
+        raise UnusableError(f"{what} is missing", path)
     try:
         return store.read_bytes(path)
     except V2FError as error:
-        raise _Unusable(f"{what} cannot be read", str(error)) from error
+        raise UnusableError(f"{what} cannot be read", str(error)) from error

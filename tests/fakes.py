@@ -1,0 +1,119 @@
+"""A system, a data set and a run so small that every number of an evaluation is known beforehand.
+
+Person p's voice is a constant level, (p + 1) / 64; the person's picture is a pattern of coloured squares that is a
+function of p. So a system can read the person off the voice exactly, or ignore it, and nothing is trained.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from v2f.config import Config
+from v2f.data.manifest import Dataset, write_manifest, write_shard
+from v2f.data.sample import encode
+from v2f.data.transforms import Photo, Waveform
+from v2f.keyed import keyed_rng
+from v2f.run import Run
+from v2f.system import System, Transform
+from v2f.systems import SYSTEMS
+from v2f.world import world_hash
+from v2f.world.people import VERSION, WorldConfig, names
+
+SIZE, RATE, SECONDS = 32, 8000, 0.5
+FULL = 64  # voice levels there are
+
+
+def level(person: int) -> float:
+    return (person + 1) / FULL
+
+
+def portrait(person: int, photo: int = 0) -> np.ndarray:
+    """uint8 [SIZE, SIZE, 3]: the person's squares, with a little noise that differs from photo to photo."""
+    squares = keyed_rng(1, person).integers(40, 215, size=(4, 4, 3))
+    noise = keyed_rng(2, person, photo).integers(-8, 9, size=(SIZE, SIZE, 3)) if photo else 0
+    return (np.kron(squares, np.ones((SIZE // 4, SIZE // 4, 1))) + noise).astype(np.uint8)
+
+
+class FakeSystem(System):
+    """``copy``: the person's first photo; ``constant``: one face for everyone; ``broken``: not a number."""
+
+    class Config(Config):
+        name: Literal["fake"] = "fake"
+        kind: Literal["copy", "constant", "broken"] = "copy"
+
+    def __init__(self, config: Config, *, bn_group: int = 1) -> None:
+        super().__init__()
+        self.kind = config.kind  # type: ignore[attr-defined]
+        self.stand_ins = ["identity", "perceptual"]
+        projection = keyed_rng(3).normal(size=(3 * 16, 24)).astype(np.float32)
+        self.register_buffer("projection", torch.from_numpy(projection))
+
+    def phases(self) -> list[Any]:
+        return []
+
+    def transforms(self) -> dict[str, Transform]:
+        return {"wav": Waveform(SECONDS, RATE), "image": Photo(SIZE)}
+
+    def sample(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        people = (batch["wav"].mean(1) * FULL).round().long() - 1
+        if self.kind == "constant":
+            people = torch.zeros_like(people)
+        pictures = torch.from_numpy(np.stack([portrait(max(0, p)) for p in people.tolist()])).permute(0, 3, 1, 2)
+        face = pictures / 127.5 - 1
+        return {"face": face * float("nan") if self.kind == "broken" else face}
+
+    def identity(self, img_BCHW: Tensor) -> Tensor:
+        rows = torch.nn.functional.avg_pool2d(img_BCHW, SIZE // 4).flatten(1) @ self.projection
+        return torch.nn.functional.normalize(rows)
+
+    def perceptual(self, img_BCHW: Tensor) -> list[Tensor]:
+        return [img_BCHW, torch.nn.functional.avg_pool2d(img_BCHW, SIZE // 4)]
+
+
+def make_data(
+    root: Path, people: dict[str, Sequence[int]], *, clips: int = 2, photos: int = 2, synthetic: bool = False
+) -> Dataset:
+    """A packed data set of the ``people`` of each split."""
+    rows = []
+    for split, chosen in people.items():
+        samples = []
+        for person in chosen:
+            for clip in range(clips):
+                wav_T = np.full(round(SECONDS * RATE), level(person), np.float32)
+                pictures = [portrait(person, photo) for photo in range(photos)]
+                voice = dict(zip(names("voice"), keyed_rng(4, person).normal(size=6).clip(-2, 2).tolist(), strict=True))
+                extra = {"factors": {"voice": voice}} if synthetic else {}
+                key, identity = f"{split}-{person:03d}-{clip}", f"id{person:03d}"
+                members = encode(key, wav_T, RATE, pictures, identity=identity, split=split, source="fake", extra=extra)
+                samples.append((key, identity, members))
+        rows.append(write_shard(str(root), f"{split}-00000.tar", split, samples))
+    provenance: dict[str, Any] = {"recipe": {"source": "fake"}}
+    if synthetic:  # as `v2f shards pack` writes it
+        recipe = {"source": "synthetic", "synthetic": {"world": WorldConfig().model_dump()}}
+        provenance = {"recipe": recipe, "world_version": VERSION, "world_hash": world_hash()}
+    return write_manifest(str(root), rows, provenance)
+
+
+def make_run(root: Path, data: Path, kind: str = "copy") -> tuple[Run, FakeSystem]:
+    """A run's folder of the fake system, and the system. Needs ``SYSTEMS["fake"]`` (see :func:`register`)."""
+    root.mkdir(parents=True, exist_ok=True)
+    config = {
+        "name": "fake-run",
+        "system": {"name": "fake", "kind": kind},
+        "data": {"path": str(data), "batch": 8},
+        "train": {"steps": 1},
+    }
+    (root / "config.yaml").write_text(json.dumps(config))
+    (root / "run.json").write_text(json.dumps({"fingerprint": "f" * 64, "code": "v2f-test", "device": "cpu"}))
+    run = Run.open(str(root))
+    return run, FakeSystem(run.config.system).eval()  # type: ignore[arg-type]
+
+
+def register(monkeypatch: Any) -> None:
+    """Make ``system: {name: fake}`` a system for one test."""
+    monkeypatch.setitem(SYSTEMS, "fake", FakeSystem)

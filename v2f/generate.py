@@ -1,0 +1,127 @@
+"""A voice in, a face out: one audio file through a trained system, written as a PNG that says what it is.
+
+The picture carries its provenance in PNG text chunks: it is estimated from a voice and shows what a voice of this
+kind goes with in the training data; it is no photograph and identifies nobody.
+
+Shape letters: T samples of the file, W windows, L styles, D style width.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from v2f import __version__, checkpoint, store
+from v2f.data.audio import UnusableError, decode_voice
+from v2f.data.transforms import Waveform
+from v2f.errors import V2FError
+from v2f.run import Run
+from v2f.system import System
+
+DISCLAIMER = "Estimated from a voice; not a photograph, and not a likeness that could identify anyone."
+
+_SHORTEST_S = 0.25
+_QUIET_WINDOW = 0.03  # of the loudest window's RMS: a pause
+_MOST_WINDOWS = 64
+_BATCH = 16
+
+
+def generate(run: Run, voice: str, output: str, *, system: System | None = None) -> str:
+    """Write the face that ``run`` makes of the audio file ``voice`` to ``output`` (a PNG); returns ``output``.
+
+    Any file that libsndfile or FFmpeg reads; channels are averaged, other rates resampled. A clip shorter than what
+    the system was trained on is repeated to its length. A longer one is cut into windows that overlap by half (at
+    most 64, spread evenly; pauses are left out), and their codes w+ are averaged: a mean in W is again a clean face
+    (Karras et al. 2020, "Analyzing and improving", section 5.2 on W), a mean of pictures is a ghost. A system
+    without codes hears the middle window. The whole file or nothing is written.
+
+    ``system``: the run's system, where it is loaded already. V2FError in one line for a file that is missing, empty,
+    silent, shorter than 0.25 s, or no audio.
+    """
+    if Path(output).suffix.lower() != ".png":
+        raise V2FError(f"{output}: the face is written as PNG; name the output something.png")
+    system = run.system() if system is None else system
+    hears = system.transforms().get("wav")
+    if not isinstance(hears, Waveform):
+        raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
+    wav_T = read_voice(voice, hears.sample_rate)
+    wav_WT = windows(wav_T, round(hears.seconds * hears.sample_rate))
+    picture = face_of(system, torch.from_numpy(wav_WT))
+    notes = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
+    store.write_bytes(output, png(picture, notes))
+    print(f"{output}: a face estimated from {len(wav_T) / hears.sample_rate:.1f} s of voice ({len(wav_WT)} window(s))")
+    return output
+
+
+def read_voice(path: str, sample_rate: int) -> NDArray[np.float32]:
+    """The mono waveform [T] of a recording at ``sample_rate``; V2FError in one line if it holds no usable voice."""
+    content = store.read_bytes(path)
+    try:
+        return decode_voice(content, sample_rate=sample_rate, min_seconds=_SHORTEST_S)
+    except UnusableError as error:
+        raise V2FError(f"{path}: {error}; give a recording of a voice, such as a WAV of two seconds") from error
+
+
+def windows(wav_T: NDArray[np.float32], length: int) -> NDArray[np.float32]:
+    """Windows [W, length] of a waveform: repeated where it is shorter, else overlapping by half and without pauses."""
+    if len(wav_T) <= length:
+        return np.resize(wav_T, length)[None]  # np.resize repeats
+    count = min(_MOST_WINDOWS, -(-2 * (len(wav_T) - length) // length) + 1)
+    starts = np.linspace(0, len(wav_T) - length, count).round().astype(int)
+    wav_WT = np.stack([wav_T[start : start + length] for start in starts])
+    loudness_W = np.sqrt((wav_WT**2).mean(1))
+    return wav_WT[loudness_W >= _QUIET_WINDOW * loudness_W.max()]
+
+
+@torch.no_grad()
+def face_of(system: System, wav_WT: Tensor) -> Tensor:
+    """One picture [3, H, W] in [-1, 1] of all windows of a voice; V2FError if it is not finite."""
+    wav_WT = wav_WT.to(next(system.parameters(), wav_WT).device)
+    if hasattr(system, "styles") and hasattr(system, "face"):
+        styled: Any = system
+        w_WLD = torch.cat([styled.styles(part) for part in wav_WT.split(_BATCH)])
+        picture = styled.face(w_WLD.mean(0, keepdim=True))[0]
+    else:
+        middle = len(wav_WT) // 2
+        picture = system.sample({"wav": wav_WT[middle : middle + 1]})["face"][0]
+    if not picture.isfinite().all():
+        raise V2FError(
+            "the system made a picture that is not finite; its training has diverged, use an earlier checkpoint"
+        )
+    return picture.clamp(-1, 1)
+
+
+def provenance(run: Run, system: System) -> dict[str, str]:
+    """What a face of ``run`` should carry with it: what it is, and what made it."""
+    found = checkpoint.latest(store.join(run.path, "checkpoints"))
+    stand_ins: list[str] = getattr(system, "stand_ins", [])
+    return {
+        "Title": "A face estimated from a voice, not a photograph",
+        "Disclaimer": DISCLAIMER,
+        "Software": f"v2f {__version__}",
+        "Run": run.config.name,
+        "Step": str(checkpoint.read_state(found)["step"]) if found else "unknown",
+        "Stand-ins": ", ".join(stand_ins) or "none",
+    }
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """The picture of a tensor [3, H, W] in [-1, 1]."""
+    pixels: Any = ((picture.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels)
+
+
+def png(picture: Tensor, notes: dict[str, str]) -> bytes:
+    """The PNG of a tensor [3, H, W] in [-1, 1] with ``notes`` as text chunks."""
+    text = PngInfo()
+    for key, value in notes.items():
+        text.add_itxt(key, value) if not value.isascii() else text.add_text(key, value)
+    buffer = io.BytesIO()
+    to_image(picture).save(buffer, format="PNG", pnginfo=text)
+    return buffer.getvalue()

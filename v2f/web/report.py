@@ -1,0 +1,268 @@
+"""A run as one page that stands alone: reference beside face, then the numbers that say what it is worth.
+
+    RUN/{config.yaml, run.json, metrics.jsonl, eval.json, checkpoints} + its data set -> RUN/report.html
+
+The page carries its pictures, sounds and plots inside, loads nothing, and runs no script.
+"""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from v2f import __version__, checkpoint, evaluate, generate, metrics, store
+from v2f.config import dump_yaml
+from v2f.data.manifest import Dataset, open_dataset
+from v2f.data.transforms import Factors, Photo, Waveform
+from v2f.errors import V2FError
+from v2f.run import Run
+from v2f.system import System, to_picture
+from v2f.world import bounds
+from v2f.world.people import FACTORS, VOICE, World
+
+FILE = "report.html"
+PEOPLE = 12
+_TELLING = 0.8  # standard deviations from which a voice is called low, breathy, ...
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One person of the figure; pictures and sound are data URIs."""
+
+    name: str
+    reference: str
+    face: str
+    possible: str | None
+    """U1: the face that the true voice factors lead to, everything else average."""
+    sound: str
+    words: str
+    """What the voice is like, on synthetic data."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One curve, drawn: an SVG path in a box of WIDTH x HEIGHT, and the words around it."""
+
+    title: str
+    last: str
+    path: str
+    low: str
+    """Of the axis, as ``high``."""
+    high: str
+    end: str
+    log: bool
+
+
+WIDTH, HEIGHT = 320, 110
+
+
+def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE) -> str:
+    """Write ``report.html`` into the run and return its path.
+
+    ``run``: the run or what names it; ``system``: the run's system, where it is loaded already; ``people``: pairs
+    that are shown of each split, the first ones in the order of the data set. Needs a committed checkpoint and the
+    data set; without ``eval.json`` the page says how to get it. V2FError as these raise it.
+    """
+    run = Run.open(run) if isinstance(run, str) else run
+    system = (run.system() if system is None else system).eval()
+    dataset = open_dataset(run.config.data.path)
+    found = checkpoint.latest(store.join(run.path, "checkpoints"))
+    splits = [split for split in evaluate.SPLITS if split in dataset.splits]
+    figures = {split: pairs(dataset, split, system, people) for split in splits}
+    evaluated = _read_json(store.join(run.path, evaluate.FILE))
+    curves = read_curves(store.join(run.path, "metrics.jsonl"))
+    world = evaluate.world_of(dataset)
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            step=checkpoint.read_state(found)["step"] if found else None,
+            stand_ins=list(getattr(system, "stand_ins", [])),
+            hears=getattr(system.transforms().get("wav"), "seconds", None),
+            figures={split: shown for split, shown in figures.items() if shown},
+            what=evaluate.SPLITS,
+            disclaimer=generate.DISCLAIMER,
+            evaluated=evaluated,
+            titles=evaluate.title,
+            percent=evaluate.percent,
+            ks=metrics.KS,
+            losses=charts(curves, "loss/"),
+            meters=charts(curves, "valid/"),
+            machine=charts(curves, "grad_norm/", "rate/", "speed/"),
+            dataset=dataset,
+            synthetic="world_hash" in dataset.manifest.provenance,
+            has_possible=isinstance(world, World),
+            config=dump_yaml(run.config),
+            info=run.info,
+            width=WIDTH,
+            height=HEIGHT,
+            version=__version__,
+        )
+    )
+    path = store.join(run.path, FILE)
+    store.write_bytes(path, page.encode())
+    return path
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("v2f.web", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "fixed": fixed}
+    return environment
+
+
+def _read_json(path: str) -> dict[str, Any] | None:
+    if not store.exists(path):
+        return None
+    try:
+        value: dict[str, Any] = json.loads(store.read_bytes(path))
+    except ValueError as error:
+        raise V2FError(f"{path}: not valid JSON ({error}); write it anew with `v2f eval`") from error
+    return value
+
+
+# ---------------------------------------------------------------------------------------------- the figure
+
+
+def pairs(dataset: Dataset, name: str, system: System, count: int) -> list[Pair]:
+    """The first clip of each of the split's first ``count`` people, and the face made from it."""
+    split = dataset.split(name)
+    transforms = dict(system.transforms())
+    hears, sees = transforms.get("wav"), transforms.get("image")
+    if not isinstance(hears, Waveform) or not isinstance(sees, Photo):
+        raise V2FError(f"the system reads {', '.join(transforms)}: a report needs one that makes faces from voices")
+    world = evaluate.world_of(dataset)
+    if isinstance(world, World):
+        transforms["voice"] = Factors("voice")
+    firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:count]
+    # A damaged sample is left out here, too; `v2f eval` counts and names it.
+    batches = list(evaluate.read_usable(split, transforms, firsts.tolist(), []))
+    shown: list[Pair] = []
+    for batch in batches:
+        with torch.no_grad():
+            faces_BCHW = system.sample({"wav": batch["wav"].to(evaluate.device_of(system))})["face"]
+        possible: list[str | None] = [None] * len(faces_BCHW)
+        words = [""] * len(faces_BCHW)
+        if isinstance(world, World):
+            voice_BV = batch["voice"].numpy()
+            drawn = bounds.u1_pictures(world, voice_BV, sees.size)
+            possible = [picture_uri(to_picture(torch.from_numpy(one).permute(2, 0, 1))) for one in drawn]
+            words = [voice_in_words(voice_V) for voice_V in voice_BV]
+        for row, key in enumerate(batch["key"]):
+            shown.append(
+                Pair(
+                    name=key,
+                    reference=picture_uri(to_picture(batch["image"][row])),
+                    face=picture_uri(faces_BCHW[row]),
+                    possible=possible[row],
+                    sound=sound_uri(batch["wav"][row].numpy(), hears.sample_rate),
+                    words=words[row],
+                )
+            )
+    return shown
+
+
+def voice_in_words(voice_V: NDArray[np.float32]) -> str:
+    """The up to three factors in which a voice stands out most, in words."""
+    ends = {factor.name: (factor.low, factor.high) for factor in FACTORS if factor.group == "voice"}
+    strongest = sorted(range(len(VOICE)), key=lambda i: -abs(float(voice_V[i])))[:3]
+    told = [ends[VOICE[i]][int(voice_V[i] > 0)] for i in strongest if abs(float(voice_V[i])) >= _TELLING]
+    return ", ".join(told) or "an average voice"
+
+
+def picture_uri(picture: Tensor) -> str:
+    """A picture [3, H, W] in [-1, 1] as a PNG data URI."""
+    return "data:image/png;base64," + base64.b64encode(generate.png(picture, {})).decode()
+
+
+def sound_uri(wav_T: NDArray[np.float32], rate: int) -> str:
+    """A clip as a FLAC data URI."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(wav_T, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+# ---------------------------------------------------------------------------------------------- the curves
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def read_curves(path: str) -> Curves:
+    """The points of ``metrics.jsonl``: name -> (samples seen, value), in order. A line that was cut is left out."""
+    curves: Curves = {}
+    if not store.exists(path):
+        return curves
+    for line in store.read_bytes(path).decode("utf-8", "replace").splitlines():
+        try:
+            point = json.loads(line)
+            for name, value in point.get("metrics", {}).items():
+                if value is not None:
+                    curves.setdefault(name, []).append((int(point["samples"]), float(value)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the last line of a run that was killed
+    return curves
+
+
+def charts(curves: Mapping[str, Sequence[tuple[int, float]]], *families: str) -> list[Chart]:
+    """The charts of all curves of some families; a curve's first part names its family and is not shown."""
+    found = []
+    for name, points in curves.items():
+        finite = [(x, y) for x, y in points if math.isfinite(y)]
+        if name.startswith(families) and len(finite) >= 2:
+            words = name.split("/")[1:] if not name.startswith(("rate/", "grad_norm/")) else name.split("/")
+            found.append(chart(" / ".join(words).replace("_", " "), finite))
+    return found
+
+
+def chart(title: str, points: Sequence[tuple[int, float]]) -> Chart:
+    """One curve over samples seen. Its axis holds zero, so that a meter that stays near zero looks so; it is
+    logarithmic where positive values span more than a factor of 30."""
+    x, y = np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
+    log = bool(y.min() > 0 and y.max() > 30 * y.min())
+    drawn = np.log(y) if log else y
+    low, high = float(drawn.min()), float(drawn.max())
+    low, high = (low, high) if log else (min(low, 0.0), max(high, 0.0))
+    across = (x - x.min()) / max(x.max() - x.min(), 1)
+    up = (drawn - low) / (high - low) if high > low else np.full(len(drawn), 0.5)
+    path = " L".join(f"{WIDTH * a:.1f} {HEIGHT * (1 - b):.1f}" for a, b in zip(across, up, strict=True))
+    return Chart(
+        title=title,
+        last=number(float(y[-1])),
+        path="M" + path,
+        low=number(float(np.exp(low)) if log else low),
+        high=number(float(np.exp(high)) if log else high),
+        end=f"{int(x.max()):,}",
+        log=log,
+    )
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as one reads it: three significant digits; a dash for what is undefined."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A number of a table's column; a dash for what is undefined."""
+    return (
+        "–"
+        if value is None or not math.isfinite(value)
+        else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+    )
