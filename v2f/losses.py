@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from v2f.nn import widened
+from v2f.nn import feature_distance, widened
 
 Features = Callable[[Tensor], Sequence[Tensor]]
 Embedder = Callable[[Tensor], Tensor]
 
 BOX = (35, 223, 32, 220)  # pSp's face box in a picture of 256 px: rows from, to, columns from, to
-EPS = 1e-10
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -36,22 +35,10 @@ def l1(output: Tensor, reference: Tensor) -> Tensor:
 
 
 def perceptual(net: Features, output: Tensor, reference: Tensor) -> Tensor:
-    """``sum_l mean_hw sum_c (f_l(y^) - f_l(y))^2``, features of length one over the channels: pictures -> [B].
-
-    LPIPS (Zhang et al. 2018, arXiv 1801.03924, eq. 1) with all channel weights at one. ``net`` takes [B,3,H,W] in
-    [-1,1] and gives a list of maps. Epsilon stands under the root, so that a feature of zeros has a gradient.
-    """
+    """:func:`v2f.nn.feature_distance` of two pictures in the feature maps of ``net``: pictures [B,3,H,W] -> [B]."""
     with torch.no_grad():
-        targets = [_unit(f) for f in net(reference)]
-    total = torch.zeros(len(output), device=output.device, dtype=targets[0].dtype)
-    for feature, target in zip(net(output), targets, strict=True):
-        total = total + (_unit(feature) - target).square().sum(dim=1).mean(dim=(1, 2))
-    return total
-
-
-def _unit(x_BCHW: Tensor) -> Tensor:
-    x_BCHW = widened(x_BCHW)
-    return x_BCHW * torch.rsqrt(x_BCHW.square().sum(dim=1, keepdim=True) + EPS)
+        target = net(reference.detach())
+    return feature_distance(net(output), target)
 
 
 def identity(net: Embedder, output: Tensor, reference: Tensor) -> Tensor:

@@ -56,6 +56,9 @@ class StyleMapping(nn.Module):
         stride: Annotated[int, Field(ge=1)] = 2
         coarse: Annotated[int, Field(ge=0)] = 3  # styles from the deep map
         middle: Annotated[int, Field(ge=0)] = 4  # styles from the middle map; the rest reads the shallow one
+        init_gain: Annotated[float, Field(gt=0)] = (
+            1.0  # of the last layers' first weights; small: all begin at the mean face
+        )
 
     def __init__(self, config: "StyleMapping.Config", channels: int, n_styles: int, style_dim: int) -> None:
         super().__init__()
@@ -65,6 +68,9 @@ class StyleMapping(nn.Module):
         self.styles = nn.ModuleList(
             Vec2Style(channels, style_dim, config.convs, config.kernel, config.stride) for _ in range(n_styles)
         )
+        with torch.no_grad():
+            for style in self.styles:
+                style.linear.weight.mul_(config.init_gain)
 
     def forward(self, maps: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         shallow, middle, deep = maps
