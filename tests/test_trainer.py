@@ -130,3 +130,10 @@ def test_a_run_says_what_it_is(run_values, tiny_shards):
 def test_what_is_no_run_is_named(tmp_path):
     with pytest.raises(V2FError, match=r"no run there \(no config\.yaml\)"):
         Run.open(str(tmp_path))
+
+
+def test_data_without_a_validation_split_are_trained_on_and_that_is_said(run_values, capsys):
+    values = run_values(steps=1)
+    values["data"] = values["data"] | {"valid": "seen-too"}
+    fit(build(RunConfig, values, "test"))
+    assert "has no split 'seen-too': no meters and no samples" in capsys.readouterr().err

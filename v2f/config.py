@@ -95,12 +95,15 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     return result
 
 
-def build(cls: type[C], values: Any, where: str) -> C:
-    """A ``cls`` from plain values, or one line that names the first wrong key, its file and the nearest right key."""
+def build(cls: type[C], values: Any, where: str, under: str = "") -> C:
+    """A ``cls`` from plain values, or one line that names the first wrong key, its file and the nearest right key.
+
+    ``under``: the group that ``cls`` stands in, such as ``system.``, for the keys in that line.
+    """
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise V2FError(_explain(cls, error, where)) from error
+        raise V2FError(_explain(cls, error, where, under)) from error
 
 
 def dump_yaml(config: Config) -> str:
@@ -125,16 +128,16 @@ def _copy(value: Any) -> Any:
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _explain(cls: type[Config], error: ValidationError, where: str) -> str:
+def _explain(cls: type[Config], error: ValidationError, where: str, under: str) -> str:
     problems = error.errors(include_url=False)
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "model-type"))]
-    dotted = ".".join(path) or "the configuration"
+    dotted = under + ".".join(path) or "the configuration"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         nearest = _nearest(cls, path)
         hint = (
-            f"; did you mean {nearest!r}?"
+            f"; did you mean {under + nearest!r}?"
             if nearest
             else f"; known keys: {', '.join(sorted(_keys_at(cls, path[:-1])))}"
         )

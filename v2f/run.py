@@ -75,7 +75,7 @@ class RunConfig(Config):
             return value
         if not isinstance(value, dict) or "name" not in value:
             raise ValueError(f"a system is a group with a name, one of: {', '.join(sorted(SYSTEMS))}")
-        return build(_system_class(value["name"]).Config, value, "system")
+        return build(_system_class(value["name"]).Config, value, "", under="system.")
 
     @property
     def folder(self) -> str:
@@ -97,9 +97,9 @@ def load_config(path: str, assignments: Sequence[str] = ()) -> RunConfig:
 def _from_values(values: Any, where: str) -> RunConfig:
     try:
         return build(RunConfig, values, where)
-    except V2FError as error:
+    except V2FError as error:  # one that a system's own configuration raised does not know the file
         message = str(error)
-        raise V2FError(message if message.startswith(where) else f"{where}: {message}") from error
+        raise V2FError(message if message.startswith(where) else f"{where}: {message.removeprefix(': ')}") from error
 
 
 def build_system(config: RunConfig) -> System:

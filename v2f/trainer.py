@@ -160,7 +160,9 @@ def _prepare(config: RunConfig, resume: str) -> _Job:
             f"steps {step} to {config.train.steps}{note}"
         )
         tracker = _start(config, engine, system, dataset)
-        if config.data.valid is not None:
+        if config.data.valid is not None and config.data.valid not in dataset.splits:
+            say(f"{config.data.path} has no split {config.data.valid!r}: no meters and no samples while training")
+        elif config.data.valid is not None:
             valid = dataset.split(config.data.valid)
             batches = read_split(valid, system.transforms(), 32, limit=config.train.validate_samples)
             watched = [engine.place(batch) for batch in batches]

@@ -25,10 +25,14 @@ class Vec2Style(nn.Module):
     width of 512 have 1,836,544 parameters.
     """
 
-    def __init__(self, channels: int, style_dim: int, convs: int, kernel: int, stride: int) -> None:
+    def __init__(
+        self, channels: int, style_dim: int, convs: int, kernel: int, stride: int, init_gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.convs = nn.ModuleList(Conv(channels, channels, kernel, stride, bias=True) for _ in range(convs))
         self.linear = EqualLinear(channels, style_dim)
+        with torch.no_grad():
+            self.linear.weight.mul_(init_gain)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         x = x_BCT[:, :, None]
@@ -66,11 +70,9 @@ class StyleMapping(nn.Module):
             raise V2FError(f"mapping: kernel {config.kernel} is even; an odd one keeps the length")
         self.config = config
         self.styles = nn.ModuleList(
-            Vec2Style(channels, style_dim, config.convs, config.kernel, config.stride) for _ in range(n_styles)
+            Vec2Style(channels, style_dim, config.convs, config.kernel, config.stride, config.init_gain)
+            for _ in range(n_styles)
         )
-        with torch.no_grad():
-            for style in self.styles:
-                style.linear.weight.mul_(config.init_gain)
 
     def forward(self, maps: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         shallow, middle, deep = maps
