@@ -36,7 +36,7 @@ check: lint
 standins: $(VENV)/.installed
 	$(BIN)/python -m v2f.standins.train all
 
-# The longer synthetic run, 20 minutes of training on 2 cores.
+# The longer synthetic run, about 10 minutes on 2 cores in all.
 synthetic: $(VENV)/.installed
 	$(BIN)/v2f shards pack shards/synthetic.yaml
 	$(BIN)/accelerate launch --config_file launch/accelerate/one-process.yaml v2f/train.py --config launch/recipes/synthetic.yaml --resume auto

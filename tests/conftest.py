@@ -43,3 +43,12 @@ def run_values(tiny_shards, tmp_path) -> Callable[..., dict[str, Any]]:
         }
 
     return values
+
+
+@pytest.fixture(scope="session")
+def real_pairs() -> Path:
+    """Real pairs, ``{train,test}/PERSON/N.{wav,png}``: not ours to publish, so they lie outside the repository."""
+    folder = Path(os.environ.get("V2F_REAL_PAIRS") or REPOSITORY.parent / "shared" / "samples" / "real_pairs")
+    if not folder.is_dir():
+        pytest.skip(f"no real pairs at {folder}; set V2F_REAL_PAIRS")
+    return folder

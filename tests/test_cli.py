@@ -94,9 +94,11 @@ def test_every_recipe_that_ships_is_valid():
 def test_the_launchers_files_are_read_by_accelerate():
     from accelerate.commands.config.config_args import load_config_from_file
 
-    for name, processes in {"one-process": 1, "two-cpu": 2}.items():
-        config = load_config_from_file(str(REPOSITORY / "launch" / "accelerate" / f"{name}.yaml"))
-        assert config.num_processes == processes
+    files = sorted((REPOSITORY / "launch" / "accelerate").glob("*.yaml"))
+    assert [f.stem for f in files] == ["one-process"]
+    for file in files:
+        config = load_config_from_file(str(file))
+        assert (config.num_processes, config.use_cpu) == (1, False)
 
 
 def test_as_a_script_it_shadows_nobody(tmp_path):

@@ -1,6 +1,5 @@
 """Real recordings through the real pipeline. What they look like is not judged here; that nothing is lost is."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,17 @@ from v2f.prepare.align import find_faces
 from v2f.prepare.pack import PackConfig, pack
 from v2f.prepare.verify import verify
 
-HERE = Path(os.environ.get("V2F_REAL_PAIRS") or Path(__file__).parents[3] / "shared" / "samples" / "real_pairs")
 EVERY = 6  # of 240 pairs, so that the test stays short
 
-pytestmark = pytest.mark.skipif(not HERE.is_dir(), reason=f"no real pairs at {HERE}; set V2F_REAL_PAIRS")
 
-
-def test_real_pairs_are_aligned_and_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_pairs_are_aligned_and_packed(
+    real_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two people, train and held-out clips; a photo without a face and a clip without sound are put among them."""
     rows = [
         f"{photo.with_suffix('.wav')},{photo},{photo.parent.name},{split}"
         for folder, split in (("train", "train"), ("test", "seen"))
-        for photo in sorted((HERE / folder).glob("*/*.png"))[::EVERY]
+        for photo in sorted((real_pairs / folder).glob("*/*.png"))[::EVERY]
     ]
     kept = {split: sum(row.endswith(split) for row in rows) for split in ("train", "seen")}
     audio, image, person, _ = rows[0].split(",")
