@@ -84,6 +84,30 @@ def test_what_a_server_missed_is_delivered_by_the_next_start(tmp_path, database,
     assert sorted((m.step, m.value) for m in history) == [(s, float(s)) for s in range(1, 5)]
 
 
+@pytest.mark.slow
+def test_a_run_that_fails_is_called_failed(tmp_path, database):
+    def fail() -> None:
+        with start(tmp_path / "run", database) as tracker:
+            tracker.log(1, 1, {"loss": 1.0})
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    run_id = tracking.read_state(str(tmp_path / "run"))["run_id"]
+    assert tracking._client(database).get_run(run_id).info.status == "FAILED"
+
+
+def test_what_a_step_logs_after_its_losses_is_not_lost_when_a_kill_comes_between(tmp_path):
+    first = start(tmp_path, None)
+    first.log(1, 1, {"loss": 1.0})
+    first.close()
+    second = start(tmp_path, None)
+    second.log(1, 1, {"loss": 1.0})
+    second.log(1, 1, {"valid/margin": 0.5}, "validation")
+    second.close()
+    assert [line["metrics"] for line in spooled(tmp_path)] == [{"loss": 1.0}, {"valid/margin": 0.5}]
+
+
 def test_a_line_cut_by_a_kill_is_dropped_and_its_step_logged_again(tmp_path):
     first = start(tmp_path, None)
     first.log(1, 1, {"loss": 1.0})

@@ -39,11 +39,11 @@ class _PhaseModule(nn.Module):
 
 
 @dataclass
-class _Slot:
+class _Wrapped:
     """A phase with its wrapped module and optimizer."""
 
     phase: Phase
-    wrapped: nn.Module
+    module: nn.Module
     optimizer: Any
     parameters: dict[str, nn.Parameter]
     averages: dict[str, Tensor] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Engine:
         self.device = self._accelerator.device
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
-        self._slots: dict[str, _Slot] = {}
+        self._phases: dict[str, _Wrapped] = {}
 
     def wrap(self, system: System) -> None:
         """Move the system here and prepare every phase. Frozen modules are moved, never wrapped."""
@@ -94,10 +94,10 @@ class Engine:
                 weight_decay=phase.optimizer.weight_decay,
             )
             wrapped, optimizer = self._accelerator.prepare(_PhaseModule(system, phase), adam)
-            slot = _Slot(phase, wrapped, optimizer, parameters)
+            own = _Wrapped(phase, wrapped, optimizer, parameters)
             if phase.ema is not None:
-                slot.averages = {k: t.detach().clone() for k, t in _tensors(phase).items()}
-            self._slots[phase.name] = slot
+                own.averages = {k: t.detach().clone() for k, t in _tensors(phase).items()}
+            self._phases[phase.name] = own
 
     def step(
         self, phase: Phase, batch: Batch, step: int, *, micro_batch: int | None, seen: int, total: int
@@ -107,34 +107,34 @@ class Engine:
         ``seen`` of ``total`` samples were used before it. A non-finite loss or gradient skips the step on all
         ranks alike: after the reduction every rank holds the same gradient.
         """
-        slot = self._slots[phase.name]
+        own = self._phases[phase.name]
         losses = self.backward(phase, batch, step, micro_batch)
         norm = torch.nn.utils.get_total_norm(self.gradients(phase).values())
         skipped = not bool(torch.isfinite(norm))
         factor = phase.optimizer.schedule.at(seen, total)
         rate = {}
-        for group in slot.optimizer.param_groups:
+        for group in own.optimizer.param_groups:
             group["lr"] = rate[group["name"]] = phase.optimizer.lr[group["name"]] * factor
         if skipped:
-            discard_ghosts(slot.wrapped)
+            discard_ghosts(own.module)
         else:
             if phase.optimizer.clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(slot.parameters.values(), phase.optimizer.clip, norm)
-            slot.optimizer.step()
-            self._commit_statistics(slot.wrapped)
-            self._average(slot, seen, len(batch["slot"]) * self.world_size)
-        slot.optimizer.zero_grad(set_to_none=True)
+                torch.nn.utils.clip_grads_with_norm_(own.parameters.values(), phase.optimizer.clip, norm)
+            own.optimizer.step()
+            self._commit_statistics(own.module)
+            self._average(own, seen, len(batch["slot"]) * self.world_size)
+        own.optimizer.zero_grad(set_to_none=True)
         return StepResult(losses, float(norm), rate, skipped)
 
     def backward(self, phase: Phase, batch: Batch, step: int, micro_batch: int | None) -> dict[str, Tensor]:
         """Leave the global batch's mean gradient in the parameters; gives the losses' means over this rank's share."""
-        slot = self._slots[phase.name]
+        own = self._phases[phase.name]
         parts = list(_split(batch, micro_batch))
         means: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
-            with contextlib.nullcontext() if last else self._accelerator.no_sync(slot.wrapped):
-                losses: Losses = slot.wrapped(self.place(part), step)
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(own.module):
+                losses: Losses = own.module(self.place(part), step)
                 self._accelerator.backward(losses["total"] / len(parts))
             for name, value in losses.items():
                 means[name] = means.get(name, 0) + value.detach() / len(parts)
@@ -142,7 +142,7 @@ class Engine:
 
     def gradients(self, phase: Phase) -> dict[str, Tensor]:
         """Names and gradients of what a phase trains, between ``backward`` and the next step."""
-        return {n: p.grad for n, p in self._slots[phase.name].parameters.items() if p.grad is not None}
+        return {n: p.grad for n, p in self._phases[phase.name].parameters.items() if p.grad is not None}
 
     def place(self, batch: Batch) -> Batch:
         """The batch's tensors on this rank's device; floating-point ones in the engine's precision."""
@@ -178,11 +178,11 @@ class Engine:
     def averaged(self, system: System) -> Iterator[None]:
         """Inside, the system is in eval mode and holds the moving averages, where a phase keeps them."""
         kept: list[tuple[Tensor, Tensor]] = []
-        for slot in self._slots.values():
-            for name, tensor in _tensors(slot.phase).items():
-                if name in slot.averages:
+        for own in self._phases.values():
+            for name, tensor in _tensors(own.phase).items():
+                if name in own.averages:
                     kept.append((tensor, tensor.detach().clone()))
-                    tensor.data.copy_(slot.averages[name])
+                    tensor.data.copy_(own.averages[name])
         system.eval()
         try:
             yield
@@ -194,11 +194,11 @@ class Engine:
     def tensors(self, system: System) -> dict[str, Tensor]:
         """Everything that a checkpoint holds, by name: weights, moving averages, the optimizers' moments."""
         found = checkpoint.module_tensors(system)
-        for slot in self._slots.values():
-            found |= {f"ema/{name}": t for name, t in slot.averages.items()}
-            for name, parameter in slot.parameters.items():
-                moments = slot.optimizer.state.get(parameter, {})
-                found |= {f"optim/{slot.phase.name}/{name}/{k}": v for k, v in moments.items()}
+        for own in self._phases.values():
+            found |= {f"ema/{name}": t for name, t in own.averages.items()}
+            for name, parameter in own.parameters.items():
+                moments = own.optimizer.state.get(parameter, {})
+                found |= {f"optim/{own.phase.name}/{name}/{k}": v for k, v in moments.items()}
         return found
 
     def load(self, system: System, tensors: dict[str, Tensor], where: str) -> None:
@@ -206,14 +206,14 @@ class Engine:
         checkpoint.fill(
             checkpoint.module_tensors(system), {n: t for n, t in tensors.items() if n.startswith("model/")}, where
         )
-        averages = {f"ema/{n}": t for slot in self._slots.values() for n, t in slot.averages.items()}
+        averages = {f"ema/{n}": t for own in self._phases.values() for n, t in own.averages.items()}
         checkpoint.fill(averages, {n: t for n, t in tensors.items() if n.startswith("ema/")}, where)
-        for slot in self._slots.values():
-            for name, parameter in slot.parameters.items():
-                prefix = f"optim/{slot.phase.name}/{name}/"
+        for own in self._phases.values():
+            for name, parameter in own.parameters.items():
+                prefix = f"optim/{own.phase.name}/{name}/"
                 moments = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
                 if moments:
-                    slot.optimizer.state[parameter] = {
+                    own.optimizer.state[parameter] = {
                         k: t.clone() if t.ndim == 0 else t.to(parameter.device, parameter.dtype)
                         for k, t in moments.items()
                     }
@@ -229,20 +229,20 @@ class Engine:
             dist.all_reduce(sums)
         commit_ghosts(module, sums)
 
-    def _average(self, slot: _Slot, seen: int, batch: int) -> None:
+    def _average(self, own: _Wrapped, seen: int, batch: int) -> None:
         """The moving average: its half-life in samples is at most a tenth of the run so far (the ramp-up of ADA, 2020).
 
         Buffers (running statistics) are copied.
         """
-        if slot.phase.ema is None:
+        if own.phase.ema is None:
             return
-        half_life = min(slot.phase.ema, max(batch, 0.1 * seen))
+        half_life = min(own.phase.ema, max(batch, 0.1 * seen))
         keep = 0.5 ** (batch / half_life)
-        for name, tensor in _tensors(slot.phase).items():
+        for name, tensor in _tensors(own.phase).items():
             if isinstance(tensor, nn.Parameter):
-                slot.averages[name].lerp_(tensor.detach(), 1 - keep)
+                own.averages[name].lerp_(tensor.detach(), 1 - keep)
             else:
-                slot.averages[name].copy_(tensor)
+                own.averages[name].copy_(tensor)
 
 
 def _tensors(phase: Phase) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ said once, and what it missed is delivered later, by the next start at the lates
 every point, with or without MLflow. A point whose step is already in the spool (a resumed run repeats the
 steps after its checkpoint, with the same values) is not written again.
 
-Spool lines: ``{"step", "samples", "time", "metrics": {name: value}}`` or ``{"step", "picture": file, "name"}``.
+Spool lines: ``{"kind", "step", "time", "samples", "metrics": {name: value}}`` or
+``{"kind": "picture", "step", "time", "picture": file, "name"}``.
 """
 
 import contextlib
@@ -53,6 +54,7 @@ class Tracker:
         self._news = threading.Event()
         self._closing = threading.Event()
         self._failure: str | None = None
+        self._status = "FINISHED"
         self._process = psutil.Process()
         self._process.cpu_percent()
         self._thread: threading.Thread | None = None
@@ -61,10 +63,13 @@ class Tracker:
             self._thread = threading.Thread(target=self._deliver_all, name="tracking", daemon=True)
             self._thread.start()
 
-    def log(self, step: int, samples: int, metrics: Mapping[str, float]) -> None:
-        """Spool numbers of one step; never waits for MLflow. Non-finite values are kept as they are in the spool."""
-        if step > self._last.get("metrics", -1):
-            self._write({"step": step, "samples": samples, "time": time.time(), "metrics": dict(metrics)})
+    def log(self, step: int, samples: int, metrics: Mapping[str, float], kind: str = "training") -> None:
+        """Spool numbers of one step; never waits for MLflow. Non-finite values are kept as they are in the spool.
+
+        ``kind`` names what is logged together: a step of a kind that is in the spool already is not logged again.
+        """
+        if step > self._last.get(kind, -1):
+            self._write({"kind": kind, "step": step, "samples": samples, "time": time.time(), "metrics": dict(metrics)})
 
     def log_system(self, step: int, samples: int) -> None:
         """Spool what the machine does: CPU and memory of this process, memory and disk of the machine."""
@@ -75,15 +80,13 @@ class Tracker:
             "system/memory_percent": psutil.virtual_memory().percent,
             "system/disk_free_gib": psutil.disk_usage(str(self._folder)).free / gib,
         }
-        if step > self._last.get("metrics", -1):
-            self._write({"step": step, "samples": samples, "time": time.time(), "metrics": numbers})
+        self.log(step, samples, numbers, kind="system")
 
     def picture(self, step: int, path: str, name: str) -> None:
         """Spool a PNG that lies in the run's folder."""
         if step > self._last.get("picture", -1):
-            self._write(
-                {"step": step, "picture": os.path.relpath(path, self._folder), "name": name, "time": time.time()}
-            )
+            where = os.path.relpath(path, self._folder)
+            self._write({"kind": "picture", "step": step, "picture": where, "name": name, "time": time.time()})
 
     def _write(self, line: dict[str, Any]) -> None:
         try:
@@ -96,7 +99,8 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._status = "FINISHED" if error is None else "FAILED"
         self.close()
 
     def close(self, patience_s: float = 60.0) -> None:
@@ -139,7 +143,7 @@ class Tracker:
                 continue
             if closing:
                 with contextlib.suppress(Exception):
-                    client.set_terminated(self.run_id)
+                    client.set_terminated(self.run_id, self._status)
                 return
 
     def _connect(self) -> Any:
@@ -258,8 +262,7 @@ def _last_step(spool: Path) -> dict[str, int]:
                 break
             whole += len(raw)
             line = json.loads(raw)
-            kind = "picture" if "picture" in line else "metrics"
-            last[kind] = max(last.get(kind, -1), line["step"])
+            last[line["kind"]] = max(last.get(line["kind"], -1), line["step"])
     os.truncate(spool, whole)
     return last
 

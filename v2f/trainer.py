@@ -245,7 +245,9 @@ def _validate(job: _Job) -> None:
     with job.engine.averaged(job.system):
         meters = job.system.meters(job.watched)
         pictures = job.system.sample({k: v[:16] for k, v in job.watched[0].items()})
-    job.tracker.log(job.step, job.step * job.config.data.batch, {f"valid/{k}": v for k, v in meters.items()})
+    job.tracker.log(
+        job.step, job.step * job.config.data.batch, {f"valid/{k}": v for k, v in meters.items()}, "validation"
+    )
     verdict = metrics.verdict(meters)
     if verdict:
         say(f"step {job.step}: {verdict}")
