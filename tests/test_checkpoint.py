@@ -26,7 +26,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_what_any_number_of_ranks_wrote_is_read_alike(tmp_path, world_size):
-    barrier = Barrier(world_size)
+    barrier = Barrier(world_size, timeout=30)
     root = str(tmp_path)
 
     def write(rank: int) -> str:
@@ -88,6 +88,14 @@ def test_only_the_newest_are_kept_and_none_goes_before_its_successor_is_committe
         checkpoint.save(root, step, some_tensors(), {}, keep=2)
     assert [Path(f).name for f in checkpoint.committed(root)] == ["step-00000004", "step-00000005"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def test_the_remains_of_an_attempt_with_more_ranks_are_cleared_away(tmp_path):
+    remains = tmp_path / "step-00000001" / "part-00001.safetensors"
+    remains.parent.mkdir()
+    remains.write_bytes(b"half")
+    folder = checkpoint.save(str(tmp_path), 1, some_tensors(), {}, keep=2)
+    assert store.names(folder) == ["checkpoint.json", "part-00000.safetensors", "part-00000.safetensors.json"]
 
 
 def test_a_flipped_bit_is_found_and_named(tmp_path):

@@ -319,7 +319,7 @@ class _Window:
         numbers = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         numbers["speed/samples_per_second"] = self._slots / seconds
         numbers["speed/data_wait_share"] = self._waited / seconds
-        numbers["data/bytes_read"] = float(bytes_read)
+        numbers["data/bytes_read_per_rank"] = float(bytes_read)
         self._sums, self._counts = {}, {}
         self.restart()
         return numbers
