@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 quickstart: $(VENV)/.installed
 	$(BIN)/v2f shards pack shards/quickstart.yaml
-	$(BIN)/accelerate launch --config_file launch/accelerate/one-process.yaml v2f/train.py --config launch/recipes/quickstart.yaml --resume auto
+	$(BIN)/accelerate launch --quiet --config_file launch/accelerate/one-process.yaml v2f/train.py --config launch/recipes/quickstart.yaml --resume auto
 	$(BIN)/v2f eval $(RUN)
 	$(BIN)/v2f report $(RUN)
 
@@ -39,7 +39,7 @@ standins: $(VENV)/.installed
 # The longer synthetic run, about 10 minutes on 2 cores in all.
 synthetic: $(VENV)/.installed
 	$(BIN)/v2f shards pack shards/synthetic.yaml
-	$(BIN)/accelerate launch --config_file launch/accelerate/one-process.yaml v2f/train.py --config launch/recipes/synthetic.yaml --resume auto
+	$(BIN)/accelerate launch --quiet --config_file launch/accelerate/one-process.yaml v2f/train.py --config launch/recipes/synthetic.yaml --resume auto
 	$(BIN)/v2f eval runs/synthetic
 	$(BIN)/v2f report runs/synthetic
 

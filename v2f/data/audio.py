@@ -81,6 +81,5 @@ def _by_ffmpeg(content: bytes) -> tuple[Floats, int]:
                 if frames > MAX_SECONDS * rate:
                     raise UnusableError("audio is too long", f"more than {MAX_SECONDS:.0f} s")
     except (av.error.FFmpegError, ValueError, IndexError, EOFError) as error:
-        detail = str(error).splitlines()[0] if str(error) else "neither libsndfile nor FFmpeg knows it"
-        raise UnusableError("audio cannot be decoded", detail) from error
+        raise UnusableError("audio cannot be decoded", "neither libsndfile nor FFmpeg can read it") from error
     return (np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)), rate
