@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
+# The same examples every time, and no limit on a slow machine's seconds.
+hypothesis.settings.register_profile("v2f", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("v2f")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared by ranks, workers and the test itself
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
