@@ -1,6 +1,6 @@
 """The README's picture: references of unseen people above the faces made from their voices, out of a run's report.
 
-    python bench/figure.py runs/quickstart docs/quickstart.png
+python bench/figure.py runs/quickstart docs/quickstart.png
 """
 
 import base64
