@@ -3,8 +3,8 @@
 Each bound is a set of queries, one a person, to be matched by an identity net against a real photo of each person,
 exactly as a system's outputs are:
 
-- U1: the face expected of the true voice factors, rendered as a neutral photo. A system that makes one sharp face
-  for a voice cannot be asked for more.
+- U1: the face expected of the true voice factors, rendered as a neutral photo: one sharp, average face for a voice.
+  A system that is trained against the identity net itself can draw a face that the net finds again more often.
 - U2: the mean identity embedding over the faces that the voice leaves possible. It is the best single query under
   the squared error, needs no picture, and lies above U1.
 - A single factor: U1 by one who hears that factor only. Were it high, the world would be a giveaway.
