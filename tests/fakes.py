@@ -46,7 +46,7 @@ class FakeSystem(System):
         name: Literal["fake"] = "fake"
         kind: Literal["copy", "constant", "broken"] = "copy"
 
-    def __init__(self, config: Config, *, bn_group: int = 1) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.kind = config.kind  # type: ignore[attr-defined]
         self.stand_ins = ["identity", "perceptual"]
@@ -55,6 +55,12 @@ class FakeSystem(System):
 
     def phases(self) -> list[Any]:
         return []
+
+    def loss(self, phase: str, batch: dict[str, Any], step: int) -> dict[str, Tensor]:
+        raise AssertionError("nothing is trained here")
+
+    def meters(self, batches: Any) -> dict[str, float]:
+        raise AssertionError("nothing is trained here")
 
     def transforms(self) -> dict[str, Transform]:
         return {"wav": Waveform(SECONDS, RATE), "image": Photo(SIZE)}

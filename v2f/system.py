@@ -6,6 +6,7 @@ clipping, freezing and time. One file a system under ``v2f/systems``, one line i
 Shape letters: B batch, T waveform samples, H W picture, L styles, D width.
 """
 
+import abc
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Transform(Protocol):
     def __call__(self, sample: Any, rng: Any) -> Any: ...
 
 
-class System(nn.Module):
+class System(nn.Module, abc.ABC):
     """What is trained. Abstract: final classes only below it.
 
     Submodules named in a phase are trained, wrapped and saved; every other one is frozen and stays outside
@@ -93,28 +94,28 @@ class System(nn.Module):
     stand_ins: Sequence[str] = ()
     """Names of the frozen nets that are the synthetic world's, because no weights were named."""
 
+    @abc.abstractmethod
     def phases(self) -> list[Phase]:
         """The phases, in order of execution."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
         """The losses of one micro-batch: pure, no backward, no logging."""
-        raise NotImplementedError
 
     def after_step(self, phase: str) -> None:
         """Called after each optimizer step that was not skipped; a function of (seed, slot) alone."""
 
+    @abc.abstractmethod
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         """What the system makes of a batch: pictures [B, 3, H, W] in [-1, 1] or sound [B, 1, T], by name."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Numbers that show in minutes whether it collapses (promise 7), from the validation batches."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def transforms(self) -> dict[str, Transform]:
         """What it reads of a sample: name in the batch -> transform."""
-        raise NotImplementedError
 
 
 def trained(system: System) -> dict[str, nn.Module]:
