@@ -6,6 +6,7 @@ the number of ranks and micro-batches; batch-norm statistics are committed once 
 """
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -170,8 +171,16 @@ class Engine:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group; the last collective call."""
+        """Leave the process group; the last collective call.
+
+        The wrapped modules go first: where DDP's reducer drops the last reference to a gloo group, it waits with the
+        interpreter's lock for a thread that needs that lock, and the process now and then never ends.
+        """
         if dist.is_initialized():
+            self.barrier()
+            self._phases.clear()
+            self._accelerator.free_memory()
+            gc.collect()
             dist.destroy_process_group()
 
     @contextlib.contextmanager
