@@ -154,10 +154,6 @@ class Engine:
             for k, v in batch.items()
         }
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The forward precision of training, for a pass outside it."""
-        return self._accelerator.autocast()
-
     def reduce_mean(self, values: dict[str, float]) -> dict[str, float]:
         """The mean of each value over the ranks; collective."""
         if self.world_size == 1 or not values:

@@ -19,6 +19,7 @@ from v2f.config import Config, build, override, parse_yaml, read_yaml
 from v2f.errors import V2FError
 from v2f.system import System
 from v2f.systems import SYSTEMS
+from v2f.tracking import folder_of
 
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -120,8 +121,6 @@ class Run:
         """The run that ``run`` names: a folder, an ``s3://`` prefix, or an MLflow run id (32 hex digits)."""
         path = run.rstrip("/")
         if _MLFLOW_ID.fullmatch(path) and not store.exists(store.join(path, "config.yaml")):
-            from v2f.tracking import folder_of
-
             path = folder_of(path, tracking_uri or TrackingConfig().uri)
         if not store.exists(store.join(path, "config.yaml")):
             raise V2FError(f"{run}: no run there (no config.yaml); name a run's folder, s3:// prefix or MLflow run id")
