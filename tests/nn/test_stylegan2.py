@@ -1,22 +1,27 @@
 """The generator against formulas: a second, slow one is written here from the papers, with other operations."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.signal import upfirdn
+from scipy import signal
 from torch import Tensor
 
 from v2f.errors import V2FError
-from v2f.nn.stylegan2 import Blur, EqualLinear, Generator, ModulatedConv, Upsample, channels_at, truncate
+from v2f.nn.stylegan2 import Blur, EqualLinear, Generator, ModulatedConv, Upsample, channels_at, truncate, upfirdn
 
 
 def narrow(size: int = 32, dtype: torch.dtype = torch.float64, seed: int = 0) -> Generator:
     """A narrow generator whose noise strengths and biases are not at their neutral start."""
     torch.manual_seed(seed)
-    generator = Generator(size, style_dim=12, n_mlp=3, channel_multiplier=1 / 64, channel_max=10).to(dtype)
+    width = max(1 / 64, size / 4096)  # four channels at the most pixels
+    return off_neutral(Generator(size, style_dim=12, n_mlp=3, channel_multiplier=width, channel_max=10).to(dtype))
+
+
+def off_neutral(generator: Generator) -> Generator:
     with torch.no_grad():
         for name, parameter in generator.named_parameters():
             if name.endswith(("noise.weight", "bias")):
@@ -149,6 +154,44 @@ def test_synthesis_agrees_with_the_slow_generator(size: int) -> None:
     torch.testing.assert_close(picture, slow, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [64, 256, 1024])
+def test_single_precision_agrees_with_the_slow_generator(size: int) -> None:
+    generator = narrow(size, torch.float32)
+    assert_like_slow(generator, torch.randn(2 if size < 1024 else 1, generator.n_latent, 12))
+
+
+@pytest.mark.slow
+def test_the_public_1024_px_agree_with_the_slow_generator() -> None:
+    torch.manual_seed(0)
+    generator = off_neutral(Generator(1024))
+    assert_like_slow(generator, torch.randn(1, 18, 512))
+
+
+def assert_like_slow(generator: Generator, w_BLD: Tensor) -> None:
+    noise = generator.random_noise(len(w_BLD), torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        slow = slow_picture(generator.state_dict(), w_BLD, noise)
+        assert slow.std() > 0.1
+        torch.testing.assert_close(generator.synthesis(w_BLD, noise), slow, rtol=0, atol=1e-4)
+
+
+def test_one_style_is_taken_by_every_layer_and_two_mix_by_layer() -> None:
+    generator = narrow()
+    state, noise = generator.state_dict(), generator.fixed_noise()
+    w_BD, other_BD = generator.mapping(torch.randn(2, 3, 12, dtype=torch.float64))
+    with torch.no_grad():
+        rows = [w_BD] * generator.n_latent
+        torch.testing.assert_close(
+            generator.synthesis(w_BD), slow_picture(state, torch.stack(rows, 1), noise), rtol=0, atol=1e-10
+        )
+        coarse = generator.expand(w_BD)[:, :3]
+        mixed = torch.cat([coarse, generator.expand(other_BD)[:, 3:]], dim=1)
+        rows[3:] = [other_BD] * (generator.n_latent - 3)
+        torch.testing.assert_close(
+            generator.synthesis(mixed), slow_picture(state, torch.stack(rows, 1), noise), rtol=0, atol=1e-10
+        )
+
+
 def test_mapping_agrees_with_its_formula() -> None:
     generator, z = narrow(), torch.randn(5, 12, dtype=torch.float64)
     state = generator.state_dict()
@@ -190,22 +233,46 @@ def test_demodulated_outputs_of_white_noise_have_unit_variance() -> None:
     torch.testing.assert_close(output.var(dim=(0, 2, 3)), torch.ones(8), rtol=0, atol=0.15)
 
 
-def up_fir(picture: np.ndarray, up: int) -> np.ndarray:
-    taps = np.array([1.0, 3.0, 3.0, 1.0]) / 8 * (2 if up == 2 else 1)
-    rows = upfirdn(taps, picture, up=up, axis=-2)
-    return np.asarray(upfirdn(taps, rows, up=up, axis=-1))
+def scipy_upfirdn(
+    x: np.ndarray, rows: np.ndarray, columns: np.ndarray, up: int, down: int, pad: tuple[int, int]
+) -> np.ndarray:
+    """Every place that the filter touches, then padded or cut to what is asked for."""
+    for taps, axis in ((rows, -2), (columns, -1)):
+        x = np.moveaxis(np.asarray(signal.upfirdn(taps, x, up=up, axis=axis)), axis, -1)
+        x = np.pad(x, [(0, 0)] * 3 + [(0, up - 1)])  # the zeros behind the last pixel, which scipy leaves out
+        before, after = (side - len(taps) + 1 for side in pad)
+        x = np.pad(x, [(0, 0)] * 3 + [(max(before, 0), max(after, 0))])
+        x = x[..., max(-before, 0) : x.shape[-1] - max(-after, 0)][..., ::down]
+        x = np.moveaxis(x, -1, axis)
+    return x
 
 
-def test_upsampling_agrees_with_scipy() -> None:
+@pytest.mark.parametrize("pad", [(0, 0), (1, 1), (2, 1), (1, 2), (0, 3), (5, 4), (-1, 0), (2, -2), (-1, -2)])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (3, 1), (1, 2), (1, 3), (2, 3)])
+@pytest.mark.parametrize("taps", [3, 4])
+def test_upfirdn_agrees_with_scipy(taps: int, up: int, down: int, pad: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    x, rows, columns = rng.normal(size=(2, 3, 8, 9)), rng.normal(size=taps), rng.normal(size=taps)
+    kernel = torch.from_numpy(np.outer(rows, columns))
+    ours = upfirdn(torch.from_numpy(x), kernel, up, down, pad)
+    assert ours.shape[2] == (8 * up + sum(pad) - taps) // down + 1
+    np.testing.assert_allclose(ours.numpy(), scipy_upfirdn(x, rows, columns, up, down, pad), atol=1e-12)
+
+
+def test_the_generators_resampling_agrees_with_scipy() -> None:
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    full = up_fir(x.numpy(), up=2)  # [2 H + 2, 2 W + 2]: a filter of four taps overlaps by one on each side
-    np.testing.assert_allclose(Upsample().double()(x).numpy(), full[:, :, 1:-1, 1:-1], atol=1e-12)
+    taps = np.array([1.0, 3.0, 3.0, 1.0]) / 4  # a gain of two in each direction makes up for the zeros
+    doubled = scipy_upfirdn(x.numpy(), taps, taps, 2, 1, (2, 1))
+    np.testing.assert_allclose(Upsample().double()(x).numpy(), doubled, atol=1e-12)
+    blurred = scipy_upfirdn(x.numpy(), taps, taps, 1, 1, (1, 1))
+    np.testing.assert_allclose(Blur().double()(x).numpy(), blurred, atol=1e-12)
 
 
-def test_the_blur_agrees_with_scipy() -> None:
-    x = torch.randn(2, 3, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    full = 4 * up_fir(x.numpy(), up=1)  # the gain of four makes up for the zeros of the transposed convolution
-    np.testing.assert_allclose(Blur().double()(x).numpy(), full[:, :, 2:-2, 2:-2], atol=1e-12)
+def test_the_picture_keeps_its_precision_where_autocast_would_round_it() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        doubled = Upsample()(x)
+    torch.testing.assert_close(doubled, Upsample()(x), rtol=0, atol=0)
 
 
 def test_the_stored_filter_is_the_one_that_is_used() -> None:
@@ -239,25 +306,30 @@ def test_every_style_reaches_the_picture_and_no_sample_another() -> None:
 
 
 def test_gradients_agree_with_finite_differences() -> None:
-    generator = narrow(8)
-    w_BLD = torch.randn(1, generator.n_latent, 12, dtype=torch.float64, requires_grad=True)
-    weight = generator.convs[0].conv.weight  # type: ignore[union-attr]
-    bias = generator.conv1.activate.bias
+    generator = narrow()
+    names, parameters = zip(*generator.named_parameters(), strict=True)
+    z_BD = torch.randn(1, 12, dtype=torch.float64, requires_grad=True)
+    offset_BLD = torch.zeros(1, generator.n_latent, 12, dtype=torch.float64, requires_grad=True)
+    noise = [n.requires_grad_() for n in generator.random_noise(1, torch.Generator().manual_seed(1))]
 
-    def picture(w: Tensor, conv: Tensor, bias: Tensor) -> Tensor:
-        values = {"convs.0.conv.weight": conv, "conv1.activate.bias": bias}
-        return torch.func.functional_call(Synthesis(generator), {f"g.{k}": v for k, v in values.items()}, (w,))
+    def picture(z: Tensor, offset: Tensor, *rest: Tensor) -> Tensor:
+        maps, values = rest[: len(noise)], rest[len(noise) :]
+        state = {f"g.{name}": value for name, value in zip(names, values, strict=True)}
+        drawn: Tensor = torch.func.functional_call(Drawing(generator), state, (z, offset, maps))
+        return drawn
 
-    assert torch.autograd.gradcheck(picture, (w_BLD, weight, bias), fast_mode=True)
+    assert torch.autograd.gradcheck(picture, (z_BD, offset_BLD, *noise, *parameters), fast_mode=True)
 
 
-class Synthesis(torch.nn.Module):
+class Drawing(torch.nn.Module):
+    """From latent to picture, with an offset for each style of each layer."""
+
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.g = generator
 
-    def forward(self, w_BLD: Tensor) -> Tensor:
-        return self.g.synthesis(w_BLD)
+    def forward(self, z_BD: Tensor, offset_BLD: Tensor, noise: tuple[Tensor, ...]) -> Tensor:
+        return self.g.synthesis(self.g.expand(self.g.mapping(z_BD)) + offset_BLD, noise)
 
 
 def test_bfloat16_changes_a_picture_little() -> None:
@@ -285,9 +357,93 @@ def test_truncation_and_mean_style() -> None:
 
 def test_wrong_shapes_are_named() -> None:
     generator = narrow()
-    with pytest.raises(V2FError, match=r"takes styles \[batch, 8, 12\], got \[1, 7, 12\]"):
+    with pytest.raises(V2FError, match=r"takes styles \[batch, 8, 12\] or \[batch, 12\], got \[1, 7, 12\]"):
         generator.synthesis(torch.zeros(1, 7, 12, dtype=torch.float64))
+    with pytest.raises(V2FError, match=r"or \[batch, 12\], got \[1, 8\]"):
+        generator.synthesis(torch.zeros(1, 8, dtype=torch.float64))
     with pytest.raises(V2FError, match="takes 7 noise maps, got 1"):
         generator.synthesis(torch.zeros(1, 8, 12, dtype=torch.float64), [torch.zeros(1, 1, 4, 4)])
     with pytest.raises(V2FError, match="size 48 is not a power of two"):
         Generator(48)
+
+
+# --- a generator that fits its weights ---------------------------------------------------------------------------
+
+
+CONFIGS: list[dict[str, Any]] = [
+    {"size": 8},
+    {"size": 32},
+    {"size": 64, "channel_multiplier": 0.5},
+    {"size": 256, "channel_multiplier": 1},
+    {"size": 1024},
+    {"size": 1024, "channel_multiplier": 4},
+    {"size": 256, "channel_multiplier": 1, "channel_max": 128, "style_dim": 64, "n_mlp": 2},
+    {"size": 64, "channel_multiplier": 700 / 16384, "channel_max": 100, "style_dim": 24, "n_mlp": 0},
+    {"size": 16, "channel_multiplier": 44 / 16384, "channel_max": 100, "style_dim": 24, "n_mlp": 12},
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_size_widths_and_layers_are_read_off_the_weights(config: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        wanted = Generator(**config)
+    state = {name: torch.full((1,), 0.5).expand(value.shape) for name, value in wanted.state_dict().items()}
+    found = Generator.fitting(state, "g.pt")
+    assert (found.size, found.style_dim) == (wanted.size, wanted.style_dim)
+    assert {n: v.shape for n, v in found.state_dict().items()} == {n: v.shape for n, v in wanted.state_dict().items()}
+    assert [p.requires_grad for p in found.parameters()] == [p.requires_grad for p in wanted.parameters()]
+    everything = [*found.parameters(), *found.buffers()]
+    assert {v.device.type for v in everything} == {"cpu"}
+    assert len({v.data_ptr() for v in everything}) == len(everything)  # a copy, although all values were one
+
+
+def test_the_fitting_generator_draws_the_same_and_shares_no_memory() -> None:
+    original = narrow(dtype=torch.float32)
+    state = original.state_dict()
+    copy = Generator.fitting(state, "g.pt")
+    z = torch.randn(2, 12)
+    expected = original(z)
+    torch.testing.assert_close(copy(z), expected, rtol=0, atol=0)
+    assert not copy.latent_avg.any()
+    assert copy.latent_avg.shape == (12,)
+    assert "latent_avg" not in copy.state_dict()
+    for value in state.values():
+        value.zero_()
+    torch.testing.assert_close(copy(z), expected, rtol=0, atol=0)
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    state = narrow(dtype=torch.float32).state_dict()
+
+    def refused(change: dict[str, Tensor], without: str = "-") -> str:
+        with pytest.raises(V2FError) as error:
+            Generator.fitting({n: v for n, v in state.items() if not n.startswith(without)} | change, "g.pt")
+        what, _, why = str(error.value).partition(" generator")
+        assert what == "g.pt: these are not the weights of a StyleGAN2"
+        assert "\n" not in why
+        return why
+
+    assert refused({}, without="") == ": the tensor 'to_rgb1.conv.weight' is missing"
+    assert refused({}, without="to_rgbs.1.") == ": the tensor 'to_rgbs.1.conv.weight' is missing"
+    wanted = " of 32 px: the tensor 'convs.2.conv.weight' is missing (and 5 more)"
+    assert refused({}, without="convs.2.").startswith(wanted)
+    assert refused({}, without="style.2.weight") == " of 32 px: the tensor 'style.2.weight' is missing"
+    assert refused({}, without="noises.noise_6") == " of 32 px: the tensor 'noises.noise_6' is missing"
+    latent_avg = refused({"latent_avg": torch.zeros(12)})
+    assert latent_avg == " of 32 px: the tensor 'latent_avg' is not known"
+    far = "to_rgbs.999999999.bias"  # no reason to build a generator of that size
+    assert refused({far: torch.zeros(1, 3, 1, 1)}) == f" of 32 px: the tensor '{far}' is not known"
+
+    def changed(name: str, value: Tensor) -> str:
+        return refused({name: value})
+
+    kernel = changed("convs.0.conv.blur.kernel", torch.zeros(3, 3))
+    assert kernel == " of 32 px: 'convs.0.conv.blur.kernel' has the shape [3, 3], [4, 4] is wanted"
+    double = changed("conv1.noise.weight", torch.zeros(1, dtype=torch.float64))
+    assert double == " of 32 px: 'conv1.noise.weight' is float64, float32 is wanted"
+    flat = changed("conv1.conv.modulation.weight", torch.zeros(10))
+    assert flat == ": 'conv1.conv.modulation.weight' has the shape [10], [C, D] is wanted"
+    none = changed("to_rgb1.conv.weight", torch.zeros(1, 3, 0, 1, 1))
+    assert none == ": 'to_rgb1.conv.weight' has the shape [1, 3, 0, 1, 1], [1, 3, C, 1, 1] is wanted"
+    odd = changed("to_rgbs.0.conv.weight", torch.zeros(1, 3, 7, 1, 1))
+    assert odd == ": 'to_rgbs.0.conv.weight' has 7 channels, 10 go with the other resolutions' channels"

@@ -1,6 +1,7 @@
 """StyleGAN2's generator, written from the papers, with the parameter names that public weights use.
 
     z [B,D] -> mapping -> w [B,D] -> one copy a layer, w+ [B,L,D] -> synthesis -> picture [B,3,H,W], about [-1,1]
+    state_dict of the public layout -> Generator.fitting -> the generator of that size and width, with these weights
 
 Karras, Laine, Aila 2019 (arXiv 1812.04948, "StyleGAN") and Karras et al. 2020 (arXiv 1912.04958, "StyleGAN2").
 A ``state_dict`` has the keys and shapes of the widespread PyTorch port (``style.1.weight``,
@@ -10,14 +11,17 @@ Letters: B batch, D style width, L styles a picture, C/I/O channels, H/W pixels,
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
+from v2f.nn.strict import fill
 
 SLOPE = 0.2  # of the leaky ReLU, everywhere
 GAIN = math.sqrt(2.0)  # keeps the variance behind that leaky ReLU
@@ -62,6 +66,34 @@ def fir_kernel(gain: float) -> Tensor:
     return torch.outer(taps, taps) * (gain / taps.sum() ** 2)
 
 
+def upfirdn(x_BCHW: Tensor, kernel_KK: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)) -> Tensor:
+    """Zeros between the pixels, zeros (or, negative, a cut) around, the filter, every ``down``-th pixel (appendix B).
+
+    ``up - 1`` zeros follow each pixel, ``pad`` is (before, after) in both directions, the filter is convolved (not
+    correlated) with each channel. H -> ``(H up + before + after - K) // down + 1``. In the precision of ``x``,
+    whatever autocast says: the picture that the resolutions add up to passes through here.
+    """
+    channels, taps = x_BCHW.shape[1], kernel_KK.shape[0]
+    with torch.autocast(x_BCHW.device.type, enabled=False):
+        kernel_KK = kernel_KK.to(x_BCHW.dtype)
+        if up == 1:
+            even = max(min(pad), 0)  # what the convolution pads by itself costs no copy
+            x_BCHW = _framed(x_BCHW, pad[0] - even, pad[1] - even)
+            kernel = kernel_KK.flip(0, 1).expand(channels, 1, taps, taps)
+            return F.conv2d(x_BCHW, kernel, stride=down, padding=even, groups=channels)
+        # a transposed convolution gives every place that the filter touches; the frame asks for fewer (or more)
+        before, after = pad[0] - taps + 1, pad[1] - taps + up
+        even = max(-max(before, after), 0)
+        kernel = kernel_KK.expand(channels, 1, taps, taps)
+        x_BCHW = F.conv_transpose2d(x_BCHW, kernel, stride=up, padding=even, groups=channels)
+        return _framed(x_BCHW, before + even, after + even)[:, :, ::down, ::down]
+
+
+def _framed(x_BCHW: Tensor, before: int, after: int) -> Tensor:
+    """Zeros around a picture, or a cut where negative."""
+    return F.pad(x_BCHW, (before, after) * 2) if before or after else x_BCHW
+
+
 class Blur(nn.Module):
     """The low-pass filter behind a transposed convolution: [B,C,2H+1,2W+1] -> [B,C,2H,2W]."""
 
@@ -72,9 +104,7 @@ class Blur(nn.Module):
         self.register_buffer("kernel", fir_kernel(4.0))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        channels = x_BCHW.shape[1]
-        kernel = self.kernel.flip(0, 1).to(x_BCHW.dtype).expand(channels, 1, 4, 4)
-        return F.conv2d(x_BCHW, kernel, padding=1, groups=channels)
+        return upfirdn(x_BCHW, self.kernel, pad=(1, 1))
 
 
 class Upsample(nn.Module):
@@ -87,9 +117,7 @@ class Upsample(nn.Module):
         self.register_buffer("kernel", fir_kernel(4.0))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        channels = x_BCHW.shape[1]
-        kernel = self.kernel.to(x_BCHW.dtype).expand(channels, 1, 4, 4)
-        return F.conv_transpose2d(x_BCHW, kernel, stride=2, padding=1, groups=channels)
+        return upfirdn(x_BCHW, self.kernel, up=2, pad=(2, 1))
 
 
 class ModulatedConv(nn.Module):
@@ -198,6 +226,47 @@ def channels_at(resolution: int, channel_multiplier: float, channel_max: int | N
     return min(channel_max, tapered)
 
 
+def _deduced(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """The arguments of the :class:`Generator` whose ``state_dict`` has these names and shapes.
+
+    Size, style width and layers of the mapping are read off; the channels must follow :func:`channels_at`. What the
+    weights do not tell is ``lr_mlp``, which is 0.01 in every public generator. Errors as for ``Generator.fitting``.
+    """
+    wrong = f"{where}: these are not the weights of a StyleGAN2 generator:"
+
+    def shape(name: str, wanted: str) -> torch.Size:
+        if name not in state:
+            raise V2FError(f"{wrong} the tensor {name!r} is missing")
+        found = state[name].shape
+        if len(found) != wanted.count(",") + 1 or 0 in found:
+            raise V2FError(f"{wrong} {name!r} has the shape {list(found)}, {wanted} is wanted")
+        return found
+
+    def highest(pattern: str) -> int:
+        """The highest number that a name has, so that a gap is found as a gap; 0 where there is none."""
+        return max((int(found[1]) for name in state if (found := re.match(pattern, name))), default=0)
+
+    names = ["to_rgb1", *(f"to_rgbs.{i}" for i in range(highest(r"to_rgbs\.(\d)\.") + 1))]
+    widths = {4 * 2**i: shape(f"{name}.conv.weight", "[1, 3, C, 1, 1]")[2] for i, name in enumerate(names)}
+    for channel_max, tapering in ((None, [r for r in widths if r > 32]), (max(widths.values()), list(widths))):
+        # the largest product is the least base that gives every width its channels, if any base does
+        base = max((widths[r] * r for r in tapering), default=2 * 16384)
+        rule = {r: channels_at(r, base / 16384, channel_max) for r in widths}
+        if rule == widths:
+            break
+    else:
+        r = next(r for r in widths if rule[r] != widths[r])
+        name = f"{names[r.bit_length() - 3]}.conv.weight"
+        raise V2FError(f"{wrong} {name!r} has {widths[r]} channels, {rule[r]} go with the other resolutions' channels")
+    return {
+        "size": max(widths),
+        "style_dim": shape("conv1.conv.modulation.weight", "[C, D]")[1],
+        "n_mlp": highest(r"style\.(\d\d?)\."),
+        "channel_multiplier": base / 16384,
+        "channel_max": channel_max,
+    }
+
+
 class Generator(nn.Module):
     """StyleGAN2's generator with skip connections (configuration F of the paper's table 1).
 
@@ -250,6 +319,19 @@ class Generator(nn.Module):
             side = 2 ** ((i + 5) // 2)
             self.noises.register_buffer(f"noise_{i}", torch.randn(1, 1, side, side))
 
+    @classmethod
+    def fitting(cls, state: Mapping[str, Tensor], where: str) -> "Generator":
+        """The generator that a float32 ``state_dict`` fits, with a copy of it; ``latent_avg`` is left at zero.
+
+        ``where`` begins the one line of the :class:`V2FError` about the first name that is missing, unknown, or of
+        another shape or type.
+        """
+        with torch.device("meta"):  # no time for random weights that are replaced at once
+            generator = cls(**_deduced(state, where))
+        fill(generator, state, where, f"a StyleGAN2 generator of {generator.size} px")
+        generator.latent_avg = torch.zeros(generator.style_dim, device=generator.input.input.device)
+        return generator
+
     def mapping(self, z_BD: Tensor) -> Tensor:
         """The latent's style: z [B,D] -> w [B,D] (StyleGAN, section 2)."""
         w_BD: Tensor = self.style(z_BD)
@@ -271,16 +353,17 @@ class Generator(nn.Module):
             for n in self.fixed_noise()
         ]
 
-    def synthesis(self, w_BLD: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
-        """The picture of w+ [B,L,D]: [B,3,H,W], about [-1,1] and not clipped.
+    def synthesis(self, w: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
+        """The picture of w+ [B,L,D], or of w [B,D] for every layer: [B,3,H,W], about [-1,1] and not clipped.
 
         ``noise`` holds one [1 or B,1,H,W] map a layer; without it the registered maps are used, so that the same
         styles give the same picture.
         """
+        w_BLD = self.expand(w) if w.ndim == 2 else w
         if w_BLD.ndim != 3 or w_BLD.shape[1:] != (self.n_latent, self.style_dim):
             raise V2FError(
-                f"generator: {self.size} px takes styles [batch, {self.n_latent}, {self.style_dim}], "
-                f"got {list(w_BLD.shape)}"
+                f"generator: {self.size} px takes styles [batch, {self.n_latent}, {self.style_dim}] or "
+                f"[batch, {self.style_dim}], got {list(w.shape)}"
             )
         maps = self.fixed_noise() if noise is None else list(noise)
         if len(maps) != self.n_noises:
@@ -296,7 +379,7 @@ class Generator(nn.Module):
 
     def forward(self, z_BD: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """The picture of a latent: z [B,D] -> [B,3,H,W]."""
-        return self.synthesis(self.expand(self.mapping(z_BD)), noise)
+        return self.synthesis(self.mapping(z_BD), noise)
 
     @torch.no_grad()
     def mean_w(self, n: int, generator: torch.Generator | None = None) -> Tensor:
