@@ -11,6 +11,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from odd_transforms import Deadly, Picky, Uneven, Wrong
 
 from v2f.data.loader import Batch, Loader, _Farm, check_batch, read_split
-from v2f.data.manifest import Dataset, Split
+from v2f.data.manifest import Dataset, Split, write_manifest, write_shard
 from v2f.data.order import Order
-from v2f.data.transforms import Photo, Waveform
+from v2f.data.sample import encode
+from v2f.data.transforms import Codes, Photo, Waveform
 from v2f.errors import V2FError
 
 TRANSFORMS = {"wav": Waveform(0.03), "image": Photo(8)}
@@ -123,6 +125,32 @@ def test_a_resume_may_start_at_any_slot(train: Split, undisturbed: list[Batch]) 
     for start in (1, 17, 52, 53, 54):
         batch = take(train, 1, start_slot=start)[0]
         assert torch.equal(batch["wav"], whole["wav"][start : start + 12])
+
+
+@pytest.mark.parametrize(("workers", "reverse"), [(0, False), (2, False), (0, True)])
+def test_codes_are_those_of_the_photo_in_the_same_batch(tmp_path: Path, workers: int, reverse: bool) -> None:
+    """Each photo and its codes hold one number; whatever stands first or decodes, they are the same one."""
+    items = []
+    for n in range(30):
+        about = {"identity": f"p{n}", "split": "train", "source": "test"}
+        photos = [np.full((8, 8, 3), 5 * n + i, np.uint8) for i in range(5)]
+        codes_PLD = np.stack([np.full((2, 4), photo[0, 0, 0], np.float32) for photo in photos])
+        items.append((f"s{n}", f"p{n}", encode(f"s{n}", np.ones(800), 16000, photos, codes_PLD=codes_PLD, **about)))
+    split = write_manifest(str(tmp_path), [write_shard(str(tmp_path), "train-00000.tar", "train", items)], {}).split(
+        "train"
+    )
+    named = {"wav": Waveform(0.03), "image": Photo(8), "codes": Codes(2, 4), "other": Codes(2, 4, draws_as="other")}
+    transforms = dict(reversed(named.items())) if reverse else named
+    with Loader(split, order(split), transforms, batch=BATCH, seed=9, workers=workers) as loader:
+        batches = list(islice(loader, 5))
+    shown = torch.cat([batch["image"][:, 0, 0, 0] for batch in batches]).float()
+    codes, other = (torch.cat([batch[name] for batch in batches]) for name in ("codes", "other"))
+    assert torch.equal(codes, shown[:, None, None].expand(-1, 2, 4))
+    assert 5 < (other[:, 0, 0] != shown).sum() < 60  # a draw of its own is another one
+    assert len(set((shown % 5).tolist())) == 5
+    (batch,) = read_split(split, transforms, 30)
+    assert torch.equal(batch["codes"][:, 0, 0], batch["image"][:, 0, 0, 0].float())
+    assert (batch["image"][:, 0, 0, 0] % 5 == 0).all()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -118,6 +118,74 @@ def test_audio_too_long_to_be_a_clip_is_refused_before_it_is_decoded(monkeypatch
         Sample("k", members()).waveform()
 
 
+CODES = RNG.normal(size=(3, 14, 6))
+
+
+def test_codes_come_back_in_float16() -> None:
+    encoded = encode("k", WAV, 16000, PHOTOS, identity="a", split="train", source="test", codes_PLD=CODES)
+    sample = Sample("k", encoded)
+    assert sample.has_codes
+    for number in range(3):
+        codes_LD = sample.codes(number)
+        assert codes_LD.dtype == np.float32
+        assert np.array_equal(codes_LD, CODES[number].astype(np.float16))
+    assert Sample("k", {name: memoryview(content) for name, content in encoded.items()}).codes().shape == (14, 6)
+    assert np.array_equal(np.load(io.BytesIO(encoded["codes.npy"]), allow_pickle=False), CODES.astype(np.float16))
+
+
+def test_a_sample_without_codes_says_how_to_get_them() -> None:
+    sample = Sample("k", members())
+    assert not sample.has_codes
+    with pytest.raises(V2FError, match=r"sample k: it has no codes \(codes\.npy\); pack .* pairs\.psp\.codes=true"):
+        sample.codes()
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+HUGE = (
+    npy(CODES[:1].astype(np.float16)).replace(b"(1, 14, 6)", b"(9999999, 14, 999999)").replace(b" " * 11 + b"\n", b"\n")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "codes.npy cannot be decoded"),
+        (b"PK\3\4", "codes.npy cannot be decoded"),
+        (npy(np.array([print], dtype=object)), "codes.npy cannot be decoded"),
+        (npy(CODES[:1].astype(np.float16))[:-2], "166 bytes are no float16"),
+        (npy(CODES[:1].astype(np.float16)) + b"..", "170 bytes are no float16"),
+        (HUGE, r"168 bytes are no float16 \[9999999, 14, 999999\]"),
+        (npy(CODES[:1]), "float64 .*, float16"),
+        (npy(CODES.astype(np.float16)), r"\[3, 14, 6\], float16 \[1, styles, width\]"),
+        (npy(CODES[0].astype(np.float16)), "float16"),
+        (npy(np.full((1, 2, 2), np.inf, np.float16)), "not finite"),
+    ],
+)
+def test_codes_that_the_schema_does_not_promise_are_refused(content: bytes, message: str) -> None:
+    with pytest.raises(V2FError, match=rf"sample k: .*{message}"):
+        Sample("k", {**members(), "codes.npy": content}).codes()
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (CODES[:2], r"codes of shape \(2, 14, 6\), \[3, styles, width\] is wanted"),
+        (CODES[0], "codes of shape"),
+        (CODES[:, :0], "codes of shape"),
+        (CODES * np.nan, "not finite in float16"),
+        (CODES * 1e6, "not finite in float16"),
+    ],
+)
+def test_no_codes_are_encoded_that_would_be_refused(codes: np.ndarray, message: str) -> None:
+    with pytest.raises(V2FError, match=f"sample k: .*{message}"):
+        encode("k", WAV, 16000, PHOTOS, identity="a", split="train", source="test", codes_PLD=codes)
+
+
 @pytest.mark.parametrize("key", ["a.b", "", "a/b", "ä", "k" * 81])
 def test_a_key_that_a_tar_could_not_hold_is_refused(key: str) -> None:
     with pytest.raises(V2FError, match="a key has"):

@@ -5,15 +5,17 @@ A sample is a run of adjacent members of a plain WebDataset tar that share a key
     KEY.flac | KEY.wav                         mono, 16-bit
     KEY.png | KEY.jpg | KEY.webp               one photo, 8-bit RGB
     KEY.0.png, KEY.1.png, ...                  several photos
+    KEY.codes.npy                              optional: w+ of each photo, float16 [P, L, D]
     KEY.json                                   identity, split, sample_rate, seconds, source, and what a source adds
 
 A key is of letters, digits, ``-`` and ``_`` (a dot would end it).
 
-Shape letters: T audio frames, H height, W width, C channels.
+Shape letters: T audio frames, H height, W width, C channels, P photos, L styles, D style width.
 """
 
 import io
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -32,6 +34,7 @@ AudioFormat = Literal["flac", "wav"]
 PhotoFormat = Literal["png", "jpg", "webp"]
 AUDIO_FORMATS = ("flac", "wav")
 PHOTO_FORMATS = ("png", "jpg", "webp")
+CODES = "codes.npy"
 SPLITS = ("train", "valid", "test", "seen")
 MAX_SECONDS = 3600.0  # longer audio and larger photos are taken for decompression bombs
 MAX_PIXELS = 100_000_000
@@ -70,6 +73,7 @@ def encode(
     split: str,
     source: str,
     extra: Mapping[str, Any] | None = None,
+    codes_PLD: npt.NDArray[np.floating[Any]] | None = None,
     audio_format: AudioFormat = "flac",
     photo_format: PhotoFormat = "png",
     quality: int = 95,
@@ -77,7 +81,7 @@ def encode(
     """The members of one sample, extension to content.
 
     ``wav_T`` lies in [-1, 1] (beyond, it is clipped); ``photos_HWC`` are uint8 RGB; ``extra`` goes into the
-    JSON beside the required keys; ``quality`` (1 to 100) counts for JPEG and WebP.
+    JSON beside the required keys; ``codes_PLD`` are the photos' w+; ``quality`` (1 to 100) counts for JPEG and WebP.
     """
     check_key(key)
     if split not in SPLITS:
@@ -88,6 +92,8 @@ def encode(
     for number, photo_HWC in enumerate(photos_HWC):
         name = photo_format if len(photos_HWC) == 1 else f"{number}.{photo_format}"
         members[name] = encode_photo(key, photo_HWC, photo_format, quality)
+    if codes_PLD is not None:
+        members[CODES] = encode_codes(key, codes_PLD, len(photos_HWC))
     meta = {
         "identity": identity,
         "split": split,
@@ -127,7 +133,33 @@ def encode_photo(key: str, photo_HWC: npt.NDArray[np.uint8], photo_format: Photo
     return buffer.getvalue()
 
 
+def encode_codes(key: str, codes_PLD: npt.NDArray[np.floating[Any]], photos: int) -> bytes:
+    """w+ [P, L, D] of the ``photos`` photos of a sample as NumPy's format, float16."""
+    if codes_PLD.ndim != 3 or len(codes_PLD) != photos or not codes_PLD.size:
+        raise V2FError(f"sample {key}: codes of shape {codes_PLD.shape}, [{photos}, styles, width] is wanted")
+    with np.errstate(over="ignore"):
+        half_PLD = np.ascontiguousarray(codes_PLD, np.float16)
+    if not np.isfinite(half_PLD).all():
+        raise V2FError(f"sample {key}: its codes hold values that are not finite in float16")
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, half_PLD, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
 # ------------------------------------------------------------------------------------------------ decode
+
+
+def read_npy(content: bytes | memoryview) -> npt.NDArray[Any]:
+    """The numbers in NumPy's format 1.0 (NEP 1); ValueError if it is anything else or not whole. Nothing is run, and no
+    more memory is taken than ``content`` has."""
+    buffer = io.BytesIO(content)
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise ValueError("no NumPy format 1.0")
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(buffer)
+    raw = buffer.read()
+    if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize != len(raw):
+        raise ValueError(f"{len(raw)} bytes are no {dtype} {list(shape)}")
+    return np.frombuffer(raw, dtype).reshape(shape, order="F" if by_columns else "C")
 
 
 class Sample:
@@ -138,7 +170,7 @@ class Sample:
         self.key = key
         audio = [name for name in members if name in AUDIO_FORMATS]
         photos = sorted((int(m[1] or 0), name) for name in members if (m := _PHOTO.fullmatch(name)))
-        foreign = set(members) - set(audio) - {name for _, name in photos} - {"json"}
+        foreign = set(members) - set(audio) - {name for _, name in photos} - {"json", CODES}
         if foreign:
             raise V2FError(f"sample {key}: members that the schema does not know: {', '.join(sorted(foreign))}")
         if len(audio) != 1 or not photos or "json" not in members:
@@ -233,6 +265,27 @@ class Sample:
                     return np.array(image)
             except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise V2FError(f"sample {self.key}: photo {name} cannot be decoded ({_first_line(error)})") from error
+
+    @property
+    def has_codes(self) -> bool:
+        return CODES in self._members
+
+    def codes(self, number: int = 0) -> npt.NDArray[np.float32]:
+        """w+ of photo ``number``, float32 [L, D]."""
+        if not self.has_codes:
+            raise V2FError(f"sample {self.key}: it has no codes ({CODES}); pack it anew with pairs.psp.codes=true")
+        try:
+            codes_PLD = read_npy(self._members[CODES])
+        except ValueError as error:
+            raise V2FError(f"sample {self.key}: its {CODES} cannot be decoded ({_first_line(error)})") from error
+        if codes_PLD.dtype != np.float16 or codes_PLD.ndim != 3 or len(codes_PLD) != self.photo_count:
+            raise V2FError(
+                f"sample {self.key}: its codes are {codes_PLD.dtype} {list(codes_PLD.shape)}, "
+                f"float16 [{self.photo_count}, styles, width] is wanted"
+            )
+        if not np.isfinite(codes_PLD[number]).all():
+            raise V2FError(f"sample {self.key}: its codes hold values that are not finite")
+        return codes_PLD[number].astype(np.float32)
 
 
 def split_members(key: str, raw: bytes | bytearray | memoryview) -> dict[str, memoryview]:

@@ -1,8 +1,9 @@
 """What a system reads of a sample: small frozen objects that make one array of it.
 
-``rng`` is keyed by (seed, slot) in training; None asks for the one deterministic reading (evaluation).
+``rng`` is keyed by (seed, slot, the transform's name) in training; None asks for the one deterministic reading
+(evaluation). A transform that has to choose as another one does names that one in an attribute ``draws_as``.
 
-Shape letters: T audio frames, H height, W width, C channels.
+Shape letters: T audio frames, H height, W width, C channels, L styles, D style width.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from v2f.errors import V2FError
 
 
 class Transform(Protocol):
-    """A picklable callable, of a class that a module (not a script) defines; equal shapes for all samples."""
+    """A picklable callable, of a class that a module (not a script) defines; equal shapes for all samples.
+
+    Optional: ``draws_as: str``, the name of the transform with whose ``rng`` it is called."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[Any]: ...
 
@@ -55,8 +58,30 @@ class Photo:
     size: int
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.uint8]:
-        number = 0 if rng is None else int(rng.integers(sample.photo_count))
-        return square(sample.photo(number), self.size).transpose(2, 0, 1)
+        return square(sample.photo(_chosen(sample, rng)), self.size).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """w+ of the photo that the :class:`Photo` called ``draws_as`` gives, float32 [styles, width]."""
+
+    styles: int
+    width: int = 512
+    draws_as: str = "image"
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float32]:
+        codes_LD = sample.codes(_chosen(sample, rng))
+        if codes_LD.shape != (self.styles, self.width):
+            raise V2FError(
+                f"sample {sample.key}: its codes have {codes_LD.shape[0]} styles x {codes_LD.shape[1]}, the generator "
+                f"takes {self.styles} x {self.width}; pack it anew with a pSp for that generator"
+            )
+        return codes_LD
+
+
+def _chosen(sample: Sample, rng: np.random.Generator | None) -> int:
+    """The number of one photo: by chance, in evaluation the first."""
+    return 0 if rng is None else int(rng.integers(sample.photo_count))
 
 
 @dataclass(frozen=True)

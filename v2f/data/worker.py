@@ -53,14 +53,16 @@ def decode(
 ) -> Arrays:
     """Each transform's results for the samples, stacked to [len(keys), ...].
 
-    The randomness of a transform is a function of (seed, slot, its name); with ``seed`` None there is none.
+    The randomness of a transform is a function of (seed, slot, its name), or where it says ``draws_as`` of the name
+    of that other transform; with ``seed`` None there is none.
     """
     arrays: Arrays = {}
+    draws_as = {name: getattr(transform, "draws_as", name) for name, transform in transforms.items()}
     for row, (key, raw, slot) in enumerate(zip(keys, raws, slots, strict=True)):
         try:
             sample = Sample.from_tar(key, raw)
             for name, transform in transforms.items():
-                rng = None if seed is None else keyed_rng(_TRANSFORM, seed, slot, crc32(name.encode()))
+                rng = None if seed is None else keyed_rng(_TRANSFORM, seed, slot, crc32(draws_as[name].encode()))
                 value = transform(sample, rng)
                 if row == 0:
                     arrays[name] = np.empty((len(keys), *value.shape), value.dtype)
