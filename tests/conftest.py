@@ -56,3 +56,16 @@ def real_pairs() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real pairs at {folder}; set V2F_REAL_PAIRS")
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of each foreign layout, under the authors' names, holding random numbers."""
+    import torch
+
+    from bench.random_weights import FILES
+
+    folder = tmp_path_factory.mktemp("weights")
+    for name, make in FILES.items():
+        torch.save(make(), folder / name)
+    return folder

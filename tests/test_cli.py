@@ -12,6 +12,7 @@ from v2f.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VERBS = [["train"], ["eval"], ["generate"], ["report"], ["shards", "pack"], ["shards", "verify"]]
+VERBS += [["weights"], ["weights", "table"], ["weights", "convert"], ["weights", "mirror"]]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -44,6 +45,9 @@ def test_the_main_help_names_every_verb(capsys):
         (["shards", "pack", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
         (["shards", "verify", "nowhere"], "nowhere: no data set here"),
         (["report", "nowhere"], "nowhere: no run there"),
+        (["weights", "table", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
+        (["weights", "convert", "nowhere.pkl", "out.safetensors"], "nowhere.pkl: cannot"),
+        (["weights", "mirror", "somewhere", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(arguments, told, capsys):

@@ -1,10 +1,11 @@
 """Configuration: strict, and an error that names the nearest key."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from v2f.config import Config, build, dump_yaml, flatten, override, parse_yaml, read_yaml
 from v2f.errors import V2FError
@@ -54,6 +55,43 @@ def test_an_ill_typed_value_is_one_line_with_key_and_value(values, told):
         build(Outer, values, "x.yaml")
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Dog(Config):
+    kind: Literal["dog"]
+    bark: Literal["low", "high"]
+    age: int = Field(1, gt=0)
+
+
+class Fish(Config):
+    kind: Literal["fish"] = "fish"
+    depth: float = 1.0
+
+
+class Zoo(Config):
+    pet: Annotated[Dog | Fish, Field(discriminator="kind")] = Fish()
+    second: Annotated[Dog | Fish, Field(discriminator="kind")] | None = None
+
+
+@pytest.mark.parametrize(
+    ("pet", "told"),
+    [
+        ({"kind": "dog"}, "the key 'pet.bark' is missing"),
+        ({"bark": "low"}, "the key 'pet.kind' is missing"),
+        ({"kind": "cat"}, "pet.kind: there is no 'cat', but 'dog', 'fish'"),
+        ({"kind": "dog", "bark": "loud"}, "pet.bark: input should be 'low' or 'high', got 'loud' (str)"),
+        ({"kind": "dog", "bark": "low", "agge": 2}, "unknown key 'pet.agge'; did you mean 'pet.age'?"),
+        ({"kind": "fish", "bark": "low"}, "unknown key 'pet.bark'"),
+        (3, "pet: input should be a valid dictionary"),
+    ],
+)
+def test_a_group_of_one_kind_or_another_is_told_as_the_user_wrote_it(pet, told):
+    with pytest.raises(V2FError) as caught:
+        build(Zoo, {"pet": pet}, "x.yaml")
+    assert f"x.yaml: {told}" in str(caught.value)
+    with pytest.raises(V2FError) as caught:
+        build(Zoo, {"second": pet}, "x.yaml")
+    assert f"x.yaml: {told.replace('pet', 'second')}" in str(caught.value)
 
 
 def test_numbers_in_scientific_notation_are_numbers():

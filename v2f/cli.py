@@ -3,9 +3,14 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from v2f import __version__, train
-from v2f.errors import guarded
+from v2f.errors import V2FError, guarded
+
+if TYPE_CHECKING:
+    from v2f.weights import Frozen
 
 _RUN = "a run: its folder, its s3:// prefix, or its MLflow run id"
 
@@ -33,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("voice", metavar="voice.wav", help="any audio file that libsndfile or FFmpeg reads")
     generate.add_argument("-o", "--output", required=True, metavar="face.png", help="where to write the picture")
 
+    generate.add_argument("--size", type=int, metavar="PIXELS", help="side of the picture; default: what it trains on")
+
     report = _verb(verbs, "report", _report, "write a run's page: references beside faces, curves, retrieval")
     report.add_argument("run_path", metavar="RUN", help="a run's folder")
 
@@ -43,6 +50,21 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
     verify = _verb(below, "verify", _verify, "check every byte, the schema and the splits of a data set")
     verify.add_argument("data", metavar="PATH", help="a data set's folder or s3:// prefix")
+
+    weights = _verb(verbs, "weights", _weights, "what the recipes' frozen nets need, what is there, where to get it")
+    weights.set_defaults(recipes=[], load=False)
+    below = weights.add_subparsers(title="verbs", metavar="VERB")
+    table = _verb(below, "table", _weights, "the same for chosen recipes")
+    table.add_argument("--load", action="store_true", help="also load every file, strictly")
+    convert = _verb(below, "convert", _convert, "make tensors of one of NVIDIA's StyleGAN2 pickles, running nothing")
+    convert.add_argument("pickle", metavar="ada.pkl", help="stylegan2-ada-pytorch's or stylegan3's stylegan2-*.pkl")
+    convert.add_argument("output", metavar="out.safetensors", help="where to write the tensors")
+    mirror = _verb(below, "mirror", _mirror, "gather what recipes need in one place, for a site without the internet")
+    mirror.add_argument("target", metavar="DIR", help="the mirror: a folder or an s3:// prefix")
+    mirror.add_argument("--from", dest="source", default="weights", metavar="PATH", help="where files lie (weights)")
+    mirror.add_argument("--download", action="store_true", help="fetch what has an address that answers directly")
+    for verb in (table, mirror):
+        verb.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help="default: launch/recipes/*.yaml")
     return parser
 
 
@@ -69,7 +91,7 @@ def _generate(args: argparse.Namespace) -> None:
     from v2f.generate import generate
     from v2f.run import Run
 
-    generate(Run.open(args.run_path), args.voice, args.output)
+    generate(Run.open(args.run_path), args.voice, args.output, size=args.size)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -88,6 +110,38 @@ def _verify(args: argparse.Namespace) -> int:
     from v2f.prepare.verify import verify
 
     return 1 if verify(args.data) else 0
+
+
+def _weights(args: argparse.Namespace) -> int:
+    from v2f.weights.commands import show
+
+    return 1 if show(_needs(args.recipes), load=args.load) else 0
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from v2f.weights.nvidia import convert
+
+    about = convert(args.pickle, args.output)
+    clamp = about["conv_clamp"]
+    clamp = "" if clamp == "None" else f"; it was trained with conv_clamp {clamp}, which is not applied here"
+    print(f"{args.output}: a StyleGAN2 generator of {about['size']} px, from {about['source_name']}{clamp}")
+
+
+def _mirror(args: argparse.Namespace) -> int:
+    from v2f.weights.commands import mirror
+
+    return 1 if mirror(args.target, _needs(args.recipes), args.source, args.download) else 0
+
+
+def _needs(recipes: Sequence[str]) -> "dict[str, Frozen]":
+    """The frozen nets that recipes of runs name; a system without such a group needs none."""
+    from v2f.run import load_config
+
+    paths = list(recipes) or sorted(str(path) for path in Path("launch/recipes").glob("*.yaml"))
+    if not paths:
+        raise V2FError("no recipe: name one, or run this where launch/recipes is")
+    configs = {path: load_config(path) for path in paths}
+    return {c.name: c.system.frozen for c in configs.values() if hasattr(c.system, "frozen")}
 
 
 if __name__ == "__main__":

@@ -131,19 +131,22 @@ def _copy(value: Any) -> Any:
 def _explain(cls: type[Config], error: ValidationError, where: str, under: str) -> str:
     problems = error.errors(include_url=False)
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "model-type"))]
+    location = [str(part) for part in first["loc"]]
+    path = _shown(cls, location)
     dotted = under + ".".join(path) or "the configuration"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        nearest = _nearest(cls, path)
-        hint = (
-            f"; did you mean {under + nearest!r}?"
-            if nearest
-            else f"; known keys: {', '.join(sorted(_keys_at(cls, path[:-1])))}"
-        )
+        siblings = _keys_at(cls, location[:-1])
+        nearest = _nearest(cls, path, siblings)
+        hint = f"; did you mean {under + nearest!r}?" if nearest else f"; known keys: {', '.join(sorted(siblings))}"
         return f"{where}: unknown key {dotted!r}{hint}{more}"
     if first["type"] == "missing":
         return f"{where}: the key {dotted!r} is missing{more}"
+    if first["type"].startswith("union_tag"):
+        tag = f"{dotted}.{first['ctx']['discriminator'].strip(chr(39))}"
+        if first["type"] == "union_tag_not_found":
+            return f"{where}: the key {tag!r} is missing{more}"
+        return f"{where}: {tag}: there is no {first['ctx']['tag']!r}, but {first['ctx']['expected_tags']}{more}"
     message = first["msg"][:1].lower() + first["msg"][1:]
     message = message.removeprefix("value error, ")
     shown = repr(first["input"])
@@ -151,13 +154,12 @@ def _explain(cls: type[Config], error: ValidationError, where: str, under: str) 
     return f"{where}: {dotted}: {message}, got {shown} ({type(first['input']).__name__}){more}"
 
 
-def _nearest(cls: type[Config], path: list[str]) -> str | None:
+def _nearest(cls: type[Config], path: list[str], siblings: list[str]) -> str | None:
     """The nearest key among the siblings, else the nearest anywhere below ``cls``, as a dotted key."""
-    siblings = _keys_at(cls, path[:-1])
     close = difflib.get_close_matches(path[-1], siblings, 1, 0.6)
     if close:
         return ".".join([*path[:-1], close[0]])
-    everywhere = dict(_all_keys(cls, ""))
+    everywhere = {dotted: key for dotted, key in _all_keys(cls, "") if dotted != ".".join(path)}
     for dotted, key in everywhere.items():
         if key == path[-1]:
             return dotted
@@ -172,14 +174,30 @@ def _submodels(annotation: Any) -> Iterator[type[Config]]:
         yield from _submodels(argument)
 
 
-def _keys_at(cls: type[Config], path: Sequence[str]) -> list[str]:
+def _keys_at(cls: type[Config], location: Sequence[str]) -> list[str]:
+    return [key for model in _models_at(cls, location) for key in model.model_fields]
+
+
+def _models_at(cls: type[Config], location: Sequence[str]) -> list[type[Config]]:
+    """The models that a location of pydantic's may mean: beside keys it holds indices and the tags of unions."""
     models = [cls]
-    for part in path:
-        below = [
-            m for model in models if part in model.model_fields for m in _submodels(model.model_fields[part].annotation)
-        ]
-        models = below or models  # a list's index or a union's tag stands in the path, too
-    return [key for model in models for key in model.model_fields]
+    for part in location:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = [m for m in models if any(part in get_args(field.annotation) for field in m.model_fields.values())]
+        models = [m for field in fields for m in _submodels(field.annotation)] or tagged or models
+    return models
+
+
+def _shown(cls: type[Config], location: Sequence[str]) -> list[str]:
+    """A location as the user wrote it: without tags of unions and names of validators."""
+    path = []
+    for at, part in enumerate(location):
+        last = at == len(location) - 1
+        models = _models_at(cls, location[:at])
+        tag = any(part in get_args(field.annotation) for model in models for field in model.model_fields.values())
+        if part in _keys_at(cls, location[:at]) or part.isdigit() or (last and not tag and "-" not in part):
+            path.append(part)
+    return path
 
 
 def _all_keys(cls: type[Config], prefix: str) -> Iterator[tuple[str, str]]:

@@ -58,14 +58,18 @@ class Judges(Protocol):
     def perceptual(self, img_BCHW: Tensor) -> Sequence[Tensor]: ...
 
 
-class Inverts(Protocol):
-    """A system around a generator that real photos can be sent through, too."""
-
-    def codes(self, img_BCHW: Tensor) -> Tensor: ...
+class Styled(Protocol):
+    """A system around a generator of styles."""
 
     def styles(self, wav_BT: Tensor) -> Tensor: ...
 
     def face(self, w_BLD: Tensor) -> Tensor: ...
+
+
+class Inverts(Styled, Protocol):
+    """One with a net that sends real photos through the generator, too."""
+
+    def codes(self, img_BCHW: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ def about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, 
         "run": run.config.name,
         "step": checkpoint.read_state(found)["step"] if found else None,
         "stand_ins": list(getattr(system, "stand_ins", [])),
+        "weights": dict(getattr(system, "weights", {})),
         "data": {
             "path": dataset.root,
             "fingerprint": dataset.fingerprint,
@@ -257,12 +262,12 @@ def in_batches(
 
 def _faces(system: System, wav_MT: Tensor) -> list[NDArray[np.float32]]:
     """Of voices: identity embeddings and perceptual features of their faces, and codes (empty without a generator)."""
-    inverts = _inverts(system)
+    styled = _styled(system)
 
     def function(wav_BT: Tensor) -> tuple[Tensor, ...]:
-        if inverts is not None:
-            w = inverts.styles(wav_BT)
-            return (*_judged(system, inverts.face(w)), w)
+        if styled is not None:
+            w = styled.styles(wav_BT)
+            return (*_judged(system, styled.face(w)), w)
         return (*_judged(system, system.sample({"wav": wav_BT})["face"]), wav_BT.new_zeros(len(wav_BT), 0))
 
     return in_batches(function, wav_MT, device_of(system))
@@ -297,8 +302,13 @@ def device_of(system: System) -> torch.device:
     return next(system.parameters(), torch.empty(0)).device
 
 
+def _styled(system: System) -> Styled | None:
+    return cast(Styled, system) if all(hasattr(system, name) for name in ("styles", "face")) else None
+
+
 def _inverts(system: System) -> Inverts | None:
-    return cast(Inverts, system) if all(hasattr(system, name) for name in ("codes", "styles", "face")) else None
+    net = getattr(system, "codes", None)  # None: the recipe names none, or the shards hold the codes
+    return cast(Inverts, system) if _styled(system) is not None and net is not None else None
 
 
 # --------------------------------------------------------------------------------------------- the numbers
@@ -328,10 +338,9 @@ def _measure(name: str, clips: Clips, dataset: Dataset, system: System) -> dict[
         lines += possible
     elif isinstance(world, str):
         notes.append(world)
-    w_MLD, codes_NLD = None, None
+    w_MLD = None if _styled(system) is None else np.stack(clips.w_M)
     inverts = _inverts(system)
-    if inverts is not None:
-        w_MLD, codes_NLD = np.stack(clips.w_M), _through_generator(system, inverts, np.stack(clips.photo_N))[2]
+    codes_NLD = None if inverts is None else _through_generator(system, inverts, np.stack(clips.photo_N))[2]
     if clips.other_N:
         others = np.array(sorted(clips.other_N))
         other_NCHW = np.stack([clips.other_N[person] for person in others.tolist()])

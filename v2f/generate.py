@@ -32,8 +32,10 @@ _MOST_WINDOWS = 64
 _BATCH = 16
 
 
-def generate(run: Run, voice: str, output: str, *, system: System | None = None) -> str:
+def generate(run: Run, voice: str, output: str, *, size: int | None = None, system: System | None = None) -> str:
     """Write the face that ``run`` makes of the audio file ``voice`` to ``output`` (a PNG); returns ``output``.
+
+    ``size``: side of the picture in pixels, up to the generator's own; None: that of the training.
 
     Any file that libsndfile or FFmpeg reads; channels are averaged, other rates resampled. A clip shorter than what
     the system was trained on is repeated to its length. A longer one is cut into windows that overlap by half (at
@@ -52,7 +54,7 @@ def generate(run: Run, voice: str, output: str, *, system: System | None = None)
         raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
     wav_T = read_voice(voice, hears.sample_rate)
     wav_WT = windows(wav_T, round(hears.seconds * hears.sample_rate))
-    picture = face_of(system, torch.from_numpy(wav_WT))
+    picture = face_of(system, torch.from_numpy(wav_WT), size)
     notes = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
     store.write_bytes(output, png(picture, notes))
     print(f"{output}: a face estimated from {len(wav_T) / hears.sample_rate:.1f} s of voice ({len(wav_WT)} window(s))")
@@ -80,13 +82,19 @@ def windows(wav_T: NDArray[np.float32], length: int) -> NDArray[np.float32]:
 
 
 @torch.no_grad()
-def face_of(system: System, wav_WT: Tensor) -> Tensor:
-    """One picture [3, H, W] in [-1, 1] of all windows of a voice; V2FError if it is not finite."""
+def face_of(system: System, wav_WT: Tensor, size: int | None = None) -> Tensor:
+    """One picture [3, H, W] in [-1, 1] of all windows of a voice; V2FError if it is not finite.
+
+    ``size``: another side than that of the training, where the system has a generator that can draw it.
+    """
     wav_WT = wav_WT.to(next(system.parameters(), wav_WT).device)
     if hasattr(system, "styles") and hasattr(system, "face"):
         styled: Any = system
         w_WLD = torch.cat([styled.styles(part) for part in wav_WT.split(_BATCH)])
-        picture = styled.face(w_WLD.mean(0, keepdim=True))[0]
+        w_1LD = w_WLD.mean(0, keepdim=True)
+        picture = (styled.face(w_1LD) if size is None else styled.face(w_1LD, size))[0]
+    elif size is not None:
+        raise V2FError(f"this system draws pictures of one size only; leave out the {size} px")
     else:
         middle = len(wav_WT) // 2
         picture = system.sample({"wav": wav_WT[middle : middle + 1]})["face"][0]

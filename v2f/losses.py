@@ -1,23 +1,28 @@
 """The losses of S1, each with its equation; every function gives one value a sample, [B].
 
 The system weights them, ``sum(weight * loss) / B``, so that a quarantined sample can be left out. ``y`` is the
-reference, ``y^`` the output; a gradient flows to the output only. Sources: *Voice Styled Face* (a master's thesis,
-2022) for the list, pSp (Richardson et al. 2021, arXiv 2008.00951, section 3.2 and its code) for what it leaves open.
+reference, ``y^`` the output; a gradient flows to the output only. The cropped losses are these of two face boxes
+(:func:`v2f.nn.face_box`). Sources: *Voice Styled Face* (a master's thesis, 2022) for the list, pSp (Richardson et al.
+2021, arXiv 2008.00951, section 3.2 and its code) for what it leaves open.
 
 Letters: B batch, C channels, H/W pixels, L styles, D style width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from v2f.nn import feature_distance, widened
+from v2f.nn import widened
 
-Features = Callable[[Tensor], Sequence[Tensor]]
 Embedder = Callable[[Tensor], Tensor]
 
-BOX = (35, 223, 32, 220)  # pSp's face box in a picture of 256 px: rows from, to, columns from, to
+
+class Perceptual(Protocol):
+    """A frozen net that says how far pictures are apart: :class:`v2f.nn.frozen.LPIPS`, or its stand-in."""
+
+    def distance(self, output_B3HW: Tensor, reference_B3HW: Tensor, /) -> Tensor: ...
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -34,15 +39,20 @@ def l1(output: Tensor, reference: Tensor) -> Tensor:
     return _mean((output - reference.detach()).abs())
 
 
-def perceptual(net: Features, output: Tensor, reference: Tensor) -> Tensor:
-    """:func:`v2f.nn.feature_distance` of two pictures in the feature maps of ``net``: pictures [B,3,H,W] -> [B]."""
-    with torch.no_grad():
-        target = net(reference.detach())
-    return feature_distance(net(output), target)
+def perceptual(net: Perceptual, output: Tensor, reference: Tensor) -> Tensor:
+    """LPIPS, ``sum_l mean_hw |w_l (f_l(y^) - f_l(y))|^2`` over the layers of ``net``: pictures [B,3,H,W] -> [B].
+
+    ``f_l``: the map of layer l, each of its vectors of length one over the channels; ``w_l``: a weight a channel. See
+    :func:`v2f.nn.feature_distance`, whose weights are the squares of these.
+    """
+    return net.distance(output, reference.detach())
 
 
 def identity(net: Embedder, output: Tensor, reference: Tensor) -> Tensor:
-    """``1 - cos(R(y^), R(y))`` with a frozen identity net R: pictures -> [B] in [0,2]."""
+    """``1 - cos(R(y^), R(y))`` with a frozen identity net R: pictures [B,3,H,W] -> [B] in [0,2].
+
+    R crops and pools as it needs; pSp's, IR-SE50, sees the face box at 112 px (:class:`v2f.nn.frozen.FaceIdentity`).
+    """
     with torch.no_grad():
         target = net(reference)
     return 1 - torch.cosine_similarity(net(output), target, dim=1)
@@ -50,17 +60,9 @@ def identity(net: Embedder, output: Tensor, reference: Tensor) -> Tensor:
 
 def w_norm(w_BLD: Tensor, mean_w: Tensor) -> Tensor:
     """``||w+ - mean w||_F`` over L x D, not squared (pSp's regularisation, eq. 4): [B,L,D] and [D] or [L,D] -> [B]."""
-    return torch.linalg.vector_norm(w_BLD - mean_w, dim=(1, 2))
+    return torch.linalg.vector_norm(widened(w_BLD - mean_w), dim=(1, 2))
 
 
 def style(w_BLD: Tensor, codes_BLD: Tensor) -> Tensor:
     """``mean (w+ - codes)^2`` to the codes that an encoder of pictures gives the reference: [B,L,D] twice -> [B]."""
     return _mean((w_BLD - codes_BLD.detach()).square())
-
-
-def face_box(img_BCHW: Tensor) -> Tensor:
-    """pSp's face box, for the cropped losses: rows 35:223, columns 32:220 of 256, scaled to the picture's size."""
-    height, width = img_BCHW.shape[-2:]
-    top, bottom = (int(edge * height / 256 + 0.5) for edge in BOX[:2])
-    left, right = (int(edge * width / 256 + 0.5) for edge in BOX[2:])
-    return img_BCHW[..., top:bottom, left:right]

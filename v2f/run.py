@@ -6,7 +6,7 @@ Data flow: recipe.yaml + overrides -> :class:`RunConfig` -> ``OUT/config.yaml`` 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -110,6 +110,17 @@ def build_system(config: RunConfig) -> System:
         return _system_class(config.system.name)(config.system)  # type: ignore[attr-defined, call-arg]
 
 
+def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
+    """V2FError if a frozen net is not the one that the checkpoint ``where`` with ``state`` was trained against."""
+    for role, before in state.get("weights", {}).items():
+        now = system.weights.get(role)
+        if now != before:
+            raise V2FError(
+                f"system.frozen.{role}: its file has the SHA-256 {now[:16] + '...' if now else '(none)'}, {where} was "
+                f"trained against {before[:16]}...; bring the same weights"
+            )
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that exists: its folder or prefix, and what lies there."""
@@ -143,5 +154,6 @@ class Run:
         if found is None:
             raise V2FError(f"{self.path}: no committed checkpoint yet; train it first: v2f/train.py --config ...")
         system = build_system(self.config)
+        check_weights(system, checkpoint.read_state(found)["state"], found)
         checkpoint.restore_weights(found, system, ema=ema)
         return system.eval()

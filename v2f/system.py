@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f.config import Config
@@ -28,28 +28,41 @@ Losses = dict[str, Tensor]
 
 
 class Schedule(Config):
-    """A factor on the learning rate as a pure function of samples seen: linear warm-up, hold, decay.
+    """A factor on the learning rate as a pure function of samples seen: hold, linear warm-up, decay.
 
-    ``exponential`` multiplies by ``factor`` every ``every`` samples (the thesis: x0.95 an epoch); ``cosine``
-    falls to ``factor`` at the end of training; ``constant`` stays.
+    The thesis's warm-up: tens of thousands of steps at a small rate (``hold`` at ``start``), a slow rise (``warmup``),
+    a slow decay. ``exponential`` multiplies by ``factor`` every ``every`` samples (the thesis: x0.95 an epoch);
+    ``cosine`` falls to ``factor`` at the end of training; ``constant`` stays.
     """
 
-    warmup: int = Field(0, ge=0, description="samples of linear warm-up from zero")
+    hold: int = Field(0, ge=0, description="samples at the factor `start`, before the warm-up")
+    start: float = Field(0.0, ge=0, le=1, description="factor from which the warm-up rises")
+    warmup: int = Field(0, ge=0, description="samples of linear warm-up from `start` to 1")
     decay: Literal["constant", "cosine", "exponential"] = "constant"
     factor: float = Field(1.0, gt=0, le=1, description="exponential: per `every` samples; cosine: at the end")
     every: int | None = Field(None, gt=0, description="samples, for exponential")
+
+    @model_validator(mode="after")
+    def _moves(self) -> "Schedule":
+        if self.hold and not self.start:
+            raise ValueError("schedule.hold at the factor 0 would train nothing; give schedule.start")
+        return self
 
     def at(self, seen: int, total: int) -> float:
         """The factor for the step that starts when ``seen`` of ``total`` samples have been used.
 
         The first step of a warm-up is not at rate zero: it would move nothing.
         """
-        warm = min(1.0, (seen + 1) / self.warmup) if self.warmup else 1.0
-        after = max(0, seen - self.warmup)
+        if seen < self.hold:
+            return self.start
+        risen = min(1.0, (seen - self.hold + 1) / self.warmup) if self.warmup else 1.0
+        warm = self.start + (1 - self.start) * risen
+        before = self.hold + self.warmup
+        after = max(0, seen - before)
         if self.decay == "exponential":
             return warm * self.factor ** (after / (self.every or max(1, total)))
         if self.decay == "cosine":
-            done = min(1.0, after / max(1, total - self.warmup))
+            done = min(1.0, after / max(1, total - before))
             return warm * (self.factor + (1 - self.factor) * 0.5 * (1 + math.cos(math.pi * done)))
         return warm
 
@@ -93,6 +106,8 @@ class System(nn.Module, abc.ABC):
     Config: ClassVar[type[Config]]
     stand_ins: Sequence[str] = ()
     """Names of the frozen nets that are the synthetic world's, because no weights were named."""
+    weights: Mapping[str, str] = {}
+    """Role -> SHA-256 of the file that the user brought for a frozen net."""
 
     @abc.abstractmethod
     def phases(self) -> list[Phase]:

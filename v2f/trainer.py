@@ -29,14 +29,21 @@ from v2f.data.order import Order
 from v2f.engine import Engine, StepResult
 from v2f.errors import V2FError
 from v2f.nn.batchnorm import ghost_norms
-from v2f.run import Run, RunConfig, build_system
+from v2f.run import Run, RunConfig, build_system, check_weights
 from v2f.system import Batch, System, trained
 from v2f.tracking import Tracker, read_state, say
 
-# What may differ when a run goes on: it changes neither the function that is trained nor its order.
+# What may differ when a run goes on: it changes neither the function that is trained nor its order. Weights that the
+# user brings may lie elsewhere; their checksums are compared.
 _FREE = (
     "out",
     "data.path",
+    "system.frozen.path",
+    *(
+        f"system.frozen.{role}.{key}"
+        for role in ("generator", "identity", "perceptual", "codes")
+        for key in ("file", "sha256")
+    ),
     "data.workers",
     "tracking.",
     "train.threads",
@@ -127,6 +134,7 @@ def _prepare(config: RunConfig, resume: str) -> _Job:
             raise V2FError(
                 f"{config.data.path}: its fingerprint is {dataset.fingerprint}, {state['fingerprint']} in {found}"
             )
+        check_weights(system, state, found)
         engine.load(system, tensors, found)
         step = state["step"]
     split = dataset.split(config.data.split)
@@ -210,6 +218,7 @@ def _start(config: RunConfig, engine: Engine, system: System, dataset: Dataset) 
         "fingerprint": dataset.fingerprint,
         "data": config.data.path,
         "stand_ins": ", ".join(system.stand_ins) or "none",
+        "weights": dict(system.weights),
         "code": _code_version(),
         "world_size": engine.world_size,
         "device": _device(engine),
@@ -266,6 +275,7 @@ def _save(job: _Job) -> None:
         "step": job.step,
         "slot": job.step * config.data.batch,
         "fingerprint": job.dataset.fingerprint,
+        "weights": dict(job.system.weights),
         "config": config.model_dump(mode="json"),
         "run_id": job.tracker.run_id if job.tracker else None,
         "versions": _versions(),

@@ -1,11 +1,13 @@
 """Networks in plain PyTorch: they know tensors, not batches, losses, files or ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-10
+BOX = (35, 223, 32, 220)  # pSp's face box in a picture of 256 px: rows from, to, columns from, to
 
 
 def widened(x: Tensor) -> Tensor:
@@ -13,16 +15,49 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
-def feature_distance(features: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """LPIPS with all channel weights at one, of two lists of feature maps [B,C,H,W]: [B].
+def face_box(img_BCHW: Tensor) -> Tensor:
+    """pSp's face box, for the cropped losses: rows 35:223, columns 32:220 of 256, scaled to the picture's size."""
+    height, width = img_BCHW.shape[-2:]
+    top, bottom = (int(edge * height / 256 + 0.5) for edge in BOX[:2])
+    left, right = (int(edge * width / 256 + 0.5) for edge in BOX[2:])
+    return img_BCHW[..., top:bottom, left:right]
 
-    ``sum_l mean_hw sum_c (f_l - g_l)^2``, each feature vector of length one over the channels (Zhang et al. 2018,
-    arXiv 1801.03924, eq. 1). Epsilon stands under the root, so that a feature of zeros has a gradient.
+
+def add_stretched(x_BCHW: Tensor, deeper_BChw: Tensor) -> Tensor:
+    """``x`` plus the deeper map, stretched to its sides linearly with the corners aligned, as in pSp's pyramid."""
+    return x_BCHW + F.interpolate(deeper_BChw, size=x_BCHW.shape[2:], mode="bilinear", align_corners=True)
+
+
+def feature_distance(
+    features: Sequence[Tensor], others: Sequence[Tensor], weights: Sequence[Tensor] | None = None
+) -> Tensor:
+    """LPIPS of two lists of feature maps [B,C,H,W]: [B] (Zhang et al. 2018, arXiv 1801.03924, eq. 1).
+
+    ``sum_l mean_hw sum_c w_lc (f_lc - g_lc)^2``, each feature vector of length one over the channels. ``weights``:
+    w_l [C] >= 0 of each layer, as the learned weights are published, so they multiply the square; None is all ones.
+    Epsilon stands under the root, so that a feature of zeros has a gradient.
     """
-    per_layer = [
-        (_unit(f) - _unit(g)).square().sum(dim=1).mean(dim=(1, 2)) for f, g in zip(features, others, strict=True)
-    ]
-    return torch.stack(per_layer).sum(dim=0)
+    total: Tensor | None = None
+    for layer, (f, g) in enumerate(zip(features, others, strict=True)):
+        square_BCHW = (_unit(f) - _unit(g)).square()
+        if weights is not None:
+            square_BCHW = square_BCHW * weights[layer][:, None, None]
+        distance_B = square_BCHW.sum(dim=1).mean(dim=(1, 2))
+        total = distance_B if total is None else total + distance_B
+    assert total is not None, "a distance needs a layer"
+    return total
+
+
+def perceptual_distance(
+    net: Callable[[Tensor], Sequence[Tensor]],
+    output_B3HW: Tensor,
+    reference_B3HW: Tensor,
+    weights: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """:func:`feature_distance` of two pictures in ``net``'s maps: [B]; a gradient flows to the output only."""
+    with torch.no_grad():
+        target = net(reference_B3HW)
+    return feature_distance(net(output_B3HW), target, weights)
 
 
 def _unit(x_BCHW: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2f.nn import widened
+from v2f.nn import perceptual_distance, widened
 
 SIZE = 64
 SLOPE = 0.2
@@ -99,6 +99,10 @@ class PerceptualNet(nn.Module):
         maps: list[Tensor] = self.trunk(img_B3HW)
         return maps
 
+    def distance(self, output_B3HW: Tensor, reference_B3HW: Tensor) -> Tensor:
+        """How far two pictures are apart in the maps, all channels alike: [B]; a gradient flows to the output only."""
+        return perceptual_distance(self, output_B3HW, reference_B3HW)
+
     def factors(self, img_B3HW: Tensor) -> Tensor:
         x = F.leaky_relu(self.hidden(self.trunk(img_B3HW)[-1].flatten(1)), SLOPE)
         factors_BF: Tensor = self.head(x)
@@ -119,6 +123,7 @@ class CodeEncoder(nn.Module):
         self.hidden = nn.Linear(self.trunk.values, 256)
         self.head = nn.Linear(256, n_styles * style_dim)
         self.n_styles = n_styles
+        self.style_dim = style_dim
         self.register_buffer("latent_avg", torch.zeros(style_dim))
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from v2f.config import Config
 from v2f.errors import V2FError
+from v2f.nn import add_stretched
 from v2f.nn.batchnorm import GhostBatchNorm
 
 Activation = Literal["prelu", "leaky_relu"]
@@ -154,8 +155,8 @@ class WaveformEncoder(nn.Module):
             x = stage(x)
             depths.append(x)
         deep = self.lateral_deep(depths[-1])
-        middle = _add_stretched(self.lateral_middle(depths[-2]), deep)
-        shallow = _add_stretched(self.lateral_shallow(depths[-3]), middle)
+        middle = add_stretched(self.lateral_middle(depths[-2]), deep)
+        shallow = add_stretched(self.lateral_shallow(depths[-3]), middle)
         return shallow.squeeze(2), middle.squeeze(2), deep.squeeze(2)
 
 
@@ -164,8 +165,3 @@ def _channels_last(wav_BT: Tensor) -> Tensor:
     and every layer behind would fall back to the slow layout."""
     samples = wav_BT.shape[1]
     return wav_BT.contiguous().as_strided((len(wav_BT), 1, 1, samples), (samples, 1, samples, 1))
-
-
-def _add_stretched(x_BC1T: Tensor, deeper_BC1t: Tensor) -> Tensor:
-    """``x`` plus the deeper map, linearly interpolated to its length with the ends aligned, as pSp does."""
-    return x_BC1T + F.interpolate(deeper_BC1t, size=x_BC1T.shape[2:], mode="bilinear", align_corners=True)

@@ -4,8 +4,8 @@
 
 After a master's thesis of 2022 that joins a 1-D residual network to StyleGAN2 in the manner of pSp
 (Richardson et al. 2021, "Encoding in Style"). Encoder and mapping are trained; generator, identity net,
-perceptual net and code encoder are frozen. Where no weights are named, the stand-ins of the synthetic world
-serve, and are called stand-ins wherever the run is shown.
+perceptual net and code encoder are frozen: weights that the user brings (``frozen``), or the stand-ins of the
+synthetic world, which are called stand-ins wherever the run is shown.
 
 Shape letters: B batch, T waveform samples, L styles, D style width, H W picture.
 """
@@ -15,14 +15,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from v2f import config, losses, metrics, standins
-from v2f.data.transforms import Photo, Waveform
+from v2f import config, losses, metrics, weights
+from v2f.data.transforms import Codes, Photo, Waveform
+from v2f.errors import V2FError
+from v2f.nn import face_box
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.waveform import WaveformEncoder
 from v2f.system import Batch, Losses, Optimizer, Phase, System, Transform, freeze, to_picture, weighted
+from v2f.weights import Frozen, Precomputed
 
 
 class Terms(config.Config):
@@ -35,7 +38,7 @@ class Terms(config.Config):
     w_norm: float = Field(0.0005, ge=0, description="Frobenius norm of w+ minus the mean style")
     mse_crop: float = Field(0.0, ge=0, description="mse over pSp's face box")
     lpips_crop: float = Field(0.0, ge=0, description="lpips over pSp's face box")
-    style: float = Field(0.0, ge=0, description="mean squared difference of w+ to the reference's codes")
+    style: float = Field(0.0, ge=0, description="mean squared difference of w+ to the reference's codes (frozen.codes)")
 
 
 class VoiceStyledFace(System):
@@ -48,18 +51,31 @@ class VoiceStyledFace(System):
         image_size: int = Field(256, gt=0, description="the generator's picture is average-pooled to this")
         encoder: WaveformEncoder.Config = WaveformEncoder.Config()
         mapping: StyleMapping.Config = StyleMapping.Config()
+        frozen: Frozen = Frozen()
         losses: Terms = Terms()
         optimizer: Optimizer = Optimizer(lr={"encoder": 1e-3, "mapping": 1e-3})
         ema: int | None = Field(None, gt=0, description="half-life of the moving average of the weights, in samples")
 
+        @model_validator(mode="after")
+        def _fits(self) -> "VoiceStyledFace.Config":
+            if self.losses.style and self.frozen.codes is None:
+                raise ValueError(
+                    "losses.style wants the reference's codes: name frozen.codes, or set losses.style to 0"
+                )
+            return self
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.generator = freeze(standins.load("generator"))
-        self.identity = freeze(standins.load("identity"))
-        self.perceptual = freeze(standins.load("perceptual"))
-        self.codes = freeze(standins.load("codes"))
-        self.stand_ins = ["generator", "identity", "perceptual", "codes"]
+        nets = weights.load(config.frozen)
+        self.generator, self.identity = freeze(nets.generator), freeze(nets.identity)
+        self.perceptual = freeze(nets.perceptual)
+        self.codes = None if nets.codes is None else freeze(nets.codes)
+        self.stand_ins, self.weights = nets.stand_ins, nets.sha256
+        if self.generator.size % config.image_size:
+            raise V2FError(
+                f"system.image_size: {config.image_size} does not divide the {self.generator.size} px of the generator"
+            )
         styles, width = self.generator.n_latent, self.generator.style_dim
         self.encoder = WaveformEncoder(config.encoder)
         self.mapping = StyleMapping(
@@ -72,16 +88,33 @@ class VoiceStyledFace(System):
 
     def transforms(self) -> dict[str, Transform]:
         c = self.config
-        return {"wav": Waveform(c.seconds, c.sample_rate), "image": Photo(c.image_size)}
+        read: dict[str, Transform] = {"wav": Waveform(c.seconds, c.sample_rate), "image": Photo(c.image_size)}
+        if isinstance(c.frozen.codes, Precomputed):
+            read["codes"] = Codes(self.generator.n_latent, self.generator.style_dim, draws_as="image")
+        return read
 
     def styles(self, wav_BT: Tensor) -> Tensor:
         """w+ [B, L, D] of voices: the generator's mean style plus what the voice adds to it (as in pSp)."""
         return self.generator.latent_avg + self.mapping(self.encoder(wav_BT))
 
-    def face(self, w_BLD: Tensor) -> Tensor:
-        """Pictures [B, 3, S, S] of w+, pooled to ``image_size``."""
-        img = self.generator.synthesis(w_BLD)
-        return F.adaptive_avg_pool2d(img, self.config.image_size)
+    def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
+        """Pictures [B, 3, S, S] of w+, average-pooled to ``size``, None: to ``image_size``."""
+        size = self.config.image_size if size is None else size
+        if size > self.generator.size or self.generator.size % size:
+            raise V2FError(
+                f"a generator of {self.generator.size} px gives no picture of {size} px, but of one half, ..."
+            )
+        return F.adaptive_avg_pool2d(self.generator.synthesis(w_BLD), size)
+
+    def reference_codes(self, batch: Batch, reference: Tensor) -> Tensor | None:
+        """The reference's w+ [B, L, D]: from the shards, from the net that gives codes, or None."""
+        if "codes" in batch:
+            codes: Tensor = batch["codes"]
+            return codes
+        if self.codes is None:
+            return None
+        with torch.no_grad():
+            return self.codes(reference)
 
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
         w = self.styles(batch["wav"])
@@ -99,14 +132,14 @@ class VoiceStyledFace(System):
         if t.w_norm:
             parts["w_norm"] = weighted(losses.w_norm(w, self.generator.latent_avg), weight)
         if t.mse_crop or t.lpips_crop:
-            face_box, reference_box = losses.face_box(face), losses.face_box(reference)
+            cropped, cropped_reference = face_box(face), face_box(reference)
             if t.mse_crop:
-                parts["mse_crop"] = weighted(losses.mse(face_box, reference_box), weight)
+                parts["mse_crop"] = weighted(losses.mse(cropped, cropped_reference), weight)
             if t.lpips_crop:
-                parts["lpips_crop"] = weighted(losses.perceptual(self.perceptual, face_box, reference_box), weight)
+                parts["lpips_crop"] = weighted(losses.perceptual(self.perceptual, cropped, cropped_reference), weight)
         if t.style:
-            with torch.no_grad():
-                codes = self.codes(reference)
+            codes = self.reference_codes(batch, reference)
+            assert codes is not None, "the configuration asks for codes where losses.style needs them"
             parts["style"] = weighted(losses.style(w, codes), weight)
         total = sum((getattr(t, name) * value for name, value in parts.items()), face.new_zeros(()))
         return {"total": total, **parts}
@@ -120,19 +153,21 @@ class VoiceStyledFace(System):
 
     @torch.no_grad()
     def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
-        face, reference, w, codes, person = [], [], [], [], []
+        face, reference, w, person = [], [], [], []
+        codes: list[Tensor] = []
         for batch in batches:
             w.append(self.styles(batch["wav"]))
             picture = to_picture(batch["image"], like=batch["wav"])
             face.append(self.identity(self.face(w[-1]).clamp(-1, 1)))
             reference.append(self.identity(picture))
-            codes.append(self.codes(picture))
+            own = self.reference_codes(batch, picture)
+            codes += [] if own is None else [own]
             person.append(batch["identity"])
         return metrics.collapse_meters(
             face=torch.cat(face),
             reference=torch.cat(reference),
             identity=torch.cat(person),
             w=torch.cat(w),
-            codes=torch.cat(codes),
+            codes=torch.cat(codes) if codes else None,
             mean_w=self.generator.latent_avg,
         )

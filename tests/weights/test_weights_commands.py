@@ -1,0 +1,183 @@
+"""``v2f weights``: the table, the mirror, the converter, as an operator calls them."""
+
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from weights import fake_nvidia
+
+from bench.random_weights import alexnet, squeezenet
+from v2f.cli import main
+from v2f.errors import V2FError
+from v2f.nn.frozen import LPIPS
+from v2f.nn.stylegan2 import Generator
+from v2f.weights import Frozen, commands, load
+from v2f.weights.catalogue import CATALOGUE
+from v2f.weights.files import SUMS, sha256_of
+
+LAUNCH = Path(__file__).parents[2] / "launch" / "recipes"
+ALEX = "alexnet-owt-7be5be79.pth"
+
+
+def frozen(path: Path, **roles: object) -> Frozen:
+    return Frozen.model_validate({"path": str(path), **roles})
+
+
+def shown(needs: dict[str, Frozen], load: bool = False) -> tuple[int, str]:
+    text = io.StringIO()
+    missing = commands.show(needs, load, Console(file=text, width=250))
+    return missing, text.getvalue()
+
+
+@pytest.fixture
+def alex(tmp_path: Path) -> Path:
+    """A folder with AlexNet's layout under its published name."""
+    folder = tmp_path / "have"
+    folder.mkdir()
+    torch.save(alexnet(), folder / ALEX)
+    return folder
+
+
+def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(LAUNCH.parents[1])
+    monkeypatch.setenv("COLUMNS", "250")
+    assert main(["weights"]) == 1  # something is missing
+    text = capsys.readouterr().out
+    for published in CATALOGUE.values():
+        needed = published.name in (
+            "stylegan2-ffhq-1024",
+            "stylegan2-ffhq-256",
+            "ir-se50",
+            "lpips-alex",
+            "psp-ffhq-encode",
+        )
+        assert (f"{published.name}: {published.what}" in text) == needed
+        if needed:
+            assert published.page in text
+            assert published.licence.split(",")[0].split(";")[0] in text
+    for user in ("thesis-final: generator", "thesis-small: identity", "thesis-voxceleb2: codes"):
+        assert user in text
+    assert "use the stand-ins in the package: pairs, quickstart, synthetic" in text
+    assert "missing: 5; see docs/weights.md" in text
+    assert main(["weights", "table", "launch/recipes/quickstart.yaml"]) == 0
+
+
+def test_the_table_tells_how_a_file_was_verified(alex: Path) -> None:
+    needs = {"a": frozen(alex, perceptual={"net": "lpips"})}
+    missing, text = shown(needs)
+    assert missing == 0
+    assert "NOT the file that is known under this name" in text  # random numbers are not ImageNet's
+    digest = sha256_of(str(alex / ALEX))
+    assert digest[:16] in text
+    _, text = shown({"a": frozen(alex, perceptual={"net": "lpips", "sha256": digest})}, load=True)
+    assert "as the recipe says; loaded strictly" in text
+    (alex / SUMS).write_text(f"{digest}  {ALEX}\n")
+    assert "as SHA256SUMS says" in shown(needs)[1]
+    (alex / SUMS).write_text(f"{'0' * 64}  {ALEX}\n")
+    with pytest.raises(V2FError, match="SHA256SUMS says 0000"):
+        shown(needs)
+
+
+def test_a_file_with_the_published_checksum_is_said_to_be_the_published_one(
+    alex: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = sha256_of(str(alex / ALEX))
+    monkeypatch.setitem(CATALOGUE, "lpips-alex", replace(CATALOGUE["lpips-alex"], sha256=digest[:8]))
+    assert "as published" in shown({"a": frozen(alex, perceptual={"net": "lpips"})})[1]
+
+
+def test_loading_for_the_table_finds_what_the_checksum_cannot(alex: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(1)}, alex / ALEX)
+    with pytest.raises(V2FError, match="these are not the weights of torchvision's alexnet"):
+        shown({"a": frozen(alex, perceptual={"net": "lpips"})}, load=True)
+
+
+def test_a_mirror_holds_what_is_needed_with_checksums_and_licences(
+    alex: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "mirror"
+    needs = {"a": frozen(alex, perceptual={"net": "lpips"}), "b": frozen(alex, identity={"net": "facenet"})}
+    assert commands.mirror(str(target), needs, str(alex)) == 1
+    told = capsys.readouterr().out
+    assert "missing: get facenet-vggface2 from https://github.com/timesler/facenet-pytorch" in told
+    assert sorted(path.name for path in target.iterdir()) == sorted([ALEX, SUMS, commands.LICENCES])
+    assert (target / SUMS).read_text() == f"{sha256_of(str(target / ALEX))}  {ALEX}\n"
+    assert "BSD-3-Clause" in (target / commands.LICENCES).read_text()
+    nets = load(frozen(target, perceptual={"net": "lpips"}))
+    assert isinstance(nets.perceptual, LPIPS)
+    torch.save(squeezenet(), alex / "squeezenet1_1-b8a52dc0.pth")
+    assert commands.mirror(str(target), {"a": needs["a"]}, str(alex)) == 0  # what is known is taken along
+    assert "squeezenet1_1-b8a52dc0.pth" in (target / SUMS).read_text()
+    shutil.rmtree(alex)  # a mirror stands alone, and can be completed later
+    assert commands.mirror(str(target), {"a": needs["a"]}, str(alex)) == 0
+
+
+def test_a_mirror_takes_no_file_that_does_not_load(alex: Path, tmp_path: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(1)}, alex / ALEX)
+    with pytest.raises(V2FError, match="these are not the weights of torchvision's alexnet"):
+        commands.mirror(str(tmp_path / "mirror"), {"a": frozen(alex, perceptual={"net": "lpips"})}, str(alex))
+    assert not (tmp_path / "mirror" / SUMS).exists()
+
+
+def test_nothing_is_fetched_unless_asked_and_then_only_what_is_known(
+    alex: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file:// address stands for the authors' server."""
+    asked = []
+
+    def address() -> str:
+        asked.append(ALEX)
+        return (alex / ALEX).as_uri()
+
+    here = replace(CATALOGUE["lpips-alex"], direct=address, sha256=sha256_of(str(alex / ALEX))[:8])
+    monkeypatch.setitem(CATALOGUE, "lpips-alex", here)
+    needs = {"a": frozen(tmp_path / "none", perceptual={"net": "lpips"})}
+    target = str(tmp_path / "mirror")
+    assert commands.mirror(target, needs, str(tmp_path / "none")) == 1
+    assert not asked
+    assert commands.mirror(target, needs, str(tmp_path / "none"), download=True) == 0
+    assert asked == [ALEX]
+    monkeypatch.setitem(CATALOGUE, "lpips-alex", replace(here, sha256="00000000"))
+    with pytest.raises(V2FError, match="00000000 is known; not kept"):
+        commands.mirror(str(tmp_path / "other"), needs, str(tmp_path / "none"), download=True)
+    assert not list((tmp_path / "other").iterdir())
+    monkeypatch.setitem(CATALOGUE, "lpips-alex", replace(here, direct=lambda: (alex / "no.pth").as_uri()))
+    with pytest.raises(V2FError, match=r"cannot be fetched .* get it by hand: get lpips-alex"):
+        commands.mirror(str(tmp_path / "third"), needs, str(tmp_path / "none"), download=True)
+
+
+def test_the_direct_addresses_are_those_of_the_files() -> None:
+    direct = {published.files[0]: published.direct() for published in CATALOGUE.values() if published.direct}
+    assert len(direct) == 5
+    assert all(address.startswith("https://") and address.endswith("/" + name) for name, address in direct.items())
+
+
+def test_convert_makes_weights_of_a_pickle_that_a_recipe_can_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "ada.pkl", tmp_path / "out.safetensors"
+    source.write_bytes(fake_nvidia.pickled(fake_nvidia.generator(size=32)))
+    assert main(["weights", "convert", str(source), str(target)]) == 0
+    nets = load(frozen(tmp_path, generator={"net": "stylegan2", "size": 32, "file": "out.safetensors"}, codes=None))
+    assert isinstance(nets.generator, Generator)
+    assert nets.generator.size == 32
+    assert nets.generator.latent_avg.abs().sum() > 0
+
+
+def test_a_mirror_converts_a_pickle_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(CATALOGUE["stylegan2-ffhq-256"], files=("small.safetensors",))
+    monkeypatch.setitem(CATALOGUE, "stylegan2-ffhq-256", small)
+    monkeypatch.setattr(commands, "_any", lambda published: frozen(tmp_path, generator=net).generator)
+    net = {"net": "stylegan2", "size": 32}
+    have = tmp_path / "have"
+    have.mkdir()
+    (have / "small.pkl").write_bytes(fake_nvidia.pickled(fake_nvidia.generator(size=32)))
+    target = tmp_path / "mirror"
+    assert commands.mirror(str(target), {"a": frozen(have, generator=net)}, str(have)) == 0
+    assert (target / "small.safetensors").is_file()

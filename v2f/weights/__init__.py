@@ -1,0 +1,323 @@
+"""The frozen nets of a system: the stand-ins of the synthetic world, or weights that the user brings.
+
+    Frozen (a group of a recipe) -> find, check, read, fill (strictly) -> Nets: generator, identity, perceptual, codes
+
+A file is a path of its own, or a usual name in ``Frozen.path``, a folder or an ``s3://`` mirror. It is told apart by
+its SHA-256, loaded with ``weights_only=True`` or as safetensors, and has to fit name by name. Nothing is downloaded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from v2f import standins, store
+from v2f.config import Config
+from v2f.errors import V2FError
+from v2f.nn.irse import IRSE50
+from v2f.nn.psp import PSP, Codes, GradualStyleEncoder
+from v2f.nn.strict import fill
+from v2f.nn.stylegan2 import Generator
+from v2f.weights import files
+from v2f.weights.catalogue import CATALOGUE, Published
+
+if TYPE_CHECKING:  # it imports torchvision and lpips, which take a second that the stand-ins do without
+    from v2f.nn.frozen import LPIPS, FaceIdentity
+    from v2f.nn.standin_nets import PerceptualNet
+
+MEAN_W_SAMPLES = 20_000  # where a file has no mean style: its error is then a hundredth of w's deviation
+
+
+class StandIn(Config):
+    """The synthetic world's own small net."""
+
+    net: Literal["stand_in"] = "stand_in"
+
+
+class Brought(Config):
+    """Weights that the user brings."""
+
+    file: str | None = Field(None, description="a path, or a name in frozen.path; null: the usual names there")
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="refuse any other file")
+
+    @property
+    def published(self) -> Published:
+        raise NotImplementedError
+
+
+class StyleGAN2Weights(Brought):
+    """StyleGAN2 in the layout of rosinality's port: its ``.pt``, or what ``v2f weights convert`` makes."""
+
+    net: Literal["stylegan2"]
+    size: Literal[32, 64, 128, 256, 512, 1024] = Field(1024, description="side of its pictures in pixels")
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE[f"stylegan2-ffhq-{max(256, self.size)}"]
+
+
+class PSPDecoder(Brought):
+    """The generator inside a pSp file."""
+
+    net: Literal["psp"]
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["psp-ffhq-encode"]
+
+
+class IRSE50Weights(Brought):
+    """ArcFace on IR-SE-50 (Deng et al. 2019). It was trained on BGR; pSp, and so the thesis, feeds it RGB."""
+
+    net: Literal["ir_se50"]
+    channels: Literal["rgb", "bgr"]
+    crop: bool = Field(True, description="pSp's face box before the pooling to 112 px: for pictures aligned as FFHQ is")
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["ir-se50"]
+
+
+class FaceNetWeights(Brought):
+    """InceptionResnetV1 of facenet-pytorch (FaceNet's loss: Schroff et al. 2015)."""
+
+    net: Literal["facenet"]
+    trained_on: Literal["vggface2", "casia-webface"] = "vggface2"
+    crop: bool = Field(True, description="pSp's face box before the pooling to 160 px")
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE[f"facenet-{self.trained_on}"]
+
+
+class LPIPSWeights(Brought):
+    """LPIPS (Zhang et al. 2018): the backbone is brought, its linear weights come with the package lpips."""
+
+    net: Literal["lpips"]
+    backbone: Literal["alex", "vgg", "squeeze"] = "alex"
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE[f"lpips-{self.backbone}"]
+
+
+class PSPCodes(Brought):
+    """pSp's encoder (Richardson et al. 2021), run on the reference in every step."""
+
+    net: Literal["psp"]
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["psp-ffhq-encode"]
+
+
+class Precomputed(Config):
+    """The codes that the shards hold (``pairs.psp.codes`` when they were packed)."""
+
+    net: Literal["precomputed"]
+
+
+class Frozen(Config):
+    """The frozen nets, each by the kind of its weights."""
+
+    path: str = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
+    generator: Annotated[StandIn | StyleGAN2Weights | PSPDecoder, Field(discriminator="net")] = StandIn()
+    identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] = StandIn()
+    perceptual: Annotated[StandIn | LPIPSWeights, Field(discriminator="net")] = StandIn()
+    codes: Annotated[StandIn | PSPCodes | Precomputed, Field(discriminator="net")] | None = Field(
+        StandIn(), description="what gives the reference's w+; null: nothing does"
+    )
+
+    def brought(self) -> dict[str, Brought]:
+        """Role -> what the user brings for it."""
+        roles = {"generator": self.generator, "identity": self.identity, "perceptual": self.perceptual}
+        return {role: net for role, net in {**roles, "codes": self.codes}.items() if isinstance(net, Brought)}
+
+
+@dataclass
+class Nets:
+    """The nets that :class:`Frozen` names, frozen and in evaluation mode."""
+
+    generator: Generator
+    identity: nn.Module
+    perceptual: "LPIPS | PerceptualNet"
+    codes: nn.Module | None
+    stand_ins: list[str] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Role -> checksum of the file that the user brought for it."""
+
+
+def locate(folder: str, net: Brought) -> str:
+    """The file of ``net``: its own path, a name in ``folder``, or one of the usual names there."""
+    way_out = net.published.way_out
+    if net.file is None:
+        return files.find(folder, net.published.files, way_out)
+    has_folder = "/" in net.file or "://" in net.file
+    return files.find(net.file if has_folder else store.join(folder, net.file), net.published.files, way_out)
+
+
+def load(frozen: Frozen) -> Nets:
+    """All nets of ``frozen``. A file that two roles share is read once."""
+    known: dict[str, tuple[Any, str]] = {}
+
+    def get(role: str, net: Any) -> Any:
+        if isinstance(net, StandIn):
+            stand_ins.append(role)
+            return standins.load(role)  # type: ignore[arg-type]
+        path = locate(frozen.path, net)
+        key = f"{type(net).__name__ if not isinstance(net, (PSPDecoder, PSPCodes)) else 'psp'}:{path}"
+        if key not in known:
+            known[key] = read(net, path)
+        elif net.sha256 is not None:
+            files.check(path, known[key][1], net.sha256)
+        loaded, checksums[role] = known[key]
+        if isinstance(loaded, PSP):
+            return loaded.decoder if role == "generator" else Codes(loaded)
+        return loaded
+
+    stand_ins: list[str] = []
+    checksums: dict[str, str] = {}
+    generator, identity = get("generator", frozen.generator), get("identity", frozen.identity)
+    perceptual = get("perceptual", frozen.perceptual)
+    codes = None if frozen.codes is None or isinstance(frozen.codes, Precomputed) else get("codes", frozen.codes)
+    if codes is not None and (codes.n_styles, codes.style_dim) != (generator.n_latent, generator.style_dim):
+        raise V2FError(
+            f"system.frozen.codes: it gives codes of {codes.n_styles} styles x {codes.style_dim}, the generator of "
+            f"{generator.size} px takes {generator.n_latent} x {generator.style_dim}; bring a pSp for that generator, "
+            "or set system.frozen.codes=null (and losses.style=0)"
+        )
+    for net in (generator, identity, perceptual, codes):
+        if net is not None:
+            net.eval().requires_grad_(False)
+    return Nets(generator, identity, perceptual, codes, stand_ins, checksums)
+
+
+def read(net: Brought, path: str) -> tuple[nn.Module, str]:
+    """The net that the file ``path`` holds, and the file's SHA-256; every misfit is a V2FError of one line."""
+    content, digest = files.read(path, net.sha256)
+    return _READERS[type(net)](net, content, path), digest
+
+
+def load_psp(file: str, sha256: str | None = None) -> tuple[PSP, str]:
+    """pSp, encoder and generator, from a file (or a folder or mirror with one of its usual names), and the checksum."""
+    net = PSPCodes(net="psp", sha256=sha256)
+    names = (*CATALOGUE["psp-ffhq-frontalization"].files, *CATALOGUE["psp-ffhq-encode"].files)
+    path = files.find(file, names, CATALOGUE["psp-ffhq-frontalization"].way_out)
+    psp, digest = read(net, path)
+    assert isinstance(psp, PSP)
+    psp.eval().requires_grad_(False)
+    return psp, digest
+
+
+def load_mtcnn(path: str | None = None) -> tuple[Any, dict[str, str]]:
+    """facenet-pytorch's MTCNN in evaluation mode, and the SHA-256 of each file that was brought for it.
+
+    ``path``: a folder or mirror with ``pnet.pt``, ``rnet.pt`` and ``onet.pt``; None: those inside the package.
+    """
+    from facenet_pytorch import MTCNN
+
+    mtcnn = MTCNN(keep_all=True, device=torch.device("cpu"))
+    checksums = {}
+    for part in ("pnet", "rnet", "onet") if path is not None else ():
+        assert path is not None
+        file = files.find(path, [f"{part}.pt"], "copy pnet.pt, rnet.pt and onet.pt of facenet-pytorch there")
+        content, checksums[f"{part}.pt"] = files.read(file)
+        fill(getattr(mtcnn, part), files.tensors(content, file), file, f"MTCNN's {part} (facenet-pytorch)")
+    return mtcnn.eval().requires_grad_(False), checksums
+
+
+def read_stylegan2(content: Any, path: str) -> Generator:
+    """A generator from rosinality's ``{"g_ema": state_dict, "latent_avg": [512]}``, or the flat safetensors of
+    ``v2f weights convert``; its size and widths are those of the tensors."""
+    if "g_ema" in content:
+        state, mean = files.tensors(content["g_ema"], path), content.get("latent_avg")
+    else:
+        state = files.tensors(content, path)
+        mean = state.pop("latent_avg", None)
+    generator = Generator.fitting(state, path)
+    if mean is None:
+        mean = generator.mean_w(MEAN_W_SAMPLES, torch.Generator().manual_seed(0))
+    _put(generator.latent_avg, mean, "latent_avg", path)
+    return generator
+
+
+def _put(target: Tensor, value: Any, name: str, path: str) -> None:
+    """Copy a vector that a file keeps beside its state_dict."""
+    if (
+        not isinstance(value, Tensor)
+        or value.shape not in (target.shape, target.shape[1:])
+        or not value.is_floating_point()
+    ):
+        shown = f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        raise V2FError(f"{path}: {name} is {shown}, {list(target.shape)} floats are wanted")
+    target.data.copy_(value)
+
+
+def _stylegan2(net: StyleGAN2Weights, content: Any, path: str) -> Generator:
+    generator = read_stylegan2(content, path)
+    if generator.size != net.size:
+        raise V2FError(f"{path}: a generator of {generator.size} px, system.frozen.generator.size says {net.size}")
+    return generator
+
+
+def _ir_se50(net: IRSE50Weights, content: Any, path: str) -> "FaceIdentity":
+    from v2f.nn.frozen import FaceIdentity
+
+    with torch.device("meta"):
+        body = IRSE50()
+    fill(body, files.tensors(content, path), path, "IR-SE50 (model_ir_se50.pth)")
+    return FaceIdentity(body, size=112, crop=net.crop, channels=net.channels)
+
+
+def _facenet(net: FaceNetWeights, content: Any, path: str) -> "FaceIdentity":
+    from facenet_pytorch import InceptionResnetV1
+
+    from v2f.nn.frozen import FaceIdentity
+
+    state = files.tensors(content, path)
+    classes = {"vggface2": 8631, "casia-webface": 10575}[net.trained_on]
+    with torch.device("meta"):  # with the classifier, which the file has and the embedding does not need
+        body = InceptionResnetV1(classify=True, num_classes=classes)
+    fill(body, state, path, f"InceptionResnetV1 on {net.trained_on}")
+    body.classify = False
+    del body.logits
+    return FaceIdentity(body, size=160, crop=net.crop, channels="rgb", scale=127.5 / 128)
+
+
+def _lpips(net: LPIPSWeights, content: Any, path: str) -> "LPIPS":
+    from v2f.nn.frozen import LPIPS
+
+    lpips = LPIPS(net.backbone)
+    lpips.load_backbone(files.tensors(content, path), path)
+    return lpips
+
+
+def _psp(net: Brought, content: Any, path: str) -> PSP:
+    state = files.tensors(files.part(content, "state_dict", path), path)
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
+    for name, tensor in state.items():
+        owner, _, rest = name.partition(".")
+        if owner not in parts:
+            raise V2FError(f"{path}: these are not the weights of pSp: the tensor {name!r} is not known")
+        parts[owner][rest] = tensor
+    decoder = Generator.fitting(parts["decoder"], path)
+    with torch.device("meta"):
+        body = GradualStyleEncoder(decoder.n_latent)
+    fill(body, parts["encoder"], path, f"pSp's encoder of {decoder.n_latent} styles")
+    psp = PSP(body, decoder, torch.zeros(decoder.n_latent, decoder.style_dim))
+    _put(psp.latent_avg, files.part(content, "latent_avg", path), "latent_avg", path)
+    decoder.latent_avg.copy_(psp.latent_avg.mean(dim=0))  # pSp repeats the one mean style for every layer
+    return psp
+
+
+_READERS: dict[type[Brought], Callable[[Any, Any, str], nn.Module]] = {
+    StyleGAN2Weights: _stylegan2,
+    PSPDecoder: _psp,
+    PSPCodes: _psp,
+    IRSE50Weights: _ir_se50,
+    FaceNetWeights: _facenet,
+    LPIPSWeights: _lpips,
+}

@@ -1,0 +1,124 @@
+"""What is known of the weights that users bring: names of files, where their authors publish them, licences, checksums.
+
+Nothing of it ships with the package, and nothing is fetched unless ``v2f weights mirror --download`` is asked to.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+_NGC = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/research/models/stylegan2"
+_PSP = "https://github.com/eladrich/pixel2style2pixel (README, Pretrained Models)"
+_FACENET = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
+_PORTS = {
+    1024: f" or, converted already, {_PSP}",
+    256: " or, a training of its own, https://github.com/rosinality/stylegan2-pytorch (README, 550000.pt)",
+}
+_NVIDIA_LICENCE = "NVIDIA Source Code License, non-commercial"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One set of weights as its authors publish it."""
+
+    name: str
+    what: str
+    files: tuple[str, ...]
+    """Names under which it is looked for, the usual one first; ``.safetensors`` are made by ``v2f weights convert``."""
+    page: str
+    licence: str
+    sha256: str | None = None
+    """Of the first file, or its first digits."""
+    sha256_source: str = "its authors publish none"
+    direct: Callable[[], str] | None = None
+    """The address of the first file, where there is one that answers without a browser."""
+
+    @cached_property
+    def way_out(self) -> str:
+        """How to get it, as the end of an error's line."""
+        how = "; convert it with `v2f weights convert`" if self.files[0].endswith(".safetensors") else ""
+        return f"get {self.name} from {self.page}{how}; see docs/weights.md"
+
+
+def _stylegan2(size: int, pickle_name: str, files: tuple[str, ...]) -> Published:
+    return Published(
+        name=f"stylegan2-ffhq-{size}",
+        what=f"StyleGAN2 of {size} px on FFHQ",
+        files=files,
+        page=f"{_NGC} ({pickle_name})" + _PORTS.get(size, ""),
+        licence=_NVIDIA_LICENCE,
+    )
+
+
+def _torchvision(name: str) -> Callable[[], str]:
+    def address() -> str:
+        from torchvision.models import get_model_weights  # slow to import
+
+        return str(next(iter(get_model_weights(name))).url)
+
+    return address
+
+
+def _backbone(name: str, what: str, file: str) -> Published:
+    digits = file.rsplit("-", 1)[1].split(".", 1)[0]
+    return Published(
+        name=f"lpips-{name}",
+        what=f"{what} on ImageNet, the backbone of LPIPS (its own linear weights come with the package lpips)",
+        files=(file,),
+        page=f"torchvision.models ({what}, IMAGENET1K_V1)",
+        licence="BSD-3-Clause (torchvision); ImageNet's terms",
+        sha256=digits,
+        sha256_source="the first digits, in the file's name (torchvision)",
+        direct=_torchvision({"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}[name]),
+    )
+
+
+def _facenet(trained_on: str, file: str) -> Published:
+    return Published(
+        name=f"facenet-{trained_on}",
+        what=f"InceptionResnetV1 on {trained_on}",
+        files=(file,),
+        page="https://github.com/timesler/facenet-pytorch (README)",
+        licence="MIT (code and port); the data set's terms for the weights",
+        direct=lambda: _FACENET + file,
+    )
+
+
+def _psp(kind: str, what: str) -> Published:
+    return Published(
+        name=f"psp-ffhq-{kind}",
+        what=f"pSp on FFHQ, {what}: encoder and generator",
+        files=(f"psp_ffhq_{kind}.pt",),
+        page=_PSP,
+        licence=f"MIT (pSp); the generator inside: {_NVIDIA_LICENCE}",
+    )
+
+
+CATALOGUE: dict[str, Published] = {
+    each.name: each
+    for each in (
+        _stylegan2(
+            1024,
+            "stylegan2-ffhq-1024x1024.pkl",
+            ("stylegan2-ffhq-config-f.pt", "stylegan2-ffhq-1024x1024.safetensors", "ffhq.safetensors"),
+        ),
+        _stylegan2(512, "stylegan2-ffhq-512x512.pkl", ("stylegan2-ffhq-512x512.safetensors",)),
+        _stylegan2(256, "stylegan2-ffhq-256x256.pkl", ("stylegan2-ffhq-256x256.safetensors", "550000.pt")),
+        Published(
+            name="ir-se50",
+            what="ArcFace on an IR-SE-50 body",
+            files=("model_ir_se50.pth",),
+            page="https://github.com/TreB1eN/InsightFace_Pytorch (README), also linked by pSp's README",
+            licence="MIT (code); trained on MS-Celeb-1M, so research only",
+            sha256="a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28",
+            sha256_source="not its authors; the same in several public projects that pin this file",
+        ),
+        _facenet("vggface2", "20180402-114759-vggface2.pt"),
+        _facenet("casia-webface", "20180408-102900-casia-webface.pt"),
+        _backbone("alex", "AlexNet", "alexnet-owt-7be5be79.pth"),
+        _backbone("vgg", "VGG16", "vgg16-397923af.pth"),
+        _backbone("squeeze", "SqueezeNet 1.1", "squeezenet1_1-b8a52dc0.pth"),
+        _psp("encode", "inversion"),
+        _psp("frontalization", "frontalisation"),
+    )
+}
