@@ -86,6 +86,29 @@ def test_another_recipe_is_refused_and_the_difference_named(copy: Path) -> None:
         pack(recipe(copy, shard_mb=0.2))
 
 
+def old_recipe(copy: Path, change: dict[str, Any]) -> None:
+    """The data set as if a version had packed it whose recipes had other keys."""
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    group = manifest["provenance"]["recipe"]["synthetic"]
+    for name, value in change.items():
+        group.pop(name) if value is None else group.update({name: value})
+    path.write_text(json.dumps(manifest))
+
+
+def test_a_key_that_is_newer_than_a_data_set_makes_no_other_recipe_of_it(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old_recipe(copy, {"photo": None, "photos": None})
+    pack(recipe(copy, shard_mb=0.2))
+    assert "packed already from this recipe" in capsys.readouterr().out
+    with pytest.raises(V2FError, match=r"another recipe is there \(synthetic\.photo, synthetic\.photos differ\)"):
+        pack(recipe(copy, {"photo": "jpg", "photos": 2}, shard_mb=0.2))
+    old_recipe(copy, {"hats": 3})
+    with pytest.raises(V2FError, match=r"another recipe is there \(.*synthetic\.hats.* differ\)"):
+        pack(recipe(copy, shard_mb=0.2))
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.pdf").write_text("years of work")
     with pytest.raises(V2FError, match=r"it is not empty \(thesis\.pdf\) and holds no data set"):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,154 @@ def test_alignment_leaves_out_what_has_no_face(folder: Path) -> None:
     assert json.loads(line)["reason"] == "no face was found"
 
 
+# -------------------------------------------------------------------------------------- which face, and where
+
+DISCS = np.array([[40.0, 50.0], [80.0, 50.0], [60.0, 72.0], [46.0, 94.0], [74.0, 94.0]])  # eyes, nose, mouth
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
+
+
+def scene(scale: float, shift: tuple[float, float], size: tuple[int, int]) -> tuple[Image.Image, np.ndarray]:
+    """Grey, with a coloured disc at each landmark; and the landmarks, in pixels of this picture."""
+    landmarks = (DISCS + shift) * scale
+    y, x = np.mgrid[: size[1], : size[0]]
+    picture = np.full((size[1], size[0], 3), 128, np.uint8)
+    for (cx, cy), colour in zip(landmarks, COLOURS, strict=True):
+        picture[(x - cx) ** 2 + (y - cy) ** 2 < (5 * scale) ** 2] = colour
+    return Image.fromarray(picture), landmarks
+
+
+LANDMARKS_HEADER = "audio,image,identity,landmarks"
+
+
+def test_landmarks_align_what_is_stored_turned_or_shrunk(folder: Path) -> None:
+    """The user's points are in pixels of the upright photo as stored; neither EXIF's turn, nor a JPEG that is decoded
+    at a fraction, nor `max_side` moves them off the face."""
+    upright, landmarks = scene(6, (30, 40), (1000, 1100))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = upright.transpose(Image.Transpose.ROTATE_90)
+    lying.save(folder / "large.jpg", exif=exif, quality=95)
+    upright.save(folder / "large.png")
+    (folder / "points.json").write_text(json.dumps(landmarks.tolist()))
+    kinds = {"align": "landmarks", "size": 64, "max_side": 300}
+    rows = [f"a.wav,large.{kind},ada,points.json" for kind in ("jpg", "png")]
+    for sample in samples(packed(folder, rows, LANDMARKS_HEADER, **kinds)).values():
+        crop_HWC = sample.photo().astype(float) - 128
+        # eyes 40 apart and 44 above the mouth: half a side is max(2 * 40, 1.8 * 44) around (60, 54.4)
+        for place, colour in zip((DISCS - [60, 54.4]) / 160 * 64 + 32, COLOURS, strict=True):
+            weight = np.clip(crop_HWC @ (np.array(colour) - 128.0), 0, None) ** 3
+            weight[weight < weight.max() / 4] = 0
+            y, x = np.mgrid[:64, :64] + 0.5
+            found = np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
+            assert np.abs(found - place).max() < 0.8
+
+
+def test_landmarks_that_cannot_be_used_are_left_out_with_their_reason(folder: Path) -> None:
+    picture, landmarks = scene(1, (0, 0), (130, 130))
+    picture.save(folder / "face.png")
+    files = {
+        "good": landmarks,
+        "wide": landmarks * 9,
+        "small": landmarks / 12,
+        "swapped": landmarks[[1, 0, 2, 4, 3]],
+        "few": landmarks[:4],
+    }
+    for name, points in files.items():
+        np.save(folder / f"{name}.npy", points)
+    np.save(folder / "code.npy", np.array([print, print], dtype=object), allow_pickle=True)
+    names = [*(f"{name}.npy" for name in files), "code.npy", "nowhere.npy", "a.wav", ""]
+    rows = [f"a.wav,face.png,{name or 'x'},{name}" for name in names]
+    dataset = packed(folder, rows, LANDMARKS_HEADER, align="landmarks", size=64)
+    assert dataset.manifest.identities == ["good.npy"]
+    lines = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
+    assert {line["identity"]: line["reason"] for line in lines} == {
+        "wide.npy": "landmarks lie outside of the photo",
+        "small.npy": "face is too small",
+        "swapped.npy": "landmarks are no face",
+        "few.npy": "landmarks cannot be read",
+        "code.npy": "landmarks cannot be read",
+        "nowhere.npy": "landmarks file is missing",
+        "a.wav": "landmarks cannot be read",
+        "x": "empty field",
+    }
+
+
+@pytest.fixture(scope="module")
+def portraits() -> list[Image.Image]:
+    from v2f.world.people import World
+    from v2f.world.portraits import render_portraits
+
+    world, ids = World(), np.array([2, 3])
+    return [Image.fromarray(photo) for photo in render_portraits(world.face(ids), world.photo(ids, ids * 0), 128)]
+
+
+def test_a_photo_of_two_gives_the_face_that_is_meant(folder: Path, portraits: list[Image.Image]) -> None:
+    two = Image.new("RGB", (400, 260), "grey")
+    two.paste(portraits[0].resize((120, 120)), (10, 10))
+    two.paste(portraits[1].resize((240, 240)), (150, 10))
+    two.save(folder / "two.png")
+    alone = Image.new("RGB", (400, 260), "grey")
+    alone.paste(portraits[0].resize((120, 120)), (10, 10))
+    alone.save(folder / "alone.png")
+    header, kinds = "audio,image,identity,x,y", {"align": "mtcnn", "size": 48}
+
+    def run(rows: list[str], **more: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        shutil.rmtree(folder.parent / "out", ignore_errors=True)
+        dataset = packed(folder, rows, header, **kinds, **more)
+        left_out = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
+        said = {line["identity"]: f"{line['reason']} ({line['detail']})" for line in left_out}
+        return {sample.identity: sample.photo() for sample in samples(dataset).values()}, said
+
+    rows = ["a.wav,two.png,ada,0.2,0.3", "b.flac,two.png,bob,0.7,0.5", "a.wav,alone.png,eve,,"]
+    found, said = run(rows, face="only")
+    assert found.keys() == {"eve"}
+    assert said == dict.fromkeys(("ada", "bob"), "several faces (2, one is wanted)")
+    large, _ = run(rows, face="largest")
+    assert np.array_equal(large["ada"], large["bob"])
+    odd = ["a.wav,two.png,far,0.02,0.98", "a.wav,two.png,odd,120,90", "a.wav,two.png,word,left,0.5", rows[2]]
+    near, said = run([*rows, *odd], face="nearest")
+    assert near.keys() == {"ada", "bob"}
+    assert np.array_equal(near["bob"], large["bob"])
+    assert (
+        np.abs(near["ada"].astype(int) - large["eve"]).mean()
+        < 12
+        < np.abs(near["ada"].astype(int) - large["ada"]).mean()
+    )
+    assert said["far"].startswith("no face at the point (the nearest of 2 is ")
+    assert said["odd"] == "x,y is no point (120, 90; shares of width and height are wanted, 0 to 1)"
+    assert said["word"].startswith("x,y is no point (left, 0.5;")
+    assert said["eve"] == "empty field (x, y)"
+
+
+def test_a_face_smaller_than_asked_for_is_left_out(folder: Path, portraits: list[Image.Image]) -> None:
+    for size in (60, 120):
+        portraits[0].resize((size, size)).save(folder / f"{size}.png")
+    dataset = packed(folder, [f"a.wav,{size}.png,{size}" for size in (60, 120)], align="mtcnn", size=48, min_face=80)
+    assert dataset.manifest.identities == ["120"]
+    (line,) = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
+    assert line["reason"] == "face is too small"
+    assert line["detail"].endswith("pixels, at least 80 are wanted")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ({"face": "nearest"}, "its header has to be audio,image,identity,x,y, with any of"),
+        ({"align": "landmarks"}, "its header has to be audio,image,identity,landmarks, with any of"),
+        ({"align": "none", "face": "only"}, "face 'only' chooses among the faces that align 'mtcnn' finds, not 'none'"),
+        ({"align": "landmarks", "face": "nearest"}, "face 'nearest' chooses among"),
+        ({"psp": {"file": "x"}}, "psp: set pictures, codes or both to true, or leave psp out"),
+        ({"psp": {"file": "x", "code": True}}, "unknown key 'psp.code'; did you mean 'psp.codes'"),
+    ],
+)
+def test_a_recipe_that_asks_for_what_is_not_there_is_refused(
+    tmp_path: Path, kinds: dict[str, Any], message: str
+) -> None:
+    path = write_csv(tmp_path, ["a.wav,p.png,ada"])
+    with pytest.raises(V2FError, match=message):
+        Pairs(build(PairsConfig, {"csv": path, **kinds}, "the test")).plan()
+
+
 # ------------------------------------------------------------------------------------------------ splits
 
 PEOPLE = [f"person {i}" for i in range(60)]
@@ -248,6 +397,8 @@ def test_a_column_that_mixes_people_is_refused(tmp_path: Path, rows: list[str], 
     ("content", "message"),
     [
         (b"sound,image,identity\n", "its header has to be audio,image,identity"),
+        (b"audio,image,identity,age\n", "its header has to be audio,image,identity, with any of split,x,y,landmarks"),
+        (b"audio,image,identity,x,x\n", "its header has to be audio,image,identity"),
         (b"", "it is empty"),
         (b"audio,image,identity\n", "it has no row that could be used"),
         (b"audio,image,identity\n\xff\xfe\n", "this is no CSV in UTF-8"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from v2f.data.manifest import write_manifest, write_shard
-from v2f.data.sample import Members, encode
+from v2f.data.sample import Members, encode, encode_codes
 from v2f.prepare.verify import verify
 
 Item = tuple[str, str, Members]
@@ -91,6 +91,14 @@ def test_a_json_that_says_otherwise_is_named(tmp_path: Path) -> None:
         "train-00000.tar: sample s0: its JSON says 'ada', the manifest 'bob'",
         "train-00000.tar: sample s1: its JSON says split 'test', its shard 'train'",
     ]
+
+
+def test_codes_are_looked_at(tmp_path: Path) -> None:
+    key, identity, members = item(0, "ada", "train")
+    codes = encode_codes("s0", np.zeros((1, 4, 6)), 1)
+    assert said(write(tmp_path / "sound", {"train": [(key, identity, {**members, "codes.npy": codes})]})) == []
+    (line,) = said(write(tmp_path / "cut", {"train": [(key, identity, {**members, "codes.npy": codes[:-2]})]}))
+    assert line.startswith("train-00000.tar: sample s0: its codes.npy cannot be decoded (46 bytes are no float16")
 
 
 def test_a_sample_that_was_packed_broken_is_named(tmp_path: Path) -> None:

@@ -1,57 +1,139 @@
-"""Faces in photos: found by MTCNN, brought to FFHQ's pose by a similarity transform.
+"""Faces in photos: found by MTCNN or told by the user's landmarks, brought to FFHQ's pose by a similarity transform.
+
+    photo --MTCNN--> faces --choose--> landmarks --FFHQ's square--> uint8 [size, size, 3]
+    the user's file ------------------> landmarks --^
 
 MTCNN: Zhang et al. 2016, "Joint face detection and alignment using multi-task cascaded convolutional networks"; the
 weights lie inside facenet-pytorch. The crop is that of FFHQ (Karras et al. 2019, appendix A: the vectors eye to eye
-and eye to mouth span an oriented square), with five landmarks in place of 68.
+and eye to mouth span an oriented square), from its 68 landmarks or from MTCNN's five.
+
+What cannot be used raises :class:`UnusableError`. Only :func:`find_faces` imports torch.
 """
 
+import csv
 import functools
+import io
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from facenet_pytorch import MTCNN
 from PIL import Image, ImageFilter
 
-Floats = npt.NDArray[np.float64]
+from v2f.data.audio import UnusableError
+from v2f.data.sample import read_npy
 
-_SMALLEST_SQUARE = 16.0  # pixels; a smaller face holds nothing to learn from
+Floats = npt.NDArray[np.float64]
+FaceChoice = Literal["largest", "nearest", "only"]
+
+_BEYOND = 0.25  # how far outside of the photo, as a share of its side, a landmark may lie
 
 
 @dataclass(frozen=True)
 class Face:
     """One face of a photo: its landmarks [5, 2] (x, y) as the picture shows them: left eye, right eye, nose, left and
-    right corner of the mouth."""
+    right corner of the mouth; and its box, the corners (x, y) at the top left and the bottom right as [2, 2]."""
 
     landmarks: Floats
+    box: Floats
     confidence: float
-    area: float
+
+    @property
+    def area(self) -> float:
+        return float(np.prod(self.box[1] - self.box[0]))
 
 
 @functools.cache
-def _detector() -> MTCNN:
-    return MTCNN(keep_all=True, device=torch.device("cpu")).eval()
+def _detector(weights: str | None) -> Any:
+    from v2f.weights import load_mtcnn
+
+    return load_mtcnn(weights)[0]
 
 
-def find_faces(photo: Image.Image, min_confidence: float) -> list[Face]:
-    """The faces in an RGB photo, largest first."""
+def find_faces(photo: Image.Image, min_confidence: float, weights: str | None = None) -> list[Face]:
+    """The faces in an RGB photo, largest first; ``weights``: MTCNN's, where they are not the package's own."""
+    import torch
+
     with torch.inference_mode():
-        boxes, confidences, landmarks = _detector().detect(photo, landmarks=True)
+        boxes, confidences, landmarks = _detector(weights).detect(photo, landmarks=True)
     if boxes is None:
         return []
     faces = [
-        Face(np.asarray(points, dtype=np.float64), float(confidence), float((box[2] - box[0]) * (box[3] - box[1])))
+        Face(np.asarray(points, np.float64), np.asarray(box, np.float64).reshape(2, 2), float(confidence))
         for box, confidence, points in zip(boxes, confidences, landmarks, strict=True)
         if confidence is not None and confidence >= min_confidence
     ]
     return sorted(faces, key=lambda face: face.area, reverse=True)
 
 
+def choose_face(faces: Sequence[Face], choice: FaceChoice, point: Floats | None = None) -> Face:
+    """The face that is meant, of one or more sorted by size: the largest, the one nearest to ``point`` (x, y in pixels;
+    by the centre of its box), or the only one.
+
+    A point is where the speaker's face is. If it lies more than a face's size outside of the nearest box, the speaker's
+    face was not found, and that face is somebody else's.
+    """
+    if choice == "only" and len(faces) > 1:
+        raise UnusableError("several faces", f"{len(faces)}, one is wanted")
+    if choice != "nearest":
+        return faces[0]
+    assert point is not None
+    nearest = min(faces, key=lambda face: float(np.hypot(*(face.box.mean(axis=0) - point))))
+    away = np.abs(nearest.box.mean(axis=0) - point) / (nearest.box[1] - nearest.box[0])
+    if not (away <= 1.5).all():
+        detail = f"the nearest of {len(faces)} is {away.max():.1f} times its size away"
+        raise UnusableError("no face at the point", detail)
+    return nearest
+
+
+def read_landmarks(content: bytes, name: str) -> Floats:
+    """The landmarks (x, y) in a file's ``content``, [5, 2] or [68, 2]; ``name`` ends in .json (a list of pairs), in
+    .npy, or in .csv (a pair a line, under the header x,y or none)."""
+    try:
+        if name.lower().endswith(".json"):
+            points = np.asarray(json.loads(content), np.float64)
+        elif name.lower().endswith(".npy"):
+            points = read_npy(content).astype(np.float64)
+        elif name.lower().endswith(".csv"):
+            lines = [line for line in csv.reader(io.StringIO(content.decode("utf-8-sig"))) if line]
+            titled = bool(lines) and [word.strip() for word in lines[0]] == ["x", "y"]
+            points = np.asarray(lines[titled:], np.float64)
+        else:
+            raise UnusableError("landmarks cannot be read", f"{name}: .json, .npy or .csv is wanted")
+    except (ValueError, TypeError, RecursionError, csv.Error) as error:
+        raise UnusableError("landmarks cannot be read", str(error).splitlines()[0] if str(error) else "") from error
+    if points.shape not in ((5, 2), (68, 2)):
+        raise UnusableError("landmarks cannot be read", f"shape {list(points.shape)}, [5, 2] or [68, 2] is wanted")
+    return points
+
+
+def check_landmarks(landmarks: Floats, photo: Image.Image) -> Floats:
+    """``landmarks`` (pixels of ``photo``) if they can be a face's: on the photo or near it, left before right."""
+    used = np.stack(_eyes_and_mouth(landmarks))
+    near = (used >= -_BEYOND * np.array(photo.size)) & (used <= (1 + _BEYOND) * np.array(photo.size))
+    if not near.all():  # not finite, too
+        raise UnusableError("landmarks lie outside of the photo", "pixels of the upright photo are wanted")
+    left_eye, right_eye, left_mouth, right_mouth = used
+    across, down = right_eye - left_eye, (left_mouth + right_mouth - left_eye - right_eye) / 2
+    if across[0] * down[1] - across[1] * down[0] <= 0:
+        raise UnusableError("landmarks are no face", "what the picture shows on the left comes first")
+    return landmarks
+
+
+def _eyes_and_mouth(landmarks: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Left eye, right eye, left and right corner of the mouth, of [5, 2] or, as FFHQ takes them, of [68, 2] points."""
+    if len(landmarks) == 5:
+        left_eye, right_eye, _, left_mouth, right_mouth = landmarks
+        return left_eye, right_eye, left_mouth, right_mouth
+    return landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0), landmarks[48], landmarks[54]
+
+
 def face_square(landmarks: Floats) -> Floats:
-    """FFHQ's oriented square around a face: corners [4, 2] from the top left on, counter-clockwise as seen."""
-    left_eye, right_eye, _, left_mouth, right_mouth = landmarks
+    """FFHQ's oriented square around a face of [5, 2] or [68, 2] landmarks: corners [4, 2] from the top left on,
+    counter-clockwise as seen."""
+    left_eye, right_eye, left_mouth, right_mouth = _eyes_and_mouth(landmarks)
     eyes = (left_eye + right_eye) / 2
     eye_to_eye = right_eye - left_eye
     eye_to_mouth = (left_mouth + right_mouth) / 2 - eyes
@@ -63,14 +145,22 @@ def face_square(landmarks: Floats) -> Floats:
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 
 
-def cut_square(photo: Image.Image, corners: Floats, size: int) -> npt.NDArray[np.uint8] | None:
-    """The oriented square ``corners`` of an RGB photo as uint8 [size, size, 3]; None where it is too small.
+def align_face(photo: Image.Image, landmarks: Floats, size: int, min_face: float) -> npt.NDArray[np.uint8]:
+    """The face with these landmarks of an RGB photo as uint8 [size, size, 3]; ``min_face``: the least side of its
+    square in pixels of ``photo``."""
+    corners = face_square(landmarks)
+    side = float(np.hypot(*(corners[3] - corners[0])))
+    if not side >= min_face:  # not finite, too
+        raise UnusableError("face is too small", f"a square of {side:.1f} pixels, at least {min_face:g} are wanted")
+    return cut_square(photo, corners, size)
+
+
+def cut_square(photo: Image.Image, corners: Floats, size: int) -> npt.NDArray[np.uint8]:
+    """The oriented square ``corners`` of an RGB photo as uint8 [size, size, 3].
 
     What lies outside of the photo is filled as FFHQ does: mirrored, then faded into blur and the median colour.
     """
     side = float(np.hypot(*(corners[3] - corners[0])))
-    if not np.isfinite(corners).all() or side < _SMALLEST_SQUARE:
-        return None
     shrink = int(side / size / 2)
     if shrink > 1:
         photo = photo.resize(
@@ -85,15 +175,6 @@ def cut_square(photo: Image.Image, corners: Floats, size: int) -> npt.NDArray[np
     if scale > 1:
         drawn = drawn.resize((size, size), Image.Resampling.LANCZOS)
     return np.asarray(drawn)
-
-
-def align_face(photo: Image.Image, size: int, min_confidence: float) -> npt.NDArray[np.uint8] | None:
-    """The largest face of an RGB photo, aligned: uint8 [size, size, 3]; None where no face is found."""
-    for face in find_faces(photo, min_confidence):
-        aligned = cut_square(photo, face_square(face.landmarks), size)
-        if aligned is not None:
-            return aligned
-    return None
 
 
 def _crop(photo: Image.Image, corners: Floats, side: float) -> tuple[Image.Image, Floats]:

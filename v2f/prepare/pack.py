@@ -32,6 +32,9 @@ from v2f.prepare.synthetic import Synthetic, SyntheticConfig
 LEFT_OUT = "left_out.jsonl"
 _CHUNK = 32  # items that a process makes at once
 _OURS = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}\.tar|{re.escape(INDEX)}|{re.escape(LEFT_OUT)}|\.writing-.*")
+_MOST_WITH_PSP = (
+    4  # processes, where the recipe sets no number: each holds pSp, 1.2 GB of weights, and one GPU serves all
+)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -43,7 +46,9 @@ class PackConfig(Config):
     synthetic: SyntheticConfig | None = None
     pairs: PairsConfig | None = None
     shard_mb: float = Field(32.0, gt=0.0, description="size of a shard in 10^6 bytes, about")
-    workers: int | None = Field(None, ge=1, description="processes; null: one for each core; 1: this one")
+    workers: int | None = Field(
+        None, ge=1, description="processes; null: one for each core, with pSp at most 4; 1: this one"
+    )
 
     @model_validator(mode="after")
     def _one_group(self) -> "PackConfig":
@@ -72,7 +77,7 @@ def pack(recipe: PackConfig) -> Dataset:
         assert recipe.pairs is not None
         converter = Pairs(recipe.pairs)
     plan = converter.plan()
-    provenance = {"recipe": recipe.model_dump(mode="json", exclude={"out", "workers"}), **plan.provenance}
+    provenance = {"recipe": _what(recipe), **plan.provenance}
     if _is_there(recipe.out, provenance):
         dataset = open_dataset(recipe.out)
         print(f"{recipe.out}: packed already from this recipe, nothing to do; fingerprint {dataset.fingerprint}")
@@ -160,14 +165,29 @@ def _is_there(out: str, provenance: dict[str, Any]) -> bool:
         found = open_dataset(out).manifest.provenance
     except V2FError as error:
         raise V2FError(f"{out}: a data set is there that cannot be used ({error}); {way_out}") from error
-    wanted = json.loads(json.dumps(provenance))
+    found, wanted = {**found, "recipe": _completed(found.get("recipe"))}, json.loads(json.dumps(provenance))
     if found != wanted:
         differing = [name for name in sorted({**found, **wanted}) if found.get(name) != wanted.get(name)]
-        if differing == ["recipe"] and isinstance(found["recipe"], dict):
-            differing = sorted(_differing(found["recipe"], wanted["recipe"], ""))
+        if "recipe" in differing and isinstance(found["recipe"], dict):
+            differing.remove("recipe")
+            differing += sorted(_differing(found["recipe"], wanted["recipe"], ""))
         raise V2FError(f"{out}: a data set of another recipe is there ({', '.join(differing)} differ); {way_out}")
     store.remove(store.join(out, PACKING))
     return True
+
+
+def _what(recipe: PackConfig) -> dict[str, Any]:
+    """What of a recipe decides about the content: all but where it goes and how it is made."""
+    exclude: Any = {"out": True, "workers": True, "pairs": {"psp": {"sha256": True, "batch": True, "device": True}}}
+    return recipe.model_dump(mode="json", exclude=exclude)
+
+
+def _completed(found: Any) -> Any:
+    """A data set's recipe with the keys that it did not have yet when it was packed; their defaults change nothing."""
+    try:
+        return _what(build(PackConfig, {**found, "out": ""}, ""))
+    except (V2FError, TypeError):
+        return found  # of another kind, or of a version that knew other keys: it differs
 
 
 def _differing(one: Any, two: Any, prefix: str) -> Iterator[str]:
@@ -194,6 +214,8 @@ def _make_room(out: str, provenance: dict[str, Any]) -> None:
 
 def _workers(recipe: PackConfig, items: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if recipe.pairs is not None and recipe.pairs.psp is not None:
+        cores = min(cores, _MOST_WITH_PSP)
     return min(recipe.workers or cores, max(1, items // _CHUNK))
 
 

@@ -117,3 +117,5 @@ def _check(sample: Sample, split: str, identity: str) -> None:
         raise V2FError(f"its JSON says {sample.meta['seconds']} s, its audio has {seconds:.3f}")
     for number in range(sample.photo_count):
         sample.photo(number)
+        if sample.has_codes:
+            sample.codes(number)

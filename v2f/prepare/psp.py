@@ -1,0 +1,75 @@
+"""pSp over aligned photos, in batches: their styles w+, and the pictures that StyleGAN2 draws of those.
+
+    uint8 [N, H, W, 3] -> pSp's encoder -> w+ [N, L, D] -> StyleGAN2, pooled -> uint8 [N, size, size, 3]
+
+Richardson et al. 2021, "Encoding in Style"; their frontalisation model draws a face of any pose as seen from the front,
+in even light. A process loads pSp once.
+
+Shape letters: N photos, B photos at once, H height, W width, L styles, D style width.
+"""
+
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from v2f.errors import V2FError
+from v2f.nn.psp import PSP
+from v2f.prepare.pairs import PspConfig
+from v2f.system import to_picture
+from v2f.weights import load_psp
+
+Floats = npt.NDArray[np.float32]
+Pictures = npt.NDArray[np.uint8]
+
+
+def checksum(config: PspConfig) -> str:
+    """The SHA-256 of the file, which is loaded, so that one that does not fit is refused before packing starts."""
+    _device(config)
+    return load_psp(config.file, config.sha256)[1]
+
+
+def see(config: PspConfig, photo_NHWC: Pictures, size: int) -> tuple[Floats, Pictures | None]:
+    """w+ [N, L, D] of photos, and with ``config.pictures`` what is drawn of them, uint8 [N, size, size, 3].
+
+    w+ is rounded to float16 before anything is drawn of it, as a sample holds it.
+    """
+    device = _device(config)
+    psp = _loaded(config.file, config.sha256, device)
+    codes, pictures = [], []
+    try:
+        # transposed convolutions of cuDNN add in any order where they are not told otherwise
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            for at in range(0, len(photo_NHWC), config.batch):
+                photo_B3HW = torch.from_numpy(photo_NHWC[at : at + config.batch]).permute(0, 3, 1, 2).to(device)
+                w_BLD = psp.codes(to_picture(photo_B3HW)).half()
+                codes.append(_finite(w_BLD, config))
+                if config.pictures:
+                    picture_B3HW = _finite(psp.pictures(w_BLD.float(), size), config)
+                    pictures.append(((picture_B3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+    except torch.OutOfMemoryError as error:
+        raise V2FError(
+            f"pairs.psp: the GPU's memory is too small for {config.batch} photos at once in each process; "
+            "lower pairs.psp.batch or workers"
+        ) from error
+    drawn_NHWC = torch.cat(pictures).permute(0, 2, 3, 1).cpu().numpy() if pictures else None
+    return torch.cat(codes).float().cpu().numpy(), drawn_NHWC
+
+
+def _finite(values: torch.Tensor, config: PspConfig) -> torch.Tensor:
+    if not values.isfinite().all():
+        raise V2FError(f"{config.file}: what it makes of a photo is not finite; it is damaged, copy it anew")
+    return values
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(file: str, sha256: str | None, device: str) -> PSP:
+    return load_psp(file, sha256)[0].to(device)
+
+
+def _device(config: PspConfig) -> str:
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise V2FError("pairs.psp.device: there is no GPU here that torch can use; set it to cpu or auto")
+    return "cuda" if there and config.device != "cpu" else "cpu"
