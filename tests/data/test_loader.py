@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odd_transforms import Deadly, Picky, Uneven, Wrong
 
-from v2f.data.loader import Batch, Loader, _Farm, check_batch, read_split
+from v2f.data.farm import Farm
+from v2f.data.loader import Batch, Loader, check_batch, read_split
 from v2f.data.manifest import Dataset, Split, write_manifest, write_shard
 from v2f.data.order import Order
 from v2f.data.sample import encode
@@ -269,7 +270,7 @@ def test_a_mistake_in_a_transform_shows_its_traceback(train: Split) -> None:
 
 def processes(batches: object) -> list[subprocess.Popen[bytes]]:
     farm = batches._decoder  # type: ignore[attr-defined]
-    assert isinstance(farm, _Farm)
+    assert isinstance(farm, Farm)
     return [w.process for w in farm._workers]
 
 
@@ -288,7 +289,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(train: Split, workers: int) -
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_hang(train: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("v2f.data.loader._BOOT", "raise SystemExit(3)")
+    monkeypatch.setattr("v2f.data.farm._BOOT", "raise SystemExit(3)")
     with pytest.raises(V2FError, match=r"a decode worker died \(process \d+, exit code 3\)"):
         next(read_split(train, TRANSFORMS, 8, workers=1))
 
