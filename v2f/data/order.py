@@ -128,9 +128,7 @@ class Order:
         return (epoch + 1, partition, 0) if self._epoch(epoch + 1).run_lengths_P[partition] else None
 
     def _count(self, partition: Ints, slot: Ints | np.int64) -> Ints:
-        """How many slots below ``slot`` belong to ``partition``."""
-        rounds, rest = np.divmod(slot, self.partitions * self.chunk)
-        return rounds * self.chunk + np.clip(rest - partition * self.chunk, 0, self.chunk)
+        return deal(partition, slot, self.partitions, self.chunk)
 
     def _make_epoch(self, epoch: int) -> _Epoch:
         shards = _permutation(len(self._sizes), _SHARDS, self.seed, epoch)
@@ -141,7 +139,7 @@ class Order:
         return _Epoch(
             starts=np.concatenate([[0], np.cumsum(self._sizes[shards])]),
             firsts=firsts,
-            cut=int(_raw(1, _CUT, self.seed, epoch)[0] % np.uint64(self.samples)),
+            cut=int(raw_bits(1, _CUT, self.seed, epoch)[0] % np.uint64(self.samples)),
             run_starts_P=np.concatenate([[0], np.cumsum(lengths_P)[:-1]]),
             run_lengths_P=lengths_P,
         )
@@ -159,11 +157,17 @@ class Order:
         return stored, _permutation(length, _BLOCK, self.seed, epoch, partition, block)
 
 
-def _raw(count: int, *key: int) -> npt.NDArray[np.uint64]:
+def deal(partition: Ints, slot: Ints | np.int64, partitions: int, chunk: int) -> Ints:
+    """How many slots below ``slot`` belong to ``partition``, where slots are dealt in chunks."""
+    rounds, rest = np.divmod(slot, partitions * chunk)
+    return rounds * chunk + np.clip(rest - partition * chunk, 0, chunk)
+
+
+def raw_bits(count: int, *key: int) -> npt.NDArray[np.uint64]:
     """Uniform 64-bit integers. The raw stream, because numpy promises it for ever, but not what ``Generator``'s
     methods make of it (NEP 19): a run goes on in the same order under a newer numpy."""
     return np.asarray(keyed_rng(*key).bit_generator.random_raw(count))
 
 
 def _permutation(length: int, *key: int) -> Ints:
-    return np.argsort(_raw(length, *key), kind="stable")
+    return np.argsort(raw_bits(length, *key), kind="stable")
