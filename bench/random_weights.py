@@ -17,6 +17,7 @@ from typing import Any, Literal
 import facenet_pytorch
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
@@ -246,18 +247,32 @@ FILES: dict[str, Callable[[], Any]] = {
 }
 
 
+def converted(content: dict[str, Any]) -> State:
+    """A generator as ``v2f weights convert`` writes it: one flat state_dict, each tensor with memory of its own."""
+    state = {**content["g_ema"], "latent_avg": content["latent_avg"]}
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+
+
+LARGE: dict[str, Callable[[], State]] = {  # safetensors shares no memory between tensors: 100 MB
+    "stylegan2-ffhq-256x256.safetensors": lambda: converted(stylegan2(256, 1)),
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all of {', '.join(FILES)} unless named")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all of {', '.join([*FILES, *LARGE])} unless named")
     args = parser.parse_args()
-    unknown = [name for name in args.names if name not in FILES]
+    unknown = [name for name in args.names if name not in FILES and name not in LARGE]
     if unknown:
-        parser.error(f"no layout is called {unknown[0]!r}; there are {', '.join(FILES)}")
+        parser.error(f"no layout is called {unknown[0]!r}; there are {', '.join([*FILES, *LARGE])}")
     args.folder.mkdir(parents=True, exist_ok=True)
-    for name in args.names or FILES:
+    for name in args.names or [*FILES, *LARGE]:
         path = args.folder / name
-        torch.save(FILES[name](), path)
+        if name in LARGE:
+            save_file(LARGE[name](), path)
+        else:
+            torch.save(FILES[name](), path)
         print(f"{path}: RANDOM weights, {path.stat().st_size / 1e6:.0f} MB")
     return 0
 

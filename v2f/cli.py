@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     mirror.add_argument("--from", dest="source", default="weights", metavar="PATH", help="where files lie (weights)")
     mirror.add_argument("--download", action="store_true", help="fetch what has an address that answers directly")
     for verb in (table, mirror):
-        verb.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help="default: launch/recipes/*.yaml")
+        help_text = "default: launch/recipes/*.yaml; dotted.key=value changes a key of all of them"
+        verb.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help=help_text)
     return parser
 
 
@@ -133,15 +134,22 @@ def _mirror(args: argparse.Namespace) -> int:
     return 1 if mirror(args.target, _needs(args.recipes), args.source, args.download) else 0
 
 
-def _needs(recipes: Sequence[str]) -> "dict[str, Frozen]":
-    """The frozen nets that recipes of runs name; a system without such a group needs none."""
+def _needs(arguments: Sequence[str]) -> "dict[str, Frozen]":
+    """The frozen nets that recipes of runs name, with overrides; a system without such a group needs none."""
     from v2f.run import load_config
 
-    paths = list(recipes) or sorted(str(path) for path in Path("launch/recipes").glob("*.yaml"))
+    overrides = [argument for argument in arguments if "=" in argument]
+    paths = [argument for argument in arguments if "=" not in argument]
+    paths = paths or sorted(str(path) for path in Path("launch/recipes").glob("*.yaml"))
     if not paths:
         raise V2FError("no recipe: name one, or run this where launch/recipes is")
-    configs = {path: load_config(path) for path in paths}
-    return {c.name: c.system.frozen for c in configs.values() if hasattr(c.system, "frozen")}
+    stems = [Path(path).stem for path in paths]
+    needs = {}
+    for path, stem in zip(paths, stems, strict=True):
+        system = load_config(path, overrides).system
+        if hasattr(system, "frozen"):
+            needs[stem if stems.count(stem) == 1 else path] = system.frozen
+    return needs
 
 
 if __name__ == "__main__":

@@ -149,6 +149,8 @@ def _explain(cls: type[Config], error: ValidationError, where: str, under: str) 
         return f"{where}: {tag}: there is no {first['ctx']['tag']!r}, but {first['ctx']['expected_tags']}{more}"
     message = first["msg"][:1].lower() + first["msg"][1:]
     message = message.removeprefix("value error, ")
+    if isinstance(first["input"], dict) and first["type"] == "value_error":  # of a group: the message names its keys
+        return f"{where}: {dotted.rstrip('.')}: {message}{more}"
     shown = repr(first["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return f"{where}: {dotted}: {message}, got {shown} ({type(first['input']).__name__}){more}"

@@ -33,7 +33,7 @@ def test_names_shapes_and_counts_are_the_published_ones(state):
     own = net.state_dict()
     assert len(own) == 397
     assert sum(p.numel() for p in net.parameters()) == 43_797_696
-    assert misfit(state, own) is None
+    assert misfit(own, state) is None
 
 
 def test_the_embedding_is_that_of_the_slow_net(state, net):

@@ -61,7 +61,7 @@ def test_names_shapes_and_counts_are_the_published_ones(size, styles, keys, para
         net = PSP(encoder, Generator(size), torch.zeros(styles, 512))
     assert len(encoder.state_dict()) == keys
     assert sum(p.numel() for p in encoder.parameters()) == parameters
-    assert misfit(file["state_dict"], net.state_dict()) is None
+    assert misfit(net.state_dict(), file["state_dict"]) is None
 
 
 def slow_stretch(x: Tensor, side: int) -> Tensor:

@@ -35,6 +35,7 @@ from v2f.weights.nvidia import convert
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
 TABLE = {  # coefficients: small set, VoxCeleb2 (style: set, but not told to what)
     "mse": (1.0, 0.01),
+    "l1": (0.0, 0.0),
     "lpips": (1.0, 0.01),
     "id": (0.1, 0.1),
     "w_norm": (0.0005, 0.0005),
@@ -246,6 +247,10 @@ def test_the_style_loss_wants_codes_and_a_system_with_wrong_ones_is_refused() ->
         V2FError, match=r"unknown key 'system\.frozen\.identity\.chanels'; did you mean 'system\.frozen"
     ):
         recipe("thesis-final", "system.frozen.identity={net: ir_se50, channels: rgb, chanels: bgr}")
+    with pytest.raises(V2FError, match=r"system: image_size 96 does not divide the generator's 1024 px$"):
+        recipe("thesis-final", "system.image_size=96")
+    with pytest.raises(V2FError, match=r"system: image_size 32: LPIPS would see 2\d px, its backbone needs 31"):
+        recipe("thesis-final", "system.image_size=32")
     with pytest.raises(V2FError, match=r"the key 'system\.frozen\.identity\.channels' is missing"):
         recipe("thesis-final", "system.frozen.identity={net: ir_se50}")
 

@@ -49,6 +49,9 @@ def test_what_is_not_there_says_where_it_was_looked_for_and_how_to_get_it(root: 
         find(store.join(root, "nowhere"), ["a.pt"], "get a from there")
     with pytest.raises(V2FError, match=r"a\.pt: there is no such file of weights; get a from there$"):
         find(store.join(root, "a.pt"), ["a.pt"], "get a from there")
+    store.write_bytes(store.join(root, "a.txt"), b"x")
+    with pytest.raises(V2FError, match=r"a\.txt: no folder of weights, nor a file that ends in \.pt"):
+        find(store.join(root, "a.txt"), ["a.pt"], "?")
 
 
 def test_reading_gives_the_tensors_and_the_checksum(root: str) -> None:
@@ -87,7 +90,7 @@ def test_safetensors_are_read_and_a_damaged_one_is_named(root: str) -> None:
     store.write_bytes(path, save({"x": torch.arange(3.0)}))
     torch.testing.assert_close(read(path)[0]["x"], torch.arange(3.0))
     store.write_bytes(path, save({"x": torch.arange(3.0)})[:-4])
-    with pytest.raises(V2FError, match=r"a\.safetensors: cannot be read as safetensors"):
+    with pytest.raises(V2FError, match=r"a\.safetensors: it is cut, or no safetensors file"):
         read(path)
 
 
@@ -105,6 +108,19 @@ def test_a_net_is_looked_for_in_the_folder_under_its_own_or_its_usual_name(tmp_p
         assert locate(str(tmp_path), IRSE50Weights(net="ir_se50", channels="rgb", file=file)) == path
     with pytest.raises(V2FError, match=r"get ir-se50 from https://github\.com/TreB1eN/.*docs/weights\.md$"):
         locate(str(tmp_path / "elsewhere"), IRSE50Weights(net="ir_se50", channels="rgb"))
+
+
+def test_all_files_are_looked_for_before_one_is_read(random_weights: Path) -> None:
+    values = {"path": str(random_weights), "generator": {"net": "stylegan2"}, "identity": {"net": "facenet"}}
+    values |= {"perceptual": {"net": "lpips", "file": "no.pth"}, "codes": {"net": "psp", "file": "nothing.pt"}}
+    with pytest.raises(V2FError, match=r"system\.frozen\.perceptual: .*no\.pth.* \(missing, too: codes; `v2f weights`"):
+        load(Frozen.model_validate(values))
+
+
+def test_a_generator_of_a_size_that_nobody_publishes_wants_its_file() -> None:
+    with pytest.raises(ValueError, match="no generator of 64 px is published for FFHQ: name the file of yours"):
+        Frozen.model_validate({"generator": {"net": "stylegan2", "size": 64}})
+    Frozen.model_validate({"generator": {"net": "stylegan2", "size": 64, "file": "own.pt"}})
 
 
 def test_without_weights_every_net_is_a_stand_in_and_said_to_be_one() -> None:

@@ -20,6 +20,8 @@ from v2f.weights.catalogue import CATALOGUE
 from v2f.weights.files import SUMS, sha256_of
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "recipes"
+NEEDED = ("stylegan2-ffhq-1024", "stylegan2-ffhq-256", "ir-se50", "lpips-alex", "psp-ffhq-encode")
+NEEDED += ("psp-ffhq-frontalization",)  # for packing, optional
 ALEX = "alexnet-owt-7be5be79.pth"
 
 
@@ -43,20 +45,15 @@ def alex(tmp_path: Path) -> Path:
 
 
 def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(LAUNCH.parents[1])
+    shutil.copytree(LAUNCH, tmp_path / "launch" / "recipes")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
     assert main(["weights"]) == 1  # something is missing
     text = capsys.readouterr().out
     for published in CATALOGUE.values():
-        needed = published.name in (
-            "stylegan2-ffhq-1024",
-            "stylegan2-ffhq-256",
-            "ir-se50",
-            "lpips-alex",
-            "psp-ffhq-encode",
-        )
+        needed = published.name in NEEDED
         assert (f"{published.name}: {published.what}" in text) == needed
         if needed:
             assert published.page in text
@@ -64,24 +61,27 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
     for user in ("thesis-final: generator", "thesis-small: identity", "thesis-voxceleb2: codes"):
         assert user in text
     assert "use the stand-ins in the package: pairs, quickstart, synthetic" in text
-    assert "missing: 5; see docs/weights.md" in text
+    assert "missing or refused: 5; see docs/weights.md" in text
     assert main(["weights", "table", "launch/recipes/quickstart.yaml"]) == 0
 
 
 def test_the_table_tells_how_a_file_was_verified(alex: Path) -> None:
     needs = {"a": frozen(alex, perceptual={"net": "lpips"})}
+    digest = sha256_of(str(alex / ALEX))
     missing, text = shown(needs)
     assert missing == 0
-    assert "NOT the file that is known under this name" in text  # random numbers are not ImageNet's
-    digest = sha256_of(str(alex / ALEX))
     assert digest[:16] in text
-    _, text = shown({"a": frozen(alex, perceptual={"net": "lpips", "sha256": digest})}, load=True)
-    assert "as the recipe says; loaded strictly" in text
+    unknown = "NOT the file that is known under this name"  # random numbers are not ImageNet's
+    assert commands.rows(needs)[0].state == unknown
+    pinned = {"a": frozen(alex, perceptual={"net": "lpips", "sha256": digest})}
+    assert commands.rows(pinned, load=True)[0].state == f"{unknown}; as the recipe says; loaded strictly"
     (alex / SUMS).write_text(f"{digest}  {ALEX}\n")
-    assert "as SHA256SUMS says" in shown(needs)[1]
+    assert commands.rows(needs)[0].state == f"{unknown}; as SHA256SUMS says"
     (alex / SUMS).write_text(f"{'0' * 64}  {ALEX}\n")
-    with pytest.raises(V2FError, match="SHA256SUMS says 0000"):
-        shown(needs)
+    (row,) = commands.rows(needs)
+    assert row.state.startswith("REFUSED: its SHA-256 is")
+    assert "SHA256SUMS says 0000" in row.state
+    assert shown(needs)[0] == 1
 
 
 def test_a_file_with_the_published_checksum_is_said_to_be_the_published_one(
@@ -94,8 +94,45 @@ def test_a_file_with_the_published_checksum_is_said_to_be_the_published_one(
 
 def test_loading_for_the_table_finds_what_the_checksum_cannot(alex: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, alex / ALEX)
-    with pytest.raises(V2FError, match="these are not the weights of torchvision's alexnet"):
-        shown({"a": frozen(alex, perceptual={"net": "lpips"})}, load=True)
+    needs = {"a": frozen(alex, perceptual={"net": "lpips"})}
+    assert commands.rows(needs)[0].good
+    (row,) = commands.rows(needs, load=True)
+    assert not row.good
+    assert row.state.startswith("REFUSED: these are not the weights of torchvision's alexnet")
+    assert shown(needs, load=True)[0] == 1
+
+
+def test_each_file_that_recipes_name_has_a_line_of_its_own(alex: Path) -> None:
+    needs = {
+        "a": frozen(alex, perceptual={"net": "lpips"}),
+        "b": frozen(alex, perceptual={"net": "lpips"}),
+        "c": frozen(alex, perceptual={"net": "lpips", "file": "nothere.pth"}),
+    }
+    first, second = commands.rows(needs)
+    assert (first.needed_by, first.good) == (["a: perceptual", "b: perceptual"], True)
+    assert (second.needed_by, second.state) == (["c: perceptual"], "missing")
+    assert shown(needs)[0] == 1
+
+
+def test_a_narrow_terminal_gets_a_list(alex: Path) -> None:
+    text = io.StringIO()
+    commands.show({"a": frozen(alex, perceptual={"net": "lpips"})}, False, Console(file=text, width=80))
+    assert f"  file: {alex / ALEX}" in text.getvalue()
+    assert "┃" not in text.getvalue()
+
+
+def test_recipes_of_one_name_and_overrides_are_told_apart(
+    tmp_path: Path, alex: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        shutil.copyfile(LAUNCH / "thesis-small.yaml", tmp_path / folder / "own.yaml")
+    paths = [str(tmp_path / folder / "own.yaml") for folder in ("one", "two")]
+    overrides = [f"system.frozen.path={alex}", "system.frozen.generator={net: stand_in}", "system.image_size=64"]
+    overrides.append("system.frozen.identity={net: stand_in}")
+    assert main(["weights", "table", *paths, *overrides]) == 0
+    text = "".join(capsys.readouterr().out.split())
+    assert all(f"{path}:perceptual" in text for path in paths)
 
 
 def test_a_mirror_holds_what_is_needed_with_checksums_and_licences(
@@ -114,15 +151,38 @@ def test_a_mirror_holds_what_is_needed_with_checksums_and_licences(
     torch.save(squeezenet(), alex / "squeezenet1_1-b8a52dc0.pth")
     assert commands.mirror(str(target), {"a": needs["a"]}, str(alex)) == 0  # what is known is taken along
     assert "squeezenet1_1-b8a52dc0.pth" in (target / SUMS).read_text()
-    shutil.rmtree(alex)  # a mirror stands alone, and can be completed later
+    (alex / ALEX).unlink()  # a mirror stands alone, and can be completed later
     assert commands.mirror(str(target), {"a": needs["a"]}, str(alex)) == 0
 
 
-def test_a_mirror_takes_no_file_that_does_not_load(alex: Path, tmp_path: Path) -> None:
+def test_a_mirror_takes_no_file_that_does_not_load_and_is_mended_by_one_that_does(alex: Path, tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, alex / ALEX)
-    with pytest.raises(V2FError, match="these are not the weights of torchvision's alexnet"):
-        commands.mirror(str(tmp_path / "mirror"), {"a": frozen(alex, perceptual={"net": "lpips"})}, str(alex))
-    assert not (tmp_path / "mirror" / SUMS).exists()
+    needs, target = {"a": frozen(alex, perceptual={"net": "lpips"})}, tmp_path / "mirror"
+    with pytest.raises(V2FError, match=rf"{alex / ALEX}: these are not the weights of torchvision's alexnet"):
+        commands.mirror(str(target), needs, str(alex))
+    assert not target.exists()
+    torch.save(alexnet(), alex / ALEX)
+    assert commands.mirror(str(target), needs, str(alex)) == 0
+    first = (target / SUMS).read_text()
+    torch.save({**alexnet(), "classifier.6.bias": torch.zeros(1000)}, alex / ALEX)  # another file that loads, too
+    assert commands.mirror(str(target), needs, str(alex)) == 0
+    assert (target / SUMS).read_text() != first
+    load(frozen(target, perceptual={"net": "lpips"}))
+
+
+def test_a_mirror_holds_what_a_recipe_names_itself_and_says_what_it_is_not(
+    alex: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (alex / ALEX).rename(alex / "mine.pth")
+    needs = {"a": frozen(alex, perceptual={"net": "lpips", "file": "mine.pth"})}
+    assert commands.mirror(str(tmp_path / "mirror"), needs, str(alex)) == 0
+    assert "no checksum is known" in capsys.readouterr().out
+    load(frozen(tmp_path / "mirror", perceptual={"net": "lpips", "file": "mine.pth"}))
+    (alex / "mine.pth").rename(alex / ALEX)
+    assert commands.mirror(str(tmp_path / "mirror"), {"a": frozen(alex, perceptual={"net": "lpips"})}, str(alex)) == 0
+    assert "NOT the file that is known under this name" in capsys.readouterr().out
+    with pytest.raises(V2FError, match="nowhere: there is no such folder of weights; name one with --from"):
+        commands.mirror(str(tmp_path / "mirror"), needs, "nowhere")
 
 
 def test_nothing_is_fetched_unless_asked_and_then_only_what_is_known(
@@ -137,6 +197,7 @@ def test_nothing_is_fetched_unless_asked_and_then_only_what_is_known(
 
     here = replace(CATALOGUE["lpips-alex"], direct=address, sha256=sha256_of(str(alex / ALEX))[:8])
     monkeypatch.setitem(CATALOGUE, "lpips-alex", here)
+    (tmp_path / "none").mkdir()
     needs = {"a": frozen(tmp_path / "none", perceptual={"net": "lpips"})}
     target = str(tmp_path / "mirror")
     assert commands.mirror(target, needs, str(tmp_path / "none")) == 1
@@ -146,7 +207,7 @@ def test_nothing_is_fetched_unless_asked_and_then_only_what_is_known(
     monkeypatch.setitem(CATALOGUE, "lpips-alex", replace(here, sha256="00000000"))
     with pytest.raises(V2FError, match="00000000 is known; not kept"):
         commands.mirror(str(tmp_path / "other"), needs, str(tmp_path / "none"), download=True)
-    assert not list((tmp_path / "other").iterdir())
+    assert not (tmp_path / "other").exists()
     monkeypatch.setitem(CATALOGUE, "lpips-alex", replace(here, direct=lambda: (alex / "no.pth").as_uri()))
     with pytest.raises(V2FError, match=r"cannot be fetched .* get it by hand: get lpips-alex"):
         commands.mirror(str(tmp_path / "third"), needs, str(tmp_path / "none"), download=True)
@@ -174,10 +235,11 @@ def test_a_mirror_converts_a_pickle_on_the_way(tmp_path: Path, monkeypatch: pyte
     small = replace(CATALOGUE["stylegan2-ffhq-256"], files=("small.safetensors",))
     monkeypatch.setitem(CATALOGUE, "stylegan2-ffhq-256", small)
     monkeypatch.setattr(commands, "_any", lambda published: frozen(tmp_path, generator=net).generator)
-    net = {"net": "stylegan2", "size": 32}
+    net = {"net": "stylegan2", "size": 32, "file": "small.safetensors"}
+    needed = {"net": "stylegan2", "size": 256}
     have = tmp_path / "have"
     have.mkdir()
     (have / "small.pkl").write_bytes(fake_nvidia.pickled(fake_nvidia.generator(size=32)))
     target = tmp_path / "mirror"
-    assert commands.mirror(str(target), {"a": frozen(have, generator=net)}, str(have)) == 0
+    assert commands.mirror(str(target), {"a": frozen(have, generator=needed)}, str(have)) == 0
     assert (target / "small.safetensors").is_file()

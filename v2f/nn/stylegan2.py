@@ -226,7 +226,7 @@ def channels_at(resolution: int, channel_multiplier: float, channel_max: int | N
     return min(channel_max, tapered)
 
 
-def _deduced(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+def _deduced(state: Mapping[str, Tensor], where: str, prefix: str) -> dict[str, Any]:
     """The arguments of the :class:`Generator` whose ``state_dict`` has these names and shapes.
 
     Size, style width and layers of the mapping are read off; the channels must follow :func:`channels_at`. What the
@@ -236,10 +236,10 @@ def _deduced(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
 
     def shape(name: str, wanted: str) -> torch.Size:
         if name not in state:
-            raise V2FError(f"{wrong} the tensor {name!r} is missing")
+            raise V2FError(f"{wrong} the tensor {prefix + name!r} is missing")
         found = state[name].shape
         if len(found) != wanted.count(",") + 1 or 0 in found:
-            raise V2FError(f"{wrong} {name!r} has the shape {list(found)}, {wanted} is wanted")
+            raise V2FError(f"{wrong} {prefix + name!r} has the shape {list(found)}, {wanted} is wanted")
         return found
 
     def highest(pattern: str) -> int:
@@ -257,7 +257,8 @@ def _deduced(state: Mapping[str, Tensor], where: str) -> dict[str, Any]:
     else:
         r = next(r for r in widths if rule[r] != widths[r])
         name = f"{names[r.bit_length() - 3]}.conv.weight"
-        raise V2FError(f"{wrong} {name!r} has {widths[r]} channels, {rule[r]} go with the other resolutions' channels")
+        found = f"{prefix + name!r} has {widths[r]} channels"
+        raise V2FError(f"{wrong} {found}, {rule[r]} go with the other resolutions' channels")
     return {
         "size": max(widths),
         "style_dim": shape("conv1.conv.modulation.weight", "[C, D]")[1],
@@ -320,15 +321,15 @@ class Generator(nn.Module):
             self.noises.register_buffer(f"noise_{i}", torch.randn(1, 1, side, side))
 
     @classmethod
-    def fitting(cls, state: Mapping[str, Tensor], where: str) -> "Generator":
+    def fitting(cls, state: Mapping[str, Tensor], where: str, prefix: str = "") -> "Generator":
         """The generator that a float32 ``state_dict`` fits, with a copy of it; ``latent_avg`` is left at zero.
 
         ``where`` begins the one line of the :class:`V2FError` about the first name that is missing, unknown, or of
-        another shape or type.
+        another shape or type. ``prefix``: what the names have before them in the file.
         """
         with torch.device("meta"):  # no time for random weights that are replaced at once
-            generator = cls(**_deduced(state, where))
-        fill(generator, state, where, f"a StyleGAN2 generator of {generator.size} px")
+            generator = cls(**_deduced(state, where, prefix))
+        fill(generator, state, where, f"a StyleGAN2 generator of {generator.size} px", prefix)
         generator.latent_avg = torch.zeros(generator.style_dim, device=generator.input.input.device)
         return generator
 

@@ -25,7 +25,7 @@ from v2f.nn import face_box
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.waveform import WaveformEncoder
 from v2f.system import Batch, Losses, Optimizer, Phase, System, Transform, freeze, to_picture, weighted
-from v2f.weights import Frozen, Precomputed
+from v2f.weights import LEAST_SIDE, Frozen, LPIPSWeights, Precomputed, StyleGAN2Weights
 
 
 class Terms(config.Config):
@@ -61,6 +61,17 @@ class VoiceStyledFace(System):
             if self.losses.style and self.frozen.codes is None:
                 raise ValueError(
                     "losses.style wants the reference's codes: name frozen.codes, or set losses.style to 0"
+                )
+            generator, perceptual, side = self.frozen.generator, self.frozen.perceptual, self.image_size
+            if isinstance(generator, StyleGAN2Weights) and generator.size % side:
+                raise ValueError(f"image_size {side} does not divide the generator's {generator.size} px")
+            if self.losses.lpips_crop:
+                side = face_box(torch.empty(1, 1, side, side, device="meta")).shape[-1]
+            least = LEAST_SIDE[perceptual.backbone] if isinstance(perceptual, LPIPSWeights) else 1
+            if side < least:
+                raise ValueError(
+                    f"image_size {self.image_size}: LPIPS would see {side} px, its backbone needs {least}; take a "
+                    "larger one, or the stand-in"
                 )
             return self
 

@@ -6,12 +6,13 @@ A file is a path of its own, or a usual name in ``Frozen.path``, a folder or an 
 its SHA-256, loaded with ``weights_only=True`` or as safetensors, and has to fit name by name. Nothing is downloaded.
 """
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f import standins, store
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # it imports torchvision and lpips, which take a second that 
     from v2f.nn.frozen import LPIPS, FaceIdentity
     from v2f.nn.standin_nets import PerceptualNet
 
+LEAST_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}  # pixels; of a smaller picture LPIPS' backbone has nothing left
 MEAN_W_SAMPLES = 20_000  # where a file has no mean style: its error is then a hundredth of w's deviation
 
 
@@ -54,9 +56,15 @@ class StyleGAN2Weights(Brought):
     net: Literal["stylegan2"]
     size: Literal[32, 64, 128, 256, 512, 1024] = Field(1024, description="side of its pictures in pixels")
 
+    @model_validator(mode="after")
+    def _is_published(self) -> "StyleGAN2Weights":
+        if self.file is None and f"stylegan2-ffhq-{self.size}" not in CATALOGUE:
+            raise ValueError(f"no generator of {self.size} px is published for FFHQ: name the file of yours")
+        return self
+
     @property
     def published(self) -> Published:
-        return CATALOGUE[f"stylegan2-ffhq-{max(256, self.size)}"]
+        return CATALOGUE.get(f"stylegan2-ffhq-{self.size}", CATALOGUE["stylegan2-ffhq-1024"])
 
 
 class PSPDecoder(Brought):
@@ -160,14 +168,15 @@ def locate(folder: str, net: Brought) -> str:
 
 
 def load(frozen: Frozen) -> Nets:
-    """All nets of ``frozen``. A file that two roles share is read once."""
+    """All nets of ``frozen``. Nothing is read before all files are found; one that two roles share is read once."""
     known: dict[str, tuple[Any, str]] = {}
+    paths = _located(frozen)
 
     def get(role: str, net: Any) -> Any:
         if isinstance(net, StandIn):
             stand_ins.append(role)
             return standins.load(role)  # type: ignore[arg-type]
-        path = locate(frozen.path, net)
+        path = paths[role]
         key = f"{type(net).__name__ if not isinstance(net, (PSPDecoder, PSPCodes)) else 'psp'}:{path}"
         if key not in known:
             known[key] = read(net, path)
@@ -195,18 +204,35 @@ def load(frozen: Frozen) -> Nets:
     return Nets(generator, identity, perceptual, codes, stand_ins, checksums)
 
 
+def _located(frozen: Frozen) -> dict[str, str]:
+    """Role -> its file; V2FError that names every role whose file is missing."""
+    paths, missing = {}, {}
+    for role, net in frozen.brought().items():
+        try:
+            paths[role] = locate(frozen.path, net)
+        except V2FError as error:
+            missing[role] = error
+    if missing:
+        first, *others = missing
+        more = f" (missing, too: {', '.join(others)}; `v2f weights` lists all)" if others else ""
+        raise V2FError(f"system.frozen.{first}: {missing[first]}{more}")
+    return paths
+
+
 def read(net: Brought, path: str) -> tuple[nn.Module, str]:
     """The net that the file ``path`` holds, and the file's SHA-256; every misfit is a V2FError of one line."""
     content, digest = files.read(path, net.sha256)
     return _READERS[type(net)](net, content, path), digest
 
 
-def load_psp(file: str, sha256: str | None = None) -> tuple[PSP, str]:
-    """pSp, encoder and generator, from a file (or a folder or mirror with one of its usual names), and the checksum."""
-    net = PSPCodes(net="psp", sha256=sha256)
-    names = (*CATALOGUE["psp-ffhq-frontalization"].files, *CATALOGUE["psp-ffhq-encode"].files)
-    path = files.find(file, names, CATALOGUE["psp-ffhq-frontalization"].way_out)
-    psp, digest = read(net, path)
+def load_psp(
+    file: str, sha256: str | None = None, model: Literal["encode", "frontalization"] = "frontalization"
+) -> tuple[PSP, str]:
+    """pSp, encoder and generator, from a file (or from a folder or mirror, where ``model`` says which), and the
+    checksum."""
+    published = CATALOGUE[f"psp-ffhq-{model}"]
+    path = files.find(file, published.files, published.way_out)
+    psp, digest = read(PSPCodes(net="psp", sha256=sha256), path)
     assert isinstance(psp, PSP)
     psp.eval().requires_grad_(False)
     return psp, digest
@@ -232,12 +258,14 @@ def load_mtcnn(path: str | None = None) -> tuple[Any, dict[str, str]]:
 def read_stylegan2(content: Any, path: str) -> Generator:
     """A generator from rosinality's ``{"g_ema": state_dict, "latent_avg": [512]}``, or the flat safetensors of
     ``v2f weights convert``; its size and widths are those of the tensors."""
-    if "g_ema" in content:
-        state, mean = files.tensors(content["g_ema"], path), content.get("latent_avg")
+    if isinstance(content, Mapping) and "g_ema" in content:
+        state, mean, prefix = files.tensors(content["g_ema"], path), content.get("latent_avg"), "g_ema."
+    elif isinstance(content, Mapping) and "state_dict" in content:
+        raise V2FError(f"{path}: no file of StyleGAN2 alone; if it is pSp's, say so: generator.net is psp")
     else:
-        state = files.tensors(content, path)
+        state, prefix = files.tensors(content, path), ""
         mean = state.pop("latent_avg", None)
-    generator = Generator.fitting(state, path)
+    generator = Generator.fitting(state, path, prefix)
     if mean is None:
         mean = generator.mean_w(MEAN_W_SAMPLES, torch.Generator().manual_seed(0))
     _put(generator.latent_avg, mean, "latent_avg", path)
@@ -245,14 +273,13 @@ def read_stylegan2(content: Any, path: str) -> Generator:
 
 
 def _put(target: Tensor, value: Any, name: str, path: str) -> None:
-    """Copy a vector that a file keeps beside its state_dict."""
-    if (
-        not isinstance(value, Tensor)
-        or value.shape not in (target.shape, target.shape[1:])
-        or not value.is_floating_point()
-    ):
+    """Copy what a file keeps beside its state_dict: [D], or for pSp [L, D] or one [D] for all styles."""
+    shapes = (target.shape, target.shape[-1:])
+    if not isinstance(value, Tensor) or value.shape not in shapes or value.dtype != target.dtype:
         shown = f"{list(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-        raise V2FError(f"{path}: {name} is {shown}, {list(target.shape)} floats are wanted")
+        raise V2FError(f"{path}: {name} is {shown}, {list(target.shape)} {target.dtype} is wanted")
+    if value.is_meta or value.layout != torch.strided or not value.isfinite().all():
+        raise V2FError(f"{path}: {name} holds no finite numbers; copy the file anew")
     target.data.copy_(value)
 
 
@@ -300,17 +327,31 @@ def _psp(net: Brought, content: Any, path: str) -> PSP:
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
     for name, tensor in state.items():
         owner, _, rest = name.partition(".")
-        if owner not in parts:
+        if owner not in parts or not rest:
             raise V2FError(f"{path}: these are not the weights of pSp: the tensor {name!r} is not known")
         parts[owner][rest] = tensor
-    decoder = Generator.fitting(parts["decoder"], path)
+    _check_options(content.get("opts"), path)
+    decoder = Generator.fitting(parts["decoder"], path, "decoder.")
     with torch.device("meta"):
         body = GradualStyleEncoder(decoder.n_latent)
-    fill(body, parts["encoder"], path, f"pSp's encoder of {decoder.n_latent} styles")
+    fill(body, parts["encoder"], path, f"pSp's encoder of {decoder.n_latent} styles", "encoder.")
     psp = PSP(body, decoder, torch.zeros(decoder.n_latent, decoder.style_dim))
     _put(psp.latent_avg, files.part(content, "latent_avg", path), "latent_avg", path)
     decoder.latent_avg.copy_(psp.latent_avg.mean(dim=0))  # pSp repeats the one mean style for every layer
     return psp
+
+
+def _check_options(options: Any, path: str) -> None:
+    """V2FError where a pSp file says that it was trained as another kind than is built here."""
+    values = vars(options) if isinstance(options, argparse.Namespace) else options
+    if not isinstance(values, Mapping):
+        return
+    wanted = {"encoder_type": "GradualStyleEncoder", "start_from_latent_avg": True, "learn_in_w": False}
+    for name, value in wanted.items():
+        if values.get(name, value) != value:
+            raise V2FError(
+                f"{path}: this pSp was trained with {name}={values[name]!r}, here it is {value!r}: take another"
+            )
 
 
 _READERS: dict[type[Brought], Callable[[Any, Any, str], nn.Module]] = {

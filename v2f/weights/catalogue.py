@@ -10,10 +10,6 @@ from functools import cached_property
 _NGC = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/research/models/stylegan2"
 _PSP = "https://github.com/eladrich/pixel2style2pixel (README, Pretrained Models)"
 _FACENET = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
-_PORTS = {
-    1024: f" or, converted already, {_PSP}",
-    256: " or, a training of its own, https://github.com/rosinality/stylegan2-pytorch (README, 550000.pt)",
-}
 _NVIDIA_LICENCE = "NVIDIA Source Code License, non-commercial"
 
 
@@ -45,7 +41,7 @@ def _stylegan2(size: int, pickle_name: str, files: tuple[str, ...]) -> Published
         name=f"stylegan2-ffhq-{size}",
         what=f"StyleGAN2 of {size} px on FFHQ",
         files=files,
-        page=f"{_NGC} ({pickle_name})" + _PORTS.get(size, ""),
+        page=f"{_NGC} ({pickle_name})" + (f" or, converted already, {_PSP}" if size == 1024 else ""),
         licence=_NVIDIA_LICENCE,
     )
 
@@ -103,7 +99,7 @@ CATALOGUE: dict[str, Published] = {
             ("stylegan2-ffhq-config-f.pt", "stylegan2-ffhq-1024x1024.safetensors", "ffhq.safetensors"),
         ),
         _stylegan2(512, "stylegan2-ffhq-512x512.pkl", ("stylegan2-ffhq-512x512.safetensors",)),
-        _stylegan2(256, "stylegan2-ffhq-256x256.pkl", ("stylegan2-ffhq-256x256.safetensors", "550000.pt")),
+        _stylegan2(256, "stylegan2-ffhq-256x256.pkl", ("stylegan2-ffhq-256x256.safetensors",)),
         Published(
             name="ir-se50",
             what="ArcFace on an IR-SE-50 body",

@@ -3,7 +3,9 @@
 recipes -> needs (role, kind of net) -> files, by name -> checksum -> table | mirror: files, SHA256SUMS, LICENCES.txt
 """
 
+import contextlib
 import shutil
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
@@ -32,9 +34,11 @@ from v2f.weights.nvidia import convert
 
 LICENCES = "LICENCES.txt"
 PACKAGED = {
-    "mtcnn": ("P-, R- and O-Net, which find faces", "inside facenet-pytorch", "MIT"),
-    "lpips-linear": ("LPIPS' linear weights, version 0.1", "inside lpips", "BSD-2-Clause"),
+    "mtcnn": ("packing", "P-, R- and O-Net, inside facenet-pytorch", "MIT"),
+    "lpips-linear": ("LPIPS", "its linear weights, version 0.1, inside lpips", "BSD-2-Clause"),
 }
+HEADINGS = ("weights", "for", "file", "SHA-256", "verified", "licence")
+WIDE = 120  # columns of a terminal from which on a table reads better than a list
 _BLOCK = 1 << 20
 
 Needs = Mapping[str, Frozen]
@@ -49,129 +53,175 @@ class Row:
     needed_by: list[str]
     path: str | None
     sha256: str | None
-    verified: str
+    state: str
+    """In words: what the checksum agrees with, ``missing``, or why the file is refused."""
+    good: bool
 
 
 def rows(needs: Needs, load: bool = False) -> list[Row]:
     """What each recipe needs, in the order of the catalogue. With ``load``, files are also loaded, strictly."""
-    wanted: dict[str, list[tuple[str, Frozen, Brought]]] = {}
+    wanted: dict[tuple[str, str | None, str | None, str | None], list[tuple[str, Brought]]] = {}
     for recipe, frozen in needs.items():
         for role, net in frozen.brought().items():
-            wanted.setdefault(net.published.name, []).append((f"{recipe}: {role}", frozen, net))
+            try:
+                path = locate(frozen.path, net)
+            except V2FError:
+                path = None
+            own = net.file if path is None else None
+            wanted.setdefault((net.published.name, path, own, net.sha256), []).append((f"{recipe}: {role}", net))
+    order = list(CATALOGUE)
     found = []
-    for name, published in CATALOGUE.items():
-        if name not in wanted:
+    for (name, path, own, _), users in sorted(wanted.items(), key=lambda item: order.index(item[0][0])):
+        published, who = CATALOGUE[name], [user for user, _ in users]
+        if path is None:
+            found.append(Row(published, who, own, None, "missing", False))
             continue
-        users = [user for user, _, _ in wanted[name]]
-        _, frozen, net = wanted[name][0]
         try:
-            path = locate(frozen.path, net)
-        except V2FError:
-            found.append(Row(published, users, None, None, "missing"))
-            continue
-        if load:
-            digest = read(net, path)[1]
-            verified = f"{_verified(published, path, digest, net)}; loaded strictly"
-        else:
-            digest = files.sha256_of(path)
-            verified = _verified(published, path, digest, net)
-        found.append(Row(published, users, path, digest, verified))
+            digest = read(users[0][1], path)[1] if load else files.sha256_of(path)
+            agrees = _agreement(published, path, digest, users[0][1].sha256)
+            state, good = agrees + ("; loaded strictly" if load else ""), True
+        except V2FError as error:
+            digest, state, good = None, f"REFUSED: {str(error).removeprefix(f'{path}: ')}", False
+        found.append(Row(published, who, path, digest, state, good))
     return found
 
 
-def _verified(published: Published, path: str, digest: str, net: Brought) -> str:
-    """What the checksum of a file agrees with, in words."""
-    files.check(path, digest, net.sha256)
+def _agreement(published: Published, path: str, digest: str, wanted: str | None) -> str:
+    """What the checksum of a file agrees with, in words; V2FError where the recipe or SHA256SUMS say another."""
+    files.check(path, digest, wanted)
     folder, _, name = path.rpartition("/")
-    if net.sha256 is not None:
-        return "as the recipe says"
+    words = []
+    if published.sha256 is not None and name == published.files[0]:
+        known = digest.startswith(published.sha256)
+        words.append("as published" if known else "NOT the file that is known under this name")
+    if wanted is not None:
+        words.append("as the recipe says")
     if name in files.sums_beside(folder or "."):
-        return f"as {files.SUMS} says"
-    if published.sha256 is None or name != published.files[0]:
-        return "no checksum is known"
-    return "as published" if digest.startswith(published.sha256) else "NOT the file that is known under this name"
+        words.append(f"as {files.SUMS} says")
+    return "; ".join(words) or "no checksum is known"
 
 
 def show(needs: Needs, load: bool = False, console: Console | None = None) -> int:
-    """Print the table; the number of sets that are missing."""
+    """Print the table; the number of sets that are missing or refused."""
     console = console or Console(width=None)
     found = rows(needs, load)
-    table = Table(title="weights that the recipes need", title_justify="left", show_lines=True)
-    for heading in ("weights", "for", "file", "SHA-256", "verified", "licence"):
-        table.add_column(heading, overflow="fold")
-    for row in found:
-        there = f"{row.path}, {store.size(row.path) / 1e6:.0f} MB" if row.path else "\nor ".join(row.published.files)
-        digest = row.sha256[:16] if row.sha256 else f"({row.published.sha256[:16]})" if row.published.sha256 else ""
-        verified = row.verified if row.path else "[bold]missing[/bold]"
-        table.add_row(row.published.name, "\n".join(row.needed_by), there, digest, verified, row.published.licence)
-    for name, (what, where, licence) in PACKAGED.items():
-        table.add_row(name, what, where, "", "comes with the package", licence)
-    console.print(table)
-    for row in found:
-        source = f"checksum: {row.published.sha256_source}"
-        console.print(f"{row.published.name}: {row.published.what}\n  {row.published.page}; {source}", soft_wrap=True)
-    missing = sum(row.path is None for row in found)
+    lines = [_line(row) for row in found]
+    lines += [
+        (name, user, where, "", "comes with the package", licence) for name, (user, where, licence) in PACKAGED.items()
+    ]
+    optional = CATALOGUE["psp-ffhq-frontalization"]
+    lines.append((optional.name, "packing, optional", optional.files[0], "", "pairs.psp names it", optional.licence))
+    if console.width >= WIDE:
+        table = Table(title="weights that the recipes need", title_justify="left", show_lines=True)
+        for heading in HEADINGS:
+            table.add_column(heading, overflow="fold")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    else:
+        for line in lines:
+            console.print(f"[bold]{line[0]}[/bold]")
+            for heading, cell in zip(HEADINGS[1:], line[1:], strict=True):
+                if cell:
+                    console.print(f"  {heading}: {cell.replace(chr(10), ', ')}", soft_wrap=True)
+    for published in dict.fromkeys([row.published for row in found] + [optional]):
+        source = f"checksum: {published.sha256_source}"
+        console.print(f"{published.name}: {published.what}\n  {published.page}; {source}", soft_wrap=True)
     stood_in = [recipe for recipe, frozen in needs.items() if not frozen.brought()]
     if stood_in:
         console.print(f"need nothing, they use the stand-ins in the package: {', '.join(stood_in)}", soft_wrap=True)
-    console.print("nothing is missing" if not missing else f"missing: {missing}; see docs/weights.md", soft_wrap=True)
-    return missing
+    bad = sum(not row.good for row in found)
+    console.print(f"missing or refused: {bad}; see docs/weights.md" if bad else "nothing is missing", soft_wrap=True)
+    return bad
+
+
+def _line(row: Row) -> tuple[str, ...]:
+    """A row of the table: weights, for, file, SHA-256, verified, licence."""
+    there = f"{row.path}, {store.size(row.path) / 1e6:.0f} MB" if row.good and row.path else row.path
+    known = f"({row.published.sha256[:16]})" if row.published.sha256 else ""
+    return (
+        row.published.name,
+        "\n".join(row.needed_by),
+        there or "\nor ".join(row.published.files),
+        row.sha256[:16] if row.sha256 else known,
+        row.state if row.good else f"[bold]{row.state}[/bold]",
+        row.published.licence,
+    )
 
 
 def mirror(target: str, needs: Needs, source: str, download: bool = False) -> int:
     """Copy what the recipes need from the folder ``source`` to the folder or prefix ``target``; the number missing.
 
-    What else of the catalogue lies in ``source`` is taken along (pSp for frontalisation, say). Every file is loaded
-    strictly before it counts. A pickle of NVIDIA's is converted on the way. ``download`` fetches what has an address
-    that answers without a browser. ``target`` then holds the files under their usual names, ``SHA256SUMS`` and
-    ``LICENCES.txt``; recipes use it as ``system.frozen.path``.
+    What else of the catalogue lies in ``source`` is taken along (pSp for frontalisation, say), and so is a file that a
+    recipe names. Every file is loaded strictly before it is copied. A pickle of NVIDIA's is converted on the way.
+    ``download`` fetches what is needed and has an address that answers without a browser. ``target`` then holds the
+    files, ``SHA256SUMS`` and ``LICENCES.txt``; recipes use it as ``system.frozen.path``.
     """
-    wanted = {net.published.name for frozen in needs.values() for net in frozen.brought().values()}
+    if not download and not store.exists(source):
+        raise V2FError(f"{source}: there is no such folder of weights; name one with --from")
+    wanted: dict[str, list[tuple[str, Brought]]] = {}
+    for frozen in needs.values():
+        for net in frozen.brought().values():
+            wanted.setdefault(net.published.name, [])
+            if net.file is not None:
+                with contextlib.suppress(V2FError):  # what is not there is counted as missing below
+                    wanted[net.published.name].append((locate(frozen.path, net), net))
     sums = files.sums_beside(target)
     missing = []
     for published in CATALOGUE.values():
         needed = published.name in wanted
-        name = _bring(published, source, target, download and needed)
-        if name is None:
-            missing += [published] if needed else []
-            continue
-        path = store.join(target, name)
-        _, digest = read(_any(published), path)
-        sums[name] = digest
-        print(f"{path}: {published.name}, loaded strictly, SHA-256 {digest[:16]}...")
-    if sums:
-        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-        store.write_bytes(store.join(target, files.SUMS), lines.encode())
-        store.write_bytes(store.join(target, LICENCES), _licences(sums).encode())
+        with tempfile.TemporaryDirectory() as scratch:
+            here = wanted.get(published.name) or [
+                (path, _any(published)) for path in _find(published, source, target, scratch, download and needed)
+            ]
+            missing += [published] if needed and not here else []
+            for path, net in here:
+                name = path.rpartition("/")[2]
+                digest = read(net, path)[1]
+                agrees = _agreement(published, path, digest, net.sha256)
+                if path != store.join(target, name):
+                    _copy(path, store.join(target, name), digest)
+                sums[name] = digest
+                _write_sums(target, sums)
+                print(
+                    f"{store.join(target, name)}: {published.name}, loaded strictly; SHA-256 {digest[:16]}..., {agrees}"
+                )
     for published in missing:
         print(f"missing: {published.way_out}")
-    print(f"{target}: {len(sums)} files; use it with system.frozen.path={target}")
+    if sums:
+        print(f"{target}: {len(sums)} files; use it with system.frozen.path={target}")
     return len(missing)
 
 
-def _bring(published: Published, source: str, target: str, download: bool) -> str | None:
-    """Put one set of weights into the mirror, if it can be had; the name it has there."""
+def _write_sums(target: str, sums: Mapping[str, str]) -> None:
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    store.write_bytes(store.join(target, files.SUMS), lines.encode())
+    store.write_bytes(store.join(target, LICENCES), _licences(sums).encode())
+
+
+def _find(published: Published, source: str, target: str, scratch: str, download: bool) -> list[str]:
+    """Where one set of weights can be had, if it can: in ``source``, in ``target``, or made in ``scratch``."""
     beside = set(store.names(source))
     for name in published.files:
         if name in beside:
-            _copy(store.join(source, name), store.join(target, name))
-            return name
+            return [store.join(source, name)]
     for name in published.files:
         pickled = name.removesuffix(".safetensors") + ".pkl"
         if name.endswith(".safetensors") and pickled in beside:
-            convert(store.join(source, pickled), store.join(target, name))
-            return name
-    if set(published.files) & set(store.names(target)):
-        return next(name for name in published.files if name in store.names(target))
+            convert(store.join(source, pickled), store.join(scratch, name))
+            return [store.join(scratch, name)]
+    there = set(store.names(target))
+    for name in published.files:
+        if name in there:
+            return [store.join(target, name)]
     if download and published.direct is not None:
-        _fetch(published, store.join(target, published.files[0]))
-        return published.files[0]
-    return None
+        _fetch(published, store.join(scratch, published.files[0]))
+        return [store.join(scratch, published.files[0])]
+    return []
 
 
-def _copy(source: str, target: str) -> None:
-    """A file to another place, refused where it does not agree with the checksums beside it."""
-    files.check(source, files.sha256_of(source), None)
+def _copy(source: str, target: str, digest: str) -> None:
+    """A file to another place; V2FError where other bytes arrive than were loaded."""
     local = store.local_path(source)
     with store.replacing(target) as temporary:
         if local is not None:
@@ -179,6 +229,8 @@ def _copy(source: str, target: str) -> None:
         else:
             with open(temporary, "wb") as file:
                 file.write(store.read_bytes(source))
+        if files.sha256_of(temporary) != digest:
+            raise V2FError(f"{source}: it changed while it was copied; run the command again")
 
 
 def _fetch(published: Published, target: str) -> None:

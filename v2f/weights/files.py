@@ -10,6 +10,7 @@ import hashlib
 import io
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,7 +42,10 @@ def find(path: str, names: Sequence[str], way_out: str) -> str:
     for name in names:
         if name in there:
             return store.join(path, name)
-    what = "there is no such folder" if not there else f"it holds none of {', '.join(names)}"
+    what = f"it holds none of {', '.join(names)}"
+    if there <= {path.rstrip("/").rpartition("/")[2]}:  # empty, or a file that lists itself
+        kinds = f"no folder of weights, nor a file that ends in {', '.join(SUFFIXES[:3])}"
+        what = kinds if store.exists(path) else "there is no such folder"
     raise V2FError(f"{path}: {what}; {way_out}")
 
 
@@ -88,6 +92,8 @@ def check(path: str, digest: str, wanted: str | None) -> None:
 def read(path: str, wanted: str | None = None) -> tuple[Any, str]:
     """What a ``.pt``, ``.pth`` or ``.safetensors`` file holds, on the CPU, and its SHA-256. Loading runs nothing.
 
+    A local file is read for the checksum and then for the tensors: nobody may write to it meanwhile.
+
     V2FError in one line for a checksum that differs, a file that is damaged, or one that holds anything but tensors,
     containers and plain values (and the namespaces of options that training scripts keep beside their weights).
     """
@@ -103,31 +109,27 @@ def read(path: str, wanted: str | None = None) -> tuple[Any, str]:
         try:
             return safetensors.torch.load_file(local) if local else safetensors.torch.load(data), digest
         except (SafetensorError, OSError) as error:
-            raise V2FError(f"{path}: cannot be read as safetensors ({_short(error)}); copy it anew") from error
+            raise V2FError(f"{path}: it is cut, or no safetensors file; copy it anew") from error
     mapped = bool(local) and zipfile.is_zipfile(str(local))  # then only the tensors that are used come into memory
+    source: Any = local or io.BytesIO(data)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            source: Any = local or io.BytesIO(data)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of pickles that it then refuses
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped), digest
     except pickle.UnpicklingError as error:
         raise V2FError(f"{path}: {_refusal(error)}") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise V2FError(f"{path}: cannot be read as weights ({_short(error)}); copy it anew") from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise V2FError(f"{path}: it is cut, or no file that torch.save wrote; copy it anew") from error
 
 
 def _refusal(error: pickle.UnpicklingError) -> str:
     found = _GLOBAL.search(str(error))
     name = next((part for part in found.groups() if part), "") if found else ""
-    what = f"it holds {name.strip('.`')}, which is no tensor" if name else f"it is no file of weights ({_short(error)})"
+    what = f"it holds {name.strip('.`')}, which is no tensor" if name else "it is no file of tensors, or damaged"
     return (
         f"refused, nothing of it was run: {what}; weights are a state_dict of tensors, "
         "save them again so where the file is trusted"
     )
-
-
-def _short(error: BaseException) -> str:
-    text = str(error).rsplit("WeightsUnpickler error:", 1)[-1]
-    return " ".join(text.split())[:160] or type(error).__name__
 
 
 def part(content: Any, key: str, path: str) -> Any:
