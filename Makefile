@@ -21,7 +21,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/v2f report $(RUN)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -30,7 +30,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 check: lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 # The small nets that ship with the package, trained anew on the synthetic world (about 15 minutes on 2 cores).
 standins: $(VENV)/.installed

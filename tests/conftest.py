@@ -1,13 +1,17 @@
 """What several tests share: one tiny data set, packed once, and a run's configuration on it."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from swift import Swift
 
 # The same examples every time, and no limit on a slow machine's seconds.
 hypothesis.settings.register_profile("v2f", deadline=None, derandomize=True, database=None)
@@ -69,3 +73,26 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, make in FILES.items():
         torch.save(make(), folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Swift]":
+    """A real object store on loopback."""
+    from swift import NoSwiftError, serving
+
+    with contextlib.ExitStack() as stack:
+        try:
+            running = stack.enter_context(serving(tmp_path_factory.mktemp("swift")))
+        except NoSwiftError as error:
+            pytest.skip(str(error))
+        yield running
+
+
+@pytest.fixture
+def s3_root(swift: "Swift", request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix in it that is this test's own; the environment has endpoint and keys."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in swift.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{swift.bucket}/{request.node.name}"

@@ -1,14 +1,22 @@
 """Files and remote objects through one door; fsspec's memory file system stands for a remote store."""
 
+import io
+import itertools
 import os
+import re
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 
+import botocore.exceptions as known
 import fsspec
 import pytest
+from botocore.parsers import ResponseParserError
 
-from v2f import store
+from v2f import s3, store
 from v2f.errors import V2FError
 
 
@@ -114,8 +122,149 @@ def test_an_unknown_scheme_and_a_failing_library_are_one_line(monkeypatch: pytes
     def fails(*_: object, **__: object) -> bytes:
         raise RuntimeError("endpoint https://user:SECRET@host refused")
 
+    monkeypatch.setattr(store, "BACKOFF_S", 0)
     monkeypatch.setattr(fsspec.filesystem("memory"), "cat_file", fails)
-    with pytest.raises(V2FError, match=r"memory://x: cannot read it \(RuntimeError\)") as caught:
+    with pytest.raises(
+        store.UnreachableError,
+        match=r"memory://x: cannot read it, 10 attempts in 0 s failed \(the last: RuntimeError\)",
+    ) as caught:
         store.read_bytes("memory://x")
     assert "SECRET" not in str(caught.value)
     assert caught.value.__suppress_context__
+
+
+class Flaky:
+    """Every other call of a method fails, each time in another way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str):
+        self._act = getattr(fsspec.filesystem("memory"), name)
+        self._errors = itertools.cycle([ConnectionResetError(), TimeoutError(), RuntimeError(), OSError(5, "EIO")])
+        self.calls = 0
+        monkeypatch.setattr(store, "BACKOFF_S", 0)
+        monkeypatch.setattr(fsspec.filesystem("memory"), name, self)
+
+    def __call__(self, *values: object, **kinds: object) -> object:
+        self.calls += 1
+        if self.calls % 2:
+            raise next(self._errors)
+        return self._act(*values, **kinds)
+
+
+@pytest.mark.parametrize("root", ["memory://"], indirect=True)
+def test_another_kind_of_store_is_asked_again(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flaky = [Flaky(monkeypatch, name) for name in ("cat_file", "put_file", "ls", "size", "exists", "rm_file", "find")]
+    path = store.join(root, "f")
+    before = store.statistics()
+    for _ in range(4):
+        store.write_bytes(path, b"0123456789")
+        assert store.read_bytes(path) == b"0123456789"
+        assert store.read_range(path, 2, 3) == b"234"
+        assert store.names(root) == store.tree(root) == ["f"]
+        assert store.size(path) == 10
+        assert store.exists(path)
+        store.remove(path)
+    after = store.statistics()
+    assert all(one.calls >= 8 and one.calls % 2 == 0 for one in flaky)
+    assert after.retries - before.retries == sum(one.calls for one in flaky) // 2
+    assert (after.bytes_read - before.bytes_read, after.bytes_written - before.bytes_written) == (4 * 13, 4 * 10)
+
+
+@pytest.mark.parametrize("root", ["memory://"], indirect=True)
+def test_a_short_answer_is_not_taken_for_a_short_file(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = store.join(root, "f")
+    store.write_bytes(path, b"0123456789")
+    cat = fsspec.filesystem("memory").cat_file
+    answers = iter([2, 5])
+    monkeypatch.setattr(store, "BACKOFF_S", 0)
+    monkeypatch.setattr(
+        fsspec.filesystem("memory"), "cat_file", lambda *values, **kinds: cat(*values, **kinds)[: next(answers, None)]
+    )
+    assert store.read_range(path, 1, 8) == b"12345678"
+
+
+def test_what_was_asked_for_is_counted(tmp_path: Path) -> None:
+    before = store.statistics()
+    store.write_bytes(str(tmp_path / "f"), b"0123456789")
+    store.read_bytes(str(tmp_path / "f"))
+    store.read_range(str(tmp_path / "f"), 1, 4)
+    after = store.statistics()
+    assert store.Statistics(*(b - a for a, b in zip(astuple(before), astuple(after), strict=True))) == store.Statistics(
+        bytes_read=14, bytes_written=10, requests=3, retries=0
+    )
+
+
+def test_local_reads_import_no_client() -> None:
+    """Decode workers and plain runs start without botocore and s3fs."""
+    code = "import sys; from v2f import store; store.read_bytes(sys.executable); print('botocore' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert answer.stdout == "False\n"
+
+
+def _client_error(status: int, code: str) -> known.ClientError:
+    return known.ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (
+            known.EndpointConnectionError(endpoint_url="http://SECRET"),
+            s3.TransientError,
+            "no connection to the endpoint",
+        ),
+        (known.ReadTimeoutError(endpoint_url="http://SECRET"), s3.TransientError, "no byte for 30 s"),
+        (known.ResponseStreamingError(error="SECRET"), s3.TransientError, "the connection broke off"),
+        (ResponseParserError("SECRET"), s3.TransientError, "the connection broke off"),
+        (known.SSLError(endpoint_url="", error="EOF SECRET"), s3.TransientError, "the connection broke off"),
+        (known.SSLError(endpoint_url="", error="CERTIFICATE_VERIFY_FAILED"), s3.S3Error, "certificate is not trusted"),
+        (known.CredentialRetrievalError(provider="", error_msg="SECRET"), s3.TransientError, "could not be fetched"),
+        (known.FlexibleChecksumError(error_msg="SECRET"), s3.TransientError, "damaged on its way"),
+        (known.ParamValidationError(report="SECRET"), s3.S3Error, "allows no such bucket or key"),
+        (known.UnknownRegionError(region_name="SECRET", error_msg=""), s3.S3Error, "UnknownRegionError"),
+        (ValueError("Invalid endpoint: SECRET"), s3.S3Error, "not a URL"),
+        (_client_error(503, "SlowDown"), s3.TransientError, "HTTP 503 SlowDown"),
+        (_client_error(400, "RequestTimeout"), s3.TransientError, "HTTP 400 RequestTimeout"),
+        (_client_error(429, "Whatever"), s3.TransientError, "HTTP 429 Whatever"),
+        (_client_error(500, "a text with a SECRET"), s3.TransientError, "^HTTP 500$"),
+        (_client_error(403, "InvalidAccessKeyId"), s3.DeniedError, "HTTP 403 InvalidAccessKeyId"),
+        (_client_error(400, "ExpiredToken"), s3.S3Error, "HTTP 400 ExpiredToken"),
+        (_client_error(404, "NoSuchKey"), FileNotFoundError, "404"),
+        (_client_error(416, "InvalidRange"), s3.BeyondEndError, "416"),
+    ],
+)
+def test_what_the_client_raises_is_worth_another_attempt_or_not(error: Exception, kind: type, text: str) -> None:
+    found = s3._translation(error)
+    assert type(found) is kind
+    assert re.search(text, str(found))
+    assert "SECRET" not in str(found)
+
+
+def test_a_store_that_ignores_ranges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def get_object(self, **_: object) -> dict[str, object]:
+            return {"Body": io.BytesIO(b"0123456789"), "ETag": "x", "ContentLength": 10}
+
+    monkeypatch.setattr(s3, "_client", Client)
+    with pytest.raises(V2FError, match="s3://b/k: cannot read it: this store does not answer with the range that was"):
+        store.read_range("s3://b/k", 5, 2)
+
+
+def test_s3_paths_that_name_nothing_are_one_line() -> None:
+    for path in ("s3://", "s3:///key"):
+        with pytest.raises(V2FError, match="this kind of path is not understood"):
+            store.read_bytes(path)
+    with pytest.raises(V2FError, match="no such file"):
+        store.size("s3://bucket")
+
+
+def test_a_tree_is_all_files_below_a_folder_whatever_it_is_linked_of(tmp_path: Path) -> None:
+    for name in ("a/b/1.wav", "a/2.wav", "3.wav", "aa/4.wav"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_bytes(b"x")
+        store.write_bytes(f"memory://tree/root/{name}", b"x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/5.wav").write_bytes(b"x")
+    (tmp_path / "root/linked").symlink_to(tmp_path / "elsewhere")
+    assert store.tree(f"{tmp_path}/root") == ["3.wav", "a/2.wav", "a/b/1.wav", "aa/4.wav", "linked/5.wav"]
+    assert store.tree("memory://tree/root/a") == ["2.wav", "b/1.wav"]
+    assert store.tree(f"{tmp_path}/nowhere") == store.tree("memory://nowhere") == []

@@ -1,23 +1,78 @@
 """Files and ``s3://`` objects alike: ranged reads, listings, and writes that are there whole or not at all.
 
-A path is a ``str``, because it may be remote. Local paths may be written plainly or as ``file://``; anything
-else goes through fsspec (S3 by s3fs, whose endpoint, profile and keys come from the environment as boto3
-users know them). Errors are :class:`V2FError` with the path and the way out, never with a credential.
+    path -> local: the operating system | s3://: v2f.s3, attempt by attempt | another scheme: fsspec, the same way
+
+A path is a ``str``, because it may be remote. Local paths may be written plainly or as ``file://``. A remote request
+that fails is made again, up to ATTEMPTS times without progress, after pauses that grow and are random (so that the
+ranks of a job do not come back all at once); a read goes on at the byte at which it broke off. What is missing or
+forbidden is not asked for again. Errors are :class:`V2FError` with the path and the way out, never with a credential.
 """
 
 import contextlib
 import errno
+import functools
+import logging
 import os
+import random
 import re
 import tempfile
-from collections.abc import Iterator
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import fsspec
 
+from v2f import s3
 from v2f.errors import V2FError
 
+log = logging.getLogger("v2f")
+
+ATTEMPTS = 10
+BACKOFF_S = 0.25  # the longest pause after a first failure; twice as long after each that follows
+LONGEST_BACKOFF_S = 30.0  # with the above: about 45 s of pauses on average before a request is given up
+SAID_AT = 4  # the failure in a row at which the user is told why nothing happens
+PART = 32 << 20  # a larger file is put in parts of this size or more; S3 takes 10,000 of them
+_UPLOADS = 4  # parts of one file at a time
+
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
+# What asking again cannot mend: the answer is known, or the mistake is in the program.
+_FINAL = (
+    *(V2FError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ImportError),
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError),
+)
+_T = TypeVar("_T")
+
+
+class UnreachableError(V2FError):
+    """The store failed at every attempt: of the object itself nothing is known."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What this process has asked of files and stores since it started. ``retries`` are among the ``requests``;
+    bytes count once, however often they were asked for."""
+
+    bytes_read: int = 0
+    bytes_written: int = 0
+    requests: int = 0
+    retries: int = 0
+
+
+_counting = threading.Lock()
+_counted = Statistics()
+
+
+def statistics() -> Statistics:
+    return _counted
+
+
+def _count(**more: int) -> None:
+    global _counted
+    with _counting:
+        _counted = Statistics(**{name: value + more.get(name, 0) for name, value in asdict(_counted).items()})
 
 
 def join(root: str, *parts: str) -> str:
@@ -39,14 +94,28 @@ def exists(path: str) -> bool:
     if local is not None:
         return os.path.exists(local)
     with _explained(path, "look up"):
-        return bool(_filesystem(path).exists(path))
+        if not _on_s3(path):
+            filesystem = _filesystem(path)
+            return _retried(path, "look up", lambda: bool(filesystem.exists(path)))
+        try:
+            _retried(path, "look up", lambda: s3.size(path))
+        except FileNotFoundError:
+            with contextlib.suppress(FileNotFoundError):
+                return bool(_retried(path, "look up", lambda: s3.page(path, None, limit=1))[0])
+            return False
+        return True
 
 
 def size(path: str) -> int:
     """Bytes of one file or object."""
     with _explained(path, "look up"):
         local = local_path(path)
-        return os.path.getsize(local) if local is not None else int(_filesystem(path).size(path))
+        if local is not None:
+            return os.path.getsize(local)
+        if _on_s3(path):
+            return _retried(path, "look up", lambda: s3.size(path))
+        filesystem = _filesystem(path)
+        return _retried(path, "look up", lambda: int(filesystem.size(path)))
 
 
 def names(path: str) -> list[str]:
@@ -55,46 +124,141 @@ def names(path: str) -> list[str]:
         local = local_path(path)
         if local is not None:
             return sorted(os.listdir(local)) if os.path.isdir(local) else []
-        filesystem = _filesystem(path)
-        filesystem.invalidate_cache(path)
         try:
-            found = filesystem.ls(path, detail=False)
+            return _s3_names(path) if _on_s3(path) else _other_names(path)
         except FileNotFoundError:
             return []
-        return sorted({str(name).rstrip("/").rsplit("/", 1)[-1] for name in found})
+
+
+def tree(path: str) -> list[str]:
+    """All files below a folder or prefix, relative to it with slashes, sorted; empty where it does not exist."""
+    with _explained(path, "list"):
+        local = local_path(path)
+        if local is None:
+            try:
+                return _s3_names(path, deep=True) if _on_s3(path) else _other_tree(path)
+            except FileNotFoundError:
+                return []
+        found: list[str] = []
+        for folder, _, files in os.walk(local, followlinks=True):  # corpora are linked together from several disks
+            below = os.path.relpath(folder, local).replace(os.sep, "/")
+            found += files if below == "." else [f"{below}/{name}" for name in files]
+        return sorted(found)
+
+
+def _s3_names(path: str, deep: bool = False) -> list[str]:
+    found: set[str] = set()
+    token: str | None = None
+    while True:
+        some, token = _retried(path, "list", functools.partial(s3.page, path, token, deep=deep))
+        found.update(some)
+        if token is None:
+            return sorted(found)
+
+
+def _other_names(path: str) -> list[str]:
+    filesystem = _filesystem(path)
+
+    def listed() -> list[str]:
+        filesystem.invalidate_cache(path)
+        return [str(name) for name in filesystem.ls(path, detail=False)]
+
+    return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in _retried(path, "list", listed)})
+
+
+def _other_tree(path: str) -> list[str]:
+    filesystem = _filesystem(path)
+    root = str(filesystem._strip_protocol(path)).rstrip("/") + "/"
+
+    def listed() -> list[str]:
+        filesystem.invalidate_cache(path)
+        return [str(name) for name in filesystem.find(path)]
+
+    return sorted(name.removeprefix(root) for name in _retried(path, "list", listed))
 
 
 def read_bytes(path: str) -> bytes:
     """The whole content."""
     with _explained(path, "read"):
         local = local_path(path)
-        if local is None:
-            return bytes(_filesystem(path).cat_file(path))
-        with open(local, "rb") as file:
-            return file.read()
+        if local is not None:
+            with open(local, "rb") as file:
+                data = file.read()
+            _count(requests=1)
+        elif _on_s3(path):
+            data = _s3_bytes(path, 0, None)
+        else:
+            filesystem = _filesystem(path)
+            data = _retried(path, "read", lambda: bytes(filesystem.cat_file(path)))
+    _count(bytes_read=len(data))
+    return data
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
     """Exactly ``length`` bytes from ``offset``; fewer are an error."""
     with _explained(path, "read"):
         local = local_path(path)
-        if local is None:
-            try:
-                data = bytes(_filesystem(path).cat_file(path, start=offset, end=offset + length))
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # S3's answer (416) to a range that starts beyond the end
-                    raise
-                data = b""
-        else:
+        if local is not None:
             with open(local, "rb") as file:
                 file.seek(offset)
                 data = file.read(length)
+            _count(requests=1)
+        elif _on_s3(path):
+            data = _s3_bytes(path, offset, offset + length)
+        else:
+            data = _other_range(path, offset, length)
     if len(data) != length:
         raise V2FError(
             f"{_shown(path)}: only {len(data)} of the {length} bytes from byte {offset} on are there: "
             "it was cut or replaced; copy it anew"
         )
+    _count(bytes_read=length)
     return data
+
+
+def _s3_bytes(path: str, offset: int, stop: int | None) -> bytes:
+    """Bytes [offset, stop) of an object, or as many of them as it has."""
+    attempts = _Attempts(path, "read")
+    chunks: list[bytes] = []
+    here, etag = offset, None
+    while stop is None or here < stop:
+        before = here
+        try:
+            attempts.begin()
+            with s3.get(path, here, stop, etag) as answer:
+                etag = answer.etag  # from now on this very object: one that was replaced would be half of each
+                stop = answer.total if stop is None else min(stop, answer.total)
+                for chunk in answer.chunks:
+                    chunks.append(chunk[: stop - here])
+                    here += len(chunks[-1])
+            if here < stop:
+                raise s3.TransientError("the answer was cut")
+        except s3.BeyondEndError:
+            # An empty object has no first byte, and nobody but its length says so.
+            if stop is None and _retried(path, "read", lambda: s3.size(path)) != 0:
+                attempts.failed(s3.TransientError("the answer was cut"))
+                continue
+            break
+        except s3.TransientError as error:
+            attempts.failed(error, progress=here - before >= s3.CHUNK)
+    return b"".join(chunks)
+
+
+def _other_range(path: str, offset: int, length: int) -> bytes:
+    filesystem = _filesystem(path)
+
+    def read() -> bytes:
+        try:
+            data = bytes(filesystem.cat_file(path, start=offset, end=offset + length))
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the answer of some to a range that starts beyond the end
+                raise
+            data = b""
+        if len(data) < length and filesystem.size(path) >= offset + length:
+            raise s3.TransientError("the answer was cut")
+        return data
+
+    return _retried(path, "read", read)
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -119,10 +283,9 @@ def replacing(path: str) -> Iterator[str]:
     try:
         yield temporary
         with _explained(path, "write"):
-            if local is None:
-                _filesystem(path).put_file(temporary, path)
-            else:
-                _commit(temporary, local)
+            length = os.path.getsize(temporary)
+            _put(temporary, path, local)
+            _count(bytes_written=length)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -134,8 +297,11 @@ def remove(path: str) -> None:
         local = local_path(path)
         if local is not None:
             os.unlink(local)
+        elif _on_s3(path):
+            _retried(path, "remove", lambda: s3.delete(path))
         else:
-            _filesystem(path).rm_file(path)
+            filesystem = _filesystem(path)
+            _retried(path, "remove", lambda: filesystem.rm_file(path))
 
 
 def remove_folder(path: str, first: str) -> None:
@@ -147,6 +313,52 @@ def remove_folder(path: str, first: str) -> None:
     if local is not None and os.path.isdir(local):
         with _explained(path, "remove"):
             os.rmdir(local)
+
+
+def _put(temporary: str, path: str, local: str | None) -> None:
+    if local is not None:
+        _count(requests=1)
+        _commit(temporary, local)
+    elif not _on_s3(path):
+        filesystem = _filesystem(path)
+        _retried(path, "write", lambda: filesystem.put_file(temporary, path))
+    elif os.path.getsize(temporary) > PART:
+        _put_in_parts(temporary, path)
+    else:
+        with open(temporary, "rb") as file:
+            content = file.read()
+        _retried(path, "write", lambda: s3.put(path, content))
+
+
+def _put_in_parts(temporary: str, path: str) -> None:
+    length = os.path.getsize(temporary)
+    part = max(PART, -(-length // 9000))
+    upload = _retried(path, "write", lambda: s3.start_upload(path))
+
+    def put(number: int) -> str:
+        with open(temporary, "rb") as file:
+            file.seek((number - 1) * part)
+            content = file.read(part)
+        return _retried(path, "write", lambda: s3.put_part(path, upload, number, content))
+
+    def finish() -> None:
+        try:
+            s3.finish_upload(path, upload, etags)
+        except FileNotFoundError:
+            # An earlier attempt was done, and only its answer was lost: then there is an object and no upload.
+            if s3.size(path) != length:
+                raise
+
+    try:
+        with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="v2f-write") as pool:
+            etags = list(pool.map(put, range(1, -(-length // part) + 1)))
+        _retried(path, "write", finish)
+    except BaseException:
+        with contextlib.suppress(
+            Exception
+        ):  # parts that nobody finishes cost money; the first error is the one to tell
+            s3.abort_upload(path, upload)
+        raise
 
 
 def _commit(temporary: str, local: str) -> None:
@@ -163,10 +375,59 @@ def _commit(temporary: str, local: str) -> None:
         os.close(folder)
 
 
+def _on_s3(remote: str) -> bool:
+    """Whether a remote path is S3's; every one passes here, before anything else is told of it."""
+    scheme, _, rest = remote.partition("://")
+    if "@" in rest.split("/", 1)[0]:
+        raise V2FError(f"{_shown(remote)}: a path carries no credentials; put them into the environment or a profile")
+    return scheme.lower() in ("s3", "s3a")
+
+
 def _filesystem(path: str) -> Any:
-    if "@" in path.split("://", 1)[1].split("/", 1)[0]:
-        raise V2FError(f"{_shown(path)}: a path carries no credentials; put them into the environment or a profile")
     return fsspec.core.url_to_fs(path)[0]
+
+
+class _Attempts:
+    """How often a remote request may fail, and for how long to wait after each time."""
+
+    def __init__(self, path: str, verb: str):
+        self._path, self._verb = path, verb
+        self._started = time.monotonic()
+        self._made = 0
+        self._failures = 0  # in a row, without progress
+
+    def begin(self) -> None:
+        self._made += 1
+        _count(requests=1, retries=int(self._made > 1))
+
+    def failed(self, error: Exception, *, progress: bool = False) -> None:
+        """Wait before the next attempt; or the one line, after the last. ``progress``: it was not for nothing."""
+        self._failures = 1 if progress else self._failures + 1
+        reason = str(error) if isinstance(error, s3.S3Error) else type(error).__name__
+        if self._failures >= ATTEMPTS:
+            seconds = time.monotonic() - self._started
+            raise UnreachableError(
+                f"{_shown(self._path)}: cannot {self._verb} it, {self._made} attempts in {seconds:.0f} s failed "
+                f"(the last: {reason}); check the endpoint, the network and the store"
+            ) from None
+        if self._failures == SAID_AT:
+            log.warning("%s: cannot %s it yet (%s); trying again", _shown(self._path), self._verb, reason)
+        # Full jitter, not keyed by anything: it changes nothing but time.
+        time.sleep(random.uniform(0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2 ** (self._failures - 1))))
+
+
+def _retried(path: str, verb: str, act: Callable[[], _T]) -> _T:
+    attempts = _Attempts(path, verb)
+    while True:
+        try:
+            attempts.begin()
+            return act()
+        except s3.TransientError as error:
+            attempts.failed(error)
+        except (s3.S3Error, *_FINAL):
+            raise
+        except Exception as error:
+            attempts.failed(error)
 
 
 def _shown(path: str) -> str:
@@ -183,8 +444,13 @@ def _explained(path: str, verb: str) -> Iterator[None]:
         raise
     except (FileNotFoundError, NotADirectoryError):
         raise V2FError(f"{_shown(path)}: cannot {verb} it, there is no such file") from None
-    except PermissionError:
-        raise V2FError(f"{_shown(path)}: cannot {verb} it, access is denied; check its rights or credentials") from None
+    except PermissionError as error:
+        code = f" ({error})" if isinstance(error, s3.DeniedError) else ""
+        raise V2FError(
+            f"{_shown(path)}: cannot {verb} it, access is denied{code}; check its rights or credentials"
+        ) from None
+    except s3.S3Error as error:
+        raise V2FError(f"{_shown(path)}: cannot {verb} it: {error}") from None
     except OSError as error:
         reason = (
             "the disk is full" if error.errno == errno.ENOSPC else os.strerror(error.errno) if error.errno else None
