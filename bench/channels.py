@@ -31,12 +31,12 @@ from torch import Tensor, nn
 
 from v2f import standins, weights
 from v2f.config import build, parse_yaml
-from v2f.data.loader import read_split
+from v2f.data.loader import read_split, read_usable
 from v2f.data.manifest import Split, open_dataset
 from v2f.data.sample import Sample
 from v2f.data.transforms import Photo
 from v2f.errors import V2FError, guarded
-from v2f.evaluate import OtherPhoto, in_batches, read_usable
+from v2f.evaluate import OtherPhoto, in_batches
 from v2f.keyed import keyed_rng
 from v2f.system import to_picture
 
@@ -123,8 +123,7 @@ def photos(split: Split, samples: int) -> tuple[Tensor, NDArray[np.int64], int]:
     side = min(LARGEST, int(next(read_split(split, {"side": Side()}, 1, limit=1))["side"]))
     left_out: list[str] = []
     known: dict[int, dict[bytes, Tensor]] = {}
-    numbers = range(min(samples, split.samples))
-    for batch in read_usable(split, {"image": Photo(side), "other": OtherPhoto(side)}, numbers, left_out):
+    for batch in read_usable(split, {"image": Photo(side), "other": OtherPhoto(side)}, 32, left_out, limit=samples):
         for row, person in enumerate(batch["identity"].tolist()):
             for photo in (batch["image"][row], batch["other"][row]):
                 known.setdefault(person, {})[photo.numpy().tobytes()] = photo

@@ -19,7 +19,7 @@ ROWS = {"reference": "(a) reference", "face": "(b) from the voice", "possible": 
 
 def main(run_path: str, output: str) -> None:
     run = Run.open(run_path)
-    people = pairs(open_dataset(run.config.data.path), "test", run.system(), PEOPLE)
+    people = pairs(open_dataset(run.config.data.home), "test", run.system(), PEOPLE)
     sheet = Image.new("RGB", (LABEL + PEOPLE * (SIDE + GAP), len(ROWS) * (SIDE + GAP) - GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(20)
     for row, (name, label) in enumerate(ROWS.items()):

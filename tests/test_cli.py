@@ -12,6 +12,7 @@ from v2f.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VERBS = [["train"], ["eval"], ["generate"], ["report"], ["shards", "pack"], ["shards", "verify"]]
+VERBS += [["shards", verb] for verb in ("finalize", "stats", "show", "precompute", "remove")]
 VERBS += [["weights"], ["weights", "table"], ["weights", "convert"], ["weights", "mirror"]]
 
 
@@ -43,7 +44,13 @@ def test_the_main_help_names_every_verb(capsys):
         (["eval", "nowhere"], "nowhere: no run there"),
         (["generate", "nowhere", "voice.wav", "-o", "face.png"], "nowhere: no run there"),
         (["shards", "pack", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
+        (["shards", "pack", "nowhere.yaml", "--part", "0/2"], "nowhere.yaml: cannot read this configuration"),
+        (["shards", "finalize", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
         (["shards", "verify", "nowhere"], "nowhere: no data set here"),
+        (["shards", "stats", "nowhere"], "nowhere: no data set here"),
+        (["shards", "show", "nowhere"], "nowhere: no data set here"),
+        (["shards", "remove", "nowhere", "--identity", "ada"], "nowhere: no data set here"),
+        (["shards", "precompute", "nowhere", "codes.net=stand_in", "--out", "new"], "nowhere: no data set here"),
         (["report", "nowhere"], "nowhere: no run there"),
         (["weights", "table", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
         (["weights", "convert", "nowhere.pkl", "out.safetensors"], "nowhere.pkl: cannot"),
@@ -84,6 +91,18 @@ def test_a_wrong_key_on_the_command_line_names_the_nearest(run_values, tmp_path,
         "recipe.yaml with overrides: unknown key 'system.losses.lpip'; did you mean 'system.losses.lpips'?"
         in capsys.readouterr().err
     )
+
+
+def test_overrides_may_stand_before_and_behind_options(tmp_path, capsys):
+    pack = ["shards", "pack", str(REPOSITORY / "shards" / "quickstart.yaml"), f"out={tmp_path}/d"]
+    assert main([*pack, "--part", "0/2", "synthetic.hats=3"]) == 1
+    assert "unknown key 'synthetic.hats'" in capsys.readouterr().err
+    for others in (["extra"], ["--extra=1"], ["a=1", "--extra"]):
+        with pytest.raises(SystemExit):
+            main([*pack, "--part", "0/2", *others])
+        assert "unrecognized arguments" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["shards", "verify", "nowhere", "a=1"])
 
 
 def test_every_recipe_that_ships_is_valid():

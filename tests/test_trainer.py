@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from systems.small import SMALL
 
 from v2f import checkpoint
 from v2f.config import build
+from v2f.data.manifest import Dataset, open_dataset
 from v2f.errors import V2FError
 from v2f.run import Run, RunConfig
 from v2f.trainer import fit
@@ -137,3 +140,185 @@ def test_data_without_a_validation_split_are_trained_on_and_that_is_said(run_val
     values["data"] = values["data"] | {"valid": "seen-too"}
     fit(build(RunConfig, values, "test"))
     assert "has no split 'seen-too': no meters and no samples" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ damaged data
+
+
+@pytest.fixture
+def damaged(tiny_shards, tmp_path) -> Callable[..., Dataset]:
+    """A copy of the tiny shards, some samples of which have a flipped bit."""
+
+    def damage(split: str, *numbers: int) -> Dataset:
+        folder = tmp_path / "damaged"
+        if not folder.exists():
+            shutil.copytree(tiny_shards, folder)
+        dataset = open_dataset(str(folder))
+        for number in numbers:
+            of = dataset.split(split)
+            with open(of.shard_path(number), "r+b") as file:
+                file.seek(of.byte(number) + 600)
+                byte = file.read(1)[0]
+                file.seek(of.byte(number) + 600)
+                file.write(bytes([byte ^ 1]))
+        return dataset
+
+    return damage
+
+
+def on(values: dict, dataset: Dataset, **data: object) -> RunConfig:
+    return build(RunConfig, values | {"data": values["data"] | {"path": dataset.root} | data}, "test")
+
+
+def quarantined(folder: str) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / "quarantine.jsonl").read_text().splitlines()]
+
+
+def counted(folder: str, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [line["metrics"][name] for line in lines if name in line.get("metrics", {})]
+
+
+def test_samples_that_cannot_be_used_are_named_counted_kept_in_the_checkpoint_and_stay_out(run_values, damaged):
+    dataset = damaged("train", 5, 40)
+    split = dataset.split("train")
+    values = run_values(steps=12, checkpoint_every=6)  # 48 samples in batches of 8: two epochs
+    folder = fit(on(values, dataset, max_bad_fraction=0.1))
+    entries = quarantined(folder)
+    assert sorted(entry["number"] for entry in entries) == [5, 40]
+    for entry in entries:
+        assert entry["slot"] < 48
+        assert (entry["shard"], entry["key"], entry["byte"]) == (
+            split.shard_path(entry["number"]),
+            split.key(entry["number"]),
+            split.byte(entry["number"]),
+        )
+        assert "checksum differs" in entry["reason"]
+    steps = sorted(entry["slot"] // 8 + 1 for entry in entries)
+    assert counted(folder, "data/quarantined") == [sum(at <= step for at in steps) for step in range(1, 13)]
+    whole, at_six = checkpoint.committed(f"{folder}/checkpoints")[-1], checkpoint.committed(f"{folder}/checkpoints")[0]
+    assert checkpoint.read_state(whole)["state"]["quarantine"] == [5, 40]
+    undisturbed = final(folder)
+
+    # From the middle, over data that have been mended meanwhile: what is in quarantine stays there.
+    assert checkpoint.read_state(at_six)["state"]["quarantine"] == [5, 40]
+    shutil.rmtree(whole)
+    shutil.rmtree(dataset.root)
+    shutil.copytree(values["data"]["path"], dataset.root)
+    fit(on(values, dataset, max_bad_fraction=0.1), resume="auto")
+    assert all(torch.equal(undisturbed[name], tensor) for name, tensor in final(folder).items())
+    assert quarantined(folder) == entries
+
+
+def test_what_was_met_after_the_checkpoint_is_met_again(run_values, damaged):
+    dataset = damaged("train", 5, 40)
+    values = run_values(steps=6, checkpoint_every=1)
+    values["train"] |= {"keep": 9}
+    folder = fit(on(values, dataset, max_bad_fraction=0.1))
+    entries = quarantined(folder)
+    kept = [c for c in checkpoint.committed(f"{folder}/checkpoints") if checkpoint.read_state(c)["step"] <= 1]
+    for later in checkpoint.committed(f"{folder}/checkpoints")[len(kept) :]:
+        shutil.rmtree(later)
+    with (Path(folder) / "quarantine.jsonl").open("a") as file:
+        file.write('{"number": 5, "sl')  # killed while it wrote
+    fit(on(values, dataset, max_bad_fraction=0.1), resume="auto")
+    assert quarantined(folder) == entries
+
+
+def test_too_many_bad_samples_stop_the_run_with_one_line_that_names_some(run_values, damaged, tmp_path):
+    dataset = damaged("train", *range(10))
+    values = run_values(steps=12)
+    message = (
+        r"^(\d+) of the 48 samples of train cannot be used, more than data\.max_bad_fraction=0\.05 allows; "
+        r".*train-00000\.tar: sample \S+ at byte \d+: its checksum differs.*; "
+        r"all are in .*run/quarantine\.jsonl; `v2f shards verify` lists all damage: mend it, or allow more$"
+    )
+    with pytest.raises(V2FError, match=message) as caught:
+        fit(on(values, dataset, max_bad_fraction=0.05))
+    assert len(quarantined(values["out"])) == int(str(caught.value).split()[0]) > 2
+    with pytest.raises(V2FError, match=r"more than data\.max_bad_fraction=0\.01 allows"):  # the default
+        fit(on(values | {"out": str(tmp_path / "other")}, dataset))
+
+
+def test_validation_leaves_out_and_counts_what_cannot_be_used(run_values, damaged, capsys):
+    dataset = damaged("valid", 0, 3)
+    folder = fit(on(run_values(steps=1), dataset))
+    assert counted(folder, "data/valid_left_out") == [2]
+    assert counted(folder, "data/quarantined") == [0]
+    assert "validation leaves out 2 samples that cannot be used, the first: " in capsys.readouterr().err
+    assert counted(folder, "valid/w_norm") != []
+    Path(dataset.split("valid").shard_path(0)).unlink()
+    nothing = run_values(steps=1) | {"out": f"{folder}-2"}
+    assert counted(fit(on(nothing, dataset)), "valid/w_norm") == []
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_from_each_other_what_is_bad(run_values, damaged, tmp_path):
+    dataset = damaged("train", *range(0, 48, 12))
+    config = on(run_values(steps=8, checkpoint_every=4, log_every=3), dataset, max_bad_fraction=0.1, workers=1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    train = [*launcher, *command(recipe)[1:]]
+    done = subprocess.run(train, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = config.folder
+    state = checkpoint.read_state(checkpoint.latest(f"{folder}/checkpoints"))["state"]
+    assert state["quarantine"] == [0, 12, 24, 36]
+    entries = quarantined(folder)
+    assert sorted(entry["number"] for entry in entries) == [0, 12, 24, 36]
+    assert {entry["slot"] % 8 // 4 for entry in entries} == {0, 1}  # both ranks met some
+    assert counted(folder, "data/quarantined")[-1] == 4
+
+    strict = config.model_copy(update={"data": config.data.model_copy(update={"max_bad_fraction": 0.03})})
+    recipe.write_text(yaml.safe_dump(strict.model_dump(mode="json") | {"out": str(tmp_path / "strict")}))
+    stopped = subprocess.run(train, env=environment, capture_output=True, text=True, timeout=300)
+    assert stopped.returncode != 0
+    lines = [line for line in stopped.stderr.splitlines() if line.startswith("v2f: ")]
+    assert lines  # of both ranks, unless the launcher ended one before it could say it
+    assert all("of the 48 samples of train cannot be used, more than data.max_bad_fraction=0.03" in x for x in lines)
+
+
+# ------------------------------------------------------------------------------------------------ where data lie
+
+
+def test_a_cache_changes_nothing_but_what_the_store_is_asked_for(run_values, tmp_path):
+    values = run_values(steps=3)
+    plain = final(fit(build(RunConfig, values, "test")))
+    cache = {"path": str(tmp_path / "cache"), "gb": 0.1}
+    asked = []
+    for name in ("filled", "used"):
+        one = values | {"out": str(tmp_path / name), "data": values["data"] | {"cache": cache}}
+        folder = fit(build(RunConfig, one, "test"))
+        assert all(torch.equal(plain[key], tensor) for key, tensor in final(folder).items())
+        asked.append(counted(folder, "data/bytes_read_per_rank")[-1])
+    assert asked[1] < asked[0] / 2  # the first one ended while it read ahead
+
+
+def test_a_mix_is_trained_on_goes_on_and_is_refused_with_other_weights(run_values, tiny_shards, tmp_path):
+    values = run_values(steps=4, checkpoint_every=2)
+    values["data"] = {key: value for key, value in values["data"].items() if key != "path"}
+
+    def mixed(weight: float, out: str) -> RunConfig:
+        mix = [{"path": tiny_shards, "weight": 3}, {"path": tiny_shards, "weight": weight, "split": "seen"}]
+        return build(RunConfig, values | {"out": str(tmp_path / out), "data": values["data"] | {"mix": mix}}, "test")
+
+    folder = fit(mixed(1.0, "run"))
+    whole = final(folder)
+    shutil.rmtree(checkpoint.latest(f"{folder}/checkpoints"))
+    fit(mixed(1.0, "run"), resume="auto")
+    assert all(torch.equal(whole[key], tensor) for key, tensor in final(folder).items())
+    with pytest.raises(V2FError, match=r"data\.mix: sources or weights are not those of .*step-00000004"):
+        fit(mixed(2.0, "run"), resume="auto")
+    assert counted(folder, "valid/w_norm") != []
+    other = fit(mixed(2.0, "other"))
+    assert any(not torch.equal(whole[key], tensor) for key, tensor in final(other).items())
+
+
+@pytest.mark.parametrize("data", [{}, {"path": "a", "mix": [{"path": "b"}]}])
+def test_data_are_one_data_set_or_a_mix(run_values, data):
+    values = run_values()
+    values["data"] = {key: value for key, value in values["data"].items() if key != "path"} | data
+    with pytest.raises(V2FError, match="data wants either path, one data set, or mix, several"):
+        build(RunConfig, values, "test")

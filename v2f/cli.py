@@ -12,13 +12,18 @@ from v2f.errors import V2FError, guarded
 if TYPE_CHECKING:
     from v2f.weights import Frozen
 
+_DATA = "a data set's folder or s3:// prefix"
 _RUN = "a run: its folder, its s3:// prefix, or its MLflow run id"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted."""
     parser = _parser()
-    args = parser.parse_args(arguments)
+    args, others = parser.parse_known_args(arguments)
+    if "overrides" in args and all("=" in each and not each.startswith("-") for each in others):
+        args.overrides += others  # argparse takes them only before the first option
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     return guarded(lambda: args.run(args), debug=args.debug)
 
 
@@ -43,13 +48,41 @@ def _parser() -> argparse.ArgumentParser:
     report = _verb(verbs, "report", _report, "write a run's page: references beside faces, curves, retrieval")
     report.add_argument("run_path", metavar="RUN", help="a run's folder")
 
-    shards = verbs.add_parser("shards", help="pack and verify data sets", description="Pack and verify data sets.")
+    shards = verbs.add_parser("shards", help="make and keep data sets", description="Make and keep data sets.")
     below = shards.add_subparsers(title="verbs", required=True, metavar="VERB")
     pack = _verb(below, "pack", _pack, "pack pairs of voice and face into WebDataset shards with a manifest")
     pack.add_argument("recipe", metavar="RECIPE.yaml", help="what to pack, from where, to where; see shards/")
     pack.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
+    pack.add_argument("--part", metavar="I/N", help="only part I (from 0) of N, on this machine; then finalize")
+    finalize = _verb(below, "finalize", _finalize, "check the parts of a recipe and commit them as one data set")
+    finalize.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe that the parts were packed from")
+    finalize.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="the same as for the parts")
     verify = _verb(below, "verify", _verify, "check every byte, the schema and the splits of a data set")
-    verify.add_argument("data", metavar="PATH", help="a data set's folder or s3:// prefix")
+    verify.add_argument("data", metavar="PATH", help=_DATA)
+    verify.add_argument(
+        "--absent", metavar="ID", action="append", default=[], help="also that nothing names this person"
+    )
+    stats = _verb(below, "stats", _stats, "measure hours, people, lengths and sizes, and write a page with plots")
+    stats.add_argument("data", metavar="PATH", help=_DATA)
+    stats.add_argument("-o", "--output", default="stats.html", metavar="stats.html", help="where to write the page")
+    stats.add_argument("--samples", type=_positive, metavar="N", help="measure only N samples, spread evenly")
+    show = _verb(below, "show", _show, "write a contact sheet: photos and players of some samples")
+    show.add_argument("data", metavar="PATH", help=_DATA)
+    show.add_argument("-o", "--output", default="show.html", metavar="show.html", help="where to write the page")
+    show.add_argument("--samples", type=_positive, default=24, metavar="N", help="how many; default: 24")
+    show.add_argument("--split", metavar="NAME", help="only samples of this split")
+    show.add_argument("--identity", metavar="ID", help="only samples of this person")
+    compute = _verb(below, "precompute", _precompute, "write a data set anew with what frozen nets say of its photos")
+    compute.add_argument("data", metavar="PATH", help=_DATA)
+    compute.add_argument(
+        "overrides", nargs="*", metavar="dotted.key=value", help="a net: identity.net=..., codes.net=..."
+    )
+    compute.add_argument("--out", metavar="NEW", required=True, help="where the new data set goes")
+    compute.add_argument("--recipe", metavar="RECIPE.yaml", help="a run's recipe, whose nets are taken")
+    compute.add_argument("--part", metavar="I/N", help="only part I (from 0) of N; then once more without, to commit")
+    remove = _verb(below, "remove", _remove, "take people out of a data set who withdraw their consent")
+    remove.add_argument("data", metavar="PATH", help=_DATA)
+    remove.add_argument("--identity", metavar="ID", action="append", required=True, help="who; may be given again")
 
     weights = _verb(verbs, "weights", _weights, "what the recipes' frozen nets need, what is there, where to get it")
     weights.set_defaults(recipes=[], load=False)
@@ -78,6 +111,12 @@ def _verb(
     return parser
 
 
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of samples")
+    return int(text)
+
+
 # Imports stand in the verbs: `--help` must not wait for torch.
 
 
@@ -102,15 +141,52 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _pack(args: argparse.Namespace) -> None:
-    from v2f.prepare.pack import load_recipe, pack
+    from v2f.prepare.pack import load_recipe, pack, pack_part
+    from v2f.prepare.parts import Part
 
-    pack(load_recipe(args.recipe, args.overrides))
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.part is None:
+        pack(recipe)
+    else:
+        pack_part(recipe, Part.parse(args.part))
+
+
+def _finalize(args: argparse.Namespace) -> None:
+    from v2f.prepare.pack import finalize, load_recipe
+
+    finalize(load_recipe(args.recipe, args.overrides))
+
+
+def _stats(args: argparse.Namespace) -> None:
+    from v2f.web.dataset import stats_page
+
+    stats_page(args.data, args.output, args.samples)
+
+
+def _show(args: argparse.Namespace) -> None:
+    from v2f.web.dataset import show
+
+    show(args.data, args.output, args.samples, args.split, args.identity)
+
+
+def _precompute(args: argparse.Namespace) -> None:
+    from v2f.prepare.parts import WHOLE, Part
+    from v2f.prepare.precompute import load, precompute
+
+    part = WHOLE if args.part is None else Part.parse(args.part)
+    precompute(args.data, args.out, load(args.overrides, args.recipe), part)
 
 
 def _verify(args: argparse.Namespace) -> int:
     from v2f.prepare.verify import verify
 
-    return 1 if verify(args.data) else 0
+    return 1 if verify(args.data, args.absent) else 0
+
+
+def _remove(args: argparse.Namespace) -> None:
+    from v2f.prepare.remove import remove
+
+    remove(args.data, args.identity)
 
 
 def _weights(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from v2f.nn.batchnorm import collect_ghosts, commit_ghosts, discard_ghosts
 from v2f.system import Batch, Losses, Phase, System
 
 Precision = Literal["fp32", "bf16", "fp64"]
+T = TypeVar("T")
 
 
 class _PhaseModule(nn.Module):
@@ -161,6 +162,14 @@ class Engine:
         flat = torch.tensor(list(values.values()), dtype=torch.float64, device=self._wire)
         dist.all_reduce(flat)
         return dict(zip(values, (flat / self.world_size).tolist(), strict=True))
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's ``value`` (small, picklable), in the order of the ranks, on all of them; collective."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         if self.world_size > 1:

@@ -15,7 +15,7 @@ Shape letters: N people, M clips, D embedding width, P features, V voice factors
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol, cast
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from v2f import checkpoint, metrics, store
 from v2f.config import build
-from v2f.data.loader import Batch, read_split
+from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split, open_dataset
 from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, Photo, square
@@ -122,7 +122,7 @@ def evaluate(
     sample of one can be used.
     """
     console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is no narrow terminal
-    dataset = open_dataset(data or run.config.data.path)
+    dataset = open_dataset(data or run.config.data.home)
     splits = [name for name in SPLITS if name in dataset.splits]
     if not splits:
         raise V2FError(f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, not test or seen")
@@ -185,9 +185,8 @@ def gather(split: Split, system: System, *, limit: int | None, console: Console)
     if isinstance(world_of(split.dataset), World):
         transforms["voice"] = Factors("voice")
     clips, people = Clips(), dict[int, int]()
-    numbers = range(split.samples if limit is None else min(limit, split.samples))
-    batches = read_usable(split, transforms, numbers, clips.left_out)
-    steps = -(-len(numbers) // _BATCH)
+    batches = read_usable(split, transforms, _BATCH, clips.left_out, limit=limit)
+    steps = -(-(split.samples if limit is None else min(limit, split.samples)) // _BATCH)
     what = f"{split.name}: faces"
     for batch in track(batches, what, total=steps, console=console, disable=console.quiet, transient=True):
         face_BD, drawn_BP, w_B = _faces(system, batch["wav"])
@@ -220,27 +219,6 @@ def world_of(dataset: Dataset) -> World | str:
         packed = f"version {provenance['world_version']} of the world, which is not this program's"
         return f"these people are from {packed}: no upper bound U1 or U2; pack the data anew"
     return World(build(WorldConfig, provenance["recipe"]["synthetic"]["world"], f"{dataset.root}: world"))
-
-
-def read_usable(
-    split: Split, transforms: dict[str, Any], numbers: Sequence[int], left_out: list[str]
-) -> Iterator[Batch]:
-    """Batches of the samples ``numbers``; one that is damaged is left out, and a line about it goes to ``left_out``."""
-    at = 0
-    while at < len(numbers):
-        try:
-            for batch in read_split(split, transforms, _BATCH, samples=numbers[at:]):
-                at += len(batch["key"])
-                yield batch
-        except V2FError:
-            for number in numbers[at : at + _BATCH]:  # one of these; the others are good
-                try:
-                    batch = next(read_split(split, transforms, 1, samples=[number]))
-                except V2FError as error:
-                    left_out.append(str(error))
-                else:
-                    yield batch
-            at += _BATCH
 
 
 def in_batches(

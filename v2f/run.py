@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from v2f import checkpoint, store
 from v2f.config import Config, build, override, parse_yaml, read_yaml
@@ -24,16 +24,51 @@ from v2f.tracking import folder_of
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 
+class SourceConfig(Config):
+    """One data set of a mix."""
+
+    path: str = Field(description="the data set's folder or s3:// prefix")
+    weight: float = Field(1.0, gt=0, description="its share of the slots, relative to the others")
+    split: str | None = Field(None, description="null: data.split")
+
+
+class CacheConfig(Config):
+    """A cache of what is read, shared by all ranks of a node. It pays where several of them read the same block."""
+
+    path: str = Field(description="a folder on a local disk")
+    gb: float = Field(gt=0, description="its largest size")
+
+    @property
+    def bytes(self) -> int:
+        return round(self.gb * 1e9)
+
+
 class DataConfig(Config):
     """Which shards, in which order. The order is a pure function of these, the seed and the data's fingerprint."""
 
-    path: str = Field(description="the data set's folder or s3:// prefix")
+    path: str | None = Field(None, description="the data set's folder or s3:// prefix")
+    mix: list[SourceConfig] | None = Field(None, min_length=1, description="instead of path: several data sets")
     split: str = "train"
     valid: str | None = Field("valid", description="split of the meters and the sample grid; null: none")
     batch: int = Field(gt=0, description="global batch size, in slots")
     workers: int = Field(1, ge=0, description="decoding processes of each rank; 0 decodes in the rank itself")
     partitions: int = Field(8, gt=0, description="canonical partitions of the order; a multiple of the nodes")
     window: int = Field(256, gt=0, description="samples of a partition that are read, and shuffled, together")
+    cache: CacheConfig | None = Field(None, description="null: every rank reads for itself")
+    max_bad_fraction: float = Field(
+        0.01, ge=0, le=1, description="the run stops when more of the split's samples than this cannot be used"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if (self.path is None) == (self.mix is None):
+            raise ValueError("data wants either path, one data set, or mix, several")
+        return self
+
+    @property
+    def home(self) -> str:
+        """The data set that the meters and an evaluation read: that of ``path``, or the first of the mix."""
+        return self.mix[0].path if self.mix else str(self.path)
 
 
 class TrainConfig(Config):

@@ -10,8 +10,8 @@ import math
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from v2f import checkpoint, metrics, store
+from v2f.cache import Cache
 from v2f.config import dump_yaml, flatten
-from v2f.data.loader import Loader, read_split
-from v2f.data.manifest import Dataset, open_dataset
+from v2f.data.loader import Loader, read_usable
+from v2f.data.manifest import Samples, open_dataset
+from v2f.data.mix import MixOrder, Union
 from v2f.data.order import Order
+from v2f.data.quarantine import Entry
 from v2f.engine import Engine, StepResult
 from v2f.errors import V2FError
 from v2f.nn.batchnorm import ghost_norms
-from v2f.run import Run, RunConfig, build_system, check_weights
+from v2f.run import DataConfig, Run, RunConfig, build_system, check_weights
 from v2f.system import Batch, System, trained
 from v2f.tracking import Tracker, read_state, say
 
@@ -38,6 +41,9 @@ from v2f.tracking import Tracker, read_state, say
 _FREE = (
     "out",
     "data.path",
+    "data.mix",  # what it changes is in the order's fingerprint
+    "data.cache",
+    "data.max_bad_fraction",
     "system.frozen.path",
     *(
         f"system.frozen.{role}.{key}"
@@ -56,17 +62,22 @@ _FREE = (
 )
 
 
+QUARANTINE = "quarantine.jsonl"
+
+
 @dataclass
 class _Job:
-    """What the loop works with. ``tracker`` and ``watched`` (the validation batches) are rank 0's."""
+    """What the loop works with. ``fingerprint`` is the data's; ``tracker``, ``watched`` (the validation batches) and
+    ``left_out`` (samples that these would have, could they be used) are rank 0's."""
 
     config: RunConfig
     engine: Engine
     system: System
-    dataset: Dataset
+    fingerprint: str
     loader: Loader
     tracker: Tracker | None
     watched: list[Batch]
+    left_out: int
     step: int
 
 
@@ -106,8 +117,10 @@ def fit(config: RunConfig, resume: str = "none") -> str:
             bar.update()
             last = job.step == train.steps
             if last or job.step % train.log_every == 0:
-                numbers = engine.reduce_mean(window.take(job.loader.bytes_read))
-                _log(job, bar, numbers)
+                numbers = engine.reduce_mean(window.take(job.loader))
+                _share_quarantine(job)
+                bad = {"data/quarantined": len(job.loader.quarantine), "data/valid_left_out": job.left_out}
+                _log(job, bar, numbers | bad)
             if last or job.step % train.validate_every == 0:
                 _validate(job)
                 window.restart()
@@ -124,28 +137,19 @@ def _prepare(config: RunConfig, resume: str) -> _Job:
         torch.set_num_threads(config.train.threads)
     engine = Engine(config.train.precision)
     found = _take_up(config, resume, engine)
-    dataset = open_dataset(config.data.path)
+    fingerprint, split, order = _ordered(config.data, config.seed)
     system = build_system(config)
     engine.wrap(system)
-    step = 0
+    step, quarantine = 0, []
     if found is not None:
         tensors, state = checkpoint.load(found)
-        if state["fingerprint"] != dataset.fingerprint:
-            raise V2FError(
-                f"{config.data.path}: its fingerprint is {dataset.fingerprint}, {state['fingerprint']} in {found}"
-            )
+        if state["fingerprint"] != fingerprint:
+            raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {state['fingerprint']} in {found}")
+        if state.get("order", order.fingerprint) != order.fingerprint:
+            raise V2FError(f"data.mix: sources or weights are not those of {found}, so that the order is another one")
         check_weights(system, state, found)
         engine.load(system, tensors, found)
-        step = state["step"]
-    split = dataset.split(config.data.split)
-    order = Order.for_batches(
-        split.shard_sizes,
-        seed=config.seed,
-        batch=config.data.batch,
-        partitions=config.data.partitions,
-        window=config.data.window,
-        data=split.fingerprint,
-    )
+        step, quarantine = state["step"], state.get("quarantine", [])
     loader = Loader(
         split,
         order,
@@ -157,8 +161,10 @@ def _prepare(config: RunConfig, resume: str) -> _Job:
         seed=config.seed,
         start_slot=step * config.data.batch,
         workers=config.data.workers,
+        cache=None if config.data.cache is None else Cache(config.data.cache.path, config.data.cache.bytes),
+        quarantine=quarantine,
     )
-    tracker, watched = None, []
+    tracker, watched, left_out = None, [], 0
     if engine.rank == 0:
         parameters = sum(p.numel() for m in trained(system).values() for p in m.parameters())
         note = f"; stand-ins: {', '.join(system.stand_ins)}" if system.stand_ins else ""
@@ -167,14 +173,41 @@ def _prepare(config: RunConfig, resume: str) -> _Job:
             f"{torch.get_num_threads()} threads, {config.train.precision}, batch {config.data.batch}, "
             f"steps {step} to {config.train.steps}{note}"
         )
-        tracker = _start(config, engine, system, dataset)
-        if config.data.valid is not None and config.data.valid not in dataset.splits:
-            say(f"{config.data.path} has no split {config.data.valid!r}: no meters and no samples while training")
-        elif config.data.valid is not None:
-            valid = dataset.split(config.data.valid)
-            batches = read_split(valid, system.transforms(), 32, limit=config.train.validate_samples)
-            watched = [engine.place(batch) for batch in batches]
-    return _Job(config, engine, system, dataset, loader, tracker, watched, step)
+        tracker = _start(config, engine, system, fingerprint)
+        _name_again(config.folder, quarantine)
+        batches, left_out = _validation(config, system)
+        watched = [engine.place(batch) for batch in batches]
+    return _Job(config, engine, system, fingerprint, loader, tracker, watched, left_out, step)
+
+
+def _ordered(config: DataConfig, seed: int) -> tuple[str, Samples, Order | MixOrder]:
+    """What is trained on, its fingerprint, and in which order."""
+    kind = {"seed": seed, "batch": config.batch, "partitions": config.partitions, "window": config.window}
+    if config.mix is None:
+        split = open_dataset(config.home).split(config.split)
+        return split.dataset.fingerprint, split, Order.for_batches(split.shard_sizes, data=split.fingerprint, **kind)
+    splits = [open_dataset(source.path).split(source.split or config.split) for source in config.mix]
+    weights = [source.weight for source in config.mix]
+    sizes, names = [split.shard_sizes for split in splits], [split.fingerprint for split in splits]
+    mixed = Union(splits)
+    return mixed.fingerprint, mixed, MixOrder(sizes, weights, data=names, **kind)
+
+
+def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
+    """The batches that the meters watch. Nothing stands in here: what cannot be used is left out, counted, and said."""
+    data = config.data
+    if data.valid is None:
+        return [], 0
+    dataset = open_dataset(data.home)
+    if data.valid not in dataset.splits:
+        say(f"{data.home} has no split {data.valid!r}: no meters and no samples while training")
+        return [], 0
+    left_out: list[str] = []
+    split, limit = dataset.split(data.valid), config.train.validate_samples
+    batches = list(read_usable(split, system.transforms(), 32, left_out, limit=limit))
+    if left_out:
+        say(f"validation leaves out {len(left_out)} samples that cannot be used, the first: {left_out[0]}")
+    return batches, len(left_out)
 
 
 def _take_up(config: RunConfig, resume: str, engine: Engine) -> str | None:
@@ -209,14 +242,14 @@ def _refuse_changes(before: RunConfig, now: RunConfig, out: str) -> None:
         )
 
 
-def _start(config: RunConfig, engine: Engine, system: System, dataset: Dataset) -> Tracker:
+def _start(config: RunConfig, engine: Engine, system: System, fingerprint: str) -> Tracker:
     """The tracker, and ``run.json``: what identifies the run."""
     out = config.folder
     info = {
         "name": config.name,
         "system": config.system.name,  # type: ignore[attr-defined]
-        "fingerprint": dataset.fingerprint,
-        "data": config.data.path,
+        "fingerprint": fingerprint,
+        "data": config.data.path or ", ".join(source.path for source in config.data.mix or []),
         "stand_ins": ", ".join(system.stand_ins) or "none",
         "weights": dict(system.weights),
         "code": _code_version(),
@@ -237,7 +270,7 @@ def _start(config: RunConfig, engine: Engine, system: System, dataset: Dataset) 
     )
 
 
-def _log(job: _Job, bar: "tqdm[Any]", numbers: dict[str, float]) -> None:
+def _log(job: _Job, bar: "tqdm[Any]", numbers: Mapping[str, float]) -> None:
     if job.tracker is None:
         return
     samples = job.step * job.config.data.batch
@@ -268,13 +301,62 @@ def _validate(job: _Job) -> None:
     job.tracker.picture(job.step, str(path), "samples")
 
 
+def _share_quarantine(job: _Job) -> None:
+    """Every rank learns what each has put into quarantine, and rank 0 names it; too much of it stops the run.
+
+    Collective, and so the same error on all ranks. What the ranks know is the same at every checkpoint.
+    """
+    quarantine, config = job.loader.quarantine, job.config
+    gathered = [entry for entries in job.engine.gather(quarantine.news()) for entry in entries]
+    news = sorted(gathered, key=lambda entry: entry.slot)
+    if not news:
+        return
+    quarantine.adopt(news)
+    if job.tracker is not None:
+        _name(config.folder, news)
+        say(f"step {job.step}: {len(quarantine)} samples are in quarantine; the newest: {news[-1]}")
+    allowed, split = config.data.max_bad_fraction, job.loader.split
+    if len(quarantine) > allowed * split.samples:
+        raise V2FError(
+            f"{len(quarantine)} of the {split.samples} samples of {split.name} cannot be used, more than "
+            f"data.max_bad_fraction={allowed:g} allows; {'; '.join(map(str, news[:3]))}; all are in "
+            f"{store.join(config.folder, QUARANTINE)}; `v2f shards verify` lists all damage: mend it, or allow more"
+        )
+
+
+def _name(folder: str, entries: list[Entry]) -> None:
+    path = Path(folder, QUARANTINE)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(entry)) + "\n" for entry in entries)
+    except OSError as error:  # the checkpoint holds the numbers, too
+        say(f"cannot write {path}: {error.strerror}; training goes on")
+
+
+def _name_again(folder: str, numbers: list[int]) -> None:
+    """Leave in the list what the checkpoint holds: what a killed run met after it will be met again."""
+    path = Path(folder, QUARANTINE)
+    if not path.exists():
+        return
+    known, kept = set(numbers), {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError, KeyError):  # a kill may have cut the last line
+            number = json.loads(line)["number"]
+            if number in known:
+                kept[number] = line + "\n"
+    store.write_bytes(str(path), "".join(kept.values()).encode())
+
+
 def _save(job: _Job) -> None:
     """Commit a checkpoint; collective."""
     config, engine = job.config, job.engine
+    _share_quarantine(job)
     state = {
         "step": job.step,
         "slot": job.step * config.data.batch,
-        "fingerprint": job.dataset.fingerprint,
+        "fingerprint": job.fingerprint,
+        "order": job.loader.order.fingerprint,
+        "quarantine": job.loader.quarantine.numbers,
         "weights": dict(job.system.weights),
         "config": config.model_dump(mode="json"),
         "run_id": job.tracker.run_id if job.tracker else None,
@@ -323,13 +405,15 @@ class _Window:
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def take(self, bytes_read: int) -> dict[str, float]:
+    def take(self, loader: Loader) -> dict[str, float]:
         """The means, and a new window. Tensors become numbers only here: nothing waits for a GPU in between."""
         seconds = max(time.perf_counter() - self._clock, 1e-9)
         numbers = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         numbers["speed/samples_per_second"] = self._slots / seconds
         numbers["speed/data_wait_share"] = self._waited / seconds
-        numbers["data/bytes_read_per_rank"] = float(bytes_read)
+        numbers["data/bytes_read_per_rank"] = float(loader.bytes_read)
+        numbers["data/requests_per_rank"] = float(loader.requests)
+        numbers["data/retries_per_rank"] = float(store.statistics().retries)
         self._sums, self._counts = {}, {}
         self.restart()
         return numbers

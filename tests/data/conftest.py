@@ -1,5 +1,6 @@
 """A small data set of noise, with what the tests need to know about it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,3 +47,15 @@ def make_dataset(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Data
 def dataset(make_dataset: Callable[..., Dataset]) -> Dataset:
     """53 training samples in uneven shards, 5 for validation."""
     return make_dataset([20, 7, 1, 25], [5])
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Dataset], Dataset]:
+    """A copy that a test may damage."""
+
+    def copy(dataset: Dataset) -> Dataset:
+        folder = tmp_path / "copy"
+        shutil.copytree(dataset.root, folder)
+        return Dataset(str(folder), dataset.manifest, dataset.index)
+
+    return copy

@@ -232,19 +232,17 @@ def cut(path: Path) -> None:
 
 DAMAGES = [
     (flip, r"train-00001\.tar: sample s00020 at byte 0: its checksum differs"),
-    (cut, r"train-00001\.tar: only \d+ of the \d+ bytes from byte \d+ on are there"),
-    (Path.unlink, r"train-00001\.tar: cannot read it, there is no such file"),
+    (cut, r"train-00001\.tar: sample s00020 at byte 0: its shard ends at byte 3000, before the sample does"),
+    (Path.unlink, r"train-00001\.tar: sample s00020 at byte 0: cannot read it, there is no such file"),
 ]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(("change", "message"), DAMAGES, ids=["flipped bit", "cut", "missing"])
-def test_damage_is_an_error_that_names_shard_and_sample(
+def test_where_nothing_stands_in_damage_is_an_error_that_names_shard_and_sample(
     dataset: Dataset, tmp_path: Path, change: Callable[[Path], None], message: str, workers: int
 ) -> None:
     split = damaged(dataset, tmp_path / "copy", change)
-    with pytest.raises(V2FError, match=message):
-        take(split, 6, workers=workers)
     with pytest.raises(V2FError, match=message):
         list(read_split(split, TRANSFORMS, 7, workers=workers))
 

@@ -1,6 +1,7 @@
 """Manifest and index: what they say is true, webdataset reads the shards, and tampering is one clear line."""
 
 import hashlib
+import io
 import json
 import shutil
 import tarfile
@@ -13,7 +14,7 @@ import pytest
 import webdataset
 
 from v2f.data.manifest import Dataset, open_dataset, write_manifest, write_shard
-from v2f.data.sample import Sample
+from v2f.data.sample import Sample, split_members
 from v2f.errors import V2FError
 
 Make = Callable[..., Dataset]
@@ -52,6 +53,26 @@ def test_webdataset_reads_the_shards(dataset: Dataset) -> None:
             members = {name: content for name, content in sample.items() if not name.startswith("__")}
             assert set(members) == {"wav", "0.png", "1.png", "json"}
             Sample(sample["__key__"], members).waveform()
+
+
+def test_shards_are_the_bytes_that_webdataset_writes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    samples = []
+    for n in range(20):
+        members = {"flac": rng.bytes(int(rng.integers(1, 3000))), "0.png": rng.bytes(512 * n), "json": b"{}"}
+        samples.append((f"k{n}" * (1 + 2 * n % 20), f"person {n}", members))
+    written = io.BytesIO()
+    with webdataset.TarWriter(written, encoder=False, mtime=0, user="v2f", group="v2f") as tar:
+        for key, _, members in samples:
+            tar.write({"__key__": key, **members})
+    rows = write_shard(str(tmp_path), "train-00000.tar", "train", samples)
+    content = (tmp_path / "train-00000.tar").read_bytes()
+    assert content == written.getvalue()
+    assert rows.shard.sha256 == hashlib.sha256(content).hexdigest()
+    for (key, _, members), offset, length, checksum in zip(samples, rows.offset, rows.length, rows.crc32, strict=True):
+        raw = content[offset : offset + length]
+        assert crc32(raw) == checksum
+        assert split_members(key, raw) == members
 
 
 def test_shards_are_plain_ustar_without_dates_or_owners(dataset: Dataset) -> None:

@@ -136,7 +136,7 @@ def test_codes_come_back_in_float16() -> None:
 def test_a_sample_without_codes_says_how_to_get_them() -> None:
     sample = Sample("k", members())
     assert not sample.has_codes
-    with pytest.raises(V2FError, match=r"sample k: it has no codes \(codes\.npy\); pack .* pairs\.psp\.codes=true"):
+    with pytest.raises(V2FError, match=r"sample k: it has no codes \(codes\.npy\); `v2f shards precompute` writes"):
         sample.codes()
 
 

@@ -54,7 +54,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[FakePSP]
     """All that were loaded so far. The file's name is its checksum."""
     loaded: list[FakePSP] = []
 
-    def load(file: str, sha256: str | None = None) -> tuple[FakePSP, str]:
+    def load(file: str, sha256: str | None, model: str) -> tuple[FakePSP, str]:
+        assert model in ("encode", "frontalization")
         if sha256 not in (None, f"sha of {file}"):
             raise V2FError(f"{file}: its SHA-256 is another")
         loaded.append(FakePSP())
@@ -109,7 +110,7 @@ def expected_codes(n: int) -> np.ndarray:
 def test_photos_are_redrawn_in_batches_and_the_codes_are_what_drew_them(
     folder: Path, fake: Callable[[], list[FakePSP]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("v2f.prepare.pack._CHUNK", 4)
+    monkeypatch.setattr("v2f.prepare.processes.CHUNK", 4)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -168,7 +169,7 @@ def test_how_pSp_is_run_makes_no_other_recipe_and_what_it_makes_does(
     assert "packed already from this recipe" in capsys.readouterr().out
     with pytest.raises(V2FError, match=r"another recipe is there \(pairs\.psp\.pictures differ\)"):
         pack(recipe(folder, "out", codes=True, pictures=True))
-    with pytest.raises(V2FError, match=r"another recipe is there \(psp_sha256, pairs\.psp differ\)"):
+    with pytest.raises(V2FError, match=r"another recipe is there \(pairs\.psp differ\)"):
         pack(recipe(folder, "out"))
 
 
@@ -190,7 +191,7 @@ def test_what_cannot_work_is_one_clear_line(
     with pytest.raises(V2FError, match=r"psp\.pt: its SHA-256 is another"):
         pack(recipe(folder, "out", codes=True, sha256="0" * 64))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(V2FError, match=r"pairs\.psp\.device: there is no GPU here that torch can use"):
+    with pytest.raises(V2FError, match=r"psp\.device: there is no GPU here that torch can use"):
         pack(recipe(folder, "out", codes=True, device="cuda"))
     monkeypatch.setattr(FakePSP, "pictures", lambda *_: torch.full((2, 3, 256, 256), torch.inf))
     with pytest.raises(V2FError, match=r"psp\.pt: what it makes of a photo is not finite"):
@@ -204,7 +205,7 @@ def test_a_full_gpu_is_said_with_the_way_out(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(FakePSP, "codes", full)
-    with pytest.raises(V2FError, match=r"memory is too small for 2 photos at once.*lower pairs\.psp\.batch or workers"):
+    with pytest.raises(V2FError, match=r"memory is too small for 2 photos at once.*lower psp\.batch or workers"):
         pack(recipe(folder, "out", codes=True))
 
 
@@ -222,7 +223,8 @@ def test_the_number_of_processes_changes_nothing(folder: Path, monkeypatch: pyte
     from bench.random_weights import psp as random_psp
 
     torch.save(random_psp(8, 32), folder / "psp.pt")
-    monkeypatch.setattr("v2f.prepare.pack._CHUNK", 3)
+    for module in ("processes", "pack"):
+        monkeypatch.setattr(f"v2f.prepare.{module}.CHUNK", 3)
     kinds = {"file": str(folder / "psp.pt"), "pictures": True, "codes": True}
     threads = torch.get_num_threads()
     try:

@@ -161,8 +161,14 @@ def test_what_is_left_out_is_said_line_by_line(
     assert "left out: person 0, clip 0: too ugly (really)" in said
     assert "left out: person 0, clip 1: too ugly (really)" in said
     assert "left out: person 0, clip 2: nothing of this person is left in train" in said
-    assert any("left out: 3 of 88 (2 too ugly, 1 nothing of this person is left in train)" in line for line in said)
+    assert "  yield: 85 of 88 samples (96.6%), of 42 people" in said
+    assert "    left out: 2 too ugly" in said
+    assert "    people of whom nothing is left: 1" in said
+    report = json.loads((tmp_path / "d" / "yield.json").read_text())
+    assert report["people"]["p0000000"]["kept"] == 0
+    assert report["people"]["p0000001"] == {"kept": 3, "left_out": {}}
     lines = [json.loads(line) for line in (tmp_path / "d" / "left_out.jsonl").read_text().splitlines()]
+    assert lines[0].pop("samples") == 1
     assert lines[0] == {"name": "person 0, clip 0", "identity": "p0000000", "reason": "too ugly", "detail": "really"}
     assert dataset.split("seen").samples == 4
     assert dataset.manifest.splits["train"].people == 39
@@ -179,7 +185,7 @@ def test_nothing_left_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ({"source": "pairs"}, "the group 'synthetic' does not belong here"),
         ({"synthetic": None}, "the group 'synthetic' is missing"),
-        ({"source": "syntetic"}, "source: input should be 'synthetic' or 'pairs'"),
+        ({"source": "syntetic"}, "source: input should be 'synthetic', 'pairs', 'voxceleb' or 'avspeech'"),
         ({"shard_gb": 1}, "unknown key 'shard_gb'; did you mean 'shard_mb'"),
         ({"synthetic": {**SMALL, "second": 1.0}}, "unknown key 'synthetic.second'; did you mean 'synthetic.seconds'"),
     ],
@@ -189,7 +195,7 @@ def test_a_wrong_recipe_is_one_clear_line(tmp_path: Path, values: dict[str, Any]
         build(PackConfig, {"out": str(tmp_path), "source": "synthetic", "synthetic": SMALL, **values}, "the test")
 
 
-@pytest.mark.parametrize("name", ["synthetic", "quickstart", "pairs"])
+@pytest.mark.parametrize("name", ["synthetic", "quickstart", "pairs", "voxceleb", "avspeech"])
 def test_the_recipes_that_ship_can_be_read(name: str) -> None:
     path = Path(__file__).parents[2] / "shards" / f"{name}.yaml"
     assert load_recipe(str(path), ["workers=3"]).workers == 3

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import soundfile
+from corpora import write_m4a
 from PIL import Image
 
 from v2f.config import build
@@ -29,17 +29,6 @@ def photo(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
     return Image.fromarray((x * 257).astype(np.uint16)) if mode == "I;16" else picture.convert(mode)
 
 
-def write_m4a(path: Path, wav: np.ndarray, rate: int, channels: int) -> None:
-    with av.open(str(path), "w", format="mp4") as container:
-        layout = "mono" if channels == 1 else "stereo"
-        stream = container.add_stream("aac", rate=rate, layout=layout)
-        data = np.ascontiguousarray(np.tile(wav.astype(np.float32), (channels, 1)))
-        frame = av.AudioFrame.from_ndarray(data, format="fltp", layout=layout)
-        frame.sample_rate = rate
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Files of every kind, sound and broken."""
@@ -49,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     soundfile.write(folder / "b.flac", np.stack([TONE, 0.5 * TONE], axis=1), 16000)
     at_44100 = 0.4 * np.sin(2 * np.pi * 300 * np.arange(44100) / 44100)
     soundfile.write(folder / "c.ogg", at_44100, 44100)
-    write_m4a(folder / "d.m4a", at_44100, 44100, 2)
+    write_m4a(folder / "d.m4a", at_44100, 44100, channels=2)
     soundfile.write(folder / "short.wav", TONE[:4000], 16000)
     soundfile.write(folder / "empty.wav", TONE[:0], 16000)
     soundfile.write(folder / "silent.wav", 0 * TONE, 16000)
@@ -129,7 +118,7 @@ def test_every_kind_of_picture_becomes_upright_rgb(folder: Path) -> None:
 def test_what_cannot_be_used_is_left_out_with_its_reason(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("v2f.prepare.pairs.MAX_PIXELS", 2000)
+    monkeypatch.setattr("v2f.prepare.steps.MAX_PIXELS", 2000)
     photo(size=(60, 50)).save(folder / "huge.png")
     reasons = {
         "short.wav,p.png,ada": "audio is too short (0.25 s of at least 0.5 s)",
@@ -154,7 +143,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(
         audio, image, *_ = row.split(",")
         start = f"left out: line {number} ({audio}, {image}): {reason}"
         assert len([line for line in said if line.startswith(start)]) == 1, start
-    assert any(f"left out: {len(reasons)} of {len(reasons) + 1} (" in line for line in said)
+    assert any(f"yield: 1 of {len(reasons) + 1} samples" in line for line in said)
     lines = [json.loads(line) for line in (Path(dataset.root) / "left_out.jsonl").read_text().splitlines()]
     assert len(lines) == len(reasons)
     assert {line["identity"] for line in lines} == {"ada"}

@@ -38,7 +38,7 @@ def test_real_pairs_are_aligned_and_packed(
     said = capsys.readouterr().out
     assert {name: size.samples for name, size in dataset.manifest.splits.items()} == kept
     assert dataset.manifest.identities == ["speaker_a", "speaker_b"]
-    assert "left out: 2 of" in said
+    assert f"yield: {sum(kept.values())} of {sum(kept.values()) + 2} samples" in said
     assert f"({audio}, wall.png): no face was found (photo of 220 x 220 pixels)" in said
     assert f"(broken.wav, {image}): audio cannot be decoded" in said
     assert verify(dataset.root) == []

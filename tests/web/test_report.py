@@ -15,7 +15,8 @@ from fakes import RATE, SECONDS, level, make_data, make_run, portrait, register
 from PIL import Image
 
 from v2f.evaluate import evaluate
-from v2f.web.report import chart, charts, fixed, number, read_curves, report, voice_in_words
+from v2f.web.page import fixed, number
+from v2f.web.report import chart, charts, read_curves, report, voice_in_words
 
 PEOPLE = {"test": range(6), "seen": range(6, 10)}
 

@@ -1,10 +1,13 @@
 """Any recording as a mono waveform: what packing and generation hear of a file that somebody brings.
 
-Shape letters: C channels, T samples.
+    bytes, or a span of an open video --> float32 [C, T] --> mono --> resampled --> [T] (--> speech only --> loudness)
+
+Shape letters: C channels, T samples, F windows of 30 ms, B windows of 400 ms, L samples of a window.
 """
 
 import io
 import itertools
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +17,13 @@ from v2f.data.sample import MAX_SECONDS
 
 SILENCE = 1e-4  # a recording whose loudest sample is below this (-80 dB) says nothing
 
+_WINDOW_S = 0.03  # the longest that WebRTC's detector takes
+_VAD_RATES = (8000, 16000, 32000, 48000)
+_PREROLL_S = 0.5  # decoded and dropped before a span: a codec that was sought in needs frames to come in
+_SHORT_S = 0.25  # that much of a span may be missing at its end: files are cut at whole packets
+
 Floats = npt.NDArray[np.float32]
+Keep = Literal["speech", "span"]
 
 
 class UnusableError(Exception):
@@ -33,7 +42,19 @@ def decode_voice(content: bytes, *, sample_rate: int, min_seconds: float) -> Flo
     """
     if not content:
         raise UnusableError("audio is empty")
-    wav_CT, rate = _by_libsndfile(content)
+    return _mono(*_by_libsndfile(content), sample_rate, min_seconds)
+
+
+def decode_span(container: Any, start: float, end: float, *, sample_rate: int, min_seconds: float) -> Floats:
+    """The sound of an open PyAV container from second ``start`` to ``end``, as :func:`decode_voice` gives it."""
+    wav_CT, rate = _span(container, start, end)
+    if wav_CT.shape[1] < (end - start - _SHORT_S) * rate:
+        there = f"{wav_CT.shape[1] / rate:.2f} s of {end - start:.2f} s"
+        raise UnusableError("the sound ends before the segment does", there)
+    return _mono(wav_CT, rate, sample_rate, min_seconds)
+
+
+def _mono(wav_CT: Floats, rate: int, sample_rate: int, min_seconds: float) -> Floats:
     if not wav_CT.size:
         raise UnusableError("audio is empty")
     if not np.isfinite(wav_CT).all():
@@ -44,6 +65,10 @@ def decode_voice(content: bytes, *, sample_rate: int, min_seconds: float) -> Flo
         raise UnusableError("audio is too short", f"{seconds:.2f} s of at least {min_seconds:g} s")
     if np.abs(wav_T).max() < SILENCE:
         raise UnusableError("audio is silent")
+    return _resampled(wav_T, rate, sample_rate)
+
+
+def _resampled(wav_T: Floats, rate: int, sample_rate: int) -> Floats:
     if rate == sample_rate:
         return wav_T
     import torch  # here, because most audio has the rate already, and packing processes should start fast
@@ -51,6 +76,103 @@ def decode_voice(content: bytes, *, sample_rate: int, min_seconds: float) -> Flo
 
     resampled: Floats = resample(torch.from_numpy(wav_T), rate, sample_rate).numpy()
     return resampled
+
+
+# ------------------------------------------------------------------------------------------------ speech
+
+
+def only_speech(wav_T: Floats, sample_rate: int, *, mode: int, margin: float, keep: Keep) -> Floats:
+    """What of ``wav_T`` WebRTC's voice activity detector takes for speech, and ``margin`` seconds around it.
+
+    ``mode`` 0 lets most pass, 3 least; ``keep``: the speech alone, its parts joined, or the span from the first part
+    to the last.
+    """
+    speech_F = _speech(wav_T, sample_rate, mode)
+    if not speech_F.any():
+        raise UnusableError("no speech was found", f"in {len(wav_T) / sample_rate:.2f} s")
+    at_F = np.flatnonzero(speech_F)
+    if keep == "span":
+        at_F = np.arange(at_F[0], at_F[-1] + 1)
+    kept_T = np.zeros(len(wav_T), bool)
+    for first, last in _runs(at_F):
+        low = round((first * _WINDOW_S - margin) * sample_rate)
+        kept_T[max(0, low) : round(((last + 1) * _WINDOW_S + margin) * sample_rate)] = True
+    speech_T: Floats = wav_T[kept_T]
+    return speech_T
+
+
+def _speech(wav_T: Floats, sample_rate: int, mode: int) -> npt.NDArray[np.bool_]:
+    """Whether each window is speech, bool [F]; what is left at the end is filled up with silence.
+
+    The detector misses quiet voices, so it hears everybody at the loudness of a broadcast.
+    """
+    import webrtcvad
+
+    rate = sample_rate if sample_rate in _VAD_RATES else 16000
+    heard_T = to_loudness(_resampled(wav_T, sample_rate, rate), rate, lufs=-23.0, max_gain=20.0, peak=1.0)
+    pcm_T = np.round(np.clip(heard_T, -1.0, 1.0) * 32767.0).astype("<i2")
+    window = round(rate * _WINDOW_S)
+    pcm_T = np.pad(pcm_T, (0, -len(pcm_T) % window))
+    detector = webrtcvad.Vad(mode)  # it listens with a memory: one for each recording
+    return np.array([detector.is_speech(pcm_L.tobytes(), rate) for pcm_L in pcm_T.reshape(-1, window)], bool)
+
+
+def _runs(numbers_N: npt.NDArray[np.intp]) -> list[tuple[int, int]]:
+    """The first and the last of each run of adjacent numbers."""
+    parts = np.split(numbers_N, np.flatnonzero(np.diff(numbers_N) > 1) + 1)
+    return [(int(part[0]), int(part[-1])) for part in parts]
+
+
+# ---------------------------------------------------------------------------------------------- loudness
+
+
+def to_loudness(wav_T: Floats, sample_rate: int, *, lufs: float, max_gain: float, peak: float) -> Floats:
+    """``wav_T`` amplified, or turned down, to ``lufs``; by at most ``max_gain`` dB, and no sample beyond ``peak``."""
+    gain = 10 ** (min(lufs - loudness(wav_T, sample_rate), max_gain) / 20)
+    louder_T: Floats = wav_T * np.float32(min(gain, peak / max(float(np.abs(wav_T).max()), SILENCE)))
+    return louder_T
+
+
+def loudness(wav_T: Floats, sample_rate: int) -> float:
+    """The integrated loudness of a mono recording in LUFS (ITU-R BS.1770-4); -inf where all of it is below the gate.
+
+    A recording of less than 0.4 s is one window.
+    """
+    from scipy.signal import lfilter
+
+    for b, a in _k_weighting(sample_rate):
+        wav_T = lfilter(b, a, np.asarray(wav_T, np.float64))
+    window = min(round(0.4 * sample_rate), len(wav_T))
+    wav_BL = np.lib.stride_tricks.sliding_window_view(wav_T, window)[:: max(1, window // 4)]
+    power_B = (wav_BL.astype(np.float64) ** 2).mean(axis=1)
+    with np.errstate(divide="ignore"):
+        for gate in (-70.0, None):  # absolute, then 10 LU below what is left
+            gate = _lufs(power_B.mean()) - 10.0 if gate is None else gate
+            power_B = power_B[_lufs(power_B) > gate]
+            if not power_B.size:
+                return -np.inf
+        return float(_lufs(power_B.mean()))
+
+
+def _lufs(power: Any) -> Any:
+    return -0.691 + 10.0 * np.log10(power)
+
+
+def _k_weighting(rate: int) -> list[tuple[list[float], list[float]]]:
+    """BS.1770's two filters, a shelf for the head and a high pass, as b and a at any rate: the standard's table for
+    48 kHz traced back to the analogue filters that a bilinear transform made it of."""
+    k, q = np.tan(np.pi * 1681.974450955533 / rate), 0.7071752369554196
+    high = 10 ** (3.999843853973347 / 20)
+    band = high**0.4996667741545416
+    a0 = 1 + k / q + k * k
+    shelf = [(high + band * k / q + k * k) / a0, 2 * (k * k - high) / a0, (high - band * k / q + k * k) / a0]
+    poles = [1.0, 2 * (k * k - 1) / a0, (1 - k / q + k * k) / a0]
+    k, q = np.tan(np.pi * 38.13547087602444 / rate), 0.5003270373238773
+    a0 = 1 + k / q + k * k
+    return [(shelf, poles), ([1.0, -2.0, 1.0], [1.0, 2 * (k * k - 1) / a0, (1 - k / q + k * k) / a0])]
+
+
+# ---------------------------------------------------------------------------------------------- decoders
 
 
 def _by_libsndfile(content: bytes) -> tuple[Floats, int]:
@@ -69,17 +191,39 @@ def _by_ffmpeg(content: bytes) -> tuple[Floats, int]:
 
     try:
         with av.open(io.BytesIO(content), "r", metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise UnusableError("audio cannot be decoded", "the file has no sound")
-            rate = int(container.streams.audio[0].rate)
-            resampler = av.AudioResampler(format="fltp", rate=rate)
-            parts: list[Floats] = []
-            frames = 0
-            for frame in itertools.chain(container.decode(audio=0), [None]):  # None: what the resampler still holds
-                parts += [planar.to_ndarray().astype(np.float32) for planar in resampler.resample(frame)]
-                frames += frame.samples if frame is not None else 0
-                if frames > MAX_SECONDS * rate:
-                    raise UnusableError("audio is too long", f"more than {MAX_SECONDS:.0f} s")
+            return _span(container, 0.0, None)
     except (av.error.FFmpegError, ValueError, IndexError, EOFError) as error:
         raise UnusableError("audio cannot be decoded", "neither libsndfile nor FFmpeg can read it") from error
-    return (np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)), rate
+
+
+def _span(container: Any, start: float, end: float | None) -> tuple[Floats, int]:
+    """The sound from ``start`` seconds to ``end`` (None: to its end) as float32 [C, T], and samples a second.
+
+    Only the first frame's time counts, because containers round each frame's to milliseconds.
+    """
+    import av
+
+    if not container.streams.audio:
+        raise UnusableError("audio cannot be decoded", "the file has no sound")
+    rate = int(container.streams.audio[0].rate)
+    resampler = av.AudioResampler(format="fltp", rate=rate)
+    origin = (container.start_time or 0) / av.time_base
+    if end is not None:  # whoever wants a span may have read others before
+        container.seek(int(max(0.0, start - _PREROLL_S) * av.time_base) + (container.start_time or 0))
+    skip: int | None = None if end is not None else 0  # samples before the span
+    parts: list[Floats] = []
+    frames = 0
+    for frame in itertools.chain(container.decode(audio=0), [None]):  # None: what the resampler still holds
+        if skip is None and frame is not None:
+            skip = round((start - ((frame.time or 0.0) - origin)) * rate)
+        parts += [planar.to_ndarray().astype(np.float32) for planar in resampler.resample(frame)]
+        frames += frame.samples if frame is not None else 0
+        if end is not None and frames >= (skip or 0) + (end - start) * rate:
+            break
+        if frames > MAX_SECONDS * rate:
+            raise UnusableError("audio is too long", f"more than {MAX_SECONDS:.0f} s")
+    wav_CT = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
+    length = None if end is None else round((end - start) * rate)
+    if (skip or 0) < 0:  # the sound starts inside of the span
+        wav_CT, skip = np.pad(wav_CT, ((0, 0), (-(skip or 0), 0))), 0
+    return wav_CT[:, skip or 0 :][:, :length], rate

@@ -1,6 +1,9 @@
 """Decoding of batches: in this process, or in worker processes that work ahead.
 
 tasks --fetch--> raw members --workers--> arrays, handed out in the order of the tasks
+
+A sample that cannot be fetched or decoded is no error where there is a substitute: its row holds that one, and its
+reason goes with the batch.
 """
 
 import collections
@@ -12,14 +15,17 @@ import queue
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
-
-import numpy as np
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
 
 from v2f.data import worker
 from v2f.data.fetch import Task
-from v2f.data.manifest import Split
+from v2f.data.manifest import Samples
+from v2f.data.quarantine import Bad, BadRows, Raw, Substitute
 from v2f.data.transforms import Transform
 from v2f.errors import V2FError
 
@@ -27,13 +33,28 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from v2f.data.worker import main; main(int(sys.argv[1]))"
 )
 _CLOSING_SECONDS = 5.0  # what a worker has to leave by itself before it is killed
+_WAITING = 2  # batches at a worker: one is decoded, and the next one is there when it is done
+_LENT = 2  # trays of a worker that may be in the consumer's hands
+
+Decoded = tuple[Task, worker.Arrays, BadRows]
 
 
-def _named(split: Split, task: Task, error: str, row: int) -> V2FError:
+def _named(split: Samples, task: Task, error: str, row: int | None) -> V2FError:
+    if row is None:
+        return V2FError(error)
     number = int(task.sample_b[row])
-    index = split.first + number
-    dataset = split.dataset
-    return V2FError(f"{dataset.shard_path(index)}: {error} (at byte {dataset.index.offset[index]} of the shard)")
+    return V2FError(f"{split.shard_path(number)}: {error} (at byte {split.byte(number)} of the shard)")
+
+
+def _parted(
+    split: Samples, task: Task, raws: Sequence[Raw], substitute: Substitute | None
+) -> tuple[list[memoryview | None], BadRows]:
+    """The raw members, None in the place of those that could not be had, and why; an error without a substitute."""
+    bad = {row: raw.reason for row, raw in enumerate(raws) if isinstance(raw, Bad)}
+    if bad and substitute is None:
+        row = min(bad)
+        raise V2FError(f"{split.where(int(task.sample_b[row]))}: {bad[row]}")
+    return [None if isinstance(raw, Bad) else raw for raw in raws], bad
 
 
 class Inline:
@@ -41,28 +62,55 @@ class Inline:
 
     def __init__(
         self,
-        split: Split,
+        split: Samples,
         tasks: Iterator[Task],
-        fetch: Callable[[Task], list[memoryview]],
+        fetch: Callable[[Task], Sequence[Raw]],
         transforms: dict[str, Transform],
         seed: int | None,
+        substitute: Substitute | None = None,
     ):
         self._split, self._tasks, self._fetch, self._transforms, self._seed = split, tasks, fetch, transforms, seed
+        self._substitute = substitute
         self._closed = False
 
-    def next(self) -> tuple[Task, worker.Arrays]:
+    def next(self) -> Decoded:
+        """The next task, its arrays, and its bad rows, which hold the substitute."""
         if self._closed:
             raise StopIteration
         task = next(self._tasks)
-        raws = self._fetch(task)
+        raws, bad = _parted(self._split, task, self._fetch(task), self._substitute)
         keys = [self._split.key(number) for number in task.sample_b.tolist()]
         try:
-            return task, worker.decode(keys, raws, task.slot_b.tolist(), self._seed, self._transforms)
+            arrays, undecoded = worker.decode(
+                keys, raws, task.slot_b.tolist(), self._seed, self._transforms, self._substitute
+            )
         except worker.DecodeError as error:
             raise _named(self._split, task, str(error), error.row) from error
+        return task, arrays, bad | undecoded
 
     def close(self) -> None:
         self._closed = True
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A batch to decode: its number among the tasks, its raw members, and the rows that have none."""
+
+    number: int
+    task: Task
+    raws: list[memoryview | None]
+    bad: BadRows
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A batch that lies in a tray of a worker, with what was asked of the worker."""
+
+    number: int
+    task: Task
+    bad: BadRows
+    tray: worker.Tray
+    request: dict[str, Any]
 
 
 class Farm:
@@ -70,21 +118,27 @@ class Farm:
 
     At most two batches wait at a worker and ``2 * workers + 2`` are under way in all. Results are handed out in
     the order of the tasks; an error waits for its turn and is raised there.
+
+    Arrays lie in trays, which a worker gets back when nobody holds them any more; of the four trays of a worker two may
+    be lent so, and what does not find one is copied. Arrays stay valid for as long as they are held, the farm's end
+    included. A tray takes as much memory as a batch, raw and decoded; it lies in no file system, so that the size of
+    /dev/shm does not bound it.
     """
 
     def __init__(
         self,
-        split: Split,
+        split: Samples,
         tasks: Iterator[Task],
-        fetch: Callable[[Task], list[memoryview]],
+        fetch: Callable[[Task], Sequence[Raw]],
         transforms: dict[str, Transform],
         seed: int | None,
         workers: int,
+        substitute: Substitute | None = None,
     ):
-        self._split, self._seed = split, seed
+        self._split, self._seed, self._substitute = split, seed, substitute
         self._budget = threading.Semaphore(2 * workers + 2)
-        self._requests: queue.SimpleQueue[tuple[int, Task, list[memoryview]] | None] = queue.SimpleQueue()
-        self._results: dict[int, tuple[Task, worker.Arrays] | BaseException] = {}
+        self._requests: queue.SimpleQueue[_Fetched | None] = queue.SimpleQueue()
+        self._results: dict[int, Decoded | BaseException] = {}
         self._changed = threading.Condition()
         self._next = 0
         self._closed = False
@@ -97,7 +151,8 @@ class Farm:
         for thread in self._threads:
             thread.start()
 
-    def next(self) -> tuple[Task, worker.Arrays]:
+    def next(self) -> Decoded:
+        """The next task, its arrays, and its bad rows, which hold the substitute."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._next in self._results)
             if self._closed:
@@ -106,7 +161,10 @@ class Farm:
             self._next += 1
         self._budget.release()
         if isinstance(result, BaseException):
-            raise result
+            try:
+                raise result
+            finally:
+                del result  # or error and frame would hold each other, and with them the workers' memory
         return result
 
     def close(self) -> None:
@@ -120,19 +178,17 @@ class Farm:
             self._requests.put(None)
         for w in self._workers:
             w.hang_up()
-        for w in self._workers:
-            w.end()
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(_CLOSING_SECONDS)
+                thread.join(2 * _CLOSING_SECONDS)
         self._results.clear()
 
-    def _deliver(self, number: int, result: tuple[Task, worker.Arrays] | BaseException) -> None:
+    def _deliver(self, number: int, result: Decoded | BaseException) -> None:
         with self._changed:
             self._results[number] = result
             self._changed.notify_all()
 
-    def _fetch_ahead(self, tasks: Iterator[Task], fetch: Callable[[Task], list[memoryview]]) -> None:
+    def _fetch_ahead(self, tasks: Iterator[Task], fetch: Callable[[Task], Sequence[Raw]]) -> None:
         number = 0
         try:
             while True:
@@ -140,93 +196,147 @@ class Farm:
                 if self._closed:
                     return
                 task = next(tasks)
-                self._requests.put((number, task, fetch(task)))
+                self._requests.put(_Fetched(number, task, *_parted(self._split, task, fetch(task), self._substitute)))
                 number += 1
         except BaseException as error:  # StopIteration, too: each is raised where the consumer arrives at it
             self._deliver(number, error)
 
     def _drive(self, w: "Worker") -> None:
-        waiting: collections.deque[tuple[int, Task]] = collections.deque()
+        """Keep one worker busy until the farm closes or the worker is lost; then end it."""
+        waiting: collections.deque[_Asked] = collections.deque()
+        fetched: _Fetched | None = None
         try:
             w.greet()
             while True:
-                while len(waiting) < 2:
+                while len(waiting) < _WAITING:
                     try:
-                        request = self._requests.get(block=not waiting)
+                        fetched = self._requests.get(block=not waiting)
                     except queue.Empty:
                         break
-                    if request is None:
+                    if fetched is None:
                         return
-                    number, task, raws = request
-                    waiting.append((number, task))
-                    keys = [self._split.key(n) for n in task.sample_b.tolist()]
-                    worker.send(w.socket, {"keys": keys, "slots": task.slot_b.tolist(), "seed": self._seed}, raws)
-                result = w.result(self._split, waiting[0][1])
-                number, task = waiting.popleft()
-                self._deliver(number, result if isinstance(result, BaseException) else (task, result))
+                    waiting.append(self._asked(fetched, w.free_tray()))
+                    w.ask(waiting[-1], fetched.raws)
+                    fetched = None  # or it would keep the blocks that its bytes lie in until the next one comes
+                asked = waiting[0]
+                result = w.result(self._split, asked)
+                waiting.popleft()
+                if result is None:
+                    waiting.append(asked)
+                    assert self._substitute is not None, "a worker asks for what it was told that there is"
+                    w.give_stand_in(*self._substitute())
+                    w.ask(asked)
+                else:
+                    self._deliver(asked.number, result)
+                    del result  # or it would keep the tray
         except BaseException as error:
             if not self._closed:
-                self._fail(w, error, [number for number, _ in waiting])
+                self._fail(w, error, {batch.number for batch in (*waiting, fetched) if batch is not None})
+        finally:
+            w.end()
 
-    def _fail(self, w: "Worker", error: BaseException, numbers: list[int]) -> None:
+    def _asked(self, fetched: _Fetched, tray: worker.Tray) -> _Asked:
+        request = {
+            "tray": tray.descriptor,
+            "keys": [self._split.key(number) for number in fetched.task.sample_b.tolist()],
+            "lengths": [None if raw is None else len(raw) for raw in fetched.raws],
+            "slots": fetched.task.slot_b.tolist(),
+            "seed": self._seed,
+            "substitutes": self._substitute is not None,
+        }
+        return _Asked(fetched.number, fetched.task, fetched.bad, tray, request)
+
+    def _fail(self, w: "Worker", error: BaseException, numbers: set[int]) -> None:
         """A worker is lost: the batches that it had, or the next one if it had none, become the error."""
         lost = isinstance(error, OSError | EOFError)
         reason = V2FError(f"a decode worker died ({w.fate()}) {_fate_hint(w)}") if lost else error
         if not numbers:
-            request = self._requests.get()
-            if request is None:
+            fetched = self._requests.get()
+            if fetched is None:
                 return
-            numbers = [request[0]]
+            numbers = {fetched.number}
         for number in numbers:
             self._deliver(number, reason)
 
 
 class Worker:
-    """One worker process and our end of its socket."""
+    """One worker process, our end of its socket, and the trays that are shared with it."""
 
     def __init__(self, transforms: bytes):
+        self._transforms = transforms
+        self._has_stand_in = False
+        self._lent = 0
+        self._returned: queue.SimpleQueue[worker.Tray] = queue.SimpleQueue()  # its put may interrupt anything
         self.socket, theirs = socket.socketpair()
+        self._files = [_nameless_file() for _ in range(_WAITING + _LENT)]
+        self._free = [worker.Tray(file.fileno()) for file in self._files]
         with theirs:
             path = [os.path.abspath(entry) for entry in sys.path]
             threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             try:
                 self.process = subprocess.Popen(
                     [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(path)],
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno(), *(file.fileno() for file in self._files)],
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, **threads},
                 )
             except OSError as error:
-                self.socket.close()
+                self._close()
                 raise V2FError(
                     f"cannot start a decode worker ({error.strerror}); lower the number of workers"
                 ) from error
-        self._transforms = transforms
 
     def greet(self) -> None:
         """Send the transforms and wait until the worker has loaded them."""
-        worker.send(self.socket, {}, [self._transforms])
-        header = worker.receive_header(self.socket)
-        if header is None:
-            raise EOFError
+        worker.send(self.socket, {"trays": [file.fileno() for file in self._files]}, [self._transforms])
+        header = self._hear()
         if "failure" in header:
             raise RuntimeError(header["failure"])
 
-    def result(self, split: Split, task: Task) -> "worker.Arrays | BaseException":
-        """The answer to the oldest request; EOFError or OSError where the worker is gone."""
-        header = worker.receive_header(self.socket)
-        if header is None:
-            raise EOFError
+    def ask(self, asked: _Asked, raws: Sequence[memoryview | None] | None = None) -> None:
+        """Have a batch decoded whose raw members are ``raws``, or lie in the tray already."""
+        if raws is not None:
+            asked.tray.put([raw for raw in raws if raw is not None])
+        worker.send(self.socket, asked.request)
+
+    def give_stand_in(self, key: str, raw: bytes) -> None:
+        if not self._has_stand_in:  # a second request may have met its lack before it came
+            worker.send(self.socket, {"stand_in": key}, [raw])
+            self._has_stand_in = True
+
+    def result(self, split: Samples, asked: _Asked) -> Decoded | BaseException | None:
+        """The answer to the oldest request, None where the worker wants the stand-in first; EOFError or OSError
+        where it is gone."""
+        header = self._hear()
+        if "wanted" in header:
+            return None
+        if "arrays" in header:
+            arrays = self._taken_out(asked.tray, header["arrays"], header["size"])
+            return asked.task, arrays, asked.bad | {int(row): reason for row, reason in header["bad"].items()}
+        self._free.append(asked.tray)
         if "error" in header:
-            return _named(split, task, header["error"], header["row"])
-        if "failure" in header:
-            return RuntimeError(header["failure"])
-        arrays: worker.Arrays = {}
-        for (name, (dtype, shape)), length in zip(header["arrays"].items(), header["bytes"], strict=True):
-            arrays[name] = np.empty(shape, dtype)
-            if length:
-                worker.receive_payload(self.socket, length, worker.as_bytes(arrays[name]))
-        return arrays
+            return _named(split, asked.task, header["error"], header["row"])
+        return RuntimeError(header["failure"])
+
+    def free_tray(self) -> worker.Tray:
+        """One of those that are neither lent nor at the worker, the last used one first: so those that are not needed
+        are never touched, and take no memory."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._free.append(self._returned.get_nowait())
+                self._lent -= 1
+        return self._free.pop()
+
+    def _taken_out(self, tray: worker.Tray, described: dict[str, Any], size: int) -> worker.Arrays:
+        """The arrays in a tray: as they lie there, the tray being lent until the last of them is gone, or copied."""
+        whole = tray.whole(size)
+        arrays = {name: worker.array_in(whole, *where) for name, where in described.items()}
+        if self._lent < _LENT:
+            self._lent += 1
+            weakref.finalize(whole, self._returned.put, tray).atexit = False
+            return arrays
+        self._free.append(tray)
+        return {name: array.copy() for name, array in arrays.items()}
 
     def fate(self) -> str:
         try:
@@ -240,18 +350,40 @@ class Worker:
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
+        """Only for the thread that speaks to the worker: nobody else knows when the trays are no longer written to."""
+        self.hang_up()
         try:
             self.process.wait(_CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
         self.socket.close()
+        self._free.clear()
+        for file in self._files:
+            file.close()
+
+    def _hear(self) -> dict[str, Any]:
+        message = worker.receive(self.socket)
+        if message is None:
+            raise EOFError
+        return message[0]
 
 
 def _fate_hint(w: Worker) -> str:
     if w.process.returncode == -9:
         return "probably for lack of memory: lower the number of workers or the batch"
     return "see its message above; with 0 workers decoding runs in this process and shows where"
+
+
+def _nameless_file() -> IO[bytes]:
+    """A file in memory, or where the system has none of that kind on disk, which goes with its last descriptor."""
+    if hasattr(os, "memfd_create"):
+        with contextlib.suppress(OSError):  # forbidden in some sandboxes
+            return os.fdopen(os.memfd_create("v2f-tray"), "r+b")
+    return tempfile.TemporaryFile()
 
 
 def _start_workers(count: int, transforms: dict[str, Transform]) -> list[Worker]:
@@ -262,7 +394,6 @@ def _start_workers(count: int, transforms: dict[str, Transform]) -> list[Worker]
             workers.append(Worker(pickled))
     except BaseException:
         for w in workers:
-            w.hang_up()
             w.end()
         raise
     return workers

@@ -1,6 +1,9 @@
 """Batches for one rank: fetch raw bytes by the order, check them, decode them, in order, ahead of the training.
 
     slots --order--> samples --fetch (this process; whole blocks, CRC-32)--> raw bytes --decode workers--> batches
+                                                     | a sample that cannot be used
+                                                     v
+                        its slot keeps its place: weight 0, the substitute's arrays, its own key --> quarantine
 
 What a rank gets is a function of (data, order, seed, batch, rank, world size); the number of workers and the
 position at which it starts change nothing else.
@@ -8,23 +11,30 @@ position at which it starts change nothing else.
 Shape letters: B global batch, b batch of a rank; arrays are [b, ...].
 """
 
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from v2f.cache import Cache
+from v2f.data import worker
 from v2f.data.farm import Farm, Inline
-from v2f.data.fetch import Blocks, Reader, Task
-from v2f.data.manifest import Split
+from v2f.data.fetch import Blocks, Reader, Task, each
+from v2f.data.manifest import Ints, Samples
+from v2f.data.mix import MixOrder
 from v2f.data.order import Order
+from v2f.data.quarantine import Bad, BadRows, Quarantine, Raw, Substitute
+from v2f.data.sample import Sample
 from v2f.data.transforms import Transform
 from v2f.errors import V2FError
 
 Batch = dict[str, Any]
 
 RESERVED = ("slot", "weight", "identity", "key")
+_TRIES = 100  # where so many samples that are as packed cannot be decoded, it is what reads them that is wrong
 
 
 class Loader:
@@ -35,16 +45,21 @@ class Loader:
     [b], ``weight`` float32 [b], ``identity`` int64 [b] (numbers of the manifest's identities), ``key`` list[str].
     The position to resume at is the first slot after the last global batch that was used.
 
-    ``workers`` processes decode (0: in this process). Each iteration starts at ``start_slot`` anew and owns its
-    workers; :meth:`close`, or leaving a ``with`` block, ends them, and so does dropping the iterator.
+    A sample that cannot be had or decoded, or that is in ``quarantine`` (numbers of an earlier checkpoint's), keeps its
+    slot, identity and key, and has weight 0; its arrays are those of the split's first sample that verifies, drawn with
+    the slot's own randomness. It stays in :attr:`quarantine`.
+
+    ``cache`` is read through. ``workers`` processes decode (0: in this process). Each iteration starts at
+    ``start_slot`` anew and owns its workers; :meth:`close`, or leaving a ``with`` block, ends them, and so does
+    dropping the iterator.
 
     Raw bytes held: at most two blocks (of the order's window) of each partition that the rank touches.
     """
 
     def __init__(
         self,
-        split: Split,
-        order: Order,
+        split: Samples,
+        order: Order | MixOrder,
         transforms: Mapping[str, Transform],
         *,
         batch: int,
@@ -54,6 +69,8 @@ class Loader:
         bn_group: int = 1,
         start_slot: int = 0,
         workers: int = 0,
+        cache: Cache | None = None,
+        quarantine: Iterable[int] = (),
     ):
         check_batch(batch, world_size, bn_group)
         if order.samples != split.samples:
@@ -66,7 +83,9 @@ class Loader:
         self.split, self.order, self.transforms, self.seed = split, order, dict(transforms), seed
         self.batch, self.rank, self.world_size = batch, rank, world_size
         self.start_slot, self.workers = start_slot, workers
-        self._reader = Reader(split)
+        self.quarantine = Quarantine(split, quarantine)
+        self._reader = Reader(split, cache)
+        self._substitute = _Substitute(split, self._reader, self.transforms)
         self._running: weakref.WeakSet[_Batches] = weakref.WeakSet()
 
     @property
@@ -80,9 +99,17 @@ class Loader:
         return self._reader.requests
 
     def __iter__(self) -> Iterator[Batch]:
-        blocks = Blocks(self._reader, self.order)
+        blocks = Blocks(self._reader, self.order, self.quarantine)
         batches = _Batches(
-            self.split, self._tasks(), blocks.fetch, self.transforms, self.seed, self.workers, blocks.close
+            self.split,
+            self._tasks(),
+            blocks.fetch,
+            self.transforms,
+            self.seed,
+            self.workers,
+            self._substitute,
+            self.quarantine,
+            blocks.close,
         )
         self._running.add(batches)
         return batches
@@ -108,7 +135,7 @@ class Loader:
 
 
 def read_split(
-    split: Split,
+    split: Samples,
     transforms: Mapping[str, Transform],
     batch: int,
     *,
@@ -120,18 +147,58 @@ def read_split(
 
     ``limit`` takes the first so many; ``samples`` takes those numbers in their order (a rank's share, say). The
     batches are those of :class:`Loader`, ``slot`` being the sample's number in the split; the last may be smaller.
+    A sample that cannot be used is a :class:`V2FError` that names it.
     """
+    _check_transforms(transforms, workers)
+    tasks = iter([Task(part, part) for part in _parts(split, batch, samples, limit)])
+    return _Batches(split, tasks, each(Reader(split)), dict(transforms), None, workers)
+
+
+def read_usable(
+    split: Samples,
+    transforms: Mapping[str, Transform],
+    batch: int,
+    left_out: list[str],
+    *,
+    limit: int | None = None,
+    samples: Sequence[int] | None = None,
+) -> Iterator[Batch]:
+    """As :func:`read_split`, in this process; a sample that cannot be used is left out, and a line about it goes to
+    ``left_out``. There are no stand-ins, so a batch may be smaller; one of nothing is not given."""
+    _check_transforms(transforms, 0)
+    reader = Reader(split)
+    for part in _parts(split, batch, samples, limit):
+        raws = reader.read(part)
+        usable: dict[int, memoryview] = {}
+        for number in part.tolist():
+            raw = raws[number]
+            if isinstance(raw, Bad):
+                left_out.append(f"{split.where(number)}: {raw.reason}")
+            else:
+                usable[number] = raw
+        while usable:
+            numbers = list(usable)
+            try:
+                keys = [split.key(number) for number in numbers]
+                arrays, _ = worker.decode(keys, list(usable.values()), numbers, None, transforms)
+            except worker.DecodeError as error:
+                number = numbers[error.row]
+                left_out.append(f"{split.where(number)}: {str(error).removeprefix(f'sample {split.key(number)}: ')}")
+                del usable[number]
+            else:
+                number_b = np.array(numbers, dtype=np.int64)
+                yield _batch(split, Task(number_b, number_b), arrays)
+                break
+
+
+def _parts(split: Samples, batch: int, samples: Sequence[int] | None, limit: int | None) -> list[Ints]:
     if batch < 1:
         raise V2FError(f"a batch has at least one sample, got {batch}")
-    _check_transforms(transforms, workers)
     number_N = np.arange(split.samples, dtype=np.int64) if samples is None else np.asarray(samples, dtype=np.int64)
     if len(number_N) and not 0 <= number_N.min() <= number_N.max() < split.samples:
         raise V2FError(f"the split {split.name} has the samples 0 to {split.samples - 1}, others were asked for")
     number_N = number_N[:limit]
-    parts = [number_N[at : at + batch] for at in range(0, len(number_N), batch)]
-    reader = Reader(split)
-    tasks = iter([Task(part, part) for part in parts])
-    return _Batches(split, tasks, lambda task: reader.checked(task.sample_b), dict(transforms), None, workers)
+    return [number_N[at : at + batch] for at in range(0, len(number_N), batch)]
 
 
 def check_batch(batch: int, world_size: int, bn_group: int) -> None:
@@ -159,46 +226,119 @@ def _check_transforms(transforms: Mapping[str, Transform], workers: int) -> None
             )
 
 
+class _Substitute:
+    """The split's first sample that verifies: its bytes are as packed, and all that it holds can be decoded. It is
+    looked for when it is first wanted; a function of the data alone."""
+
+    def __init__(self, split: Samples, reader: Reader, transforms: Mapping[str, Transform]):
+        self._split, self._reader, self._transforms = split, reader, transforms
+        self._lock = threading.Lock()
+        self._found: tuple[str, bytes] | None = None
+
+    def __call__(self) -> tuple[str, bytes]:
+        with self._lock:  # several decode threads may want it at once
+            if self._found is None:
+                self._found = self._look()
+            return self._found
+
+    def _look(self) -> tuple[str, bytes]:
+        split, shard_N = self._split, self._split.extents.shard
+        number, count, undecodable, first = 0, 1, 0, ""
+        while number < split.samples and undecodable < _TRIES:
+            shard_n = shard_N[number : number + count]
+            run_n = number + np.flatnonzero(shard_n == shard_n[0])
+            for at, raw in sorted(self._reader.read(run_n).items()):
+                try:
+                    if not isinstance(raw, Bad):
+                        return self._verified(split.key(at), raw)
+                    reason = raw.reason
+                except V2FError as error:
+                    reason = str(error).removeprefix(f"sample {split.key(at)}: ")
+                    undecodable += 1
+                first = first or f"{split.where(at)}: {reason}"
+            number, count = int(run_n[-1]) + 1, min(2 * count, 64)
+            while number < split.samples and self._reader.lost(number) is not None:
+                number += int(np.argmax(shard_N[number:] != shard_N[number])) or split.samples
+        raise V2FError(f"no sample of {split.name} was found that can be used; the first: {first}")
+
+    def _verified(self, key: str, raw: memoryview) -> tuple[str, bytes]:
+        worker.decode([key], [raw], [0], None, self._transforms)
+        sample = Sample.from_tar(key, raw)
+        sample.waveform()
+        for number in range(sample.photo_count):  # any of them may be drawn
+            sample.photo(number)
+            if sample.has_codes:
+                sample.codes(number)
+        return key, bytes(raw)
+
+
 class _Batches(Iterator[Batch]):
     """The batches of ``tasks``, in order; decoded here or by worker processes that work ahead."""
 
     def __init__(
         self,
-        split: Split,
+        split: Samples,
         tasks: Iterator[Task],
-        fetch: Callable[[Task], list[memoryview]],
+        fetch: Callable[[Task], list[Raw]],
         transforms: dict[str, Transform],
         seed: int | None,
         workers: int,
+        substitute: Substitute | None = None,
+        quarantine: Quarantine | None = None,
         also_close: Callable[[], None] | None = None,
     ):
-        self._split = split
-        self._identity_N = split.identity_N
+        self._split, self._transforms, self._seed = split, transforms, seed
+        self._substitute, self._quarantine = substitute, quarantine
         self._decoder: Inline | Farm
         if workers == 0:
-            self._decoder = Inline(split, tasks, fetch, transforms, seed)
+            self._decoder = Inline(split, tasks, fetch, transforms, seed, substitute)
         else:
-            self._decoder = Farm(split, tasks, fetch, transforms, seed, workers)
+            self._decoder = Farm(split, tasks, fetch, transforms, seed, workers, substitute)
         # Also runs when the iterator is dropped and when the interpreter ends; it must not refer to self.
         self._closing = weakref.finalize(self, _close, self._decoder, also_close)
 
     def __next__(self) -> Batch:
         try:
-            task, arrays = self._decoder.next()
+            task, arrays, bad = self._decoder.next()
+            batch = _batch(self._split, task, arrays)
+            if self._quarantine is not None:
+                self._set_aside(task, arrays, bad, batch["weight"], self._quarantine)
         except BaseException:
             self.close()
             raise
-        count = len(task.sample_b)
-        batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        batch["slot"] = torch.from_numpy(task.slot_b.copy())
-        batch["weight"] = torch.ones(count)
-        batch["identity"] = torch.from_numpy(self._identity_N[task.sample_b])
-        batch["key"] = [self._split.key(number) for number in task.sample_b.tolist()]
         return batch
+
+    def _set_aside(
+        self, task: Task, arrays: worker.Arrays, bad: BadRows, weight_b: torch.Tensor, quarantine: Quarantine
+    ) -> None:
+        """Weight 0 and an entry for each bad row; what is in quarantine stays bad, also where it could be read."""
+        numbers, slots = task.sample_b.tolist(), task.slot_b.tolist()
+        for row, reason in sorted(bad.items()):
+            quarantine.add(numbers[row], slots[row], reason)
+        for row, number in enumerate(numbers):
+            if number in quarantine:
+                weight_b[row] = 0.0
+                if row not in bad:  # read ahead before it went in
+                    self._replace(row, slots[row], arrays)
+
+    def _replace(self, row: int, slot: int, arrays: worker.Arrays) -> None:
+        assert self._substitute is not None, "a quarantine comes with a substitute"
+        key, raw = self._substitute()
+        for name, array in worker.decode([key], [raw], [slot], self._seed, self._transforms)[0].items():
+            arrays[name][row] = array[0]
 
     def close(self) -> None:
         """End the workers; further batches are a StopIteration."""
         self._closing()
+
+
+def _batch(split: Samples, task: Task, arrays: worker.Arrays) -> Batch:
+    batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    batch["slot"] = torch.from_numpy(task.slot_b.copy())
+    batch["weight"] = torch.ones(len(task.sample_b))
+    batch["identity"] = torch.from_numpy(split.identity_N[task.sample_b])
+    batch["key"] = [split.key(number) for number in task.sample_b.tolist()]
+    return batch
 
 
 def _close(decoder: "Inline | Farm", also_close: Callable[[], None] | None) -> None:

@@ -8,13 +8,13 @@ last: a folder without it holds no data set. Its fingerprint depends on content 
 import hashlib
 import io
 import json
-import mmap
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import accumulate
+from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -23,12 +23,14 @@ import numpy.typing as npt
 import v2f
 from v2f import store
 from v2f.config import Config, build
-from v2f.data.sample import SCHEMA_VERSION, SPLITS, Members, check_key, padded
+from v2f.data.sample import BLOCK, SCHEMA_VERSION, SPLITS, Members, check_key, join_members
 from v2f.errors import V2FError
 
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 PACKING = "packing.json"  # there while a pack is under way, or after one was killed
+REMOVING = "removing"  # a folder that is there while people are removed, or after that was killed
+Ints = npt.NDArray[np.int64]
 _COLUMNS: dict[str, str] = {
     "shard": "<i4",
     "offset": "<i8",
@@ -121,8 +123,48 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Extents:
+    """Where samples lie: number of the shard (any, but a shard's own), bytes in it, CRC-32 (all arrays [N])."""
+
+    shard: Ints
+    offset: Ints
+    length: Ints
+    crc32: npt.NDArray[np.uint32]
+
+
+class Samples(Protocol):
+    """What reading asks of a split, or of several put together: samples numbered 0 to ``samples`` - 1, in the order in
+    which they are stored."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def identity_N(self) -> Ints: ...
+
+    @property
+    def extents(self) -> Extents: ...
+
+    def key(self, sample: int) -> str: ...
+
+    def root(self, sample: int) -> str: ...
+
+    def shard_path(self, sample: int) -> str: ...
+
+    def byte(self, sample: int) -> int: ...
+
+    def where(self, sample: int) -> str: ...
+
+
+@dataclass(frozen=True)
 class Split:
-    """The samples of one split, numbered 0 to ``samples`` - 1 in the order of its shards."""
+    """The samples of one split, numbered 0 to ``samples`` - 1 in the order of its shards; see :class:`Samples`."""
 
     dataset: Dataset
     name: str
@@ -146,20 +188,34 @@ class Split:
         """What an order over this split is a function of."""
         return f"{self.dataset.fingerprint}/{self.name}"
 
-    @property
-    def identity_N(self) -> npt.NDArray[np.int64]:
+    @cached_property
+    def identity_N(self) -> Ints:
         """Number of each sample's person in ``manifest.identities``, int64 [N]."""
         return self.dataset.index.identity[self.first : self.first + self.samples].astype(np.int64)
+
+    @cached_property
+    def extents(self) -> Extents:
+        index, rows = self.dataset.index, slice(self.first, self.first + self.samples)
+        return Extents(index.shard[rows].astype(np.int64), index.offset[rows], index.length[rows], index.crc32[rows])
 
     def key(self, sample: int) -> str:
         return bytes(self.dataset.index.key[self.first + sample]).decode("ascii")
 
+    def root(self, sample: int) -> str:
+        """Where the data set lies that holds a sample."""
+        return self.dataset.root
+
+    def shard_path(self, sample: int) -> str:
+        """The path of the shard that holds a sample."""
+        return self.dataset.shard_path(self.first + sample)
+
+    def byte(self, sample: int) -> int:
+        """Where in its shard a sample begins."""
+        return int(self.extents.offset[sample])
+
     def where(self, sample: int) -> str:
         """Shard, key and offset of a sample, for an error."""
-        number = self.first + sample
-        return (
-            f"{self.dataset.shard_path(number)}: sample {self.key(sample)} at byte {self.dataset.index.offset[number]}"
-        )
+        return f"{self.shard_path(sample)}: sample {self.key(sample)} at byte {self.byte(sample)}"
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -178,46 +234,40 @@ class ShardRows:
 
 
 def write_shard(root: str, name: str, split: str, samples: Sequence[tuple[str, str, Members]]) -> ShardRows:
-    """Write ``samples`` (key, identity, members) as ``root/name``, atomically, with webdataset's own writer.
-
-    Offsets are read back from the tar. Times and owners are fixed, so that equal samples make equal bytes.
-    """
-    from webdataset import TarWriter  # here, not above: it imports torch, which reading a manifest does without
-
-    keys = [check_key(key) for key, _, _ in samples]
-    with store.replacing(store.join(root, name)) as temporary:
-        with open(temporary, "wb") as file, TarWriter(file, encoder=False, mtime=0, user="v2f", group="v2f") as tar:
-            for key, _, members in samples:
-                tar.write({"__key__": key, **members})
-        return _read_back(temporary, name, split, keys, [identity for _, identity, _ in samples])
+    """Write ``samples`` (key, identity, members) as ``root/name``, atomically: a plain tar as webdataset writes it."""
+    runs = [join_members(check_key(key), members) for key, _, members in samples]
+    keys, identities = [key for key, _, _ in samples], [identity for _, identity, _ in samples]
+    return write_runs(root, name, split, keys, identities, runs, [crc32(run) for run in runs])
 
 
-def _read_back(path: str, name: str, split: str, keys: list[str], identities: list[str]) -> ShardRows:
-    spans: dict[str, list[int]] = {}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key = member.name.partition(".")[0]
-            end = member.offset_data + padded(member.size)
-            span = spans.setdefault(key, [member.offset, member.offset])
-            if span[1] != member.offset:
-                raise V2FError(f"{name}: the members of sample {key} are not adjacent; a key stands twice")
-            span[1] = end
-    if list(spans) != keys:
-        raise V2FError(f"{name}: the tar does not hold the samples that were written to it; a key stands twice")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        view = memoryview(content)
-        checksums = [crc32(view[start:end]) for start, end in spans.values()]
-        shard = Shard(
-            name=name, split=split, samples=len(keys), bytes=len(view), sha256=hashlib.sha256(view).hexdigest()
-        )
-        view.release()
+def write_runs(
+    root: str,
+    name: str,
+    split: str,
+    keys: Sequence[str],
+    identities: Sequence[str],
+    runs: Sequence[bytes | memoryview],
+    checksums: Sequence[int],
+) -> ShardRows:
+    """Write the tar members ``runs`` of samples as they are as ``root/name``, atomically; ``checksums``: the CRC-32
+    that each has to have, which is not looked at."""
+    if len(set(keys)) != len(keys):
+        raise V2FError(f"{name}: a key stands twice among the samples that are written to it")
+    ends = list(accumulate((len(run) for run in runs), initial=0))
+    tail = bytes(-(ends[-1] + 2 * BLOCK) % tarfile.RECORDSIZE + 2 * BLOCK)  # a tar ends with two empty blocks
+    digest = hashlib.sha256()
+    with store.replacing(store.join(root, name)) as temporary, open(temporary, "wb") as file:
+        for piece in (*runs, tail):
+            file.write(piece)
+            digest.update(piece)
+    size = ends[-1] + len(tail)
     return ShardRows(
-        shard=shard,
-        offset=[start for start, _ in spans.values()],
-        length=[end - start for start, end in spans.values()],
-        crc32=checksums,
-        identity=identities,
-        key=keys,
+        shard=Shard(name=name, split=split, samples=len(keys), bytes=size, sha256=digest.hexdigest()),
+        offset=ends[:-1],
+        length=[len(run) for run in runs],
+        crc32=list(checksums),
+        identity=list(identities),
+        key=list(keys),
     )
 
 
@@ -291,8 +341,10 @@ def read_manifest(root: str) -> Manifest:
     """The manifest under ``root``, checked against its own fingerprint."""
     path = store.join(root, MANIFEST)
     if not store.exists(path):
+        if store.exists(store.join(root, REMOVING, MANIFEST)):
+            raise V2FError(f"{root}: removing people was not finished here; run the same `v2f shards remove` again")
         if store.exists(store.join(root, PACKING)):
-            raise V2FError(f"{root}: packing was not finished here; run the same `v2f shards pack` again")
+            raise V2FError(f"{root}: packing was not finished here; run the same `v2f shards` commands again")
         raise V2FError(f"{root}: no data set here ({MANIFEST} is missing); make one with `v2f shards pack RECIPE.yaml`")
     try:
         values = json.loads(store.read_bytes(path))

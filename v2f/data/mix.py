@@ -15,9 +15,11 @@ Legend: P partitions, R entries of the pattern, S slots asked for at once, N sam
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
+from v2f.data.manifest import Extents, Split
 from v2f.data.order import Ints, Order, Places, deal, raw_bits
 from v2f.errors import V2FError
 
@@ -101,6 +103,65 @@ class MixOrder:
         i, own = divmod(partition, self.partitions)
         following = self.orders[i].next_block(epoch, own, block)
         return None if following is None else (following[0], i * self.partitions + following[1], following[2])
+
+
+class Union:
+    """Splits put together, numbered through as :class:`MixOrder` does it; see :class:`v2f.data.manifest.Samples`.
+
+    People of different data sets are different people, whatever they are called.
+    """
+
+    def __init__(self, splits: Sequence[Split]):
+        self.splits = tuple(splits)
+        self._firsts = np.concatenate([[0], np.cumsum([split.samples for split in self.splits])]).astype(np.int64)
+        self.samples = int(self._firsts[-1])
+        self.name = " + ".join(f"{split.dataset.root}/{split.name}" for split in self.splits)
+        text = "|".join(["union 1", *(split.fingerprint for split in self.splits)])
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def identity_N(self) -> Ints:
+        """Numbers of people, those of a further data set behind the others', int64 [N]."""
+        before: dict[str, int] = {}  # a data set may give several splits
+        people = 0
+        for split in self.splits:
+            if split.dataset.fingerprint not in before:
+                before[split.dataset.fingerprint] = people
+                people += len(split.dataset.manifest.identities)
+        return np.concatenate([split.identity_N + before[split.dataset.fingerprint] for split in self.splits])
+
+    @cached_property
+    def extents(self) -> Extents:
+        found = [split.extents for split in self.splits]
+        return Extents(
+            shard=np.concatenate([e.shard + i * (1 << 32) for i, e in enumerate(found)]),
+            offset=np.concatenate([e.offset for e in found]),
+            length=np.concatenate([e.length for e in found]),
+            crc32=np.concatenate([e.crc32 for e in found]),
+        )
+
+    def key(self, sample: int) -> str:
+        split, own = self._own(sample)
+        return split.key(own)
+
+    def root(self, sample: int) -> str:
+        split, own = self._own(sample)
+        return split.root(own)
+
+    def shard_path(self, sample: int) -> str:
+        split, own = self._own(sample)
+        return split.shard_path(own)
+
+    def byte(self, sample: int) -> int:
+        return int(self.extents.offset[sample])
+
+    def where(self, sample: int) -> str:
+        split, own = self._own(sample)
+        return split.where(own)
+
+    def _own(self, sample: int) -> tuple[Split, int]:
+        i = int(np.searchsorted(self._firsts, sample, side="right")) - 1
+        return self.splits[i], sample - int(self._firsts[i])
 
 
 def _shares(weights: Sequence[float]) -> tuple[int, ...]:

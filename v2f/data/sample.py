@@ -6,19 +6,22 @@ A sample is a run of adjacent members of a plain WebDataset tar that share a key
     KEY.png | KEY.jpg | KEY.webp               one photo, 8-bit RGB
     KEY.0.png, KEY.1.png, ...                  several photos
     KEY.codes.npy                              optional: w+ of each photo, float16 [P, L, D]
+    KEY.identity.npy                           optional: identity embedding of each photo, float16 [P, E]
     KEY.json                                   identity, split, sample_rate, seconds, source, and what a source adds
 
 A key is of letters, digits, ``-`` and ``_`` (a dot would end it).
 
-Shape letters: T audio frames, H height, W width, C channels, P photos, L styles, D style width.
+Shape letters: T audio frames, H height, W width, C channels, P photos, L styles, D style width, E embedding.
 """
 
 import io
 import json
 import math
 import re
+import tarfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -35,6 +38,7 @@ PhotoFormat = Literal["png", "jpg", "webp"]
 AUDIO_FORMATS = ("flac", "wav")
 PHOTO_FORMATS = ("png", "jpg", "webp")
 CODES = "codes.npy"
+EMBEDDING = "identity.npy"
 SPLITS = ("train", "valid", "test", "seen")
 MAX_SECONDS = 3600.0  # longer audio and larger photos are taken for decompression bombs
 MAX_PIXELS = 100_000_000
@@ -137,12 +141,23 @@ def encode_codes(key: str, codes_PLD: npt.NDArray[np.floating[Any]], photos: int
     """w+ [P, L, D] of the ``photos`` photos of a sample as NumPy's format, float16."""
     if codes_PLD.ndim != 3 or len(codes_PLD) != photos or not codes_PLD.size:
         raise V2FError(f"sample {key}: codes of shape {codes_PLD.shape}, [{photos}, styles, width] is wanted")
+    return _encode_npy(key, "codes", codes_PLD)
+
+
+def encode_embedding(key: str, embedding_PE: npt.NDArray[np.floating[Any]], photos: int) -> bytes:
+    """Identity embeddings [P, E] of the ``photos`` photos of a sample as NumPy's format, float16."""
+    if embedding_PE.ndim != 2 or len(embedding_PE) != photos or not embedding_PE.size:
+        raise V2FError(f"sample {key}: embeddings of shape {embedding_PE.shape}, [{photos}, width] is wanted")
+    return _encode_npy(key, "embeddings", embedding_PE)
+
+
+def _encode_npy(key: str, what: str, values: npt.NDArray[np.floating[Any]]) -> bytes:
     with np.errstate(over="ignore"):
-        half_PLD = np.ascontiguousarray(codes_PLD, np.float16)
-    if not np.isfinite(half_PLD).all():
-        raise V2FError(f"sample {key}: its codes hold values that are not finite in float16")
+        half = np.ascontiguousarray(values, np.float16)
+    if not np.isfinite(half).all():
+        raise V2FError(f"sample {key}: its {what} hold values that are not finite in float16")
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, half_PLD, version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, half, version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -170,7 +185,7 @@ class Sample:
         self.key = key
         audio = [name for name in members if name in AUDIO_FORMATS]
         photos = sorted((int(m[1] or 0), name) for name in members if (m := _PHOTO.fullmatch(name)))
-        foreign = set(members) - set(audio) - {name for _, name in photos} - {"json", CODES}
+        foreign = set(members) - set(audio) - {name for _, name in photos} - {"json", CODES, EMBEDDING}
         if foreign:
             raise V2FError(f"sample {key}: members that the schema does not know: {', '.join(sorted(foreign))}")
         if len(audio) != 1 or not photos or "json" not in members:
@@ -244,11 +259,35 @@ class Sample:
         return wav_T
 
     @property
+    def audio_name(self) -> str:
+        """The extension of the member that holds the clip."""
+        return self._audio
+
+    @property
+    def photo_names(self) -> list[str]:
+        """The extensions of the members that hold the photos, in their order."""
+        return list(self._photos)
+
+    def member(self, extension: str) -> bytes | memoryview:
+        """The content of a member as it is stored."""
+        return self._members[extension]
+
+    @property
     def photo_count(self) -> int:
         return len(self._photos)
 
+    def photo_size(self, number: int = 0) -> tuple[int, int]:
+        """Width and height of photo ``number``, read off its header."""
+        with self._picture(number) as image:
+            return image.size
+
     def photo(self, number: int = 0) -> npt.NDArray[np.uint8]:
         """Photo ``number``, uint8 RGB [H, W, 3]."""
+        with self._picture(number) as image:
+            return np.array(image)
+
+    @contextmanager
+    def _picture(self, number: int) -> Iterator[Image.Image]:
         name = self._photos[number]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit that counts
@@ -262,7 +301,7 @@ class Sample:
                         raise V2FError(
                             f"sample {self.key}: photo {name} has the mode {image.mode}, 8-bit RGB is wanted"
                         )
-                    return np.array(image)
+                    yield image
             except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise V2FError(f"sample {self.key}: photo {name} cannot be decoded ({_first_line(error)})") from error
 
@@ -273,19 +312,70 @@ class Sample:
     def codes(self, number: int = 0) -> npt.NDArray[np.float32]:
         """w+ of photo ``number``, float32 [L, D]."""
         if not self.has_codes:
-            raise V2FError(f"sample {self.key}: it has no codes ({CODES}); pack it anew with pairs.psp.codes=true")
-        try:
-            codes_PLD = read_npy(self._members[CODES])
-        except ValueError as error:
-            raise V2FError(f"sample {self.key}: its {CODES} cannot be decoded ({_first_line(error)})") from error
-        if codes_PLD.dtype != np.float16 or codes_PLD.ndim != 3 or len(codes_PLD) != self.photo_count:
+            raise V2FError(f"sample {self.key}: it has no codes ({CODES}); `v2f shards precompute` writes them")
+        return self._half(CODES, "codes", "styles, width")[number].astype(np.float32)
+
+    @property
+    def has_embedding(self) -> bool:
+        return EMBEDDING in self._members
+
+    def embedding(self, number: int = 0) -> npt.NDArray[np.float32]:
+        """Identity embedding of photo ``number``, float32 [E]; of length one but for float16's rounding."""
+        if not self.has_embedding:
             raise V2FError(
-                f"sample {self.key}: its codes are {codes_PLD.dtype} {list(codes_PLD.shape)}, "
-                f"float16 [{self.photo_count}, styles, width] is wanted"
+                f"sample {self.key}: it has no identity embedding ({EMBEDDING}); `v2f shards precompute` writes it"
             )
-        if not np.isfinite(codes_PLD[number]).all():
-            raise V2FError(f"sample {self.key}: its codes hold values that are not finite")
-        return codes_PLD[number].astype(np.float32)
+        return self._half(EMBEDDING, "embeddings", "width")[number].astype(np.float32)
+
+    def _half(self, name: str, what: str, shape: str) -> npt.NDArray[np.float16]:
+        """The member ``name``: float16 [P, ...], ``shape`` naming the axes after P."""
+        try:
+            values = read_npy(self._members[name])
+        except ValueError as error:
+            raise V2FError(f"sample {self.key}: its {name} cannot be decoded ({_first_line(error)})") from error
+        if values.dtype != np.float16 or values.ndim != 2 + shape.count(",") or len(values) != self.photo_count:
+            raise V2FError(
+                f"sample {self.key}: its {what} are {values.dtype} {list(values.shape)}, "
+                f"float16 [{self.photo_count}, {shape}] is wanted"
+            )
+        if not np.isfinite(values).all():
+            raise V2FError(f"sample {self.key}: its {what} hold values that are not finite")
+        return values
+
+
+def join_members(key: str, members: Mapping[str, bytes | memoryview]) -> bytes:
+    """The adjacent USTAR members of a sample, as :func:`split_members` takes them apart and webdataset writes them;
+    times and owners are fixed, so that equal samples are equal bytes."""
+    pieces: list[bytes | memoryview] = []
+    for extension in sorted(members):
+        content = members[extension]
+        pieces += [_header(f"{key}.{extension}", len(content)), content, bytes(padded(len(content)) - len(content))]
+    return b"".join(pieces)
+
+
+def _header(name: str, length: int) -> bytes:
+    """A member's block: the same for all, but for name, length and check sum (made by hand, thrice as fast)."""
+    shown, size = name.encode("ascii"), b"%011o" % length
+    header = bytearray(_BLANK)
+    header[: len(shown)] = shown
+    header[124:135] = size
+    header[148:154] = b"%06o" % (_BLANK_SUM + sum(shown) + sum(size))
+    return bytes(header)
+
+
+def _blank_header() -> tuple[bytes, int]:
+    """A header without name, length and check sum; and the sum of its bytes, the check sum's counted as blanks."""
+    info = tarfile.TarInfo("")
+    info.mode, info.uname, info.gname = 0o444, "v2f", "v2f"
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    header[124:135] = bytes(11)
+    header[148:156] = b" " * 8
+    total = sum(header)
+    header[154] = 0
+    return bytes(header), total
+
+
+_BLANK, _BLANK_SUM = _blank_header()
 
 
 def split_members(key: str, raw: bytes | bytearray | memoryview) -> dict[str, memoryview]:

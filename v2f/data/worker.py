@@ -3,11 +3,22 @@
 A worker is ``python -c`` with one socket, started without multiprocessing: so it imports neither the parent's
 ``__main__`` nor torch, and it ends by itself when its parent's end of the socket closes, however the parent died.
 
-A message is a JSON header and binary payloads (see :func:`send`). Parent to worker: first the pickled transforms
-(our own process's objects, over a private socket), then batches. Worker to parent: arrays or an error.
+The bytes go through *trays*, memory that both processes map; the socket carries what is said about them::
+
+    parent                                                          worker
+    {trays}, pickled transforms                              -->    {ready}, or {failure}
+    {stand_in: key}, its raw members                         -->    kept; once, and only where it is needed
+    tray <- raw members of a batch
+    {tray, keys, lengths, slots, seed, substitutes}          -->    decodes into the same tray, behind the raw members
+    arrays <- tray                                           <--    {arrays: {name: [shape, dtype, offset]}, size, bad}
+                                                                    or {wanted: stand_in}, {error, row}, {failure}
+
+Answers come in the order of the requests. A message is a JSON header and binary payloads (see :func:`send`).
 """
 
 import json
+import math
+import mmap
 import os
 import pickle
 import queue
@@ -17,7 +28,7 @@ import struct
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -30,10 +41,12 @@ from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
 Buffer = bytes | bytearray | memoryview
-Arrays = dict[str, npt.NDArray[Any]]
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
 
 _LENGTHS = struct.Struct("<II")
 _TRANSFORM = 0x7F04  # what a key draws, so that no two draws of one seed share a stream
+_ALIGN = 64  # bytes: a line of the processor's caches
 
 
 class DecodeError(V2FError):
@@ -44,86 +57,167 @@ class DecodeError(V2FError):
         self.row = row
 
 
+class StandInWanted(Exception):
+    """A worker met a sample that it cannot decode, and was not given yet what stands in."""
+
+
 def decode(
     keys: Sequence[str],
-    raws: Sequence[Buffer],
+    raws: Sequence[Buffer | None],
     slots: Sequence[int],
     seed: int | None,
     transforms: Mapping[str, Transform],
-) -> Arrays:
-    """Each transform's results for the samples, stacked to [len(keys), ...].
+    substitute: Callable[[], tuple[str, Buffer]] | None = None,
+    allocate: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
+) -> tuple[Arrays, dict[int, str]]:
+    """Each transform's results for the samples, stacked to [len(keys), ...]; and the rows that could not be decoded,
+    with their reasons.
 
     The randomness of a transform is a function of (seed, slot, its name), or where it says ``draws_as`` of the name
-    of that other transform; with ``seed`` None there is none.
+    of that other transform; with ``seed`` None there is none. A row without raw members (None), or which cannot be
+    decoded, holds the ``substitute`` (key and raw members), decoded with the row's own slot; without one it is a
+    :class:`DecodeError`. ``allocate`` makes the stacks.
     """
+    streams = {name: crc32(getattr(t, "draws_as", name).encode()) for name, t in transforms.items()}
+
+    def transformed(key: str, raw: Buffer, slot: int) -> Arrays:
+        sample = Sample.from_tar(key, raw)
+        values = {}
+        for name, transform in transforms.items():
+            rng = None if seed is None else keyed_rng(_TRANSFORM, seed, slot, streams[name])
+            values[name] = transform(sample, rng)
+        return values
+
     arrays: Arrays = {}
-    draws_as = {name: getattr(transform, "draws_as", name) for name, transform in transforms.items()}
+    bad: dict[int, str] = {}
     for row, (key, raw, slot) in enumerate(zip(keys, raws, slots, strict=True)):
-        try:
-            sample = Sample.from_tar(key, raw)
-            for name, transform in transforms.items():
-                rng = None if seed is None else keyed_rng(_TRANSFORM, seed, slot, crc32(draws_as[name].encode()))
-                value = transform(sample, rng)
-                if row == 0:
-                    arrays[name] = np.empty((len(keys), *value.shape), value.dtype)
-                stack = arrays[name]
-                if value.shape != stack.shape[1:] or value.dtype != stack.dtype:
-                    raise V2FError(
-                        f"sample {key}: the transform {name!r} gives {value.dtype} {list(value.shape)}, "
-                        f"of the batch's first sample it gave {stack.dtype} {list(stack.shape[1:])}"
-                    )
-                stack[row] = value
-        except V2FError as error:
-            raise DecodeError(str(error), row) from error
-    return arrays
+        values = None
+        if raw is not None:
+            try:
+                values = transformed(key, raw, slot)
+            except V2FError as error:
+                if substitute is None:
+                    raise DecodeError(str(error), row) from error
+                bad[row] = str(error)
+        if values is None:
+            if substitute is None:
+                raise DecodeError(f"sample {key}: it could not be read", row)
+            other, raw = substitute()
+            try:
+                values = transformed(other, raw, slot)
+            except V2FError as error:
+                raise V2FError(f"{error}; it was to stand in for sample {key}, which cannot be used either") from error
+        for name, value in values.items():
+            if name not in arrays:
+                arrays[name] = allocate((len(keys), *value.shape), value.dtype)
+            stack = arrays[name]
+            if value.shape != stack.shape[1:] or value.dtype != stack.dtype:
+                raise DecodeError(
+                    f"sample {key}: the transform {name!r} gives {value.dtype} {list(value.shape)}, "
+                    f"of the batch's first sample it gave {stack.dtype} {list(stack.shape[1:])}",
+                    row,
+                )
+            stack[row] = value
+    return arrays, bad
+
+
+# ------------------------------------------------------------------------------------------------ trays
+
+
+class Tray:
+    """Memory that parent and worker map: a batch's raw members lie in it, and behind them what was made of them.
+
+    It belongs to the one that was spoken to last. ``descriptor`` is of a file without a name, and without a size until
+    something is put in; what is not written to takes no memory.
+    """
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+        self._view = memoryview(b"")
+
+    def view(self, size: int) -> memoryview:
+        """At least the first ``size`` bytes. Earlier views stay valid."""
+        if self._view.nbytes < size:
+            try:
+                if os.fstat(self.descriptor).st_size < size:
+                    os.ftruncate(self.descriptor, 1 << (size - 1).bit_length())
+                self._view = memoryview(mmap.mmap(self.descriptor, 0))
+            except (OSError, ValueError) as error:
+                raise V2FError(
+                    f"no memory of {size} bytes can be shared with decode workers ({error}); "
+                    "lower the batch, or decode with 0 workers"
+                ) from error
+        return self._view
+
+    def put(self, raws: Sequence[Buffer]) -> None:
+        """Lay ``raws`` one behind the other, from the start on."""
+        view, at = self.view(sum(len(raw) for raw in raws)), 0
+        for raw in raws:
+            view[at : at + len(raw)] = raw
+            at += len(raw)
+
+    def whole(self, size: int) -> npt.NDArray[np.uint8]:
+        """The same as a new array, which whoever holds a part of it holds."""
+        return np.frombuffer(self.view(size), np.uint8)
+
+
+def array_in(whole: npt.NDArray[np.uint8], shape: Sequence[int], dtype: npt.DTypeLike, offset: int) -> Array:
+    """The array that lies at ``offset``."""
+    end = offset + math.prod(shape) * np.dtype(dtype).itemsize
+    return whole[offset:end].view(dtype).reshape(shape)
+
+
+class _Stacks:
+    """Allocates arrays in a tray, one behind the other, from ``end`` on, which moves; ``offsets`` are theirs."""
+
+    def __init__(self, tray: Tray, end: int):
+        self._tray, self.end = tray, end
+        self.offsets: list[int] = []
+
+    def __call__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        if dtype.hasobject:
+            raise TypeError(f"a transform gives {dtype}, numbers are wanted")
+        offset = -(-self.end // _ALIGN) * _ALIGN
+        self.end = offset + math.prod(shape) * dtype.itemsize
+        self.offsets.append(offset)
+        return array_in(self._tray.whole(self.end), shape, dtype, offset)
 
 
 # ---------------------------------------------------------------------------------------------- messages
 
 
-def send(sock: socket.socket, header: Mapping[str, Any], payloads: Sequence[Buffer | npt.NDArray[Any]] = ()) -> None:
+def send(sock: socket.socket, header: Mapping[str, Any], payloads: Sequence[Buffer] = ()) -> None:
     """Send a header and payloads; blocks while the other side's buffer is full."""
-    views = [as_bytes(payload) for payload in payloads]
-    text = json.dumps({**header, "bytes": [view.nbytes for view in views]}).encode()
-    sock.sendall(_LENGTHS.pack(len(text), len(views)) + text)
-    for view in views:
-        sock.sendall(view)
+    text = json.dumps({**header, "bytes": [len(payload) for payload in payloads]}).encode()
+    sock.sendall(_LENGTHS.pack(len(text), len(payloads)) + text)
+    for payload in payloads:
+        sock.sendall(payload)
 
 
-def as_bytes(payload: Buffer | npt.NDArray[Any]) -> memoryview:
-    """The bytes of a buffer or of a contiguous array, without a copy."""
-    view: memoryview = memoryview(payload)  # type: ignore[arg-type]  # numpy's stubs before 3.12 know no Buffer
-    return view.cast("B") if view.nbytes else memoryview(b"")
-
-
-def receive_header(sock: socket.socket) -> dict[str, Any] | None:
-    """The next header, or None where the other side has closed."""
-    start = bytearray(_LENGTHS.size)
-    if not _fill(sock, memoryview(start)):
+def receive(sock: socket.socket) -> tuple[dict[str, Any], list[memoryview]] | None:
+    """The next header and its payloads, or None where the other side has closed."""
+    start = _exactly(sock, _LENGTHS.size)
+    text = start and _exactly(sock, _LENGTHS.unpack(start)[0])
+    if not text:
         return None
-    text = bytearray(_LENGTHS.unpack(start)[0])
-    if not _fill(sock, memoryview(text)):
-        return None
-    header: dict[str, Any] = json.loads(text)
-    return header
+    header: dict[str, Any] = json.loads(bytes(text))
+    payloads = []
+    for length in header["bytes"]:
+        payload = _exactly(sock, length)
+        if payload is None:
+            return None
+        payloads.append(payload)
+    return header, payloads
 
 
-def receive_payload(sock: socket.socket, length: int, into: memoryview | None = None) -> memoryview:
-    """The next payload, straight into ``into`` where it is given; EOFError where the other side has closed."""
-    view = memoryview(bytearray(length)) if into is None else into
-    if not _fill(sock, view):
-        raise EOFError
-    return view
-
-
-def _fill(sock: socket.socket, view: memoryview) -> bool:
-    at = 0
-    while at < view.nbytes:
+def _exactly(sock: socket.socket, length: int) -> memoryview | None:
+    view, at = memoryview(bytearray(length)), 0
+    while at < length:
         count = sock.recv_into(view[at:])
         if not count:
-            return False
+            return None
         at += count
-    return True
+    return view
 
 
 # ---------------------------------------------------------------------------------------------- the worker
@@ -134,19 +228,26 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which then closes the socket
     sock = socket.socket(fileno=descriptor)
     try:
-        header = receive_header(sock)
-        if header is None:
+        greeting = receive(sock)
+        if greeting is None:
             return
+        header, (pickled,) = greeting
+        trays = {number: Tray(number) for number in header["trays"]}  # inherited: the same numbers as the parent's
         try:
-            transforms: dict[str, Transform] = pickle.loads(receive_payload(sock, header["bytes"][0]))  # noqa: S301
+            transforms: dict[str, Transform] = pickle.loads(pickled)  # noqa: S301
         except Exception:
             send(sock, {"failure": f"a decode worker cannot load the transforms:\n{traceback.format_exc()}"})
             return
         send(sock, {"ready": os.getpid()})
-        requests: queue.SimpleQueue[tuple[dict[str, Any], list[memoryview]] | None] = queue.SimpleQueue()
-        threading.Thread(target=_listen, args=(sock, requests), daemon=True).start()
-        while (request := requests.get()) is not None:
-            _answer(sock, *request, transforms)
+        messages: queue.SimpleQueue[tuple[dict[str, Any], list[memoryview]] | None] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(sock, messages), daemon=True).start()
+        stand_in: tuple[str, Buffer] | None = None
+        while (message := messages.get()) is not None:
+            header, payloads = message
+            if "stand_in" in header:
+                stand_in = header["stand_in"], payloads[0]
+            else:
+                send(sock, _answer(header, trays[header["tray"]], transforms, stand_in))
     except (ConnectionError, EOFError):
         pass  # the parent is gone: so is the reason to be here
     finally:
@@ -154,26 +255,52 @@ def main(descriptor: int) -> None:
         os._exit(0)  # the listening thread may be in a system call
 
 
-def _listen(sock: socket.socket, requests: "queue.SimpleQueue[tuple[dict[str, Any], list[memoryview]] | None]") -> None:
-    """Take requests off the socket while the main thread decodes, so that the parent's send never waits long."""
+def _listen(sock: socket.socket, messages: "queue.SimpleQueue[tuple[dict[str, Any], list[memoryview]] | None]") -> None:
+    """Take messages off the socket while the main thread decodes, so that the parent's send never waits long."""
     try:
-        while (header := receive_header(sock)) is not None:
-            requests.put((header, [receive_payload(sock, length) for length in header["bytes"]]))
+        while (message := receive(sock)) is not None:
+            messages.put(message)
     except (ConnectionError, EOFError):
         pass
     finally:
-        requests.put(None)
+        messages.put(None)
 
 
 def _answer(
-    sock: socket.socket, header: dict[str, Any], raws: list[memoryview], transforms: Mapping[str, Transform]
-) -> None:
+    request: dict[str, Any], tray: Tray, transforms: Mapping[str, Transform], stand_in: tuple[str, Buffer] | None
+) -> dict[str, Any]:
+    raws: list[Buffer | None] = []
+    at = 0
+    for length in request["lengths"]:
+        raws.append(None if length is None else tray.view(at + length)[at : at + length])
+        at += length or 0
+
+    def substitute() -> tuple[str, Buffer]:
+        if stand_in is None:
+            raise StandInWanted
+        return stand_in
+
+    stacks = _Stacks(tray, at)
     try:
-        arrays = decode(header["keys"], raws, header["slots"], header["seed"], transforms)
+        arrays, bad = decode(
+            request["keys"],
+            raws,
+            request["slots"],
+            request["seed"],
+            transforms,
+            substitute if request["substitutes"] else None,
+            stacks,
+        )
+    except StandInWanted:
+        return {"wanted": "stand_in"}
     except DecodeError as error:
-        send(sock, {"error": str(error), "row": error.row})
+        return {"error": str(error), "row": error.row}
+    except V2FError as error:
+        return {"error": str(error), "row": None}
     except Exception:
-        send(sock, {"failure": f"a transform failed in a decode worker:\n{traceback.format_exc()}"})
-    else:
-        described = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
-        send(sock, {"arrays": described}, list(arrays.values()))
+        return {"failure": f"a transform failed in a decode worker:\n{traceback.format_exc()}"}
+    described = {
+        name: [list(array.shape), array.dtype.str, offset]
+        for (name, array), offset in zip(arrays.items(), stacks.offsets, strict=True)
+    }
+    return {"arrays": described, "size": stacks.end, "bad": bad}

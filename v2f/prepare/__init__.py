@@ -20,25 +20,28 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Made:
-    """One sample that was made."""
-
-    item: Item
-    members: Members
-    seconds: float
-
-
-@dataclass(frozen=True)
 class LeftOut:
-    """One input that is not in the data set: ``reason`` counts it, ``detail`` says more about this one."""
+    """One input that is not in the data set: ``reason`` counts it, ``detail`` says more about this one; ``samples``:
+    how many it would have made, so that a person without photos is one line and not a thousand."""
 
     name: str
     identity: str
     reason: str
     detail: str = ""
+    samples: int = 1
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+@dataclass(frozen=True)
+class Made:
+    """One sample that was made; ``rejected``: photos that were tried for it in vain."""
+
+    item: Item
+    members: Members
+    seconds: float
+    rejected: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)

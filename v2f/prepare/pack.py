@@ -2,18 +2,18 @@
 
 What a converter plans is mixed (by a hash of the key, so that adjacent samples are of different people), made in
 parallel, written shard by shard, and committed by its manifest. The same recipe gives the same bytes, whatever the
-number of processes. A pack that was killed is started again by the same command.
+number of processes. A pack that was killed goes on after its last whole shard when the same command runs again.
+
+    recipe -> plan -> items -> processes -> shards, a record each -> the part's record -> (all parts) -> manifest
+
+Over machines: ``--part i/n`` packs one part of the same plan, ``finalize`` commits the parts; what lies in the folder
+meanwhile is told in :mod:`v2f.prepare.parts`.
 """
 
 import json
-import multiprocessing
-import os
-import re
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -22,29 +22,41 @@ from tqdm import tqdm
 
 from v2f import store
 from v2f.config import Config, build, override, read_yaml
-from v2f.data.manifest import INDEX, MANIFEST, PACKING, Dataset, ShardRows, open_dataset, write_manifest, write_shard
+from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
-from v2f.prepare import Converter, Item, LeftOut, Made, share
+from v2f.prepare import Converter, Item, LeftOut, Made, Plan, parts, share, yields
+from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig
 from v2f.prepare.pairs import Pairs, PairsConfig
+from v2f.prepare.parts import LEFT_OUT, WHOLE, Packing, Part, PartRecord, ShardRecord
+from v2f.prepare.processes import CHUNK, Make, cores, maker
+from v2f.prepare.steps import StepsConfig
 from v2f.prepare.synthetic import Synthetic, SyntheticConfig
+from v2f.prepare.voxceleb import VoxCeleb, VoxCelebConfig
+from v2f.prepare.yields import YIELD
 
-LEFT_OUT = "left_out.jsonl"
-_CHUNK = 32  # items that a process makes at once
-_OURS = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{5}}\.tar|{re.escape(INDEX)}|{re.escape(LEFT_OUT)}|\.writing-.*")
+CONVERTERS: dict[str, Callable[[Any], Converter]] = {
+    "synthetic": Synthetic,
+    "pairs": Pairs,
+    "voxceleb": VoxCeleb,
+    "avspeech": AVSpeech,
+}
+"""The name of a source, and of its group in a recipe -> what makes a converter of that group."""
+
 _MOST_WITH_PSP = (
     4  # processes, where the recipe sets no number: each holds pSp, 1.2 GB of weights, and one GPU serves all
 )
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class PackConfig(Config):
     """A recipe. ``source`` names the group that says what is packed."""
 
     out: str = Field(description="where the data set goes: a folder or an s3:// prefix")
-    source: Literal["synthetic", "pairs"]
+    source: Literal["synthetic", "pairs", "voxceleb", "avspeech"]
     synthetic: SyntheticConfig | None = None
     pairs: PairsConfig | None = None
+    voxceleb: VoxCelebConfig | None = None
+    avspeech: AVSpeechConfig | None = None
     shard_mb: float = Field(32.0, gt=0.0, description="size of a shard in 10^6 bytes, about")
     workers: int | None = Field(
         None, ge=1, description="processes; null: one for each core, with pSp at most 4; 1: this one"
@@ -52,11 +64,20 @@ class PackConfig(Config):
 
     @model_validator(mode="after")
     def _one_group(self) -> "PackConfig":
-        for name in ("synthetic", "pairs"):
-            if (getattr(self, name) is not None) != (name == self.source):
+        groups = dict(self)
+        for name in CONVERTERS:
+            if (groups[name] is not None) != (name == self.source):
                 verb = "is missing" if name == self.source else "does not belong here"
                 raise ValueError(f"source is {self.source!r}, the group {name!r} {verb}")
         return self
+
+    @property
+    def group(self) -> Config:
+        group: Config = dict(self)[self.source]
+        return group
+
+    def converter(self) -> Converter:
+        return CONVERTERS[self.source](self.group)
 
 
 def load_recipe(path: str, overrides: Sequence[str] = ()) -> PackConfig:
@@ -69,72 +90,182 @@ def pack(recipe: PackConfig) -> Dataset:
 
     A data set of the same recipe that is there already is left as it is; anything else in the way is refused.
     """
-    converter: Converter
-    if recipe.source == "synthetic":
-        assert recipe.synthetic is not None
-        converter = Synthetic(recipe.synthetic)
-    else:
-        assert recipe.pairs is not None
-        converter = Pairs(recipe.pairs)
-    plan = converter.plan()
-    provenance = {"recipe": _what(recipe), **plan.provenance}
-    if _is_there(recipe.out, provenance):
-        dataset = open_dataset(recipe.out)
-        print(f"{recipe.out}: packed already from this recipe, nothing to do; fingerprint {dataset.fingerprint}")
-        return dataset
-    _make_room(recipe.out, provenance)
+    return _pack(recipe, WHOLE) or _commit(recipe.out)
 
-    left_out = list(plan.left_out)
-    kept: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
-    people: dict[str, set[str]] = {split: set() for split in SPLITS}
-    shards: list[ShardRows] = []
-    bar = tqdm(total=len(plan.items), unit="sample", desc=f"packing {recipe.out}", disable=None, smoothing=0.05)
-    with bar, _maker(converter, _workers(recipe, len(plan.items))) as make:
-        for split in SPLITS:
-            items = sorted((item for item in plan.items if item.split == split), key=lambda item: share(item.key))
-            if split == "seen":
-                orphans = [item for item in items if item.identity not in people["train"]]
-                left_out += [LeftOut(o.name, o.identity, "nothing of this person is left in train") for o in orphans]
-                bar.update(len(orphans))
-                items = [item for item in items if item.identity in people["train"]]
-            parts: list[Made] = []
-            size = 0
-            for result in make(items):
-                bar.update()
-                if isinstance(result, LeftOut):
-                    left_out.append(result)
-                    continue
-                kept[split] += 1
-                seconds[split] += result.seconds
-                people[split].add(result.item.identity)
-                parts.append(result)
-                size += sum(map(len, result.members.values()))
-                if size >= recipe.shard_mb * 1e6:
-                    shards.append(_write(recipe.out, split, shards, parts))
-                    parts, size = [], 0
-            if parts:
-                shards.append(_write(recipe.out, split, shards, parts))
-    left_out.sort(key=str)
-    lines = [json.dumps(asdict(each), ensure_ascii=False) for each in left_out]
-    for each in left_out:
-        print(f"left out: {each}")
-    if not shards:
-        raise V2FError(f"{recipe.out}: all of the {len(left_out)} inputs were left out, there is nothing to pack")
-    store.write_bytes(store.join(recipe.out, LEFT_OUT), "".join(f"{line}\n" for line in lines).encode())
-    dataset = write_manifest(recipe.out, shards, provenance)
-    store.remove(store.join(recipe.out, PACKING))
-    _summarise(dataset, seconds, left_out)
+
+def pack_part(recipe: PackConfig, part: Part) -> None:
+    """Pack one part of what ``recipe`` says; what is whole already is left as it is."""
+    if _pack(recipe, part) is None:
+        print(f"{recipe.out}: part {part} is whole; `v2f shards finalize` with the same recipe commits all parts")
+
+
+def finalize(recipe: PackConfig) -> Dataset:
+    """Check that all parts of ``recipe`` are there, commit them as one data set, and open it."""
+    wanted = {"recipe": _what(recipe)}
+    dataset = _already(recipe.out, wanted)
+    if dataset is not None:
+        return dataset
+    packing = parts.read_packing(recipe.out)
+    if packing is None:
+        raise V2FError(
+            f"{recipe.out}: nothing was packed here yet; first `v2f shards pack` the recipe with --part 0/n to n-1/n"
+        )
+    differing = _names_of(packing.provenance, wanted)
+    if differing:
+        raise V2FError(f"{recipe.out}: parts of another recipe are here ({differing} differ); name the one they are of")
+    return _commit(recipe.out)
+
+
+def _pack(recipe: PackConfig, part: Part) -> Dataset | None:
+    """Pack a part, or open the data set where it is committed already."""
+    converter = recipe.converter()
+    plan = converter.plan()
+    packing = Packing.of(part.of, plan.items, {"recipe": _what(recipe), **plan.provenance})
+    dataset = _already(recipe.out, packing.provenance)
+    if dataset is None:
+        parts.enter(recipe.out, packing)
+        if parts.read_part_record(recipe.out, part) is None:
+            _make(recipe, converter, plan, part)
     return dataset
 
 
-def _write(out: str, split: str, shards: Sequence[ShardRows], parts: Sequence[Made]) -> ShardRows:
-    number = sum(rows.shard.split == split for rows in shards)
-    samples = [(made.item.key, made.item.identity, made.members) for made in parts]
-    return write_shard(out, f"{split}-{number:05d}.tar", split, samples)
+# ------------------------------------------------------------------------------------------------ a part
 
 
-def _summarise(dataset: Dataset, seconds: "Counter[str]", left_out: Sequence[LeftOut]) -> None:
+def _make(recipe: PackConfig, converter: Converter, plan: Plan, part: Part) -> None:
+    """Make and write the samples of a part, from where a former attempt has got to."""
+    out, items = recipe.out, part.deal(plan.items)
+    done = parts.recover(out, part)
+    shards: list[str] = []
+    left_out = list(plan.left_out) if part.number == 0 else []
+    people: set[str] = set()  # who has samples to train on
+    what = out if part.of == 1 else f"part {part} of {out}"
+    bar = tqdm(total=len(items), unit="sample", desc=f"packing {what}", disable=None, smoothing=0.05)
+    with bar, maker(converter, _workers(recipe, len(items))) as make:
+        for split in SPLITS:
+            mine = sorted((item for item in items if item.split == split), key=lambda item: share(item.key))
+            if split == "seen":
+                orphans = [item for item in mine if item.identity not in people]
+                left_out += [LeftOut(o.name, o.identity, "nothing of this person is left in train") for o in orphans]
+                bar.update(len(orphans))
+                mine = [item for item in mine if item.identity in people]
+            records = _still_true(done[split], mine, make)
+            bar.update(_stop(records))
+            if _stop(records) < len(mine):
+                parts.forget(out, part, [*shards, *(record.shard.name for record in records)])
+                done = {name: [] for name in SPLITS}  # who may be in later splits depends on who gets into this one
+                for record in _new(recipe, part, split, records, mine, make, bar, left_out):
+                    parts.write_record(out, parts.rows_name(record.shard.name), record)
+                    records.append(record)
+            shards += [record.shard.name for record in records]
+            left_out += [each for record in records for _, each in record.left_out]
+            if split == "train":
+                people = {identity for record in records for identity in record.identity}
+    left_out.sort(key=str)
+    for line in yields.examples(left_out):
+        print(line)
+    parts.write_record(out, part.record, PartRecord(shards=shards, left_out=left_out))
+
+
+def _stop(records: Sequence[ShardRecord]) -> int:
+    return records[-1].stop if records else 0
+
+
+def _still_true(records: list[ShardRecord], items: Sequence[Item], make: Make) -> list[ShardRecord]:
+    """``records`` up to the first with an input that was left out and can be used by now: a folder is mounted again."""
+    left = [(number, at) for number, record in enumerate(records) for at, _ in record.left_out]
+    for (number, _), result in zip(left, make([items[at] for _, at in left]), strict=True):
+        if isinstance(result, Made):
+            return records[:number]
+    return records
+
+
+def _new(
+    recipe: PackConfig,
+    part: Part,
+    split: str,
+    before: Sequence[ShardRecord],
+    items: Sequence[Item],
+    make: Make,
+    bar: "tqdm[Any]",
+    tail: list[LeftOut],
+) -> Iterator[ShardRecord]:
+    """Make and write the items of a split that come after the shards ``before``. What is left out after the last shard
+    goes into ``tail``."""
+    start, number = _stop(before), len(before)
+    made: list[Made] = []
+    left: list[tuple[int, LeftOut]] = []
+    size = 0
+
+    def write(stop: int) -> ShardRecord:
+        samples = [(each.item.key, each.item.identity, each.members) for each in made]
+        rows = write_shard(recipe.out, part.shard(split, number), split, samples)
+        return ShardRecord.of(rows, made, stop, left)
+
+    for at, result in enumerate(make(items[start:]), start):
+        bar.update()
+        if isinstance(result, LeftOut):
+            left.append((at, result))
+            continue
+        made.append(result)
+        size += sum(map(len, result.members.values()))
+        if size >= recipe.shard_mb * 1e6:
+            yield write(at + 1)
+            made, left, size, number = [], [], 0, number + 1
+    if made:
+        yield write(len(items))
+    else:
+        tail += [each for _, each in left]
+
+
+# --------------------------------------------------------------------------------------------- all parts
+
+
+def _commit(out: str) -> Dataset:
+    """Make a data set of the parts in ``out``, if all are whole."""
+    packing = parts.read_packing(out)
+    assert packing is not None
+    wanted = [Part(number, packing.parts) for number in range(packing.parts)]
+    with ThreadPoolExecutor(16) as pool:  # each record is a round trip where the folder is remote
+        found = list(pool.map(lambda part: parts.read_part_record(out, part), wanted))
+        missing = [part for part, whole in zip(wanted, found, strict=True) if whole is None]
+        if missing:
+            raise V2FError(f"{out}: {_listed(missing)} not packed yet; run `v2f shards pack` for them first")
+        whole = {part: record for part, record in zip(wanted, found, strict=True) if record is not None}
+        owner = {name: part for part, record in whole.items() for name in record.shards}
+        records = dict(zip(owner, pool.map(lambda name: parts.read_shard_record(out, name), owner), strict=True))
+    for name, record in records.items():
+        if record is None:
+            store.remove(store.join(out, owner[name].record))  # so that running it again mends it
+            raise V2FError(f"{out}: {name} is not there or was cut; run `v2f shards pack` for part {owner[name]} again")
+    left_out = sorted((each for record in whole.values() for each in record.left_out), key=str)
+    ordered = [record for split in SPLITS for record in records.values() if record and record.shard.split == split]
+    if not ordered:
+        for part in wanted:
+            store.remove(store.join(out, part.record))
+        raise V2FError(f"{out}: all of the {len(left_out)} inputs were left out, there is nothing to pack")
+    kept = Counter((record.shard.split, identity) for record in ordered for identity in record.identity)
+    rejected = [photo for record in ordered for photo in record.rejected]
+    report = yields.yield_report(kept, left_out, rejected)
+    lines = [json.dumps(asdict(each), ensure_ascii=False) for each in left_out]
+    store.write_bytes(store.join(out, LEFT_OUT), "".join(f"{line}\n" for line in lines).encode())
+    store.write_bytes(store.join(out, YIELD), yields.to_json(report))
+    dataset = write_manifest(out, [record.rows for record in ordered], packing.provenance)
+    parts.leave(out)
+    seconds = dict.fromkeys(SPLITS, 0.0)
+    for record in ordered:
+        seconds[record.shard.split] += record.seconds
+    _summarise(dataset, seconds, report)
+    return dataset
+
+
+def _listed(some: Sequence[Part]) -> str:
+    """The parts in words, the first few by number."""
+    named = ", ".join(map(str, some[:8])) + (f" and {len(some) - 8} more" if len(some) > 8 else "")
+    return f"part {named} is" if len(some) == 1 else f"parts {named} are"
+
+
+def _summarise(dataset: Dataset, seconds: dict[str, float], report: dict[str, Any]) -> None:
     manifest = dataset.manifest
     samples = sum(shard.samples for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)
@@ -144,10 +275,10 @@ def _summarise(dataset: Dataset, seconds: "Counter[str]", left_out: Sequence[Lef
     )
     for name, split in manifest.splits.items():
         print(f"  {name}: {split.samples} samples of {split.people} people, {seconds[name] / 3600:.2f} hours")
-    if left_out:
-        reasons = Counter(each.reason for each in left_out).most_common()
-        counted = ", ".join(f"{count} {reason}" for reason, count in reasons)
-        print(f"  left out: {len(left_out)} of {samples + len(left_out)} ({counted}); all in {LEFT_OUT}")
+    if report["left_out"]["samples"] or report["rejected_photos"]:
+        for line in yields.lines(report):
+            print(f"  {line}")
+        print(f"  each of them is in {LEFT_OUT}, the counts by person in {YIELD}")
     else:
         print("  left out: nothing")
     print(f"  fingerprint {dataset.fingerprint}")
@@ -156,29 +287,38 @@ def _summarise(dataset: Dataset, seconds: "Counter[str]", left_out: Sequence[Lef
 # ------------------------------------------------------------------------------------------------- place
 
 
-def _is_there(out: str, provenance: dict[str, Any]) -> bool:
-    """Whether ``out`` holds this data set; another one is refused."""
+def _already(out: str, wanted: dict[str, Any]) -> Dataset | None:
+    """The data set that ``out`` holds, if it is the one that is ``wanted`` (parts of its provenance); another one is
+    refused."""
     if not store.exists(store.join(out, MANIFEST)):
-        return False
+        return None
     way_out = "choose another `out`, or remove this folder to pack anew"
     try:
-        found = open_dataset(out).manifest.provenance
+        dataset = open_dataset(out)
     except V2FError as error:
         raise V2FError(f"{out}: a data set is there that cannot be used ({error}); {way_out}") from error
-    found, wanted = {**found, "recipe": _completed(found.get("recipe"))}, json.loads(json.dumps(provenance))
-    if found != wanted:
-        differing = [name for name in sorted({**found, **wanted}) if found.get(name) != wanted.get(name)]
-        if "recipe" in differing and isinstance(found["recipe"], dict):
-            differing.remove("recipe")
-            differing += sorted(_differing(found["recipe"], wanted["recipe"], ""))
-        raise V2FError(f"{out}: a data set of another recipe is there ({', '.join(differing)} differ); {way_out}")
-    store.remove(store.join(out, PACKING))
-    return True
+    differing = _names_of(dataset.manifest.provenance, wanted)
+    if differing:
+        raise V2FError(f"{out}: a data set of another recipe is there ({differing} differ); {way_out}")
+    parts.leave(out)
+    print(f"{out}: packed already from this recipe, nothing to do; fingerprint {dataset.fingerprint}")
+    return dataset
+
+
+def _names_of(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The keys of ``wanted`` in which ``found`` differs, those of recipes one by one; empty if in none."""
+    found, wanted = {**found, "recipe": _completed(found.get("recipe"))}, json.loads(json.dumps(wanted))
+    differing = [name for name in sorted(wanted) if found.get(name) != wanted[name]]
+    if "recipe" in differing and isinstance(found["recipe"], dict):
+        differing.remove("recipe")
+        differing += sorted(_differing(found["recipe"], wanted["recipe"], ""))
+    return ", ".join(differing)
 
 
 def _what(recipe: PackConfig) -> dict[str, Any]:
     """What of a recipe decides about the content: all but where it goes and how it is made."""
-    exclude: Any = {"out": True, "workers": True, "pairs": {"psp": {"sha256": True, "batch": True, "device": True}}}
+    how = {"psp": {"sha256": True, "batch": True, "device": True}}
+    exclude: Any = {"out": True, "workers": True, **dict.fromkeys(CONVERTERS, how)}
     return recipe.model_dump(mode="json", exclude=exclude)
 
 
@@ -198,62 +338,11 @@ def _differing(one: Any, two: Any, prefix: str) -> Iterator[str]:
         yield prefix
 
 
-def _make_room(out: str, provenance: dict[str, Any]) -> None:
-    """Remove what a pack that was killed has left, refuse what is not ours, and mark that a pack is under way."""
-    there = store.names(out)
-    foreign = [name for name in there if name != PACKING and not _OURS.fullmatch(name)]
-    if foreign or (there and PACKING not in there):
-        raise V2FError(f"{out}: it is not empty ({(foreign or there)[0]}) and holds no data set; choose another `out`")
-    for name in there:
-        store.remove(store.join(out, name))
-    store.write_bytes(store.join(out, PACKING), json.dumps(provenance, indent=1).encode())
-
-
 # --------------------------------------------------------------------------------------------- processes
 
 
 def _workers(recipe: PackConfig, items: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if recipe.pairs is not None and recipe.pairs.psp is not None:
-        cores = min(cores, _MOST_WITH_PSP)
-    return min(recipe.workers or cores, max(1, items // _CHUNK))
-
-
-@contextmanager
-def _maker(converter: Converter, workers: int) -> "Iterator[Any]":
-    """A function from items to what was made of them, in the same order; made here, or by ``workers`` processes."""
-    if workers == 1:
-        yield lambda items: (made for part in _chunks(items) for made in converter.make(part))
-        return
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))  # processes share the cores already; they start on demand
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield lambda items: _in_order(pool, converter, items, 3 * workers)
-    except BrokenProcessPool as error:
-        raise V2FError(
-            "a packing process died, probably for lack of memory; start it again with fewer `workers`"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _in_order(
-    pool: ProcessPoolExecutor, converter: Converter, items: Sequence[Item], ahead: int
-) -> Iterator[Made | LeftOut]:
-    waiting: deque[Future[list[Made | LeftOut]]] = deque()
-    for part in _chunks(items):
-        waiting.append(pool.submit(converter.make, part))
-        if len(waiting) > ahead:
-            yield from waiting.popleft().result()
-    while waiting:
-        yield from waiting.popleft().result()
-
-
-def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    return (items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK))
+    most = cores()
+    if isinstance(recipe.group, StepsConfig) and recipe.group.psp is not None:
+        most = min(most, _MOST_WITH_PSP)
+    return min(recipe.workers or most, max(1, items // CHUNK))

@@ -9,6 +9,7 @@ Shape letters: N photos, B photos at once, H height, W width, L styles, D style 
 """
 
 import functools
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +17,20 @@ import torch
 
 from v2f.errors import V2FError
 from v2f.nn.psp import PSP
-from v2f.prepare.pairs import PspConfig
+from v2f.prepare.processes import torch_device
+from v2f.prepare.steps import PspConfig
 from v2f.system import to_picture
 from v2f.weights import load_psp
 
 Floats = npt.NDArray[np.float32]
 Pictures = npt.NDArray[np.uint8]
+Model = Literal["encode", "frontalization"]
 
 
 def checksum(config: PspConfig) -> str:
     """The SHA-256 of the file, which is loaded, so that one that does not fit is refused before packing starts."""
-    _device(config)
-    return load_psp(config.file, config.sha256)[1]
+    torch_device(config.device, "psp.device")
+    return load_psp(config.file, config.sha256, _model(config))[1]
 
 
 def see(config: PspConfig, photo_NHWC: Pictures, size: int) -> tuple[Floats, Pictures | None]:
@@ -35,8 +38,8 @@ def see(config: PspConfig, photo_NHWC: Pictures, size: int) -> tuple[Floats, Pic
 
     w+ is rounded to float16 before anything is drawn of it, as a sample holds it.
     """
-    device = _device(config)
-    psp = _loaded(config.file, config.sha256, device)
+    device = torch_device(config.device, "psp.device")
+    psp = _loaded(config.file, config.sha256, _model(config), device)
     codes, pictures = [], []
     try:
         # transposed convolutions of cuDNN add in any order where they are not told otherwise
@@ -50,8 +53,8 @@ def see(config: PspConfig, photo_NHWC: Pictures, size: int) -> tuple[Floats, Pic
                     pictures.append(((picture_B3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
     except torch.OutOfMemoryError as error:
         raise V2FError(
-            f"pairs.psp: the GPU's memory is too small for {config.batch} photos at once in each process; "
-            "lower pairs.psp.batch or workers"
+            f"psp: the GPU's memory is too small for {config.batch} photos at once in each process; "
+            "lower psp.batch or workers"
         ) from error
     drawn_NHWC = torch.cat(pictures).permute(0, 2, 3, 1).cpu().numpy() if pictures else None
     return torch.cat(codes).float().cpu().numpy(), drawn_NHWC
@@ -64,12 +67,10 @@ def _finite(values: torch.Tensor, config: PspConfig) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(file: str, sha256: str | None, device: str) -> PSP:
-    return load_psp(file, sha256)[0].to(device)
+def _loaded(file: str, sha256: str | None, model: Model, device: str) -> PSP:
+    return load_psp(file, sha256, model)[0].to(device)
 
 
-def _device(config: PspConfig) -> str:
-    there = torch.cuda.is_available()
-    if config.device == "cuda" and not there:
-        raise V2FError("pairs.psp.device: there is no GPU here that torch can use; set it to cpu or auto")
-    return "cuda" if there and config.device != "cpu" else "cpu"
+def _model(config: PspConfig) -> Model:
+    """Which of the two published files a folder is searched for: to redraw faces, or to describe them as they are."""
+    return "frontalization" if config.pictures else "encode"

@@ -23,7 +23,6 @@ from v2f.prepare import Item, LeftOut, Made, Plan
 from v2f.world import world_hash
 from v2f.world.people import CLIP, FACE, PHOTO, VERSION, VOICE, World, WorldConfig
 from v2f.world.portraits import render_portraits
-from v2f.world.voices import render_voices
 
 _FIRST = {"train": 0, "valid": 8_000_000, "test": 9_000_000}  # so another number of people changes no person
 _MOST = {"train": 8_000_000, "valid": 1_000_000, "test": 1_000_000}
@@ -79,6 +78,8 @@ class Synthetic:
         return Plan(items, provenance={"world_version": VERSION, "world_hash": _hash()})
 
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
+        from v2f.world.voices import render_voices  # here: it imports scipy.signal, which other packs do without
+
         config, world = self.config, World(self.config.world)
         id_N = np.array([item.what[0] for item in items], dtype=np.int64)
         number_N = np.array([item.what[1] for item in items], dtype=np.int64)

@@ -1,7 +1,12 @@
-"""``v2f shards verify``: every byte, every sample and every promise of a data set, each problem by shard and key."""
+"""``v2f shards verify``: every byte, every sample and every promise of a data set, each problem by shard and key.
+
+With ``--absent ID`` also that nothing in it names that person: manifest, index, keys, JSONs, reports.
+"""
 
 import hashlib
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -9,10 +14,11 @@ from zlib import crc32
 from tqdm import tqdm
 
 from v2f import store
-from v2f.data.manifest import INDEX, MANIFEST, PACKING, Dataset, Shard, open_dataset
+from v2f.data.manifest import INDEX, MANIFEST, REMOVING, Dataset, Shard, open_dataset
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
-from v2f.prepare.pack import LEFT_OUT
+from v2f.prepare.parts import LEFT_OUT, is_record
+from v2f.prepare.yields import YIELD
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,9 @@ class Problem:
         return f"{place}: {self.text}" if place else self.text
 
 
-def verify(root: str) -> list[Problem]:
-    """All problems of the data set under ``root``, printed one a line; none means that every byte is as packed.
+def verify(root: str, absent: Sequence[str] = ()) -> list[Problem]:
+    """All problems of the data set under ``root``, printed one a line; none means that every byte is as packed, and
+    that it names none of the identities ``absent``.
 
     A manifest or index that cannot be used at all is a :class:`V2FError`.
     """
@@ -38,7 +45,7 @@ def verify(root: str) -> list[Problem]:
     samples = sum(shard.samples for shard in dataset.manifest.shards)
     bar: tqdm[Any] = tqdm(total=samples, unit="sample", desc=f"verifying {root}", disable=None)
     with bar:
-        for problem in _problems(dataset, bar):
+        for problem in _problems(dataset, absent, bar):
             bar.write(f"{root}: {problem}")
             problems.append(problem)
     if problems:
@@ -46,20 +53,63 @@ def verify(root: str) -> list[Problem]:
     else:
         size = sum(shard.bytes for shard in dataset.manifest.shards)
         print(f"{root}: {samples} samples and {size / 1e6:.0f} MB are as packed; fingerprint {dataset.fingerprint}")
+        for identity in absent:
+            print(f"{root}: {identity} is absent: not in the manifest, the index, the reports, nor in any sample")
     return problems
 
 
-def _problems(dataset: Dataset, bar: "tqdm[Any]") -> Iterator[Problem]:
-    known = {MANIFEST, INDEX, LEFT_OUT, PACKING} | {shard.name for shard in dataset.manifest.shards}
+def _problems(dataset: Dataset, absent: Sequence[str], bar: "tqdm[Any]") -> Iterator[Problem]:
+    known = {MANIFEST, INDEX, LEFT_OUT, YIELD} | {shard.name for shard in dataset.manifest.shards}
     for name in store.names(dataset.root):
-        if name not in known:
+        if name == REMOVING:
+            yield Problem("", "", "removing people was not finished here; run the same `v2f shards remove` again")
+        elif name not in known and not is_record(name):  # these, finishing the pack removes
             yield Problem("", "", f"{name} does not belong to the data set; move it elsewhere")
+        elif absent and name not in (MANIFEST, INDEX) and not name.endswith(".tar"):
+            content = store.read_bytes(store.join(dataset.root, name))
+            for identity in absent:
+                if _reported(content, identity):
+                    yield Problem("", "", f"{name} names {identity!r}")
+    for identity in absent:
+        if identity in dataset.manifest.identities or _names(dataset.manifest.provenance, identity):
+            yield Problem("", "", f"{MANIFEST} names {identity!r}")
     yield from _people(dataset)
     first = 0
     for number, shard in enumerate(dataset.manifest.shards):
-        yield from _shard(dataset, number, shard, first)
+        yield from _shard(dataset, number, shard, first, absent)
         first += shard.samples
         bar.update(shard.samples)
+
+
+def _reported(content: bytes, identity: str) -> bool:
+    """Whether a report of packing (JSON, or JSON lines) names a person; what is neither could name anybody."""
+    text = content.decode("utf-8", "replace")
+    try:
+        return _names(json.loads(text), identity)
+    except ValueError:
+        try:
+            return any(_names(json.loads(line), identity) for line in text.splitlines())
+        except ValueError:
+            return True
+
+
+def _names(value: Any, identity: str) -> bool:
+    """Whether plain JSON names a person: a key or a text in it is the identity, or a path with a folder called so."""
+    if isinstance(value, dict):
+        return any(_names(part, identity) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return any(_names(part, identity) for part in value)
+    return isinstance(value, str) and (value == identity or identity in re.split(r"[/\\]", value))
+
+
+def _key_names(key: str, owner: str, identity: str) -> bool:
+    """Whether a sample's key names a person, and not only because its owner's name holds the other's."""
+    wanted, owned = _as_in_keys(identity), _as_in_keys(owner)
+    return bool(wanted) and f"-{wanted}-" in f"-{key}-" and f"-{wanted}-" not in f"-{owned}-"
+
+
+def _as_in_keys(identity: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "-", identity).strip("-")[:40]
 
 
 def _people(dataset: Dataset) -> Iterator[Problem]:
@@ -78,7 +128,7 @@ def _people(dataset: Dataset) -> Iterator[Problem]:
             yield Problem("", "", f"the counts of the split {name} are not those of the index")
 
 
-def _shard(dataset: Dataset, number: int, shard: Shard, first: int) -> Iterator[Problem]:
+def _shard(dataset: Dataset, number: int, shard: Shard, first: int, absent: Sequence[str]) -> Iterator[Problem]:
     try:
         content = store.read_bytes(store.join(dataset.root, shard.name))
     except V2FError as error:
@@ -89,10 +139,14 @@ def _shard(dataset: Dataset, number: int, shard: Shard, first: int) -> Iterator[
     if hashlib.sha256(content).hexdigest() != shard.sha256:
         yield Problem(shard.name, "", "its SHA-256 is not the manifest's")
     index, view = dataset.index, memoryview(content)
+    end = 0
     for row in range(first, first + shard.samples):
         key = bytes(index.key[row]).decode("ascii", "replace")
         start = int(index.offset[row])
         raw = view[start : start + int(index.length[row])]
+        if start != end:
+            yield Problem(shard.name, key, f"{start - end} bytes before it belong to no sample")
+        end = start + int(index.length[row])
         if index.shard[row] != number:
             yield Problem(shard.name, key, "the index places it in another shard")
         elif len(raw) != index.length[row]:
@@ -100,10 +154,21 @@ def _shard(dataset: Dataset, number: int, shard: Shard, first: int) -> Iterator[
         elif crc32(raw) != index.crc32[row]:
             yield Problem(shard.name, key, "its CRC-32 is not the index's")
         else:
+            identity = dataset.manifest.identities[index.identity[row]]
             try:
-                _check(Sample.from_tar(key, raw), shard.split, dataset.manifest.identities[index.identity[row]])
+                sample = Sample.from_tar(key, raw)
+                _check(sample, shard.split, identity)
             except V2FError as error:
                 yield Problem(shard.name, key, str(error).removeprefix(f"sample {key}: "))
+            else:
+                said = {name: value for name, value in sample.meta.items() if name not in ("split", "source")}
+                for other in absent:
+                    if _key_names(key, identity, other):
+                        yield Problem(shard.name, key, f"its key names {other!r}")
+                    if _names(said, other):
+                        yield Problem(shard.name, key, f"its JSON names {other!r}")
+    if content[end:].strip(b"\0"):
+        yield Problem(shard.name, "", "bytes behind its last sample belong to no sample")
 
 
 def _check(sample: Sample, split: str, identity: str) -> None:
@@ -119,3 +184,5 @@ def _check(sample: Sample, split: str, identity: str) -> None:
         sample.photo(number)
         if sample.has_codes:
             sample.codes(number)
+        if sample.has_embedding:
+            sample.embedding(number)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 import soundfile
 import torch
@@ -22,11 +21,13 @@ from torch import Tensor
 
 from v2f import __version__, checkpoint, evaluate, generate, metrics, store
 from v2f.config import dump_yaml
+from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Factors, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.run import Run
 from v2f.system import System, to_picture
+from v2f.web.page import environment, number
 from v2f.world import bounds
 from v2f.world.people import FACTORS, VOICE, World
 
@@ -75,7 +76,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     """
     run = Run.open(run) if isinstance(run, str) else run
     system = (run.system() if system is None else system).eval()
-    dataset = open_dataset(run.config.data.path)
+    dataset = open_dataset(run.config.data.home)
     found = checkpoint.latest(store.join(run.path, "checkpoints"))
     splits = [split for split in evaluate.SPLITS if split in dataset.splits]
     figures = {split: pairs(dataset, split, system, people) for split in splits}
@@ -83,7 +84,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     curves = read_curves(store.join(run.path, "metrics.jsonl"))
     world = evaluate.world_of(dataset)
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             run=run,
@@ -115,18 +116,6 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     return path
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("v2f.web", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "fixed": fixed}
-    return environment
-
-
 def _read_json(path: str) -> dict[str, Any] | None:
     if not store.exists(path):
         return None
@@ -152,7 +141,7 @@ def pairs(dataset: Dataset, name: str, system: System, count: int) -> list[Pair]
         transforms["voice"] = Factors("voice")
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:count]
     # A damaged sample is left out here, too; `v2f eval` counts and names it.
-    batches = list(evaluate.read_usable(split, transforms, firsts.tolist(), []))
+    batches = list(read_usable(split, transforms, 32, [], samples=firsts.tolist()))
     shown: list[Pair] = []
     for batch in batches:
         with torch.no_grad():
@@ -249,20 +238,4 @@ def chart(title: str, points: Sequence[tuple[int, float]]) -> Chart:
         high=number(float(np.exp(high)) if log else high),
         end=f"{int(x.max()):,}",
         log=log,
-    )
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number as one reads it: three significant digits; a dash for what is undefined."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
-
-
-def fixed(value: float | None, digits: int) -> str:
-    """A number of a table's column; a dash for what is undefined."""
-    return (
-        "–"
-        if value is None or not math.isfinite(value)
-        else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
     )

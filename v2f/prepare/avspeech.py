@@ -1,0 +1,300 @@
+"""The converter of AVSpeech (Ephrat et al. 2018): segments of YouTube videos in which one visible person speaks.
+
+    avspeech_train.csv   VIDEO,start,end,x,y    no header; seconds; a point in the speaker's face when the segment
+    avspeech_test.csv                           starts, as shares of width and height
+    videos               VIDEO.mp4 | mkv | webm one sample a segment:
+
+    sound from start to end ------------------------------------------------------> wav_T
+    picture at start --the box around x,y--> MTCNN: the face at x,y --> aligned --> photo
+
+Videos that lie there are taken; others are fetched by yt-dlp only where the user has it and the recipe says so.
+AVSpeech names no people: a video's segments count as one person's, and the test file's people are none of the train
+file's.
+"""
+
+import csv
+import fcntl
+import io
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, model_validator
+
+from v2f import store
+from v2f.data.audio import UnusableError, decode_span
+from v2f.data.sample import MAX_SECONDS
+from v2f.data.transforms import square
+from v2f.errors import V2FError
+from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, video
+from v2f.prepare.splits import Shares, deal
+from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
+
+_KINDS = ("mp4", "mkv", "webm")
+_VIDEO = re.compile(r"[A-Za-z0-9_-]{11}")
+_FETCH_S = 1800  # seconds that one video may take
+_GONE = ".gone"  # VIDEO.gone holds why it could not be fetched; who removes it has it tried again
+
+
+class AVSpeechConfig(StepsConfig):
+    """Which segments; and, as ``StepsConfig`` has it, what is made of them."""
+
+    train_csv: str = Field(description="avspeech_train.csv, or a part of it")
+    test_csv: str | None = Field(None, description="avspeech_test.csv: its videos are `test`; null: `people` says")
+    videos: str = Field(description="folder that holds VIDEO.mp4, .mkv or .webm")
+    download: bool = Field(False, description="fetch missing videos into that folder by yt-dlp, if it is installed")
+    format: str = Field("bv*[height<=720]+ba/b[height<=720]/b", description="what yt-dlp chooses")
+    photos: int = Field(1, ge=1, le=100, description="of a segment; the first when it starts, the others evenly after")
+    box: float = Field(0.8, gt=0.0, le=2.0, description="side of the square around x,y, as a share of the height")
+    people: Shares = Shares()
+    seen: float = Field(0.0, ge=0.0, lt=1.0, description="share of a trained video's segments that is held out")
+    seed: int = Field(0, ge=0, description="another seed, other splits")
+    align: Literal["mtcnn", "none"] = "mtcnn"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "AVSpeechConfig":
+        if self.align == "none" and self.mtcnn is not None:
+            raise ValueError("mtcnn has weights, but align is 'none'")
+        if self.download and store.local_path(self.videos) is None:
+            raise ValueError(f"download wants a local folder for videos, not {self.videos}")
+        return self
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One row of a CSV; ``path``: of its video, None: it is to be fetched."""
+
+    video: str
+    start: float
+    end: float
+    x: float
+    y: float
+    path: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.video} {self.start:.2f}-{self.end:.2f} s"
+
+    @property
+    def key(self) -> str:
+        return f"av-{self.video}-{round(self.start * 1000):08d}-{round(self.end * 1000):08d}"
+
+
+@dataclass(frozen=True)
+class AVSpeech:
+    """Converts segments of videos."""
+
+    config: AVSpeechConfig
+
+    def plan(self) -> Plan:
+        config = self.config
+        if config.download and shutil.which("yt-dlp") is None:
+            raise V2FError(
+                "avspeech.download: there is no yt-dlp here; install it (pip install yt-dlp), or set it to false"
+            )
+        there: dict[str, str] = {}
+        for name in store.names(config.videos):
+            stem, _, kind = name.rpartition(".")
+            if kind in _KINDS and stem not in there:
+                there[stem] = store.join(config.videos, name)
+        if not there and not config.download:
+            raise V2FError(
+                f"{config.videos}: no video VIDEO.mp4, .mkv or .webm is there, and avspeech.download is false"
+            )
+
+        texts = [store.read_bytes(path) for path in (config.train_csv, config.test_csv) if path is not None]
+        found: dict[str, list[Segment]] = defaultdict(list)
+        left_out: list[LeftOut] = []
+        of_file: list[set[str]] = []
+        for path, text in zip((config.train_csv, config.test_csv), texts, strict=False):
+            segments, bad = read_segments(text, str(path), there)
+            left_out += bad
+            of_file.append({segment.video for segment in segments})
+            for segment in segments:
+                found[segment.video].append(segment)
+        tested = of_file[1] if config.test_csv is not None else None
+        both = sorted(of_file[0] & (tested or set()))
+        if both:
+            raise V2FError(
+                f"{config.train_csv}: the video {both[0]} is in {config.test_csv}, too; splits are by person"
+            )
+
+        for name in [name for name in found if name not in there and not config.download]:
+            count = len(found.pop(name))
+            left_out.append(LeftOut(name, name, "video is missing", f"{count} segments", count))
+        left_out += _drop_repeated(found)
+        split_of = deal(
+            {name: [segment.key for segment in segments] for name, segments in found.items()},
+            config.people,
+            config.seen,
+            config.seed,
+            tested,
+        )
+        items = [
+            Item(segment.key, split_of[name, segment.key], name, segment.name, segment)
+            for name, segments in found.items()
+            for segment in segments
+        ]
+        if not items:
+            reasons = Counter(each.reason for each in left_out).most_common()
+            raise V2FError(
+                f"{config.train_csv}: none of its segments can be used "
+                f"({', '.join(f'{count} x {why}' for why, count in reasons) or 'it is empty'})"
+            )
+        known: dict[str, Any] = {"csv_sha256": [sha256(text).hexdigest() for text in texts]}
+        if not config.download:  # else the next run would find other files than this one
+            known["files_sha256"] = sha256("\n".join(sorted(there.keys() & found.keys())).encode()).hexdigest()
+        return Plan(items, left_out, {**known, **steps.provenance(config)})
+
+    def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
+        return steps.make(self.config, "avspeech", items, self.config.align == "mtcnn", self._read)
+
+    def _read(self, item: Item) -> Raw:
+        config, segment = self.config, item.what
+        path = segment.path or fetch(config.videos, segment.video, config.format)
+        with video.opened(path) as container:
+            rate, least = config.sample_rate, config.min_seconds
+            wav_T = decode_span(container, segment.start, segment.end, sample_rate=rate, min_seconds=least)
+            wav_T = steps.voice(config, wav_T)
+            step = (segment.end - segment.start) / config.photos
+            pictures = video.pictures(container, [segment.start + n * step for n in range(config.photos)])
+        extra = {"video": segment.video, "start": segment.start, "end": segment.end, "x": segment.x, "y": segment.y}
+        photos_HWC, rejected = self._faces(item, pictures, segment)
+        return Raw(item, wav_T, photos_HWC, extra, tuple(rejected))
+
+    def _faces(
+        self, item: Item, pictures: Sequence[Image.Image], segment: Segment
+    ) -> tuple[list[Picture], list[LeftOut]]:
+        """The speaker's face in each picture: the first has to be at the point, each other where the last one was."""
+        photos_HWC: list[Picture] = []
+        rejected = []
+        point = np.array([segment.x, segment.y]) * pictures[0].size
+        for number, picture in enumerate(pictures):
+            try:
+                photo_HWC, point = self._face(picture, point)
+                photos_HWC.append(photo_HWC)
+            except UnusableError as error:
+                if number == 0:
+                    raise
+                rejected.append(LeftOut(f"{item.name}, photo {number}", item.identity, error.reason, error.detail, 0))
+        return photos_HWC, rejected
+
+    def _face(self, picture: Image.Image, point: Points) -> tuple[Picture, Points]:
+        """The face at a point of a picture, and its middle; both points in pixels."""
+        config = self.config
+        side = config.box * picture.height
+        low = np.clip(np.floor(point - side / 2), 0, None)
+        high = np.clip(np.ceil(point + side / 2), None, picture.size)
+        left, top, right, bottom = (int(edge) for edge in (*low, *high))
+        box = picture.crop((left, top, right, bottom))
+        if config.align == "none":
+            return square(np.asarray(box), steps.side(config)), point
+        seen = box.copy()
+        seen.thumbnail((config.max_side, config.max_side), Image.Resampling.LANCZOS)
+        shrunk = np.divide(seen.size, box.size)
+        face = steps.find_face(config, seen, "nearest", (point - low) * shrunk)
+        landmarks = (face.landmarks + 0.5) / shrunk - 0.5 + low  # in the whole picture, which the crop may reach into
+        middle: Points = face.box.mean(axis=0) / shrunk + low
+        return steps.cut_face(config, picture, align.check_landmarks(landmarks, picture)), middle
+
+
+# --------------------------------------------------------------------------------------------------- CSV
+
+
+def read_segments(text: bytes, path: str, there: dict[str, str]) -> tuple[list[Segment], list[LeftOut]]:
+    """The rows of a CSV, and what is left out of it; ``there``: where each video lies."""
+    segments, left_out = [], []
+    try:
+        for number, row in enumerate(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline="")), start=1):
+            if not row:
+                continue
+            segment = _segment(row, there)
+            if segment is None:
+                left_out.append(
+                    LeftOut(f"line {number} of {path}", row[0], "the row is no segment", ",".join(row)[:80])
+                )
+            else:
+                segments.append(segment)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise V2FError(f"{path}: this is no CSV in UTF-8 ({error})") from error
+    return segments, left_out
+
+
+def _segment(row: Sequence[str], there: dict[str, str]) -> Segment | None:
+    try:
+        name, (start, end, x, y) = row[0].strip(), map(float, row[1:])
+    except ValueError:
+        return None
+    meant = 0 <= start < end <= start + MAX_SECONDS and 0 <= x <= 1 and 0 <= y <= 1 and math.isfinite(end)
+    return Segment(name, start, end, x, y, there.get(name)) if meant and _VIDEO.fullmatch(name) else None
+
+
+def _drop_repeated(found: dict[str, list[Segment]]) -> list[LeftOut]:
+    """Leaves one of the segments of a key in ``found``, and returns the others."""
+    repeated = []
+    for name, segments in found.items():
+        first: dict[str, Segment] = {}
+        for segment in segments:
+            if first.setdefault(segment.key, segment) is not segment:
+                repeated.append(LeftOut(segment.name, name, "the same segment again"))
+        found[name] = list(first.values())
+    return repeated
+
+
+# ------------------------------------------------------------------------------------------------- fetch
+
+
+def fetch(folder: str, name: str, choice: str) -> str:
+    """The path of a video that yt-dlp has put into a local folder, now or before.
+
+    One process fetches, the others wait for it. What cannot be fetched is asked for once.
+    """
+    local = store.local_path(folder)
+    assert local is not None
+    os.makedirs(local, exist_ok=True)
+    gone = os.path.join(local, name + _GONE)
+    with open(os.path.join(local, f".{name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel takes it from a process that dies
+        for kind in _KINDS:
+            path = os.path.join(local, f"{name}.{kind}")
+            if os.path.exists(path):
+                return path
+        if not os.path.exists(gone):
+            reason = _run(local, name, choice)
+            if reason is None:
+                return os.path.join(local, f"{name}.mkv")
+            store.write_bytes(gone, reason.encode())
+    raise UnusableError("video cannot be fetched", store.read_bytes(gone).decode())
+
+
+def _run(local: str, name: str, choice: str) -> str | None:
+    """Why yt-dlp could not fetch a video; None: it has."""
+    command = ["yt-dlp", "--quiet", "--no-warnings", "--no-playlist", "--no-progress", "--format", choice]
+    command += ["--merge-output-format", "mkv", "--remux-video", "mkv", "--paths", local, "--output", f"{name}.%(ext)s"]
+    try:
+        done = subprocess.run(
+            [*command, "--", f"https://www.youtube.com/watch?v={name}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_FETCH_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it took longer than {_FETCH_S} s"
+    except OSError as error:
+        raise V2FError(
+            f"yt-dlp cannot be run ({error.strerror}); install it anew, or set avspeech.download to false"
+        ) from error
+    if done.returncode == 0 and os.path.exists(os.path.join(local, f"{name}.mkv")):
+        return None
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return (said[-1] if said else f"yt-dlp left with {done.returncode}")[:300]

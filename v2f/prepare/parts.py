@@ -1,0 +1,241 @@
+"""What lies in a data set's folder while it is packed, by one machine or by several that know nothing of each other.
+
+    packing.json                      what is packed, and in how many parts: all machines say the same
+    train-p00003-00007.tar            shard 7 of part 3 (of one part alone: train-00007.tar)
+    train-p00003-00007.rows.json      written after its shard: what it holds; so a part that was killed goes on there
+    part-00003.json                   part 3 is whole: its shards, and what it left out
+
+A part has whole people, so that what concerns one person is decided in one place. Which, depends on the plan and on the
+number of parts alone. When the manifest is written, all but the shards goes.
+"""
+
+import hashlib
+import heapq
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from v2f import store
+from v2f.config import Config
+from v2f.data.manifest import INDEX, PACKING, Shard, ShardRows
+from v2f.data.sample import SPLITS
+from v2f.errors import V2FError
+from v2f.prepare import Item, LeftOut, Made, share
+from v2f.prepare.yields import YIELD
+
+LEFT_OUT = "left_out.jsonl"
+_TEMPORARY = re.compile(r"\.writing-.*")
+_RECORD = re.compile(rf"(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}\.rows\.json|part-\d{{5}}\.json")
+_SHARD = re.compile(rf"(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}\.tar")
+
+
+def is_record(name: str) -> bool:
+    """Whether a file of this name only belongs to packing, and may go when the manifest is there."""
+    return bool(name == PACKING or _RECORD.fullmatch(name) or _TEMPORARY.fullmatch(name))
+
+
+def is_ours(name: str) -> bool:
+    """Whether packing makes files of this name."""
+    return bool(is_record(name) or _SHARD.fullmatch(name) or name in (INDEX, LEFT_OUT, YIELD))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part ``number`` (from 0) of ``of``."""
+
+    number: int = 0
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """``i/n`` as a Kubernetes Indexed Job or a Slurm array counts: i from 0 to n - 1."""
+        match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
+        if match is None or not int(match[1]) < int(match[2]):
+            raise V2FError(f"--part {text}: a part is written i/n with i from 0 to n - 1, for example 0/8 ... 7/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @property
+    def record(self) -> str:
+        return f"part-{self.number:05d}.json"
+
+    def shard(self, split: str, number: int) -> str:
+        middle = f"p{self.number:05d}-" if self.of > 1 else ""
+        return f"{split}-{middle}{number:05d}.tar"
+
+    def wrote(self, name: str) -> bool:
+        """Whether a file of this name is one of this part's."""
+        middle = f"p{self.number:05d}-" if self.of > 1 else ""
+        stem = name.partition(".")[0]
+        mine = re.fullmatch(rf"(?:{'|'.join(SPLITS)})-{middle}\d{{5}}", stem) is not None
+        return name == self.record or (is_ours(name) and mine)
+
+    def deal(self, items: Sequence[Item]) -> list[Item]:
+        """This part's share of a plan: whole people, dealt so that the parts are as equal as people allow."""
+        if self.of == 1:
+            return list(items)
+        count = Counter(item.identity for item in items)
+        lightest = [(0, number) for number in range(self.of)]
+        mine = set()
+        for identity in sorted(count, key=lambda identity: (-count[identity], share(identity), identity)):
+            load, number = lightest[0]
+            heapq.heapreplace(lightest, (load + count[identity], number))
+            if number == self.number:
+                mine.add(identity)
+        return [item for item in items if item.identity in mine]
+
+
+WHOLE = Part()
+
+
+# --------------------------------------------------------------------------------------------- the folder
+
+
+class Packing(Config):
+    """What is packed into a folder: equal for all machines that pack parts of one data set."""
+
+    parts: int
+    plan: str  # digest of the items that are planned: the same inputs are seen everywhere
+    provenance: dict[str, Any]
+
+    @classmethod
+    def of(cls, parts: int, items: Iterable[Item], provenance: dict[str, Any]) -> "Packing":
+        digest = hashlib.sha256()
+        for item in items:
+            digest.update(f"{item.key}\0{item.split}\0{item.identity}\n".encode())
+        return cls(parts=parts, plan=digest.hexdigest(), provenance=json.loads(json.dumps(provenance)))
+
+
+def read_packing(out: str) -> Packing | None:
+    """What is packed into ``out``; None where nothing is."""
+    path = store.join(out, PACKING)
+    if not store.exists(path):
+        return None
+    try:
+        return Packing.model_validate_json(store.read_bytes(path))
+    except ValidationError:  # of a version that wrote it otherwise: like a pack of another recipe that was killed
+        return Packing(parts=1, plan="", provenance={})
+
+
+def enter(out: str, packing: Packing) -> None:
+    """Make ``out`` the place where ``packing`` is under way: what is not ours is refused, and so is another packing in
+    parts, at which other machines may be working; what else a pack of another recipe has left is removed."""
+    there = [name for name in store.names(out) if not _TEMPORARY.fullmatch(name)]
+    foreign = [name for name in there if not is_ours(name)]
+    found = read_packing(out)
+    if foreign or (there and found is None):
+        raise V2FError(f"{out}: it is not empty ({(foreign or there)[0]}) and holds no data set; choose another `out`")
+    if found == packing:
+        return
+    if found is not None and max(found.parts, packing.parts) > 1:
+        if found.parts != packing.parts:
+            what = f"a pack in {found.parts} parts is under way here, this is one in {packing.parts}"
+        elif found.provenance != packing.provenance:
+            what = "parts of another recipe are packed here"
+        else:
+            what = "the inputs are not those that the other parts have seen"
+        raise V2FError(f"{out}: {what}; start all parts alike, choose another `out`, or remove this folder")
+    for name in there:
+        store.remove(store.join(out, name))
+    store.write_bytes(store.join(out, PACKING), packing.model_dump_json(indent=1).encode())
+
+
+def leave(out: str) -> None:
+    """Remove what packing needed, ``packing.json`` last; the data set is committed."""
+    for name in store.names(out):
+        if is_record(name) and name != PACKING:
+            store.remove(store.join(out, name))
+    store.remove(store.join(out, PACKING))
+
+
+# --------------------------------------------------------------------------------------------- records
+
+
+class ShardRecord(Config):
+    """What a shard holds, and where its split goes on after it."""
+
+    shard: Shard
+    offset: list[int]
+    length: list[int]
+    crc32: list[int]
+    identity: list[str]
+    key: list[str]
+    stop: int  # the split's items up to here are in this shard, in one before, or left out
+    left_out: list[tuple[int, LeftOut]]  # with the place of each in its split
+    rejected: list[LeftOut]
+    seconds: float
+
+    @classmethod
+    def of(
+        cls, rows: ShardRows, made: Sequence[Made], stop: int, left_out: Sequence[tuple[int, LeftOut]]
+    ) -> "ShardRecord":
+        rejected = [photo for each in made for photo in each.rejected]
+        seconds = sum(each.seconds for each in made)
+        return cls(**vars(rows), stop=stop, left_out=list(left_out), rejected=rejected, seconds=seconds)
+
+    @property
+    def rows(self) -> ShardRows:
+        return ShardRows(self.shard, self.offset, self.length, self.crc32, self.identity, self.key)
+
+
+class PartRecord(Config):
+    """A part that is whole."""
+
+    shards: list[str]
+    left_out: list[LeftOut]
+
+
+def write_record(out: str, name: str, record: Config) -> None:
+    store.write_bytes(store.join(out, name), record.model_dump_json().encode())
+
+
+def rows_name(shard: str) -> str:
+    return shard.removesuffix(".tar") + ".rows.json"
+
+
+def read_shard_record(out: str, shard: str) -> ShardRecord | None:
+    """The record of a shard that is there and has the length that it should have; None: it has to be written anew."""
+    path = store.join(out, rows_name(shard))
+    if not store.exists(path) or not store.exists(store.join(out, shard)):
+        return None
+    try:
+        record = ShardRecord.model_validate_json(store.read_bytes(path))
+    except ValidationError:
+        return None
+    return record if store.size(store.join(out, shard)) == record.shard.bytes else None
+
+
+def read_part_record(out: str, part: Part) -> PartRecord | None:
+    """The record of a part that is whole; None: it is not."""
+    path = store.join(out, part.record)
+    if not store.exists(path):
+        return None
+    try:
+        return PartRecord.model_validate_json(store.read_bytes(path))
+    except ValidationError:
+        return None
+
+
+def recover(out: str, part: Part) -> dict[str, list[ShardRecord]]:
+    """Split -> the shards that this part has already, up to the first that is not whole."""
+    found: dict[str, list[ShardRecord]] = {}
+    for split in SPLITS:
+        found[split] = []
+        while (record := read_shard_record(out, part.shard(split, len(found[split])))) is not None:
+            found[split].append(record)
+    return found
+
+
+def forget(out: str, part: Part, kept: Iterable[str]) -> None:
+    """Remove what this part wrote, but for the shards ``kept`` and their records: each record before its shard."""
+    stay = {name for shard in kept for name in (shard, rows_name(shard))}
+    gone = [name for name in store.names(out) if part.wrote(name) and name not in stay]
+    for name in sorted(gone, key=lambda name: name.endswith(".tar")):
+        store.remove(store.join(out, name))

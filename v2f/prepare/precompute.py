@@ -1,0 +1,259 @@
+"""``v2f shards precompute``: a data set with, beside each sample, what frozen nets say of its photos.
+
+    photos uint8 --identity net--> KEY.identity.npy, float16 [P, E]
+                 --pSp's encoder-> KEY.codes.npy, float16 [P, L, D]
+
+What never changes is so computed once and not in every step. The unit of work is a shard: ``--part i/n`` on any number
+of machines, killed and started again as it may be, gives the same bytes. Without ``--part`` the same command does what
+is missing and commits the new data set.
+
+Shape letters: N photos of a shard, B photos at once, P photos of a sample, H height, W width, E embedding, L styles, D
+style width.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
+from typing import Annotated, Any, Literal
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from tqdm import tqdm
+
+from v2f import standins, store
+from v2f.config import Config, build, override
+from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
+from v2f.data.sample import CODES, EMBEDDING, Members, Sample, encode_codes, encode_embedding, split_members
+from v2f.data.transforms import square
+from v2f.errors import V2FError
+from v2f.nn.psp import PSP, Codes
+from v2f.prepare import parts
+from v2f.prepare.parts import LEFT_OUT, WHOLE, Packing, Part, ShardRecord
+from v2f.prepare.processes import cores, one_thread, pool, torch_device
+from v2f.prepare.yields import YIELD
+from v2f.system import to_picture
+from v2f.weights import FaceNetWeights, IRSE50Weights, PSPCodes, StandIn, locate, read
+
+_MOST_WITH_WEIGHTS = 4  # processes, where nobody says how many: each holds the nets, with pSp 1.2 GB
+
+Floats = npt.NDArray[np.float32]
+
+
+class PrecomputeConfig(Config):
+    """Which nets, named as in a run's recipe (``system.frozen``), and how they are run."""
+
+    path: str = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
+    identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = None
+    codes: Annotated[StandIn | PSPCodes, Field(discriminator="net")] | None = None
+    batch: int = Field(32, ge=1, description="photos at once")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    workers: int | None = Field(None, ge=1, description="processes on a CPU; null: one for each core, at most 4")
+
+    @model_validator(mode="after")
+    def _computes_something(self) -> "PrecomputeConfig":
+        if self.identity is None and self.codes is None:
+            raise ValueError("name at least one net: identity.net=ir_se50 identity.channels=rgb, codes.net=psp, ...")
+        return self
+
+
+def load(assignments: Sequence[str], recipe: str | None = None) -> PrecomputeConfig:
+    """The configuration of ``dotted.key=value`` assignments, on what a run's recipe names under ``system.frozen``."""
+    values: dict[str, Any] = {}
+    if recipe is not None:
+        from v2f.run import load_config  # here, because it knows all systems, which packing processes do not need
+
+        system = load_config(recipe).system.model_dump(mode="json")
+        if "frozen" not in system:
+            raise V2FError(f"{recipe}: its system has no frozen nets, there is nothing to compute")
+        values = {name: system["frozen"][name] for name in ("path", "identity", "codes")}
+        if values["codes"] is not None and values["codes"]["net"] == "precomputed":
+            values["codes"] = {"net": "psp"}  # which is what will be read instead of
+    return build(PrecomputeConfig, override(values, assignments), recipe or "precompute")
+
+
+def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE) -> Dataset | None:
+    """Write the shards of ``data`` that belong to ``part``, with what ``config`` computes beside each sample, to
+    ``out``; for the whole, commit and open the new data set."""
+    source = open_dataset(data)
+    device = torch_device(config.device, "device")
+    computed = {"of": source.fingerprint, **_made_by(config, device)}
+    provenance = {**source.manifest.provenance, "precomputed": computed}
+    if store.exists(store.join(out, MANIFEST)):
+        dataset = open_dataset(out)
+        if dataset.manifest.provenance.get("precomputed") != computed:
+            raise V2FError(f"{out}: another data set is there; choose another --out, or remove this folder")
+        parts.leave(out)
+        print(f"{out}: computed already by these nets, nothing to do; fingerprint {dataset.fingerprint}")
+        return dataset
+    shards = _names(source)
+    # like a pack in parts, because others may be at work here: what is not the same is refused, not removed
+    parts.enter(out, Packing(parts=max(2, len(shards)), plan=source.fingerprint, provenance=provenance))
+    mine = [number for number in range(len(shards)) if number % part.of == part.number]
+    missing = [number for number in mine if parts.read_shard_record(out, shards[number]) is None]
+    samples = [shard.samples for shard in source.manifest.shards]
+    what = out if part.of == 1 else f"part {part} of {out}"
+    bar = tqdm(total=sum(samples[n] for n in mine), unit="sample", desc=f"computing {what}", disable=None)
+    with bar:
+        bar.update(sum(samples[n] for n in mine if n not in missing))
+        for number in _work(source, out, config, device, missing):
+            bar.update(samples[number])
+    if part.of > 1:
+        print(f"{out}: part {part} is computed; when all are, the same command without --part commits them")
+        return None
+    return _commit(source, out, provenance)
+
+
+def _names(source: Dataset) -> list[str]:
+    """The new shard of each old one, numbered anew in each split."""
+    count: dict[str, int] = defaultdict(int)
+    found = []
+    for shard in source.manifest.shards:
+        found.append(WHOLE.shard(shard.split, count[shard.split]))
+        count[shard.split] += 1
+    return found
+
+
+def _commit(source: Dataset, out: str, provenance: dict[str, Any]) -> Dataset:
+    records = [parts.read_shard_record(out, name) for name in _names(source)]
+    rows = [record.rows for record in records if record is not None]
+    if len(rows) < len(records):
+        raise V2FError(f"{out}: a shard that was computed is not there any more; run the same command again")
+    for name in (LEFT_OUT, YIELD):
+        if store.exists(store.join(source.root, name)):
+            store.write_bytes(store.join(out, name), store.read_bytes(store.join(source.root, name)))
+    dataset = write_manifest(out, rows, provenance)
+    parts.leave(out)
+    size, before = (sum(shard.bytes for shard in each.manifest.shards) / 1e6 for each in (dataset, source))
+    print(
+        f"{out}: {len(dataset.index.key)} samples, {size:.0f} MB ({before:.0f} MB before) in {len(rows)} shards; "
+        f"fingerprint {dataset.fingerprint}"
+    )
+    return dataset
+
+
+# --------------------------------------------------------------------------------------------- computing
+
+
+def _work(source: Dataset, out: str, config: PrecomputeConfig, device: str, numbers: Sequence[int]) -> Iterator[int]:
+    """Write the shards with these numbers; each number when its shard is there."""
+    most = 1 if device == "cuda" else cores()
+    if not all(isinstance(named, StandIn) for named in _named(config).values()):
+        most = min(most, _MOST_WITH_WEIGHTS)
+    workers = min(config.workers or most, len(numbers))
+    what = (source.root, source.fingerprint, out, config, device)
+    if workers <= 1:
+        with one_thread():
+            yield from (_compute(*what, number) for number in numbers)
+        return
+    with pool(workers) as processes:
+        for done in as_completed([processes.submit(_compute, *what, number) for number in numbers]):
+            yield done.result()
+
+
+def _compute(data: str, fingerprint: str, out: str, config: PrecomputeConfig, device: str, number: int) -> int:
+    """Write one shard and its record; its number."""
+    source = _opened(data, fingerprint)
+    shard, name, index = source.manifest.shards[number], _names(source)[number], source.index
+    content = memoryview(store.read_bytes(store.join(data, shard.name)))
+    rows = np.flatnonzero(index.shard == number)
+    keys = [bytes(key).decode("ascii") for key in index.key[rows]]
+    members: list[Members] = []
+    for key, row in zip(keys, rows, strict=True):
+        raw = content[int(index.offset[row]) : int(index.offset[row] + index.length[row])]
+        if crc32(raw) != index.crc32[row]:
+            raise V2FError(
+                f"{store.join(data, shard.name)}: sample {key}: its checksum differs; `v2f shards verify` lists all "
+                "damage; restore the shard first"
+            )
+        members.append({extension: bytes(member) for extension, member in split_members(key, raw).items()})
+    samples = [Sample(key, each) for key, each in zip(keys, members, strict=True)]
+    for role, (net, _) in _loaded(config.model_dump_json(), device).items():
+        member = {"identity": EMBEDDING, "codes": CODES}[role]
+        for sample, each in zip(samples, members, strict=True):
+            if member in each:
+                raise V2FError(f"{data}: sample {sample.key} has its {member} already; set {role}=null to keep it")
+        try:
+            seen = _seen(net, samples, config.batch, device)
+        except torch.OutOfMemoryError as error:
+            raise V2FError(f"the GPU's memory is too small for {config.batch} photos at once; lower batch") from error
+        for key, each, values_P in zip(keys, members, seen, strict=True):
+            encode = encode_embedding if role == "identity" else encode_codes
+            each[member] = encode(key, values_P, len(values_P))
+    identities = [source.manifest.identities[identity] for identity in index.identity[rows]]
+    written = write_shard(out, name, shard.split, list(zip(keys, identities, members, strict=True)))
+    parts.write_record(out, parts.rows_name(name), ShardRecord.of(written, [], len(keys), []))
+    return number
+
+
+def _seen(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) -> list[Floats]:
+    """What ``net`` gives for the photos of each sample, [P, ...]; a photo that is not square is cut to its middle."""
+    photos = [(at, sample.photo(p)) for at, sample in enumerate(samples) for p in range(sample.photo_count)]
+    by_side: dict[int, list[int]] = defaultdict(list)
+    for n, (_, photo_HWC) in enumerate(photos):
+        by_side[min(photo_HWC.shape[:2])].append(n)
+    found: dict[int, Floats] = {}
+    # transposed convolutions of cuDNN add in any order where they are not told otherwise
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        for side, numbers in by_side.items():
+            for at in range(0, len(numbers), batch):
+                some = numbers[at : at + batch]
+                photo_BHWC = torch.from_numpy(np.stack([square(photos[n][1], side) for n in some]))
+                values_B = net(to_picture(photo_BHWC.permute(0, 3, 1, 2).to(device))).float().cpu().numpy()
+                found.update(zip(some, values_B, strict=True))
+    of_sample: list[list[Floats]] = [[] for _ in samples]
+    for n, (at, _) in enumerate(photos):
+        of_sample[at].append(found[n])
+    return [np.stack(values) for values in of_sample]
+
+
+# ------------------------------------------------------------------------------------------------- nets
+
+
+def _named(config: PrecomputeConfig) -> dict[str, Any]:
+    """Role -> what was named for it."""
+    roles = {"identity": config.identity, "codes": config.codes}
+    return {role: named for role, named in roles.items() if named is not None}
+
+
+def _made_by(config: PrecomputeConfig, device: str) -> dict[str, Any]:
+    """Role -> what identifies the net; files that do not fit are refused here, before work starts."""
+    _loaded.cache_clear()  # of a former call in this process, since when a file may have been replaced
+    checksums = {role: digest for role, (_, digest) in _loaded(config.model_dump_json(), device).items()}
+    found: dict[str, Any] = {}
+    for role, named in _named(config).items():
+        about = named.model_dump(mode="json", exclude={"file", "sha256"})
+        if isinstance(named, StandIn):
+            found[role] = about | {"world_hash": standins.info(role).world_hash}  # type: ignore[arg-type]
+        else:
+            found[role] = about | {"sha256": checksums[role]}
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(config_json: str, device: str) -> dict[str, tuple[nn.Module, str | None]]:
+    """Role -> net and the SHA-256 of its file; loaded once a process."""
+    config = PrecomputeConfig.model_validate_json(config_json)
+    found: dict[str, tuple[nn.Module, str | None]] = {}
+    for role, named in _named(config).items():
+        digest: str | None = None
+        if isinstance(named, StandIn):
+            net = standins.load(role)  # type: ignore[arg-type]
+        else:
+            net, digest = read(named, locate(config.path, named))
+            net = Codes(net) if isinstance(net, PSP) else net
+        found[role] = (net.eval().requires_grad_(False).to(device), digest)
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(data: str, fingerprint: str) -> Dataset:
+    """The source, opened once a process."""
+    dataset = open_dataset(data)
+    if dataset.fingerprint != fingerprint:
+        raise V2FError(f"{data}: another data set was put in its place meanwhile; start again")
+    return dataset

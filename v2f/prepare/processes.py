@@ -1,0 +1,93 @@
+"""Work for several processes: chunks of items to them, what they made of those back in the order of the items."""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Literal
+
+from v2f.errors import V2FError
+from v2f.prepare import Converter, Item, LeftOut, Made
+
+CHUNK = 32  # items that a process makes at once
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+Make = Callable[[Sequence[Item]], Iterator[Made | LeftOut]]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def maker(converter: Converter, workers: int) -> Iterator[Make]:
+    """A function from items to what was made of them, in the same order; made here, or by ``workers`` processes."""
+    if workers == 1:
+        yield lambda items: (made for part in _chunks(items) for made in converter.make(part))
+        return
+    with pool(workers) as processes:
+        yield lambda items: _in_order(processes, converter, items, 3 * workers)
+
+
+@contextmanager
+def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that start on demand and compute in one thread each: they share the cores already."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    processes = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield processes
+    except BrokenProcessPool as error:
+        raise V2FError(
+            "a packing process died, probably for lack of memory; start it again with fewer `workers`"
+        ) from error
+    finally:
+        processes.shutdown(cancel_futures=True)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks on a CPU compute in one thread: their last bits, and so a pack's bytes, depend on the number."""
+    import torch  # here, because packing processes that run no network start faster without
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def torch_device(wanted: Literal["auto", "cpu", "cuda"], key: str) -> str:
+    """cpu or cuda; ``key`` names the setting in an error."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise V2FError(f"{key}: there is no GPU here that torch can use; set it to cpu or auto")
+    return "cuda" if there and wanted != "cpu" else "cpu"
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, converter: Converter, items: Sequence[Item], ahead: int
+) -> Iterator[Made | LeftOut]:
+    waiting: deque[Future[list[Made | LeftOut]]] = deque()
+    for part in _chunks(items):
+        waiting.append(pool.submit(converter.make, part))
+        if len(waiting) > ahead:
+            yield from waiting.popleft().result()
+    while waiting:
+        yield from waiting.popleft().result()
+
+
+def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (items[at : at + CHUNK] for at in range(0, len(items), CHUNK))

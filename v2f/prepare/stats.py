@@ -1,0 +1,187 @@
+"""``v2f shards stats``: what a data set holds.
+
+    index -> samples, people, clips of each, bytes: exact
+    shards -> each sample's JSON and the headers of its photos -> lengths, sides, kinds: of all samples, or of some
+
+Shape letters: N samples, M photos of all of them.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from v2f import store
+from v2f.data.manifest import Dataset
+from v2f.data.sample import CODES, EMBEDDING, Sample
+from v2f.errors import V2FError
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass
+class Part:
+    """One split, or the whole. What the index says: ``samples``, ``people``, ``clips_of_each`` person, ``bytes_N``.
+    The rest is measured, on as many samples as ``seconds_N`` has."""
+
+    samples: int
+    people: int
+    clips_of_each: list[int]
+    bytes_N: list[int]
+    seconds_N: list[float] = field(default_factory=list)
+    identity_N: list[str] = field(default_factory=list)
+    photos_N: list[int] = field(default_factory=list)
+    side_M: list[int] = field(default_factory=list)
+    """The shorter side of each photo in pixels."""
+    kinds: "Counter[str]" = field(default_factory=Counter)
+    """Of members, by extension."""
+    rates: "Counter[int]" = field(default_factory=Counter)
+    sources: "Counter[str]" = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, dataset: Dataset, rows: Ints) -> "Part":
+        clips = np.bincount(dataset.index.identity[rows])
+        clips = clips[clips > 0]
+        return cls(len(rows), len(clips), clips.tolist(), dataset.index.length[rows].tolist())
+
+    def add(self, sample: Sample) -> None:
+        sides = [min(sample.photo_size(number)) for number in range(sample.photo_count)]
+        self.seconds_N.append(float(sample.meta["seconds"]))
+        self.identity_N.append(sample.identity)
+        self.photos_N.append(sample.photo_count)
+        self.side_M += sides
+        self.kinds.update([sample.audio_name, *(name.rpartition(".")[2] for name in sample.photo_names)])
+        self.kinds.update([CODES] * sample.has_codes + [EMBEDDING] * sample.has_embedding)
+        self.rates[sample.sample_rate] += 1
+        self.sources[str(sample.meta["source"])] += 1
+
+    @property
+    def hours(self) -> float:
+        """Of voice; where only some samples were measured, if the others are like them."""
+        return sum(self.seconds_N) / max(1, len(self.seconds_N)) * self.samples / 3600
+
+    @property
+    def seconds_of_each(self) -> list[float]:
+        """Seconds of each person's voice in the samples that were measured."""
+        seconds_of: dict[str, float] = defaultdict(float)
+        for identity, seconds in zip(self.identity_N, self.seconds_N, strict=True):
+            seconds_of[identity] += seconds
+        return list(seconds_of.values())
+
+
+@dataclass
+class Stats:
+    """Of a data set: ``broken`` has a line for each sample that was to be measured and cannot be used."""
+
+    dataset: Dataset
+    whole: Part
+    splits: dict[str, Part]
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def measured(self) -> int:
+        """Samples that were looked at."""
+        return len(self.whole.seconds_N) + len(self.broken)
+
+    @property
+    def is_sampled(self) -> bool:
+        return self.measured < self.whole.samples
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.dataset.manifest.shards)
+
+
+def measure(dataset: Dataset, limit: int | None = None) -> Stats:
+    """Measure all samples, or ``limit`` of them, spread evenly. V2FError if none of them can be used."""
+    count = len(dataset.index.key)
+    everything = np.arange(count)
+    parts = {name: Part.of(dataset, everything[_rows(dataset, name)]) for name in dataset.splits}
+    stats = Stats(dataset, Part.of(dataset, everything), parts)
+    rows = np.unique(np.linspace(0, count - 1, min(limit or count, count)).astype(np.int64))
+    found = read_samples(dataset, rows, stats.broken)
+    for row, sample in tqdm(found, total=len(rows), unit="sample", desc=f"measuring {dataset.root}", disable=None):
+        try:
+            for part in (stats.whole, parts[dataset.manifest.shards[dataset.index.shard[row]].split]):
+                part.add(sample)
+        except V2FError as error:
+            stats.broken.append(str(error))
+    if not stats.whole.seconds_N:
+        raise V2FError(f"{dataset.root}: none of its samples can be used, the first: {stats.broken[0]}")
+    return stats
+
+
+def _rows(dataset: Dataset, split: str) -> slice:
+    """The rows of the index that belong to a split."""
+    of = dataset.split(split)
+    return slice(of.first, of.first + of.samples)
+
+
+def read_samples(dataset: Dataset, rows: Ints, broken: list[str]) -> Iterator[tuple[int, Sample]]:
+    """The samples of sorted ``rows`` of the index whose checksum is right; ``broken`` takes a line for each other one.
+
+    Where more than a quarter of a shard is asked for, it is read as a whole.
+    """
+    index = dataset.index
+    for number in np.unique(index.shard[rows]).tolist():
+        shard = dataset.manifest.shards[number]
+        path = store.join(dataset.root, shard.name)
+        mine = rows[index.shard[rows] == number].tolist()
+        content: bytes | None = None
+        try:
+            if 4 * len(mine) > shard.samples:
+                content = store.read_bytes(path)
+        except V2FError as error:
+            broken += [f"sample {_key(dataset, row)}: {error}" for row in mine]
+            continue
+        for row in mine:
+            key, offset, length = _key(dataset, row), int(index.offset[row]), int(index.length[row])
+            try:
+                raw = store.read_range(path, offset, length) if content is None else content[offset : offset + length]
+                if crc32(raw) != index.crc32[row]:
+                    raise V2FError(f"sample {key}: its checksum differs ({shard.name}, byte {offset})")
+                yield row, Sample.from_tar(key, raw)
+            except V2FError as error:
+                broken.append(str(error))
+
+
+def _key(dataset: Dataset, row: int) -> str:
+    return bytes(dataset.index.key[row]).decode("ascii", "replace")
+
+
+def lines(stats: Stats) -> list[str]:
+    """The statistics as text."""
+    whole, about = stats.whole, "about " if stats.is_sampled else ""
+    said = [
+        f"{stats.dataset.root}: {whole.samples:,} samples of {whole.people:,} people, {about}{whole.hours:.2f} hours, "
+        f"{stats.bytes / 1e6:,.0f} MB in {len(stats.dataset.manifest.shards)} shards"
+    ]
+    if stats.is_sampled:
+        said.append(f"  hours, seconds, photos and files are measured on {stats.measured:,} samples, spread evenly")
+    for name, of in stats.splits.items():
+        said.append(f"  {name}: {of.samples:,} samples of {of.people:,} people, {about}{of.hours:.2f} hours")
+        said.append(f"    clips of a person {spread(of.clips_of_each)}; seconds of a clip {spread(of.seconds_N)}")
+        said.append(f"    photos a sample {spread(of.photos_N)}; shorter side {spread(of.side_M)} px")
+    said.append("  files: " + ", ".join(f"{count:,} {kind}" for kind, count in whole.kinds.most_common()))
+    said.append("  sources: " + ", ".join(f"{count:,} {source}" for source, count in whole.sources.most_common()))
+    if stats.broken:
+        said.append(f"  {len(stats.broken)} samples cannot be used, the first: {stats.broken[0]}")
+    return said
+
+
+def spread(values: Sequence[float]) -> str:
+    """The one value; or the median and the range of nine of ten, where these are all alike that of all."""
+    if not len(values):
+        return "–"
+    low, middle, high = np.percentile(np.asarray(values, float), [5, 50, 95], method="inverted_cdf")
+    if low == high:
+        low, high = min(values), max(values)
+    return _short(middle) if low == high else f"{_short(middle)} ({_short(low)} to {_short(high)})"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,0 +1,257 @@
+"""The converter of VoxCeleb1 and VoxCeleb2: voices from there, faces from VGGFace1 and VGGFace2, tied by the published
+metadata.
+
+    voices  ROOT/.../idXXXXX/VIDEO/UTT.wav | m4a     one sample a clip
+    meta    vox1_meta.csv, vox2_meta.csv             idXXXXX -> A.J._Buckley or n000012; dev or test
+    faces   ROOT/.../A.J._Buckley/*.jpg              VGGFace1, or whatever has a folder for each name
+            ROOT/.../n000012/*.jpg                   VGGFace2; a folder may have the idXXXXX as its name, too
+
+The people of both are disjoint, so one recipe may hold both. A person's clips get the person's photos in turn (both in
+the order of a hash), so that they show different photos. A photo without a usable face is replaced by the next.
+"""
+
+import csv
+import io
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from v2f import store
+from v2f.data.audio import UnusableError
+from v2f.data.transforms import square
+from v2f.errors import V2FError
+from v2f.prepare import Item, LeftOut, Made, Plan, share, steps
+from v2f.prepare.splits import Shares, deal
+from v2f.prepare.steps import Picture, Raw, StepsConfig
+
+_CLIP = re.compile(r"(?:.*/)?(id\d{5})/([A-Za-z0-9_-]{1,40})/([A-Za-z0-9_-]{1,20})\.(wav|flac|m4a)")
+_PHOTO = re.compile(r".+\.(?:jpe?g|png|webp|bmp|tiff?)", re.IGNORECASE)
+_COLUMNS = {  # as published, without case and spaces; vox2_meta.csv has a space before most of its commas
+    "voxceleb1id": "id",
+    "voxceleb2id": "id",
+    "vggface1id": "face",
+    "vggface2id": "face",
+    "name": "name",
+    "gender": "gender",
+    "nationality": "nationality",
+    "set": "set",
+}
+
+
+class VoxCelebConfig(StepsConfig):
+    """Which clips and photos; and, as ``StepsConfig`` has it, what is made of them."""
+
+    voices: list[str] = Field(min_length=1, description="folders that hold idXXXXX/VIDEO/UTT.wav|m4a, at any depth")
+    meta: list[str] = Field(min_length=1, description="vox1_meta.csv, vox2_meta.csv")
+    faces: list[str] = Field(min_length=1, description="folders that hold a folder for each person, at any depth")
+    photos: int = Field(1, ge=1, le=100, description="of the person in each sample, at most")
+    spare: int = Field(3, ge=0, le=100, description="photos that are tried where others have no usable face")
+    splits: Literal["published", "shares"] = Field("published", description="published: its test people are `test`")
+    people: Shares = Shares()
+    seen: float = Field(0.1, ge=0.0, lt=1.0, description="share of a trained person's clips that is held out")
+    seed: int = Field(0, ge=0, description="another seed, other splits and other photos")
+    align: Literal["mtcnn", "none"] = "mtcnn"
+    face: Literal["largest", "only"] = Field("largest", description="of several faces in a photo")
+
+    @model_validator(mode="after")
+    def _faces_are_chosen_among_those_found(self) -> "VoxCelebConfig":
+        if self.align == "none" and (self.mtcnn is not None or self.face != "largest"):
+            raise ValueError("mtcnn and face are for align 'mtcnn', align is 'none'")
+        return self
+
+
+@dataclass(frozen=True)
+class Person:
+    """One line of the metadata."""
+
+    id: str
+    names: tuple[str, ...]  # of the folders with the person's photos
+    tested: bool
+    known: Mapping[str, str] = field(default_factory=dict)  # gender, nationality: goes into the samples
+
+
+@dataclass(frozen=True)
+class _Photo:
+    name: str  # relative to its root
+    path: str
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """What a sample is made from: a recording, the photos to try in this order, and what is known of the person."""
+
+    name: str
+    path: str
+    photos: tuple[_Photo, ...]
+    known: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class VoxCeleb:
+    """Converts clips of people of whom there are photos."""
+
+    config: VoxCelebConfig
+
+    def plan(self) -> Plan:
+        config = self.config
+        texts = {path: store.read_bytes(path) for path in config.meta}
+        people: dict[str, Person] = {}
+        for path, text in texts.items():
+            for person in read_meta(text, path, config.splits == "published"):
+                if people.setdefault(person.id, person) != person:
+                    raise V2FError(f"{path}: {person.id} is there with other data in another line or file of `meta`")
+        clips, left_out = self._clips()
+        photos = self._photos(people)
+
+        usable: dict[str, list[_Clip]] = {}
+        for id, mine in clips.items():
+            why = "the person is not in the metadata" if id not in people else "the person has no photos"
+            if id in people and photos[id]:
+                usable[id] = mine
+            else:
+                name = f"{id} {' '.join(people[id].names)}" if id in people else id
+                left_out.append(LeftOut(name, id, why, f"{len(mine)} clips", len(mine)))
+        for id in people.keys() - clips.keys():
+            left_out.append(LeftOut(f"{id} {' '.join(people[id].names)}", id, "the person has no clips", "", 0))
+        if not usable:
+            reasons = Counter(each.reason for each in left_out).most_common()
+            raise V2FError(
+                f"{', '.join(config.voices)}: no clip idXXXXX/VIDEO/UTT.wav|m4a of a person with photos below "
+                f"{', '.join(config.faces)} was found ({', '.join(f'{count} x {why}' for why, count in reasons)})"
+            )
+        tested = {id for id in people if people[id].tested} if config.splits == "published" else None
+        names = {id: [clip.name for clip in mine] for id, mine in usable.items()}
+        split_of = deal(names, config.people, config.seen, config.seed, tested)
+        items = [
+            Item(_key(clip.name), split_of[id, clip.name], id, clip.name, clip)
+            for id, mine in usable.items()
+            for clip in self._with_photos(people[id], mine, photos[id])
+        ]
+        files = sorted([clip.name for mine in clips.values() for clip in mine])
+        files += sorted(photo.name for mine in photos.values() for photo in mine)
+        found = {
+            "meta_sha256": [sha256(text).hexdigest() for text in texts.values()],
+            "files_sha256": sha256("\n".join(files).encode()).hexdigest(),
+        }
+        return Plan(items, left_out, {**found, **steps.provenance(config)})
+
+    def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
+        return steps.make(self.config, "voxceleb", items, self.config.align == "mtcnn", self._read)
+
+    def _read(self, item: Item) -> Raw:
+        clip: _Clip = item.what
+        wav_T = steps.hear(self.config, clip.path)
+        photos_HWC: list[Picture] = []
+        names: list[str] = []
+        rejected: list[LeftOut] = []
+        for photo in clip.photos:
+            if len(photos_HWC) == self.config.photos:
+                break
+            try:
+                photos_HWC.append(self._face(photo.path))
+                names.append(photo.name)
+            except UnusableError as error:
+                rejected.append(LeftOut(photo.name, item.identity, error.reason, error.detail, 0))
+        if not photos_HWC:
+            reasons = Counter(each.reason for each in rejected).most_common()
+            raise UnusableError("none of its photos can be used", ", ".join(f"{n} x {why}" for why, n in reasons))
+        return Raw(item, wav_T, photos_HWC, {"audio": clip.name, "images": names, **clip.known}, tuple(rejected))
+
+    def _face(self, path: str) -> Picture:
+        config = self.config
+        photo, _ = steps.read_photo(path, config.max_side)
+        if config.align == "none":
+            return square(np.asarray(photo), steps.side(config))
+        return steps.cut_face(config, photo, steps.find_face(config, photo, config.face, None).landmarks)
+
+    def _clips(self) -> tuple[dict[str, list[_Clip]], list[LeftOut]]:
+        """The recordings of each id, and those that are there twice (as wav and m4a, or below two roots)."""
+        clips: dict[str, list[_Clip]] = defaultdict(list)
+        left_out = []
+        first: dict[str, str] = {}
+        for root in self.config.voices:
+            for name in store.tree(root):
+                match = _CLIP.fullmatch(name)
+                if match is None:
+                    continue
+                id, clip = match[1], "/".join(match.groups()[:3])
+                if clip in first:
+                    left_out.append(LeftOut(store.join(root, name), id, "the same clip again", f"as {first[clip]}"))
+                    continue
+                first[clip] = store.join(root, name)
+                clips[id].append(_Clip(clip, first[clip], (), {}))
+        return clips, left_out
+
+    def _photos(self, people: Mapping[str, Person]) -> dict[str, list[_Photo]]:
+        """The photos of each id."""
+        exact = {name: person.id for person in people.values() for name in (person.id, *person.names)}
+        loose: dict[str, set[str]] = defaultdict(set)
+        for name, id in exact.items():
+            loose[_loose(name)].add(id)
+        photos: dict[str, list[_Photo]] = {id: [] for id in people}
+        for root in self.config.faces:
+            for name in store.tree(root):
+                if _PHOTO.fullmatch(name) is None:
+                    continue
+                for folder in name.split("/")[:-1]:
+                    owners = {exact[folder]} if folder in exact else loose.get(_loose(folder), set())
+                    if len(owners) == 1:
+                        photos[next(iter(owners))].append(_Photo(name, store.join(root, name)))
+                        break
+        return photos
+
+    def _with_photos(self, person: Person, clips: list[_Clip], photos: list[_Photo]) -> list[_Clip]:
+        """The clips with their photos and the spare ones: on a ring, each clip's begin where the last one's end."""
+        seed, wanted = str(self.config.seed), self.config.photos
+        ring = sorted(photos, key=lambda photo: share(seed, "photo", person.id, photo.name))
+        dealt = []
+        for number, clip in enumerate(sorted(clips, key=lambda clip: share(seed, "turn", person.id, clip.name))):
+            places = range(number * wanted, number * wanted + min(wanted + self.config.spare, len(ring)))
+            mine = tuple(ring[place % len(ring)] for place in places)
+            dealt.append(_Clip(clip.name, clip.path, mine, person.known))
+        return dealt
+
+
+def read_meta(text: bytes, path: str, needs_set: bool) -> list[Person]:
+    """The people in vox1_meta.csv (tabs), vox2_meta.csv (commas) or its fuller sibling that has names, too."""
+    try:
+        head, *lines = text.decode("utf-8-sig").splitlines()
+        rows = csv.reader(lines, delimiter="\t" if "\t" in head else ",", strict=True)
+        titles = next(csv.reader(io.StringIO(head), delimiter="\t" if "\t" in head else ","))
+        columns = [_COLUMNS.get(re.sub(r"\s", "", title).lower(), "") for title in titles]
+        listed = [[value.strip() for value in row] for row in rows]
+    except (UnicodeDecodeError, csv.Error, ValueError, StopIteration) as error:
+        raise V2FError(f"{path}: this is no metadata of VoxCeleb ({error or 'it is empty'})") from error
+    wanted = {"id", *(["set"] if needs_set else [])}
+    if not wanted <= set(columns) or not {"face", "name"} & set(columns):
+        raise V2FError(
+            f"{path}: its header has to name VoxCeleb1 ID, VGGFace1 ID (or 2) and Set, it is {','.join(titles)}"
+        )
+    people = []
+    for number, row in enumerate(listed, start=2):
+        if not any(row):
+            continue
+        values = {column: value for column, value in zip(columns, row, strict=False) if column}
+        if len(row) != len(columns) or not re.fullmatch(r"id\d{5}", values["id"]):
+            raise V2FError(f"{path}: line {number} is no person ({', '.join(row)}); it is damaged, fetch it anew")
+        if needs_set and values["set"].lower() not in ("dev", "test"):
+            raise V2FError(f"{path}: line {number}: the set {values['set']!r} is neither dev nor test")
+        names = tuple(dict.fromkeys(values[column] for column in ("face", "name") if values.get(column)))
+        known = {column: values[column] for column in ("gender", "nationality") if values.get(column)}
+        people.append(Person(values["id"], names, values.get("set", "").lower() == "test", known))
+    return people
+
+
+def _loose(name: str) -> str:
+    """A name as people write it: without case, dots, spaces and lines."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _key(clip: str) -> str:
+    return clip.replace("/", "-")

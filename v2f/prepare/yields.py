@@ -1,0 +1,89 @@
+"""What became of a corpus: how many samples were kept, what was left out for which reasons, and that for each person.
+
+    {"kept": {"samples", "people", "splits"}, "left_out": {"samples", "reasons"}, "rejected_photos": {reason: photos},
+     "people": {identity: {"kept": samples, "left_out": {reason: samples}}}}
+
+The counts depend on the recipe alone, neither on the number of processes nor on that of parts.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from v2f.prepare import LeftOut
+
+YIELD = "yield.json"
+_SHOWN = 20  # lines that are printed for each reason; left_out.jsonl has all
+
+
+def yield_report(
+    kept: Mapping[tuple[str, str], int], left_out: Sequence[LeftOut], rejected: Iterable[LeftOut] = ()
+) -> dict[str, Any]:
+    """``kept``: samples by (split, identity). A photo that was ``rejected`` for several samples counts once."""
+    people: dict[str, dict[str, Any]] = defaultdict(lambda: {"kept": 0, "left_out": Counter()})
+    splits: Counter[str] = Counter()
+    for (split, identity), samples in kept.items():
+        people[identity]["kept"] += samples
+        splits[split] += samples
+    reasons: Counter[str] = Counter()
+    for each in left_out:
+        people[each.identity]["left_out"][each.reason] += each.samples
+        reasons[each.reason] += each.samples
+    photos = Counter(reason for _, _, reason in {(each.identity, each.name, each.reason) for each in rejected})
+    return {
+        "kept": {
+            "samples": splits.total(),
+            "people": sum(bool(person["kept"]) for person in people.values()),
+            "splits": dict(sorted(splits.items())),
+        },
+        "left_out": {"samples": reasons.total(), "reasons": _ranked(reasons)},
+        "rejected_photos": _ranked(photos),
+        "people": {
+            identity: {"kept": person["kept"], "left_out": _ranked(person["left_out"])}
+            for identity, person in sorted(people.items())
+        },
+    }
+
+
+def to_json(report: Mapping[str, Any]) -> bytes:
+    return (json.dumps(report, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def lines(report: Mapping[str, Any], worst: int = 5) -> list[str]:
+    """The report as text; ``worst``: so many of the people who lost most are named."""
+    kept, lost = report["kept"], report["left_out"]
+    everything = kept["samples"] + lost["samples"]
+    share = f" ({kept['samples'] / everything:.1%})" if everything else ""
+    said = [f"yield: {kept['samples']} of {everything} samples{share}, of {kept['people']} people"]
+    said += [f"  left out: {samples} {reason}" for reason, samples in lost["reasons"].items()]
+    said += [f"  photos rejected: {count} {reason}" for reason, count in report["rejected_photos"].items()]
+    losses = {identity: sum(person["left_out"].values()) for identity, person in report["people"].items()}
+    without = sum(losses[identity] > 0 and not person["kept"] for identity, person in report["people"].items())
+    if without:
+        said.append(f"  people of whom nothing is left: {without}")
+    most = sorted((identity for identity in losses if losses[identity]), key=lambda identity: -losses[identity])
+    if most[:worst]:
+        named = ", ".join(
+            f"{identity} {losses[identity]} of {losses[identity] + report['people'][identity]['kept']}"
+            for identity in most[:worst]
+        )
+        said.append(f"  most left out of: {named}")
+    return said
+
+
+def examples(left_out: Sequence[LeftOut]) -> list[str]:
+    """A line for each input that was left out; of many with the same reason the first, and how many more."""
+    by_reason: dict[str, list[LeftOut]] = defaultdict(list)
+    for each in left_out:
+        by_reason[each.reason].append(each)
+    said = []
+    for reason, alike in by_reason.items():
+        said += [f"left out: {each}" for each in alike[:_SHOWN]]
+        if len(alike) > _SHOWN:
+            said.append(f"left out: {len(alike) - _SHOWN} more: {reason}")
+    return said
+
+
+def _ranked(counts: "Counter[str]") -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))

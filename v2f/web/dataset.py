@@ -1,0 +1,195 @@
+"""Two pages about a data set, each of which stands alone: its numbers with plots, and a contact sheet with players.
+
+data set --prepare.stats--> numbers -----> stats.html
+         --chosen samples, as they are--> show.html
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from v2f import __version__, store
+from v2f.data.manifest import Dataset, open_dataset
+from v2f.data.sample import Sample
+from v2f.errors import V2FError
+from v2f.prepare import share, stats
+from v2f.prepare.yields import YIELD
+from v2f.web.page import Histogram, data_uri, environment, histogram, number
+
+WIDTH, HEIGHT = 320, 44  # of a waveform
+_COLUMNS = 160
+
+
+def stats_page(root: str, output: str, limit: int | None = None) -> stats.Stats:
+    """Measure the data set under ``root`` (``limit`` samples of it), write the page, print the table."""
+    dataset = open_dataset(root)
+    found = stats.measure(dataset, limit)
+    plots, alike = _plots(found)
+    page = (
+        environment()
+        .get_template("stats.html.j2")
+        .render(
+            dataset=dataset,
+            stats=found,
+            whole=found.whole,
+            plots=plots,
+            alike=alike,
+            left_out=_left_out(dataset),
+            recipe=json.dumps(dataset.manifest.provenance, indent=1, ensure_ascii=False),
+            spread=stats.spread,
+            version=__version__,
+        )
+    )
+    store.write_bytes(output, page.encode())
+    for line in stats.lines(found):
+        print(line)
+    print(f"  page: {output}")
+    return found
+
+
+def _synthetic(dataset: Dataset) -> bool:
+    return "world_hash" in dataset.manifest.provenance
+
+
+def _plots(found: stats.Stats) -> tuple[list[Histogram], list[tuple[str, str]]]:
+    """What varies, drawn; and what is the same for all, in words."""
+    whole = found.whole
+    seconds = whole.seconds_of_each
+    long = float(np.median(seconds)) >= 120
+    values: list[tuple[str, str, Sequence[float]]] = [
+        ("length of a clip", "s", whole.seconds_N),
+        ("clips of a person", "", whole.clips_of_each),
+        ("photos in a sample", "", whole.photos_N),
+        ("shorter side of a photo", "px", whole.side_M),
+        ("size of a sample", "KiB", [size / 1024 for size in whole.bytes_N]),  # samples are multiples of half of one
+    ]
+    if not found.is_sampled:
+        voice = [each / 60 for each in seconds] if long else seconds
+        values.insert(2, ("voice of a person", "minutes" if long else "s", voice))
+    drawn = [histogram(title, unit, each) for title, unit, each in values if min(each) < max(each)]
+    alike = [(title, f"{number(each[0])} {unit}".strip()) for title, unit, each in values if min(each) == max(each)]
+    return drawn, alike
+
+
+def _left_out(dataset: Dataset) -> Mapping[str, Any] | None:
+    """The yield of the corpus, where packing left it beside the data."""
+    path = store.join(dataset.root, YIELD)
+    if not store.exists(path):
+        return None
+    try:
+        report = json.loads(store.read_bytes(path))
+        return {
+            "kept": int(report["kept"]["samples"]),
+            "reasons": {str(reason): int(count) for reason, count in report["left_out"]["reasons"].items()},
+            "photos": {str(reason): int(count) for reason, count in report["rejected_photos"].items()},
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise V2FError(f"{path}: this is no yield report; restore or remove it") from error
+
+
+# ---------------------------------------------------------------------------------------- contact sheet
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample of the sheet; photos and sound are data URIs of the very bytes that are stored."""
+
+    key: str
+    identity: str
+    split: str
+    photos: list[str]
+    sound: str
+    wave: str
+    words: str
+    more: str
+
+
+def show(root: str, output: str, count: int = 24, split: str | None = None, identity: str | None = None) -> list[Card]:
+    """Write a page with ``count`` samples, by chance but always the same, of as many people as there are; of one
+    ``split`` or one ``identity``, where these are given. What cannot be used is named there, too."""
+    dataset = open_dataset(root)
+    rows = _chosen(dataset, count, split, identity)
+    broken: list[str] = []
+    cards = []
+    for row, sample in stats.read_samples(dataset, rows, broken):
+        try:
+            name = dataset.manifest.shards[dataset.index.shard[row]].name
+            cards.append(_card(sample, f"{name}, byte {dataset.index.offset[row]}"))
+        except V2FError as error:
+            broken.append(str(error))
+    page = (
+        environment()
+        .get_template("show.html.j2")
+        .render(
+            dataset=dataset,
+            cards=cards,
+            broken=broken,
+            which=f"of {identity}" if identity is not None else f"of the split {split}" if split is not None else "",
+            synthetic=_synthetic(dataset),
+            width=WIDTH,
+            height=HEIGHT,
+            version=__version__,
+        )
+    )
+    store.write_bytes(output, page.encode())
+    unusable = f"; {len(broken)} cannot be used, the first: {broken[0]}" if broken else ""
+    print(f"{output}: {len(cards)} of {len(dataset.index.key)} samples of {root}{unusable}")
+    return cards
+
+
+def _chosen(dataset: Dataset, count: int, split: str | None, identity: str | None) -> npt.NDArray[np.int64]:
+    """Rows of the index, sorted: one sample of each person in turn, until there are ``count``."""
+    if count < 1:
+        raise V2FError(f"a sheet shows at least one sample, got {count}")
+    index, manifest = dataset.index, dataset.manifest
+    rows = np.arange(len(index.key))
+    if split is not None:
+        of = dataset.split(split)  # or an error that names those that are there
+        rows = rows[of.first : of.first + of.samples]
+    if identity is not None:
+        if identity not in manifest.identities:
+            raise V2FError(f"{dataset.root}: it has nobody called {identity!r}")
+        rows = rows[index.identity[rows] == manifest.identities.index(identity)]
+        if not len(rows):
+            raise V2FError(f"{dataset.root}: {identity!r} is not in the split {split}")
+    ranked = sorted(rows.tolist(), key=lambda row: share(bytes(index.key[row]).decode("ascii", "replace")))
+    turn: dict[int, int] = {}
+    place = {}
+    for row in ranked:
+        person = int(index.identity[row])
+        place[row] = turn[person] = turn.get(person, -1) + 1
+    return np.sort(np.array(sorted(ranked, key=lambda row: place[row])[:count], dtype=np.int64))
+
+
+def _card(sample: Sample, where: str) -> Card:
+    wav_T = sample.waveform()
+    sizes = [sample.photo(number).shape for number in range(sample.photo_count)]  # decoded, so that it can be shown
+    seen = ", ".join(sorted({f"{width} × {height} px" for height, width, _ in sizes}))
+    meta = {name: value for name, value in sample.meta.items() if name not in ("identity", "split")}
+    extras = [name for name, has in (("codes", sample.has_codes), ("embedding", sample.has_embedding)) if has]
+    parts = [f"{len(wav_T) / sample.sample_rate:.2f} s", f"{sample.sample_rate / 1000:g} kHz", seen, *extras]
+    return Card(
+        key=sample.key,
+        identity=sample.identity,
+        split=str(sample.meta["split"]),
+        photos=[data_uri(sample.member(name), name.rpartition(".")[2]) for name in sample.photo_names],
+        sound=data_uri(sample.member(sample.audio_name), sample.audio_name),
+        wave=wave(wav_T),
+        words=" · ".join(parts),
+        more=json.dumps({"where": where, **meta}, indent=1, ensure_ascii=False),
+    )
+
+
+def wave(wav_T: Sequence[float] | npt.NDArray[np.float32]) -> str:
+    """The outline of a clip as an SVG path in a box of WIDTH x HEIGHT, scaled to its loudest sample."""
+    array = np.asarray(wav_T, float)
+    edges = np.linspace(0, len(array), min(_COLUMNS, len(array)) + 1).astype(int)[:-1]
+    scale = HEIGHT / 2 / max(float(np.abs(array).max()), 1e-9)
+    top, bottom = np.maximum.reduceat(array, edges), np.minimum.reduceat(array, edges)
+    across = (np.arange(len(edges)) + 0.5) * WIDTH / len(edges)
+    points = [*zip(across, top, strict=True), *zip(across[::-1], bottom[::-1], strict=True)]
+    return "M" + "L".join(f"{x:.1f} {HEIGHT / 2 - scale * y:.1f}" for x, y in points) + "Z"

@@ -1,0 +1,104 @@
+"""What the pages that v2f writes share: templates, numbers as one reads them, bars, and files that lie inside the page.
+
+A page stands alone: it carries its pictures, sounds and plots, loads nothing, and runs no script.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jinja2
+import numpy as np
+
+_TYPES = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "webp": "image/webp",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+}
+
+
+def environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("v2f.web", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "fixed": fixed}
+    return environment
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as one reads it: three significant digits; a dash for what is undefined."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """A number of a table's column; a dash for what is undefined."""
+    return (
+        "–"
+        if value is None or not math.isfinite(value)
+        else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+    )
+
+
+def data_uri(content: bytes | memoryview, extension: str) -> str:
+    """A file as it is, by its extension, for a page to hold."""
+    return f"data:{_TYPES[extension]};base64,{base64.b64encode(content).decode()}"
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How values are spread: bars from left to right, each with its height from 0 to 1 and what it stands for."""
+
+    title: str
+    unit: str
+    bars: list[tuple[float, str]]
+    tallest: str
+    low: str
+    high: str
+    middle: str
+
+
+def histogram(title: str, unit: str, values: Sequence[float], most: int = 24) -> Histogram:
+    """``values`` (at least one) in at most ``most`` bins of a round width; a single value is one bar."""
+    array = np.asarray(values, float)
+    low, high = float(array.min()), float(array.max())
+    whole = bool((array == np.rint(array)).all())
+    width = _round_up((high - low) / most) if high > low else 1.0
+    width = max(width, 1.0) if whole else width
+    first = math.floor(low / width) * width
+    edges = first + width * np.arange(max(1, math.floor((high - first) / width) + 1) + 1)
+    counts, _ = np.histogram(array, edges)
+
+    def span(left: float) -> str:
+        if whole and width == 1.0:
+            return f"{left:,.0f}"
+        return f"{number(left, 4)} to {number(left + width, 4)}"
+
+    top = max(1, int(counts.max()))
+    bars = [
+        (count / top, f"{span(left)} {unit}: {count:,}")
+        for left, count in zip(edges[:-1].tolist(), counts.tolist(), strict=True)
+    ]
+    return Histogram(
+        title,
+        unit,
+        bars,
+        f"{top:,}",
+        number(low),
+        number(high),
+        number(float(np.percentile(array, 50, method="inverted_cdf"))),
+    )
+
+
+def _round_up(width: float) -> float:
+    """The next of 1, 2, 5, 10, 20, 50, ... and of their fractions."""
+    power = 10.0 ** math.floor(math.log10(width))
+    return next(power * step for step in (1, 2, 5, 10) if power * step >= width * (1 - 1e-9))
