@@ -21,6 +21,7 @@ class Block:
 
     count: int
     dtype: str = "<f4"
+    draws_as: str = "block"
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
         drawn = 0 if rng is None else int(rng.integers(1000))
@@ -49,6 +50,7 @@ class Refuses:
     """Cannot decode the samples with these numbers."""
 
     numbers: tuple[int, ...]
+    draws_as: str = "block"
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> np.ndarray:
         if int(sample.key[1:]) in self.numbers:

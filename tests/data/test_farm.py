@@ -198,8 +198,8 @@ def test_a_row_that_cannot_be_used_holds_the_stand_in(
 ) -> None:
     """Its own slot draws, its reason goes with the batch, and all other rows are as ever."""
     good = Source(train, 10)
-    transforms = {"x": Refuses(refused), "wav": Waveform(0.01)}
-    expected = take_all(good.decoder({"x": Block(5), "wav": Waveform(0.01)}, 0))
+    transforms = {"wav": Waveform(0.01), "same": Block(4), "x": Refuses(refused, "same")}
+    expected = take_all(good.decoder({"wav": Waveform(0.01), "same": Block(4), "x": Block(5, draws_as="same")}, 0))
     source = Source(train, 10, missing)
     got = take_all(source.decoder(transforms, workers))
     for (task, arrays, bad), (_, right, _) in zip(got, expected, strict=True):

@@ -78,23 +78,23 @@ def decode(
     decoded, holds the ``substitute`` (key and raw members), decoded with the row's own slot; without one it is a
     :class:`DecodeError`. ``allocate`` makes the stacks.
     """
-    streams = {name: crc32(getattr(t, "draws_as", name).encode()) for name, t in transforms.items()}
+    streams = [crc32(getattr(transform, "draws_as", name).encode()) for name, transform in transforms.items()]
 
-    def transformed(key: str, raw: Buffer, slot: int) -> Arrays:
+    def rngs(slot: int) -> list[np.random.Generator | None]:
+        return [None if seed is None else keyed_rng(_TRANSFORM, seed, slot, stream) for stream in streams]
+
+    def transformed(key: str, raw: Buffer, own: list[np.random.Generator | None]) -> Arrays:
         sample = Sample.from_tar(key, raw)
-        values = {}
-        for name, transform in transforms.items():
-            rng = None if seed is None else keyed_rng(_TRANSFORM, seed, slot, streams[name])
-            values[name] = transform(sample, rng)
-        return values
+        return {name: transform(sample, rng) for (name, transform), rng in zip(transforms.items(), own, strict=True)}
 
+    drawn = [rngs(slot) for slot in slots]  # all at once: between two samples it takes twice as long
     arrays: Arrays = {}
     bad: dict[int, str] = {}
     for row, (key, raw, slot) in enumerate(zip(keys, raws, slots, strict=True)):
         values = None
         if raw is not None:
             try:
-                values = transformed(key, raw, slot)
+                values = transformed(key, raw, drawn[row])
             except V2FError as error:
                 if substitute is None:
                     raise DecodeError(str(error), row) from error
@@ -104,7 +104,7 @@ def decode(
                 raise DecodeError(f"sample {key}: it could not be read", row)
             other, raw = substitute()
             try:
-                values = transformed(other, raw, slot)
+                values = transformed(other, raw, rngs(slot))
             except V2FError as error:
                 raise V2FError(f"{error}; it was to stand in for sample {key}, which cannot be used either") from error
         for name, value in values.items():
