@@ -45,7 +45,8 @@ FAR = 10_000  # epochs
 # One thread a process. And glibc keeps what is freed: else it is chance whether an array of 400 KB is taken from the
 # system anew for each sample, which costs a process that does nothing but decode a quarter of its time.
 ALIKE = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 27)}
-LEAST_OF_ALONE, MOST_OF_FRESH, MOST_GROWTH = 0.85, 1.5, 0.03
+LEAST_OF_ALONE, MOST_OF_FRESH, MOST_GROWTH = 0.85, 1.5, 0.05
+OWN = ("rank", "worker 1", "worker 2")  # whose own memory must not grow; of shared trays there are so many and no more
 
 Spec = dict[str, Any]
 
@@ -116,7 +117,7 @@ def prepared(work: Path, pythons: dict[str, str]) -> Spec:
     pack(load_recipe(str(REPOSITORY / "shards" / "quickstart.yaml"), overrides))
     shards = [str(path) for path in sorted(root.glob("*.tar"))]
     spec: Spec = {"root": str(root), "shards": shards, "urls": shards, "batch": BATCH, "skip": SKIP, "batches": BATCHES}
-    spec |= {"seconds": 6.0, "size": 256, "workers": 2, "cache": str(work / "cache")}
+    spec |= {"seconds": 6.0, "size": 256, "workers": len(OWN) - 1, "cache": str(work / "cache")}
     for name, python in pythons.items():
         if name in PINNED:
             folder = work / name
@@ -209,7 +210,7 @@ def first_batch(spec: Spec) -> dict[str, Any]:
 def memory(spec: Spec) -> dict[str, Any]:
     points = run(sys.executable, "memory", {**spec, "samples": 100_000}, environment={})["points"]
     plot(points, PLOT)
-    names = ["rank", *(f"worker {i}" for i in range(spec["workers"]))]
+    names = [*OWN, "shared trays"]
     quarter = len(points) // 4
     result: dict[str, Any] = {}
     for column, name in enumerate(names, start=1):
@@ -251,8 +252,8 @@ def show(name: str, result: dict[str, Any]) -> list[str]:
     elif name == "memory":
         for process, row in result["processes"].items():
             third, last = row["MB in the third quarter"], row["MB in the last quarter"]
-            print(f"memory of {process:10s} {third:.0f} MB in the third quarter, {last:.0f} MB in the last")
-            if last - third > MOST_GROWTH * third:
+            print(f"memory of {process:12s} {third:.0f} MB in the third quarter, {last:.0f} MB in the last")
+            if process in OWN and last - third > MOST_GROWTH * third:
                 missed.append(f"the memory of {process} grew from {third:.0f} to {last:.0f} MB in the last quarter")
     else:
         readers = result["readers"]
@@ -276,7 +277,7 @@ def show(name: str, result: dict[str, Any]) -> list[str]:
 
 
 def plot(points: Sequence[Sequence[float]], path: Path) -> None:
-    """Resident memory over samples, a line a process."""
+    """Memory over samples: a line for what each process has of its own, one for what they share."""
     width, height, left, top, bottom, right = 900, 360, 80, 20, 50, 20
     most = 1.15 * max(max(point[1:]) for point in points)
     step = next(s for s in (50, 100, 200, 500, 1000, 2000, 5000) if most / s <= 8)
@@ -295,11 +296,11 @@ def plot(points: Sequence[Sequence[float]], path: Path) -> None:
     draw.text((width / 2, height - 6), "samples read", "black", font, anchor="mb")
     colours = ("#1f4e9c", "#c0392b", "#2e8b57", "#8e44ad")
     for column, colour in zip(range(1, len(points[0])), colours, strict=False):
-        dashes = column > 2  # one of two lines that lie on each other shows through the other
+        dashes = column == 3  # one of two lines that lie on each other shows through the other
         for i, (one, two) in enumerate(itertools.pairwise(points)):
             if not dashes or i // 3 % 2:
                 draw.line([at(one[0], one[column]), at(two[0], two[column])], colour, 2)
-        name = "rank" if column == 1 else f"worker {column - 1}"
+        name = (*OWN, "shared trays")[column - 1]
         draw.text((left + 20 + 90 * (column - 1), top + 4), name, colour, font)
     path.parent.mkdir(exist_ok=True)
     image.save(path, optimize=True)

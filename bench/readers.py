@@ -249,16 +249,23 @@ def first(spec: Spec) -> Spec:
 
 
 def memory(spec: Spec) -> Spec:
-    """Resident memory of the rank and of its workers, in MB, over ``samples`` samples."""
-    stream, own = v2f(spec), psutil.Process()
+    """Memory over ``samples`` samples, in MB: of the rank's own, of each worker's own, and what they share (trays)."""
+    stream, rank = v2f(spec), os.getpid()
     batches = spec["samples"] // spec["batch"]
     points = []
-    for i in range(batches):
+    for i in range(batches + 1):
         _check(next(stream), spec)
         if i % max(1, batches // 200) == 0:
-            workers = [process.memory_info().rss / 1e6 for process in own.children()]
-            points.append([i * spec["batch"], own.memory_info().rss / 1e6, *workers])
+            workers = [child.pid for child in psutil.Process().children()]
+            own = [_resident(pid, "RssAnon") for pid in (rank, *workers)]
+            points.append([i * spec["batch"], *own, _resident(rank, "RssShmem")])
     return {"points": points}
+
+
+def _resident(pid: int, kind: str) -> float:
+    with open(f"/proc/{pid}/status") as lines:
+        (line,) = (line for line in lines if line.startswith(kind + ":"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def main() -> None:
