@@ -1,9 +1,13 @@
 """Checkpoints (promise 4): one format for any world size, committed by the last file, never a half one."""
 
 import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
+from typing import Any
 
 import pytest
 import torch
@@ -13,37 +17,77 @@ from hypothesis import strategies as st
 from v2f import checkpoint, store
 from v2f.errors import V2FError
 
+Tensors = dict[str, torch.Tensor]
 
-def some_tensors() -> dict[str, torch.Tensor]:
+
+def some_tensors() -> Tensors:
     generator = torch.Generator().manual_seed(0)
     shapes = {"model/a.weight": (64, 32), "model/a.bias": (64,), "optim/p/a.weight/step": (), "ema/a.weight": (64, 32)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def same(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+class Ranks:
+    """The savers of all ranks of a job, each on a thread of its own."""
+
+    def __init__(self, root: str, world_size: int = 1, attempt: str = "a", keep: int = 2, **settings: Any) -> None:
+        self.savers = [
+            checkpoint.Saver(root, rank=rank, world_size=world_size, attempt=attempt, keep=keep, **settings)
+            for rank in range(world_size)
+        ]
+
+    def start(self, step: int, only: list[int] | None = None, **state: Any) -> None:
+        whole = some_tensors()
+        shares = checkpoint.deal({name: t.nbytes for name, t in whole.items()}, len(self.savers))
+        for rank in range(len(self.savers)) if only is None else only:
+            mine = {name: whole[name] for name in shares[rank]}
+            self.savers[rank].start(step, shares, mine, {"step": step, **state})
+
+    def save(self, step: int, **state: Any) -> str:
+        """The folder, committed."""
+        self.start(step, **state)
+        self.wait()
+        assert self.failures() == []
+        (folder,) = self.savers[0].take_committed()
+        return folder
+
+    def wait(self) -> None:
+        for saver in self.savers:
+            saver.wait()
+
+    def failures(self) -> list[str]:
+        return [failure for saver in self.savers for failure in saver.take_failures()]
+
+
+def steps(root: str) -> list[int]:
+    return [checkpoint.step_of(folder) for folder in checkpoint.committed(root)]
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_what_any_number_of_ranks_wrote_is_read_alike(tmp_path, world_size):
-    barrier = Barrier(world_size, timeout=30)
-    root = str(tmp_path)
-
-    def write(rank: int) -> str:
-        return checkpoint.save(
-            root, 7, some_tensors(), {"slot": 70}, keep=2, rank=rank, world_size=world_size, barrier=barrier.wait
-        )
-
-    with ThreadPoolExecutor(world_size) as ranks:
-        folders = set(ranks.map(write, range(world_size)))
-    assert folders == {checkpoint.latest(root)}
-    tensors, state = checkpoint.load(folders.pop())
+def test_what_any_number_of_ranks_wrote_is_read_alike(tmp_path: Path, world_size: int) -> None:
+    folder = Ranks(str(tmp_path), world_size).save(7, slot=70)
+    assert folder == checkpoint.latest(str(tmp_path))
+    tensors, state = checkpoint.load(folder)
     assert same(tensors, some_tensors())
-    assert state == {"slot": 70}
+    assert state == {"step": 7, "slot": 70}
+    assert len(checkpoint.read_state(folder)["parts"]) == world_size
+
+
+def test_a_checkpoint_in_an_object_store_is_like_one_on_a_disk(s3_root: str) -> None:
+    ranks = Ranks(s3_root, 2)
+    for step in (1, 2, 3):
+        folder = ranks.save(step)
+    assert folder == checkpoint.latest(s3_root)
+    assert same(checkpoint.load(folder)[0], some_tensors())
+    assert steps(s3_root) == [2, 3]
+    assert len(store.tree(s3_root)) == 2 * (2 + 2 + 1)  # parts, receipts, the record
 
 
 @given(st.dictionaries(st.text(min_size=1), st.integers(0, 10**9), max_size=40), st.integers(1, 9))
-def test_every_tensor_is_dealt_to_one_rank_and_the_shares_are_even(sizes, parts):
+def test_every_tensor_is_dealt_to_one_rank_and_the_shares_are_even(sizes: dict[str, int], parts: int) -> None:
     shares = checkpoint.deal(sizes, parts)
     assert len(shares) == parts
     assert sorted(name for share in shares for name in share) == sorted(sizes)
@@ -51,71 +95,238 @@ def test_every_tensor_is_dealt_to_one_rank_and_the_shares_are_even(sizes, parts)
     assert max(filled) - min(filled) <= max(sizes.values(), default=0)
 
 
-class Killed(Exception):
-    pass
+# ------------------------------------------------------------------------------------------- in the background
 
 
-def kill_at_write(monkeypatch, number: int) -> None:
-    """From the ``number``-th write on, nothing reaches the disk, as if the process had been killed there."""
-    real, done = store.write_bytes, []
+def test_training_goes_on_while_a_slow_store_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_again, asked, real = Event(), Event(), store.replacing
 
-    def write(path: str, data: bytes) -> None:
-        done.append(path)
-        if len(done) > number:
-            raise Killed
-        real(path, data)
+    def slow(path: str) -> Any:
+        asked.set()
+        assert open_again.wait(30)
+        return real(path)
 
-    monkeypatch.setattr(store, "write_bytes", write)
-
-
-@pytest.mark.parametrize("writes", [0, 1, 2])
-def test_a_kill_at_any_write_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch, writes):
-    root = str(tmp_path)
-    first = checkpoint.save(root, 1, some_tensors(), {"n": 1}, keep=2)
-    with monkeypatch.context() as patch:
-        kill_at_write(patch, writes)
-        with pytest.raises(Killed):
-            checkpoint.save(root, 2, some_tensors(), {"n": 2}, keep=2)
-    assert checkpoint.latest(root) == first
-    assert same(checkpoint.load(first)[0], some_tensors())
-    # The next attempt at the same step succeeds over the remains.
-    assert checkpoint.load(checkpoint.save(root, 2, some_tensors(), {"n": 2}, keep=2))[1] == {"n": 2}
+    monkeypatch.setattr(store, "replacing", slow)
+    ranks, state = Ranks(str(tmp_path)), {"quarantine": [1]}
+    ranks.start(1, **state)
+    assert asked.wait(30)
+    assert ranks.savers[0].busy
+    assert checkpoint.latest(str(tmp_path)) is None
+    state["quarantine"].append(2)  # what the run learns meanwhile is not in this checkpoint
+    open_again.set()
+    ranks.wait()
+    assert not ranks.savers[0].busy
+    assert checkpoint.read_state(checkpoint.latest(str(tmp_path)) or "")["state"]["quarantine"] == [1]
 
 
-def test_only_the_newest_are_kept_and_none_goes_before_its_successor_is_committed(tmp_path):
-    root = str(tmp_path)
-    for step in range(1, 6):
-        checkpoint.save(root, step, some_tensors(), {}, keep=2)
-    assert [Path(f).name for f in checkpoint.committed(root)] == ["step-00000004", "step-00000005"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
+def test_a_save_that_fails_is_told_and_the_next_one_clears_it_away(tmp_path: Path) -> None:
+    ranks = Ranks(str(tmp_path))
+    first = ranks.save(1)
+    (tmp_path / "step-00000002").write_text("a file where the folder should be")
+    ranks.start(2)
+    ranks.wait()
+    (failure,) = ranks.failures()
+    assert failure.startswith("step 2 is not saved: ")
+    assert ranks.savers[0].take_committed() == []
+    assert checkpoint.latest(str(tmp_path)) == first
+    (tmp_path / "step-00000002").unlink()
+    (tmp_path / "step-00000002").mkdir()
+    ranks.save(3)
+    assert store.names(str(tmp_path)) == ["step-00000001", "step-00000003"]
 
 
-def test_the_remains_of_an_attempt_with_more_ranks_are_cleared_away(tmp_path):
-    remains = tmp_path / "step-00000001" / "part-00001.safetensors"
-    remains.parent.mkdir()
-    remains.write_bytes(b"half")
-    folder = checkpoint.save(str(tmp_path), 1, some_tensors(), {}, keep=2)
-    assert store.names(folder) == ["checkpoint.json", "part-00000.safetensors", "part-00000.safetensors.json"]
+def test_what_has_to_be_there_before_the_commit_is_asked_for_by_rank_0_and_may_fail(tmp_path: Path) -> None:
+    root, seen, (saver,) = str(tmp_path), [], Ranks(str(tmp_path)).savers
+    whole = some_tensors()
+
+    def refuse() -> None:
+        raise V2FError("s3://lab/run: cannot write it")
+
+    saver.start(1, [list(whole)], whole, {}, lambda: seen.append(checkpoint.latest(root)))
+    saver.wait()
+    assert (seen, steps(root)) == ([None], [1])
+    saver.start(2, [list(whole)], whole, {}, refuse)
+    saver.wait()
+    assert saver.take_failures() == ["step 2 is not saved: s3://lab/run: cannot write it"]
+    assert steps(root) == [1]
 
 
-def test_a_flipped_bit_is_found_and_named(tmp_path):
-    folder = checkpoint.save(str(tmp_path), 1, some_tensors(), {}, keep=2)
-    part = Path(folder) / "part-00000.safetensors"
-    payload = bytearray(part.read_bytes())
-    payload[-1] ^= 1
-    part.write_bytes(payload)
-    with pytest.raises(V2FError, match=r"part-00000\.safetensors: damaged"):
-        checkpoint.load(folder)
+def test_rank_0_learns_at_once_that_another_rank_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = store.replacing
 
+    def full(path: str) -> Any:
+        if path.endswith(".safetensors") and "part-00001" in path:
+            raise V2FError(f"{path}: cannot write it (the disk is full)")
+        return real(path)
 
-def test_a_part_that_never_arrived_is_refused_at_the_commit(tmp_path):
-    with pytest.raises(V2FError, match="rank 1's part is not there; all ranks must write to one shared folder"):
-        checkpoint.save(str(tmp_path), 1, some_tensors(), {}, keep=2, rank=0, world_size=2)
+    monkeypatch.setattr(store, "replacing", full)
+    ranks = Ranks(str(tmp_path), 2)
+    ranks.start(1)
+    ranks.wait()  # far less than half an hour
+    here, there = ranks.failures()
+    assert "rank 1 could not write its part" in here
+    assert "the disk is full" in here
+    assert "the disk is full" in there
     assert checkpoint.latest(str(tmp_path)) is None
 
 
-def test_another_format_is_refused(tmp_path):
-    folder = checkpoint.save(str(tmp_path), 1, some_tensors(), {}, keep=2)
+def test_a_rank_whose_part_never_comes_is_named(tmp_path: Path) -> None:
+    ranks = Ranks(str(tmp_path), 3, patience_s=0.0)
+    ranks.start(1, only=[0])
+    ranks.wait()
+    (told,) = ranks.failures()
+    assert "no part came from rank 1, 2 for 0 s" in told
+    assert checkpoint.latest(str(tmp_path)) is None
+
+
+def test_a_run_that_ends_gives_up_the_save_that_waits_for_a_lost_rank(tmp_path: Path) -> None:
+    ranks = Ranks(str(tmp_path), 2)
+    ranks.start(1, only=[0])
+    ranks.savers[0].close(patience_s=0.0)
+    ranks.wait()
+    assert "no part came from rank 1 until the run ended" in ranks.failures()[0]
+    assert checkpoint.latest(str(tmp_path)) is None
+
+
+# ------------------------------------------------------------------------------------------------------ killed
+
+
+def test_a_part_of_a_killed_attempt_is_never_taken_for_one_of_this(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    killed = Ranks(root, 2, attempt="a")
+    killed.start(1, only=[1])  # rank 1 has written all that it had to
+    killed.savers[1].wait()
+    again = Ranks(root, 2, attempt="b", patience_s=0.0)
+    again.start(1, only=[0])
+    again.savers[0].wait()
+    assert "no part came from rank 1" in again.failures()[0]
+    assert checkpoint.latest(root) is None
+    folder = Ranks(root, 3, attempt="c").save(1)
+    assert len(store.names(folder)) == 2 * 3 + 1  # nothing of either is left
+
+
+def test_a_step_that_is_saved_again_stays_whole_until_it_is_committed_again(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    folder = Ranks(root, 2, attempt="a").save(1, n=1)
+    lost = Ranks(root, 2, attempt="b", patience_s=0.0)
+    lost.start(1, only=[0], n=2)
+    lost.savers[0].wait()
+    assert checkpoint.load(folder)[1]["n"] == 1
+    assert Ranks(root, 1, attempt="c").save(1, n=3) == folder
+    assert checkpoint.load(folder)[1]["n"] == 3
+    assert len(store.names(folder)) == 3
+
+
+def killed_saves(root: str) -> list[dict[str, Any]]:
+    repository = Path(__file__).resolve().parent.parent
+    command = [sys.executable, str(repository / "tests" / "workers" / "killed_saves.py"), root]
+    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    killed: list[dict[str, Any]] = json.loads(done.stdout)
+    return killed
+
+
+def test_a_kill_at_any_deed_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> None:
+    killed = killed_saves(str(tmp_path / "checkpoints"))
+    assert len([each for each in killed if not each["cut"]]) >= 15
+    assert len([each for each in killed if each["cut"]]) >= 10
+    assert {each["committed"] for each in killed} == {False, True}  # also while the oldest was being removed
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_request_leaves_the_previous_checkpoint_whole(s3_root: str) -> None:
+    killed = killed_saves(s3_root)
+    assert len(killed) >= 15
+    assert {each["committed"] for each in killed} == {False, True}
+
+
+# -------------------------------------------------------------------------------------------------------- kept
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    ranks = Ranks(str(tmp_path))
+    for step in range(1, 6):
+        ranks.save(step)
+    assert steps(str(tmp_path)) == [4, 5]
+    assert store.names(str(tmp_path)) == ["step-00000004", "step-00000005"]
+
+
+def test_every_nth_and_the_best_are_kept_too(tmp_path: Path) -> None:
+    root, ranks = str(tmp_path), Ranks(str(tmp_path), keep_every=4, best=("margin", "max"))
+    ranks.save(1)  # not measured
+    for step, margin in enumerate([0.1, 0.5, 0.2, float("nan"), 0.5, 0.4, 0.3, 0.05], start=2):
+        ranks.save(step, metrics={"margin": margin})
+    assert steps(root) == [3, 4, 8, 9]
+    assert checkpoint.best(root, "margin", "max") == f"{root}/step-00000003"  # the older of equals
+    assert checkpoint.best(root, "margin", "min") == f"{root}/step-00000009"
+    assert checkpoint.best(root, "loss", "min") is None
+    again = Ranks(root, attempt="b", keep_every=4, best=("margin", "min"))
+    for step in (10, 11):
+        again.save(step, metrics={"margin": 1.0})
+    assert steps(root) == [4, 8, 9, 10, 11]
+
+
+def test_what_cannot_be_removed_does_not_undo_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def denied(path: str, first: str) -> None:
+        raise V2FError(f"{path}: cannot remove it, access is denied")
+
+    ranks = Ranks(str(tmp_path))
+    monkeypatch.setattr(store, "remove_folder", denied)
+    for step in (1, 2, 3):
+        ranks.save(step)
+    assert steps(str(tmp_path)) == [1, 2, 3]
+    assert "older checkpoints cannot be removed" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------ damage
+
+
+def spoil(folder: str, how: str) -> None:
+    (part,) = Path(folder).glob("part-*.safetensors")
+    payload = bytearray(part.read_bytes())
+    payload[-1] ^= 1
+    if how == "flipped":
+        part.write_bytes(payload)
+    elif how == "cut":
+        part.write_bytes(payload[:-1])
+    elif how == "gone":
+        part.unlink()
+    else:
+        Path(folder, checkpoint.COMMIT).write_text('{"format"')
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("flipped", r"part-00000-a-3\.safetensors: damaged \(its SHA-256 differs\)"),
+        ("cut", r"damaged \(it has \d+ bytes of \d+\)"),
+        ("gone", r"damaged \(it is not there\)"),
+        ("record", r"checkpoint\.json: damaged \(it is no JSON record\)"),
+    ],
+)
+def test_damage_is_found_and_the_older_ones_are_named(tmp_path: Path, how: str, why: str) -> None:
+    ranks = Ranks(str(tmp_path), keep=3)
+    for step in (1, 2, 3):
+        folder = ranks.save(step)
+    spoil(folder, how)
+    way = r"; remove it to go on from step-00000002 \(older still: step-00000001\)$"
+    with pytest.raises(V2FError, match=why + way):
+        checkpoint.load(folder)
+    assert same(checkpoint.load(checkpoint.committed(str(tmp_path))[1])[0], some_tensors())
+
+
+def test_of_one_damaged_checkpoint_it_is_said_that_there_is_no_other(tmp_path: Path) -> None:
+    folder = Ranks(str(tmp_path)).save(1)
+    spoil(folder, "flipped")
+    with pytest.raises(V2FError, match=r"there is no older one$"):
+        checkpoint.load(folder)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    folder = Ranks(str(tmp_path)).save(1)
     record = Path(folder) / "checkpoint.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 99}))
     with pytest.raises(V2FError, match="checkpoint format 99, this version of v2f reads 1"):
@@ -130,8 +341,55 @@ def test_another_format_is_refused(tmp_path):
         (lambda t: t.update({"model/a.bias": torch.zeros(3)}), r"'model/a.bias' has shape \[3\], this system \[64\]"),
     ],
 )
-def test_filling_is_strict(change, told):
+def test_filling_is_strict(change: Any, told: str) -> None:
     source = some_tensors()
     change(source)
     with pytest.raises(V2FError, match=told):
         checkpoint.fill(some_tensors(), source, "here")
+
+
+# ---------------------------------------------------------------------------------------------- a shared folder
+
+
+def look(roots: list[str], patience_s: float) -> list[str | None]:
+    """What ``check_shared`` tells each rank, each with its own idea of the folder."""
+    meeting, board = Barrier(len(roots), timeout=30), list[Any](roots)
+
+    def rank_of(rank: int) -> str | None:
+        def gather(value: Any) -> list[Any]:
+            board[rank] = value
+            meeting.wait()
+            values = list(board)
+            meeting.wait()
+            return values
+
+        try:
+            checkpoint.check_shared(roots[rank], rank=rank, gather=gather, patience_s=patience_s)
+        except V2FError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(len(roots)) as pool:
+        return list(pool.map(rank_of, range(len(roots))))
+
+
+def test_a_folder_that_all_ranks_share_is_taken_and_left_clean(tmp_path: Path) -> None:
+    (tmp_path / ".shared-dead-0").touch()  # a start that was killed here
+    assert look([str(tmp_path)] * 3, 30.0) == [None] * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_ones_own_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    told = look([f"{tmp_path}/one", f"{tmp_path}/one", f"{tmp_path}/two"], 0.0)
+    assert len({text and text.split(": ", 1)[1] for text in told}) == 1
+    assert "not one folder for all ranks: rank 0 on" in str(told[0])
+    assert "does not see what rank 2 on" in str(told[0])
+    assert "set out= to a shared folder or an s3:// prefix" in str(told[0])
+    assert list(tmp_path.glob("*/*")) == []
+
+
+def test_a_rank_that_cannot_write_is_named_on_all_ranks(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = look([f"{tmp_path}/one", f"{tmp_path}/file"], 0.0)
+    assert told[0] == told[1]
+    assert "rank 1 cannot write where the run is to be" in str(told[0])

@@ -58,7 +58,7 @@ def test_the_main_help_names_every_verb(capsys):
     ],
 )
 def test_a_mistake_is_one_line_and_a_code(arguments, told, capsys):
-    assert main(arguments) == 1
+    assert main(arguments) == (78 if arguments[0] == "train" else 1)  # a scheduler must know that it would happen again
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
@@ -84,9 +84,9 @@ def test_a_defect_is_one_line_too(monkeypatch, capsys):
 def test_a_wrong_key_on_the_command_line_names_the_nearest(run_values, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(run_values()))
-    assert main(["train", "--config", str(recipe), "train.step=3"]) == 1
+    assert main(["train", "--config", str(recipe), "train.step=3"]) == 78
     assert "unknown key 'train.step'; did you mean 'train.steps'?" in capsys.readouterr().err
-    assert main(["train", "--config", str(recipe), "system.losses.lpip=3"]) == 1
+    assert main(["train", "--config", str(recipe), "system.losses.lpip=3"]) == 78
     assert (
         "recipe.yaml with overrides: unknown key 'system.losses.lpip'; did you mean 'system.losses.lpips'?"
         in capsys.readouterr().err
@@ -114,16 +114,6 @@ def test_every_recipe_that_ships_is_valid():
         assert load_config(str(recipe)).name == recipe.stem
 
 
-def test_the_launchers_files_are_read_by_accelerate():
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    files = sorted((REPOSITORY / "launch" / "accelerate").glob("*.yaml"))
-    assert [f.stem for f in files] == ["one-process"]
-    for file in files:
-        config = load_config_from_file(str(file))
-        assert (config.num_processes, config.use_cpu) == (1, False)
-
-
 def test_as_a_script_it_shadows_nobody(tmp_path):
     """`import evaluate` and `import config` from v2f/train.py must not find the package's own files."""
     probe = tmp_path / "probe.py"
@@ -137,4 +127,4 @@ def test_as_a_script_it_shadows_nobody(tmp_path):
     done = subprocess.run(
         [sys.executable, str(probe)], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""}
     )
-    assert done.stdout.strip() == "1 None", done.stderr
+    assert done.stdout.strip() == "78 None", done.stderr

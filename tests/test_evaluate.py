@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from v2f import metrics
 from v2f.data.manifest import open_dataset
+from v2f.data.mix import Union
 from v2f.errors import V2FError
 from v2f.evaluate import evaluate, in_batches, judge
+from v2f.run import Run
 from v2f.world import bounds
 from v2f.world.people import World
 
@@ -231,12 +233,45 @@ def test_another_data_set_can_be_named(tmp_path: Path) -> None:
     assert result["data"]["path"] == str(tmp_path / "other")
 
 
+def test_what_was_not_trained_on_is_said_of_a_mix_as_of_one_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {name: tmp_path / name for name in ("one", "two", "other")}
+    sets = [make_data(folder, {"train": [n], "test": range(n)}) for n, folder in enumerate(folders.values(), start=3)]
+    run, system = make_run(tmp_path / "run", folders["one"])
+
+    def notes(run: Run) -> list[bool]:
+        found = []
+        for folder in folders.values():
+            evaluate(run, str(folder), system=system, device="cpu")
+            found.append("that fake-run was trained on" in " ".join(capsys.readouterr().out.split()))
+        return found
+
+    def trained(**data: Any) -> Run:
+        values = json.loads((tmp_path / "run" / "config.yaml").read_text())
+        (tmp_path / "run" / "config.yaml").write_text(json.dumps(values | {"data": {"batch": 8, **data}}))
+        mixed = Union([dataset.split("train") for dataset in sets[:2]]).fingerprint
+        (tmp_path / "run" / "run.json").write_text(
+            json.dumps({"fingerprint": mixed if "mix" in data else sets[0].fingerprint})
+        )
+        return Run(run.path)
+
+    assert notes(trained(path=str(folders["one"]))) == [False, True, True]
+    mix = [{"path": str(folders["one"])}, {"path": str(folders["two"]), "split": "train"}]
+    assert notes(trained(mix=mix)) == [False, False, True]
+    make_data(folders["two"], {"train": [8], "test": range(2)})
+    assert notes(trained(mix=mix)) == [True, True, True]  # which of the two was replaced cannot be told
+    (folders["two"] / "manifest.json").rename(tmp_path / "gone")
+    del folders["two"]
+    assert notes(trained(mix=mix)) == [True, True]
+
+
 def test_a_diverged_system_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(V2FError, match="not finite"):
         measured(tmp_path, "broken")
 
 
-def test_a_system_without_a_voice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_voice_or_noise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeSystem, "transforms", lambda self: {})
-    with pytest.raises(V2FError, match="systems that make faces from voices"):
+    with pytest.raises(V2FError, match="systems that make faces from voices or noise"):
         measured(tmp_path)

@@ -10,6 +10,7 @@ from v2f.metrics import (
     chance,
     code_variance,
     collapse_meters,
+    frechet_distance,
     identity_distance,
     margin,
     picture_distance,
@@ -213,3 +214,19 @@ def test_a_broken_embedding_is_one_clear_line() -> None:
     broken = np.full((3, 4), np.nan)
     with pytest.raises(V2FError, match="not finite"):
         retrieval(broken, np.eye(4)[:3], [0, 1, 2], gallery=3)
+
+
+def test_frechet_distance_of_normal_distributions_is_its_formula() -> None:
+    """Of N(m, diag(s^2)) and N(m', diag(s'^2)): |m - m'|^2 + |s - s'|^2."""
+    rng = keyed_rng(41)
+    made = rng.normal(size=(20_000, 3)) * [1.0, 2.0, 0.5] + [0.0, 1.0, 0.0]
+    real = rng.normal(size=(20_000, 3)) * [1.0, 1.0, 1.5]
+    assert frechet_distance(made, real) == pytest.approx(1 + 1 + 1, rel=0.03)
+    turned = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    assert frechet_distance(made @ turned, real @ turned) == pytest.approx(frechet_distance(made, real), rel=1e-9)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero_also_with_fewer_rows_than_features() -> None:
+    rows = keyed_rng(42).normal(size=(5, 30))
+    assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-6)
+    assert np.isnan(frechet_distance(rows[:1], rows))

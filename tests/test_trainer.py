@@ -115,7 +115,7 @@ def test_numbers_that_are_not_finite_are_skipped_and_then_stop_the_run(run_value
     assert skipped == [0, 1, 0, 1, 1, 0]
     assert all(torch.isfinite(t).all() for t in final(folder).values())
     values = run_values(steps=6, max_skipped=2) | {"out": folder + "-2"}
-    with pytest.raises(V2FError, match="step 4: loss or gradient is not finite for 2 steps in a row"):
+    with pytest.raises(V2FError, match="step 4: the loss is not finite for 2 steps in a row"):
         fit(build(RunConfig, values, "test"))
 
 
@@ -309,7 +309,7 @@ def test_a_mix_is_trained_on_goes_on_and_is_refused_with_other_weights(run_value
     shutil.rmtree(checkpoint.latest(f"{folder}/checkpoints"))
     fit(mixed(1.0, "run"), resume="auto")
     assert all(torch.equal(whole[key], tensor) for key, tensor in final(folder).items())
-    with pytest.raises(V2FError, match=r"data\.mix: sources or weights are not those of .*step-00000004"):
+    with pytest.raises(V2FError, match=r"the order of the samples is not that of .*step-00000004: data\.mix"):
         fit(mixed(2.0, "run"), resume="auto")
     assert counted(folder, "valid/w_norm") != []
     other = fit(mixed(2.0, "other"))

@@ -1,16 +1,28 @@
 """Checkpoints: named tensors and a state, as safetensors parts that their last file commits (promise 4).
 
-``ROOT/step-00000040/part-00000.safetensors ... checkpoint.json``. Whole tensors are dealt to the ranks by
+    training thread: tensors of this rank -> its Saver's thread: part, then receipt (bytes, SHA-256) -> the store
+                     rank 0's thread: the store lists all receipts -> checkpoint.json -> older ones are removed
+
+``ROOT/step-00000040/part-00000-ATTEMPT.safetensors ... checkpoint.json``. Whole tensors are dealt to the ranks by
 bytes; any world size reads every other's. A folder without ``checkpoint.json`` is no checkpoint. Names:
 ``model/MODULE.PARAMETER``, ``ema/MODULE.PARAMETER``, ``optim/PHASE/MODULE.PARAMETER/SLOT``. Nothing here
 knows what a system is, beyond the modules that it trains; loading runs no code.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
+import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
@@ -20,9 +32,14 @@ from v2f import store
 from v2f.errors import V2FError
 from v2f.system import System, trained
 
+log = logging.getLogger("v2f")
+
 FORMAT = 1
+COMMIT = "checkpoint.json"
+Best = tuple[str, Literal["min", "max"]]
 _STEP = re.compile(r"step-(\d{8,})")
-_COMMIT = "checkpoint.json"
+_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_LONGEST_PAUSE_S = 2.0  # between two looks for the other ranks' parts
 
 
 def deal(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
@@ -39,99 +56,346 @@ def deal(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
     return shares
 
 
-def save(
-    root: str,
-    step: int,
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    *,
-    keep: int,
-    rank: int = 0,
-    world_size: int = 1,
-    barrier: Callable[[], None] = lambda: None,
-) -> str:
-    """Write one checkpoint and commit it; then remove all but the newest ``keep``. Collective over the ranks.
+class Saver:
+    """Writes checkpoints under ``root`` in the background, one at a time; every rank has one.
 
-    Every rank holds all ``tensors`` and writes its share of them; rank 0 commits once the store lists every
-    part, and deletes nothing before. A kill at any moment leaves the previous checkpoint whole.
+    The thread does no collectives: ranks meet in the store only. Every name that it writes carries ``attempt``, a
+    token that all ranks share and that no other start has, and the number of the save: what a killed attempt left is
+    never taken for a part of this one, and a step that was committed before stays whole until it is committed anew.
+    Kept are the newest ``keep`` (at least 2), every step that ``keep_every`` divides, and the best by ``best``.
+    A save that fails is told by :meth:`take_failures`, never raised.
     """
-    folder = store.join(root, f"step-{step:08d}")
-    if rank == 0:
-        _discard(folder)  # the remains of an attempt that was killed
-    barrier()
-    shares = deal({name: t.numel() * t.element_size() for name, t in tensors.items()}, world_size)
-    mine = {name: tensors[name].detach().cpu().contiguous() for name in shares[rank]}
-    payload = safetensors.torch.save(mine)
-    store.write_bytes(store.join(folder, _part(rank)), payload)
-    receipt = json.dumps({"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()})
-    store.write_bytes(store.join(folder, _part(rank) + ".json"), receipt.encode())
-    barrier()
-    if rank == 0:
-        _commit(root, folder, step, shares, state)
-        _prune(root, keep)
-    barrier()
-    return folder
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        rank: int,
+        world_size: int,
+        attempt: str,
+        keep: int,
+        keep_every: int | None = None,
+        best: Best | None = None,
+        patience_s: float = 1800.0,
+    ) -> None:
+        assert keep >= 2, "1 would leave none while the next is written"
+        assert re.fullmatch(r"[0-9A-Za-z-]+", attempt), attempt
+        self._root, self._rank, self._world_size, self._attempt = root, rank, world_size, attempt
+        self._keep, self._keep_every, self._best = keep, keep_every, best
+        self._patience_s = patience_s
+        self._count = 0
+        self._thread: threading.Thread | None = None
+        self._given_up = threading.Event()
+        self._failures: list[str] = []
+        self._committed: list[str] = []
+        self._known: dict[str, float | None] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way here."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(
+        self,
+        step: int,
+        shares: Sequence[Sequence[str]],
+        mine: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Save ``mine``, CPU tensors that nobody writes to any more, as this rank's share of all; returns at once.
+
+        Every rank calls it for the same saves. ``state`` (rank 0's counts) is plain JSON. ``before_commit`` is called
+        by rank 0's thread, and what it raises fails the save.
+        """
+        assert not self.busy, "one save at a time"
+        assert mine.keys() == set(shares[self._rank]), "not what was dealt"
+        self._count += 1
+        text = json.dumps(state) if self._rank == 0 else ""
+        self._thread = threading.Thread(
+            target=self._save, args=(step, mine, text, before_commit), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the save under way is over: this rank's part is written, on rank 0 all is committed; or it failed."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self, patience_s: float = 30.0) -> None:
+        """Leave the save under way ``patience_s`` to end, then give it up: it will be no checkpoint."""
+        if self._thread is not None:
+            self._thread.join(patience_s)
+            self._given_up.set()
+            self._thread.join(_LONGEST_PAUSE_S)
+
+    def take_failures(self) -> list[str]:
+        """One line for each save of this rank that failed since the last call."""
+        taken, self._failures = self._failures, []
+        return taken
+
+    def take_committed(self) -> list[str]:
+        """The folders that were committed since the last call; on rank 0 only."""
+        taken, self._committed = self._committed, []
+        return taken
+
+    # The saving thread -------------------------------------------------------------------------------------------
+
+    def _save(self, step: int, mine: Mapping[str, Tensor], state: str, before_commit: Callable[[], None]) -> None:
+        folder = store.join(self._root, f"step-{step:08d}")
+        try:
+            if self._rank == 0:
+                self._tidy(but=folder)  # what failed saves left must not fill the disk
+            own = store.join(folder, self._part(self._rank))
+            try:
+                receipt = write_tensors(own, mine)
+            except Exception as error:
+                with contextlib.suppress(Exception):  # rank 0 need not wait for it
+                    store.write_bytes(own + ".json", json.dumps({"failed": _line(error)}).encode())
+                raise
+            store.write_bytes(own + ".json", json.dumps(receipt).encode())
+            if self._rank == 0:
+                parts = self._parts(folder)
+                before_commit()
+                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                record = {"format": FORMAT, "step": step, "saved": now, "parts": parts, "state": json.loads(state)}
+                store.write_bytes(store.join(folder, COMMIT), json.dumps(record, indent=1).encode())
+                self._committed.append(folder)
+                self._known.pop(folder, None)
+                self._tidy()
+        except Exception as error:  # whatever it is, training goes on
+            self._failures.append(f"step {step} is not saved: {_line(error)}")
+
+    def _part(self, rank: int) -> str:
+        return f"part-{rank:05d}-{self._attempt}-{self._count}.safetensors"
+
+    def _parts(self, folder: str) -> list[dict[str, Any]]:
+        """Name and receipt of every rank's part, as soon as the store lists them all."""
+        names = [self._part(rank) for rank in range(self._world_size)]
+        receipts: dict[str, dict[str, Any]] = {}
+        deadline, pause = time.monotonic() + self._patience_s, 0.01
+        while True:
+            listed = set(store.names(folder))
+            for rank, name in enumerate(names):
+                if name not in receipts and name + ".json" in listed:
+                    receipts[name] = json.loads(store.read_bytes(store.join(folder, name + ".json")))
+                    if "failed" in receipts[name]:
+                        raise V2FError(f"rank {rank} could not write its part ({receipts[name]['failed']})")
+            absent = [rank for rank, name in enumerate(names) if name not in receipts or name not in listed]
+            if not absent:
+                return [{"name": name, **receipts[name]} for name in names]
+            told = f"{folder}: no part came from rank {', '.join(map(str, absent[:8]))}{' ...' if absent[8:] else ''}"
+            if time.monotonic() >= deadline:
+                raise V2FError(f"{told} for {self._patience_s:.0f} s; look there whether it lives and can write")
+            if self._given_up.wait(pause):
+                raise V2FError(f"{told} until the run ended")
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _tidy(self, but: str | None = None) -> None:
+        """Remove the checkpoints that are not kept and all that belongs to none, ``but`` the one under way."""
+        try:
+            found = _listed(self._root)
+            folders = [folder for folder, files in found.items() if COMMIT in files]
+            kept = set(folders[-self._keep :]) | {but}
+            kept |= {folder for folder in folders if self._keep_every and step_of(folder) % self._keep_every == 0}
+            if self._best is not None:
+                self._known |= {each: _metric(each, self._best[0]) for each in folders if each not in self._known}
+                kept.add(_best({folder: self._known[folder] for folder in folders}, self._best[1]))
+            for folder in found:
+                if folder not in kept:
+                    store.remove_folder(folder, first=COMMIT)  # half a folder must not pass for a checkpoint
+            for folder in folders[-1:] if but is None else []:  # a killed attempt may have come as far as this
+                parts = [part["name"] for part in read_state(folder)["parts"]]
+                for name in found[folder] - {COMMIT, *parts, *(part + ".json" for part in parts)}:
+                    store.remove(store.join(folder, name))
+        except Exception as error:
+            log.warning("%s: older checkpoints cannot be removed: %s", self._root, _line(error))
 
 
-def _part(rank: int) -> str:
-    return f"part-{rank:05d}.safetensors"
+def write_tensors(path: str, tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> dict[str, Any]:
+    """Write tensors as one safetensors file, there whole or not at all; gives its receipt, of what was written."""
+    digest, size = hashlib.sha256(), 0
+    with store.replacing(path) as temporary:
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, notes)
+        with open(temporary, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest(), "tensors": len(tensors)}
 
 
-def _commit(root: str, folder: str, step: int, shares: list[list[str]], state: Mapping[str, Any]) -> None:
-    listed = set(store.names(folder))
-    parts = []
-    for rank in range(len(shares)):
-        name = _part(rank)
-        if name not in listed or name + ".json" not in listed:
-            raise V2FError(
-                f"{folder}: rank {rank}'s part is not there; all ranks must write to one shared folder or s3://"
-            )
-        parts.append({"name": name, **json.loads(store.read_bytes(store.join(folder, name + ".json")))})
-    record = {"format": FORMAT, "step": step, "parts": parts, "state": dict(state)}
-    store.write_bytes(store.join(folder, _COMMIT), json.dumps(record, indent=1).encode())
+def _line(error: Exception) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    return text if isinstance(error, V2FError) else f"unexpected {type(error).__name__}: {text}"
 
 
 def committed(root: str) -> list[str]:
     """The folders of all committed checkpoints, oldest first."""
-    found = sorted((int(m[1]), name) for name in store.names(root) if (m := _STEP.fullmatch(name)))
-    return [folder for _, name in found if store.exists(store.join(folder := store.join(root, name), _COMMIT))]
+    return [folder for folder, files in _listed(root).items() if COMMIT in files]
+
+
+def _listed(root: str) -> dict[str, set[str]]:
+    """All folders of checkpoints, the oldest first, committed or not, and their files; one listing however many."""
+    files: dict[str, set[str]] = {}
+    for path in store.tree(root):
+        folder, _, name = path.partition("/")
+        files.setdefault(folder, set()).add(name)
+    if store.local_path(root) is not None:  # which has empty folders, too
+        files |= {name: set() for name in store.names(root) if name not in files}
+    steps = sorted((int(m[1]), name) for name in files if (m := _STEP.fullmatch(name)))
+    return {store.join(root, name): files[name] for _, name in steps}
 
 
 def latest(root: str) -> str | None:
     """The folder of the newest committed checkpoint, or None."""
-    found = committed(root)
-    return found[-1] if found else None
+    steps = sorted((int(m[1]), name) for name in store.names(root) if (m := _STEP.fullmatch(name)))
+    folders = (store.join(root, name) for _, name in reversed(steps))
+    return next((folder for folder in folders if store.exists(store.join(folder, COMMIT))), None)
 
 
-def _prune(root: str, keep: int) -> None:
-    for folder in committed(root)[:-keep]:
-        _discard(folder)
+def best(root: str, metric: str, mode: Literal["min", "max"]) -> str | None:
+    """The folder of the committed checkpoint with the best ``metric`` in its state, the oldest of equals, or None."""
+    return _best({folder: _metric(folder, metric) for folder in committed(root)}, mode)
 
 
-def _discard(folder: str) -> None:
-    store.remove_folder(folder, first=_COMMIT)  # half a folder must not pass for a checkpoint
+def _best(values: Mapping[str, float | None], mode: Literal["min", "max"]) -> str | None:
+    known = {folder: value for folder, value in values.items() if value is not None and math.isfinite(value)}
+    # The oldest of equals: later ones may only carry a number on that was measured before them.
+    return (min if mode == "min" else max)(known, key=lambda folder: known[folder], default=None)
+
+
+def _metric(folder: str, name: str) -> float | None:
+    value = read_state(folder)["state"].get("metrics", {}).get(name)
+    return None if value is None else float(value)
+
+
+def step_of(folder: str) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(folder.rstrip("/").rsplit("-", 1)[1])
 
 
 def read_state(folder: str) -> dict[str, Any]:
     """The record of a checkpoint: its step, parts and state."""
-    record: dict[str, Any] = json.loads(store.read_bytes(store.join(folder, _COMMIT)))
-    if record.get("format") != FORMAT:
-        raise V2FError(f"{folder}: checkpoint format {record.get('format')!r}, this version of v2f reads {FORMAT}")
+    content = store.read_bytes(store.join(folder, COMMIT))
+    try:
+        record: dict[str, Any] = json.loads(content)
+        known = record.get("format")
+    except (ValueError, AttributeError):
+        raise _damaged(folder, COMMIT, "it is no JSON record") from None
+    if known != FORMAT:
+        raise V2FError(f"{folder}: checkpoint format {known!r}, this version of v2f reads {FORMAT}")
     return record
 
 
 def load(folder: str, wanted: Callable[[str], bool] = lambda name: True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All ``wanted`` tensors of a committed checkpoint, on the CPU, and its state. Checksums are verified."""
+    """All ``wanted`` tensors of a committed checkpoint, on the CPU, and its state. Checksums are verified.
+
+    Each part is read once; above the tensors this takes the memory of about one part.
+    """
     record = read_state(folder)
     tensors: dict[str, Tensor] = {}
     for part in record["parts"]:
-        payload = store.read_bytes(store.join(folder, part["name"]))
-        if hashlib.sha256(payload).hexdigest() != part["sha256"]:
-            raise V2FError(
-                f"{folder}/{part['name']}: damaged (its SHA-256 differs); remove the folder to use an older one"
-            )
+        payload = read_part(folder, part)
         tensors |= {name: t for name, t in safetensors.torch.load(payload).items() if wanted(name)}
+        del payload  # before the next one comes
     return tensors, record["state"]
+
+
+def read_part(folder: str, part: Mapping[str, Any]) -> bytes:
+    """The content of a part that a record names; V2FError, with the way out, if it is not what was written."""
+    path = store.join(folder, part["name"])
+    try:
+        payload = store.read_bytes(path)
+    except store.UnreachableError:
+        raise
+    except V2FError:
+        if store.exists(path):
+            raise
+        raise _damaged(folder, part["name"], "it is not there") from None
+    if len(payload) != part["bytes"]:
+        raise _damaged(folder, part["name"], f"it has {len(payload)} bytes of {part['bytes']}")
+    if hashlib.sha256(payload).hexdigest() != part["sha256"]:
+        raise _damaged(folder, part["name"], "its SHA-256 differs")
+    return payload
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a file says of one tensor of it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def read_header(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
+    """What is in a safetensors file, and the notes that it carries, without reading the tensors."""
+    length = int.from_bytes(store.read_range(path, 0, 8), "little")
+    try:
+        if length > _LARGEST_HEADER:
+            raise ValueError(length)
+        header = json.loads(store.read_range(path, 8, length))
+        notes = header.pop("__metadata__", {})
+        entries = {
+            name: Entry(about["dtype"], tuple(about["shape"]), about["data_offsets"][1] - about["data_offsets"][0])
+            for name, about in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise V2FError(f"{path}: no safetensors file; it was cut or damaged, copy it anew") from None
+    return entries, notes
+
+
+def _damaged(folder: str, name: str, why: str) -> V2FError:
+    root, _, own = folder.rstrip("/").rpartition("/")
+    older = [each.rsplit("/", 1)[1] for each in committed(root) if step_of(each) < step_of(own)]
+    way = f"remove it to go on from {older[-1]}" if older else "there is no older one"
+    more = f" (older still: {', '.join(reversed(older[:-1]))})" if len(older) > 1 else ""
+    return V2FError(f"{folder}/{name}: damaged ({why}); {way}{more}")
+
+
+def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], patience_s: float = 60.0) -> None:
+    """Refuse, on all ranks alike, a folder that not all of them see and can write; collective.
+
+    Each writes a file, and looks for everyone's for ``patience_s``: a network file system may show them late.
+    """
+    attempt = gather(secrets.token_hex(4))[0]
+    own, failure = store.join(root, f".shared-{attempt}-{rank}"), None
+    try:
+        store.write_bytes(own, socket.gethostname().encode())
+    except V2FError as error:
+        failure = str(error)
+    failures = gather(failure)
+    absent: list[int] = []
+    listed: list[str] = []
+    if not any(failures):
+        deadline = time.monotonic() + patience_s
+        while True:
+            listed = store.names(root)
+            absent = [other for other in range(len(failures)) if f".shared-{attempt}-{other}" not in listed]
+            if not absent or time.monotonic() >= deadline:
+                break
+            time.sleep(0.5)
+    seen = gather((socket.gethostname(), absent))
+    if failure is None:
+        store.remove(own)
+    for name in listed if rank == 0 else []:
+        if name.startswith(".shared-") and not name.startswith(f".shared-{attempt}-"):  # a start was killed here
+            store.remove(store.join(root, name))
+    for other, told in enumerate(failures):
+        if told:
+            raise V2FError(f"rank {other} cannot write where the run is to be: {told}")
+    for other, (host, missing) in enumerate(seen):
+        if missing:
+            raise V2FError(
+                f"{root}: not one folder for all ranks: rank {other} on {host} does not see what rank {missing[0]} on "
+                f"{seen[missing[0]][0]} writes there; set out= to a shared folder or an s3:// prefix"
+            )
 
 
 def module_tensors(system: System, prefix: str = "model") -> dict[str, Tensor]:
@@ -154,6 +418,15 @@ def restore_weights(folder: str, system: System, *, ema: bool) -> None:
         averages = {"model/" + n.removeprefix("ema/"): t for n, t in tensors.items() if n.startswith("ema/")}
         targets = module_tensors(system)
         fill({name: targets[name] for name in averages}, averages, folder)
+
+
+def restore_export(path: str, system: System) -> None:
+    """Load what the system trains from one file of ``v2f checkpoint export``, as strictly."""
+    try:
+        tensors = safetensors.torch.load(store.read_bytes(path))
+    except safetensors.SafetensorError:
+        raise V2FError(f"{path}: no safetensors file; it was cut or damaged, copy it anew") from None
+    fill(module_tensors(system), {f"model/{name}": tensor for name, tensor in tensors.items()}, path)
 
 
 def fill(targets: Mapping[str, Tensor], source: Mapping[str, Tensor], where: str) -> None:

@@ -17,7 +17,7 @@ _RUN = "a run: its folder, its s3:// prefix, or its MLflow run id"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted."""
+    """Run one command: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted; see train."""
     parser = _parser()
     args, others = parser.parse_known_args(arguments)
     if "overrides" in args and all("=" in each and not each.startswith("-") for each in others):
@@ -34,6 +34,13 @@ def _parser() -> argparse.ArgumentParser:
 
     train.arguments(_verb(verbs, "train", train.run, "train a system (what v2f/train.py does, on one process)"))
 
+    launch = _verb(
+        verbs, "exec", _exec, "run a launcher so that stopping it saves, and its exit code tells why it ended"
+    )
+    launch.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="LAUNCHER ...", help="torchrun or accelerate launch"
+    )
+
     evaluate = _verb(verbs, "eval", _eval, "measure a run on seen and unseen people; writes eval.json into it")
     evaluate.add_argument("run_path", metavar="RUN", help=_RUN)
     evaluate.add_argument("--data", metavar="PATH", help="another data set than the run's own")
@@ -47,6 +54,25 @@ def _parser() -> argparse.ArgumentParser:
 
     report = _verb(verbs, "report", _report, "write a run's page: references beside faces, curves, retrieval")
     report.add_argument("run_path", metavar="RUN", help="a run's folder")
+
+    track = _verb(verbs, "track", _track, "deliver to MLflow what it has missed of a run that is over")
+    track.add_argument("run_path", metavar="RUN", help="a run: its folder or its s3:// prefix")
+
+    checkpoints = verbs.add_parser(
+        "checkpoint", help="look at a run's checkpoints, check and export them", description="Look at checkpoints."
+    )
+    below = checkpoints.add_subparsers(title="verbs", required=True, metavar="VERB")
+    shown = _verb(below, "show", _checkpoint_show, "list a run's checkpoints, or what is in one of them")
+    checked = _verb(below, "verify", _checkpoint_verify, "check every byte, name and number of the checkpoints")
+    for verb in (shown, checked):
+        verb.add_argument("target", metavar="RUN|FOLDER", help=f"{_RUN}; or the folder of one checkpoint")
+    export = _verb(below, "export", _checkpoint_export, "write one checkpoint for inference, with a model card")
+    export.add_argument("run_path", metavar="RUN", help=_RUN)
+    export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder or s3:// prefix")
+    export.add_argument(
+        "--checkpoint", type=_which, default="latest", metavar="best|latest|STEP", help="which; default: latest"
+    )
+    export.add_argument("--raw", action="store_true", help="the weights themselves instead of their moving averages")
 
     shards = verbs.add_parser("shards", help="make and keep data sets", description="Make and keep data sets.")
     below = shards.add_subparsers(title="verbs", required=True, metavar="VERB")
@@ -117,7 +143,21 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _which(text: str) -> str | int:
+    if text in ("best", "latest"):
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither best nor latest nor a step")
+    return int(text)
+
+
 # Imports stand in the verbs: `--help` must not wait for torch.
+
+
+def _exec(args: argparse.Namespace) -> int:
+    from v2f.supervise import supervise
+
+    return supervise(args.command[1:] if args.command[:1] == ["--"] else args.command)
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -138,6 +178,35 @@ def _report(args: argparse.Namespace) -> None:
     from v2f.web.report import report
 
     print(report(args.run_path))
+
+
+def _track(args: argparse.Namespace) -> None:
+    from v2f.folder import RunFolder
+    from v2f.run import Run
+    from v2f.tracking import deliver
+
+    folder = RunFolder(Run.open(args.run_path).path)
+    folder.fetch("track")
+    deliver(str(folder.local))
+    folder.publish()
+
+
+def _checkpoint_show(args: argparse.Namespace) -> None:
+    from v2f.checkpoint_commands import show
+
+    show(args.target)
+
+
+def _checkpoint_verify(args: argparse.Namespace) -> int:
+    from v2f.checkpoint_commands import verify
+
+    return 1 if verify(args.target) else 0
+
+
+def _checkpoint_export(args: argparse.Namespace) -> None:
+    from v2f.checkpoint_commands import export
+
+    export(args.run_path, args.output, args.checkpoint, raw=args.raw)
 
 
 def _pack(args: argparse.Namespace) -> None:

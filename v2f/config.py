@@ -5,6 +5,7 @@ file that spells a whole run. Nothing here knows what is configured.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from v2f.errors import V2FError
 
 C = TypeVar("C", bound="Config")
+
+_USER = re.compile(r"(\w[\w+.-]*)://([^/\s@]*)@")
+_SECRET_KEY = re.compile(
+    r"[?&]([\w.-]*(?:password|passwd|pwd|secret|token|signature|credential|api_?key|access_?key)[\w.-]*)=", re.I
+)
+_SECRET_VARIABLE = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY")
+_DATABASE = re.compile(r"(postgres|postgresql|mysql|mssql|oracle)(\+\w+)?", re.I)
 
 
 class Config(BaseModel):
@@ -80,6 +88,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     result = _copy(values)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
+        assignment = without_credentials(assignment)  # from here on only shown
         if not equals or not key or any(not part for part in key.split(".")):
             raise V2FError(f"{assignment!r}: an override is written dotted.key=value, for example data.batch=32")
         *parents, last = key.split(".")
@@ -100,10 +109,46 @@ def build(cls: type[C], values: Any, where: str, under: str = "") -> C:
 
     ``under``: the group that ``cls`` stands in, such as ``system.``, for the keys in that line.
     """
+    _refuse_credentials(values, where, under)
     try:
         return cls.model_validate(values)
     except ValidationError as error:
         raise V2FError(_explain(cls, error, where, under)) from error
+
+
+def without_credentials(text: str) -> str:
+    """A text of unknown origin as it may be shown: without users and queries of addresses, what a request is authorized
+    by, and what the environment keeps as a password, key or token."""
+    text = re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1?***", _USER.sub(r"\1://***@", text))
+    text = re.sub(r"\b(Basic|Bearer) [\w.~+/=-]+", r"\1 ***", text)
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_VARIABLE.search(name):
+            text = text.replace(value, "***")
+    return text
+
+
+def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
+    """A configuration is written into the run's folder, every checkpoint and the tracker, and is no place for a secret.
+
+    The user of a database may stand in its address, a password may not.
+    """
+    if isinstance(values, dict):
+        for key, value in values.items():
+            _refuse_credentials(value, where, f"{prefix}{key}.")
+    elif isinstance(values, list):
+        for number, value in enumerate(values):
+            _refuse_credentials(value, where, f"{prefix}{number}.")
+    elif isinstance(values, str):
+        user = _USER.search(values)
+        if (user and not (_DATABASE.fullmatch(user[1]) and ":" not in user[2])) or (
+            "://" in values and _SECRET_KEY.search(values)
+        ):
+            raise V2FError(
+                f"{where}: {prefix.rstrip('.')}: an address carries no credentials; put them into the environment: "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) for a tracking "
+                "server, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) for s3://, PGPASSWORD for "
+                "PostgreSQL"
+            )
 
 
 def dump_yaml(config: Config) -> str:

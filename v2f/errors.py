@@ -12,9 +12,12 @@ class V2FError(Exception):
     shown with ``--debug`` only. Say what is wrong, where (file, shard, sample, key) and the way out.
     """
 
+    again = False
+    """Whether starting again, with nothing changed, may help."""
 
-def guarded(command: Callable[[], int | None], *, debug: bool) -> int:
-    """Run a command; its exit code: 0 done, 1 a mistake that one line explains, 130 interrupted."""
+
+def guarded(command: Callable[[], int | None], *, debug: bool, mistake: int = 1) -> int:
+    """Run a command; its exit code: 0 done, ``mistake`` one that a line explains, 1 it broke, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return command() or 0
@@ -22,7 +25,7 @@ def guarded(command: Callable[[], int | None], *, debug: bool) -> int:
         if debug:
             raise
         print(f"v2f: {error}", file=sys.stderr)
-        return 1
+        return 1 if error.again else mistake
     except KeyboardInterrupt:
         print("v2f: interrupted", file=sys.stderr)
         return 130

@@ -6,6 +6,9 @@ stand chance, the upper bounds of the synthetic world, and what the frozen nets 
 
     samples -> faces, photos -> identity embeddings + perceptual features -> lines of numbers -> eval.json, a table
 
+A system that makes faces from noise is measured on the first of the splits alone: as many generated pictures as there
+are people, and as many photos of trained people, each beside the photos that were held out.
+
 The nets always see batches of one size, the last one filled up, and everything after them is in float64 over whole
 sets: the table is a function of run and data, not of how the data were read (promise 5).
 
@@ -28,10 +31,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from v2f import checkpoint, metrics, store
+from v2f import metrics, store
 from v2f.config import build
 from v2f.data.loader import read_usable
-from v2f.data.manifest import Dataset, Split, open_dataset
+from v2f.data.manifest import Dataset, Split, open_dataset, read_manifest
+from v2f.data.mix import union_fingerprint
 from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, Photo, square
 from v2f.errors import V2FError
@@ -47,6 +51,11 @@ _HELD_EQUAL = 20
 _EXPLAINED = (
     "identity: distance of different people's faces over that of their photos (0: one face for everyone); nearest and "
     "energy: distance of the pictures from real ones (1 and 0: none)"
+)
+_EXPLAINED_PICTURES = (
+    "Frechet: distance of the distributions in the identity net's features, which falls with the number of pictures; "
+    "nearest and energy: distance from the photos in the perceptual net's (1 and 0: none); variety, over that of the "
+    "photos: mean distance in pixels, distance to the nearest other picture, distance between people (1: as photos)"
 )
 
 
@@ -133,27 +142,47 @@ def evaluate(
     if result["stand_ins"]:
         nets = ", ".join(result["stand_ins"])
         console.print(f"stand-ins, so that these numbers hold for the synthetic world only: {nets}")
-    if result["data"]["trained_on"] not in (None, dataset.fingerprint):
-        console.print(f"note: {dataset.root} is not the data set that {run.config.name} was trained on")
-    for name in splits:
-        clips = gather(dataset.split(name), system, limit=limit, console=console)
-        with console.status(f"{name}: upper bounds and distances"):
-            result["splits"][name] = _measure(name, clips, dataset, system)
-        show(name, result, console)
-    console.print(_EXPLAINED, style="dim")
+    if dataset.fingerprint not in trained_on(run, dataset):
+        what = "known to be one of the data sets" if run.config.data.mix else "the data set"
+        console.print(f"note: {dataset.root} is not {what} that {run.config.name} was trained on")
+    if from_noise(system):
+        name = splits[0]
+        result["splits"][name] = _measure_pictures(run, dataset, name, system, limit)
+        show_pictures(name, result, console)
+        console.print(_EXPLAINED_PICTURES, style="dim")
+    else:
+        for name in splits:
+            clips = gather(dataset.split(name), system, limit=limit, console=console)
+            with console.status(f"{name}: upper bounds and distances"):
+                result["splits"][name] = _measure(name, clips, dataset, system)
+            show(name, result, console)
+        console.print(_EXPLAINED, style="dim")
     text = json.dumps(_finite(result), indent=1, ensure_ascii=False, allow_nan=False)
     store.write_bytes(store.join(run.path, FILE), text.encode() + b"\n")
     console.print(f"written: {store.join(run.path, FILE)}")
     return cast(dict[str, Any], json.loads(text))
 
 
+def trained_on(run: Run, dataset: Dataset) -> list[str]:
+    """Fingerprints of the data sets that ``run`` was trained on; of a mix, of which the run keeps one for all together,
+    those that lie there now, if they are still the same. ``dataset`` is taken for trained on where nothing is known."""
+    data, kept = run.config.data, run.info.get("fingerprint", dataset.fingerprint)
+    if data.mix is None or kept == dataset.fingerprint:
+        return [kept]
+    try:
+        there = [read_manifest(source.path).fingerprint for source in data.mix]
+    except V2FError:
+        return []
+    splits = [f"{of}/{source.split or data.split}" for of, source in zip(there, data.mix, strict=True)]
+    return there if union_fingerprint(splits) == kept else []
+
+
 def about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, Any]:
     """What was measured, on which data, with what: without it a number means nothing."""
-    found = checkpoint.latest(store.join(run.path, "checkpoints"))
     provenance = dataset.manifest.provenance
     return {
         "run": run.config.name,
-        "step": checkpoint.read_state(found)["step"] if found else None,
+        "step": run.step,
         "stand_ins": list(getattr(system, "stand_ins", [])),
         "weights": dict(getattr(system, "weights", {})),
         "data": {
@@ -170,18 +199,24 @@ def about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, 
     }
 
 
+def from_noise(system: System) -> bool:
+    """Whether the system makes its pictures of nobody in particular."""
+    return {"noise", "image"} <= system.transforms().keys()
+
+
 # ------------------------------------------------------------------------------------------------ the nets
 
 
 def gather(split: Split, system: System, *, limit: int | None, console: Console) -> Clips:
     """Everything that evaluation wants of a split, in one pass over its samples."""
-    transforms = dict(system.transforms())
-    photo = transforms.get("image")
-    if not isinstance(photo, Photo) or "wav" not in transforms:
+    read = system.transforms()
+    photo = read.get("image")
+    if not isinstance(photo, Photo) or "wav" not in read:
         raise V2FError(
-            f"this system reads {', '.join(transforms)}; only systems that make faces from voices are evaluated"
+            f"this system reads {', '.join(read)}; only systems that make faces from voices or noise are evaluated"
         )
-    transforms["other"] = OtherPhoto(photo.size)
+    # not what only the losses want, such as codes: another data set need not hold that
+    transforms = {"wav": read["wav"], "image": photo, "other": OtherPhoto(photo.size)}
     if isinstance(world_of(split.dataset), World):
         transforms["voice"] = Factors("voice")
     clips, people = Clips(), dict[int, int]()
@@ -413,6 +448,69 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+# ------------------------------------------------------------------------------------- pictures from noise
+
+
+def _measure_pictures(run: Run, dataset: Dataset, name: str, system: System, limit: int | None) -> dict[str, Any]:
+    """All numbers of a system that makes pictures from noise; ``limit``: people."""
+    left_out: list[str] = []
+    held_out = people_of(dataset.split(name), system, limit, left_out)
+    if held_out is None:
+        raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first: {left_out[0]}")
+    photos, noise_NZ = held_out
+    sets = {"generated": in_batches(lambda noise: _drawn(system, noise), noise_NZ, device_of(system))}
+    notes = []
+    if run.config.data.split in dataset.splits:
+        others = people_of(dataset.split(run.config.data.split), system, len(photos), [])
+        if others is not None:
+            sets["trained"] = in_batches(lambda img: _seen(system, img), others[0], device_of(system))
+    else:
+        notes.append(f"no split {run.config.data.split!r} here: nothing to say what other photos would measure")
+    real = in_batches(lambda img: _seen(system, img), photos, device_of(system))
+    if len(photos) <= real[1].shape[1]:
+        notes.append(
+            f"{len(photos)} people are few for {real[1].shape[1]} features: the Frechet distance means something only "
+            "beside that of other photos"
+        )
+    lines: dict[str, Any] = {}
+    for line, (pixels_MP, emb_MD, drawn_MF) in sets.items():
+        lines[line] = {
+            "frechet": metrics.frechet_distance(emb_MD, real[1]),
+            "picture": metrics.picture_distance(drawn_MF, real[2]).as_dict(),
+            **metrics.variety_meters(made=pixels_MP, real=real[0], made_identity=emb_MD, real_identity=real[1]),
+        }
+    return {
+        "what": SPLITS[name],
+        "people": len(photos),
+        "left_out": {"samples": len(left_out), "first": left_out[:5]},
+        "lines": lines,
+        "verdict": metrics.mode_collapse(lines["generated"]),
+        "notes": notes,
+    }
+
+
+def people_of(split: Split, system: System, limit: int | None, left_out: list[str]) -> tuple[Tensor, Tensor] | None:
+    """Photo [N,3,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people; None: of nobody."""
+    read = {name: transform for name, transform in system.transforms().items() if name in ("image", "noise")}
+    firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:limit]
+    batches = list(read_usable(split, read, _BATCH, left_out, samples=firsts.tolist()))
+    if not batches:
+        return None
+    return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["noise"] for batch in batches])
+
+
+def _drawn(system: System, noise_BZ: Tensor) -> tuple[Tensor, ...]:
+    """Of noise: the generated pictures' pixels, identity embeddings and perceptual features."""
+    made_B3HW = system.sample({"noise": noise_BZ})["face"]
+    return (made_B3HW.flatten(1), *_judged(system, made_B3HW))
+
+
+def _seen(system: System, img_B3HW: Tensor) -> tuple[Tensor, ...]:
+    """As :func:`_drawn`, of uint8 photos."""
+    picture_B3HW = to_picture(img_B3HW)
+    return (picture_B3HW.flatten(1), *_judged(system, picture_B3HW))
+
+
 # ----------------------------------------------------------------------------------------------- the table
 
 
@@ -425,6 +523,8 @@ def title(line: str, strongest: str | None) -> str:
         "strongest": f"knows only the strongest factor ({strongest})",
         "generator": "other photo through the generator",
         "photo": "other photo itself",
+        "generated": "generated (this run)",
+        "trained": "photos of trained people",
         "chance": "chance",
     }[line]
 
@@ -459,6 +559,11 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
             f"{held['factor']} held equal (galleries of the {held['gallery']} people nearest in it), R@1 %: "
             f"chance {100 * held['chance']['R@1']:.1f}, {shown}"
         )
+    _tell(split, console)
+
+
+def _tell(split: dict[str, Any], console: Console) -> None:
+    """What was left out, the notes and the verdict, below the table of a split."""
     left_out = split["left_out"]
     if left_out["samples"]:
         console.print(f"left out: {left_out['samples']} samples that cannot be used, the first: {left_out['first'][0]}")
@@ -466,6 +571,27 @@ def show(name: str, result: dict[str, Any], console: Console) -> None:
         console.print(f"note: {note}")
     if split["verdict"]:
         console.print(split["verdict"], style="bold red")
+
+
+def show_pictures(name: str, result: dict[str, Any], console: Console) -> None:
+    """Print the table of a system that makes pictures from noise."""
+    split = result["splits"][name]
+    heading = f"{name}: {split['what']}, as many pictures as people: {split['people']}"
+    table = Table(title=heading, title_justify="left")
+    table.add_column("against the photos of these people")
+    for column in ("Frechet", "nearest", "energy", "variety", "to the nearest", "between people"):
+        table.add_column(column, justify="right")
+    for line, numbers in split["lines"].items():
+        table.add_row(
+            title(line, None),
+            _number(numbers["frechet"], 3),
+            _number(numbers["picture"]["nearest"], 2),
+            _number(numbers["picture"]["energy"], 3),
+            *[_number(numbers[key], 2) for key in ("variety", "variety_nearest", "variety_identity")],
+            style="bold" if line == "generated" else None,
+        )
+    console.print(table)
+    _tell(split, console)
 
 
 def percent(interval: dict[str, float] | None) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from v2f import __version__, checkpoint, store
+from v2f import __version__, store
 from v2f.data.audio import UnusableError, decode_voice
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
@@ -107,14 +107,13 @@ def face_of(system: System, wav_WT: Tensor, size: int | None = None) -> Tensor:
 
 def provenance(run: Run, system: System) -> dict[str, str]:
     """What a face of ``run`` should carry with it: what it is, and what made it."""
-    found = checkpoint.latest(store.join(run.path, "checkpoints"))
     stand_ins: list[str] = getattr(system, "stand_ins", [])
     return {
         "Title": "A face estimated from a voice, not a photograph",
         "Disclaimer": DISCLAIMER,
         "Software": f"v2f {__version__}",
         "Run": run.config.name,
-        "Step": str(checkpoint.read_state(found)["step"]) if found else "unknown",
+        "Step": str(run.step if run.step is not None else "unknown"),
         "Stand-ins": ", ".join(stand_ins) or "none",
     }
 

@@ -5,7 +5,7 @@ reference, ``y^`` the output; a gradient flows to the output only. The cropped l
 (:func:`v2f.nn.face_box`). Sources: *Voice Styled Face* (a master's thesis, 2022) for the list, pSp (Richardson et al.
 2021, arXiv 2008.00951, section 3.2 and its code) for what it leaves open.
 
-Letters: B batch, C channels, H/W pixels, L styles, D style width.
+Letters: B batch, C channels, H/W pixels, L styles, D style width, E embedding.
 """
 
 from collections.abc import Callable
@@ -48,14 +48,13 @@ def perceptual(net: Perceptual, output: Tensor, reference: Tensor) -> Tensor:
     return net.distance(output, reference.detach())
 
 
-def identity(net: Embedder, output: Tensor, reference: Tensor) -> Tensor:
-    """``1 - cos(R(y^), R(y))`` with a frozen identity net R: pictures [B,3,H,W] -> [B] in [0,2].
+def identity(net: Embedder, output: Tensor, reference_BE: Tensor) -> Tensor:
+    """``1 - cos(R(y^), R(y))`` with a frozen identity net R: pictures [B,3,H,W] and embeddings R(y) [B,E] -> [B] in
+    [0,2].
 
     R crops and pools as it needs; pSp's, IR-SE50, sees the face box at 112 px (:class:`v2f.nn.frozen.FaceIdentity`).
     """
-    with torch.no_grad():
-        target = net(reference)
-    return 1 - torch.cosine_similarity(net(output), target, dim=1)
+    return 1 - torch.cosine_similarity(net(output), reference_BE.detach(), dim=1)
 
 
 def w_norm(w_BLD: Tensor, mean_w: Tensor) -> Tensor:

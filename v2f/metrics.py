@@ -254,6 +254,104 @@ def verdict(meters: Mapping[str, float]) -> str | None:
     return None
 
 
+def variety_meters(*, made: Numbers, real: Numbers, made_identity: Numbers, real_identity: Numbers) -> dict[str, float]:
+    """How much M generated pictures differ from each other, over how much as many real ones do: 1 is like real ones.
+
+    ``made`` and ``real``: pixels [M, P], each real one another person's; the others: identity embeddings [M, D].
+    ``variety`` is the ratio of mean distances in pixels, ``variety_identity`` that of 1 - cos. A generator with a few
+    different pictures has both; ``variety_nearest``, the ratio of mean distances to the *nearest other* picture, sees
+    that they repeat. NaN with fewer than two pictures.
+    """
+    if len(made) < 2:  # type: ignore[arg-type]
+        return dict.fromkeys(("variety", "variety_nearest", "variety_identity"), float("nan"))
+    made_mean, made_nearest = _spread(_floats(made))
+    real_mean, real_nearest = _spread(_floats(real))
+    return {
+        "variety": ratio(made_mean, real_mean),
+        "variety_nearest": ratio(made_nearest, real_nearest),
+        "variety_identity": ratio(identity_distance(made_identity), identity_distance(real_identity)),
+    }
+
+
+def _spread(rows_MD: Floats) -> tuple[float, float]:
+    """Mean Euclidean distance of two different rows, and of a row to its nearest other."""
+    apart_MM = _distances(rows_MD, rows_MD)
+    np.fill_diagonal(apart_MM, np.inf)
+    return float(apart_MM[np.isfinite(apart_MM)].mean()), float(apart_MM.min(1).mean())
+
+
+def mode_collapse(meters: Mapping[str, float]) -> str | None:
+    """Whether pictures with the meters of :func:`variety_meters` hardly differ or repeat, in words."""
+    variety, nearest = (meters.get(name, float("nan")) for name in ("variety", "variety_nearest"))
+    people = meters.get("variety_identity", float("nan"))
+    alike = [
+        f"{100 * value:.0f} % of the distance {what}"
+        for value, limit, what in (
+            (variety, 0.1, "in pixels"),
+            (people, 0.15, "between people"),
+            (nearest, 0.25 * variety, "to the nearest other"),  # not because all are pale, but because some are equal
+        )
+        if value < limit
+    ]
+    return (
+        f"MODE COLLAPSE: the generated pictures repeat themselves ({', '.join(alike)} of real ones)" if alike else None
+    )
+
+
+_RECENT = 20  # points that a verdict looks at; with half of them it begins
+_SWING = 0.25
+_GAN_LOSSES = ("generator/total", "discriminator/total", "discriminator/accuracy_real", "discriminator/accuracy_fake")
+
+
+def gan_verdict(
+    meters: Mapping[str, float], history: Mapping[str, Sequence[float]], *, least: float = 0.0
+) -> str | None:
+    """What goes wrong between a generator and a discriminator, by name; None: nothing is seen.
+
+    ``meters`` of :func:`variety_meters`; ``history``: the logged means of ``loss/generator/total`` and of
+    ``loss/discriminator/{total,accuracy_real,accuracy_fake}``. ``least``: the loss of a discriminator that knows all,
+    above zero where labels are smoothed. *Mode collapse*: the pictures hardly differ, or repeat, or the generator's
+    loss swings to and fro, as it does where it moves all its pictures from one mode to the next. *Not converging*: the
+    discriminator tells everything apart, so that it teaches the generator nothing any more, or is worse than a guess
+    (2 log 2). Nothing is said of the first points: every generator begins with one grey picture. On healthy runs of
+    the synthetic world the discriminator's loss stayed above 0.13 and the swing below 0.1.
+    """
+    logged = {name: np.array([*history.get(f"loss/{name}", ())][-_RECENT:]) for name in _GAN_LOSSES}
+    if any(len(values) < _RECENT // 2 for values in logged.values()):
+        return None
+    deceive, discriminate, right_real, right_fake = logged.values()
+    troubles = []
+    swing, low, high = to_and_fro(deceive), deceive.min(), deceive.max()
+    swings = f"the generator's loss swings between {low:.2g} and {high:.2g}"
+    collapse = mode_collapse(meters)
+    if collapse:
+        troubles.append(f"{collapse}; {swings}" if swing > _SWING else collapse)
+    elif swing > _SWING:
+        troubles.append(f"MODE COLLAPSE threatens: {swings}, though the pictures still differ")
+    half = _RECENT // 2
+    loss = discriminate[-half:].mean() - least
+    shares = right_real[-half:].mean(), right_fake[-half:].mean()
+    if loss < 0.05 and min(shares) > 0.98:
+        grown = history["loss/generator/total"][0], deceive[-half:].mean()
+        troubles.append(
+            f"NOT CONVERGING: the discriminator has won (its loss is {loss:.2g} above the least there is; right on "
+            f"{100 * shares[0]:.0f} % of the photos and {100 * shares[1]:.0f} % of the generated pictures)"
+            + (f", the generator's loss grew from {grown[0]:.2g} to {grown[1]:.2g}" if grown[1] > grown[0] else "")
+        )
+    elif discriminate[-half:].mean() > 1.1 * 2 * np.log(2):
+        troubles.append(
+            f"NOT CONVERGING: the discriminator is worse than a guess (its loss is {discriminate[-half:].mean():.2g}, "
+            "a guess has 1.4); the rates are too high, or the generator's is too high for it"
+        )
+    return "; ".join(troubles) or None
+
+
+def to_and_fro(values: Floats) -> float:
+    """How far a curve goes to and fro: its path less its gain, a point, over its mean size; 0: it is monotone."""
+    path = np.abs(np.diff(values)).sum() - abs(values[-1] - values[0])
+    return float(path / (len(values) * np.abs(values).mean())) if np.abs(values).any() else 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class PictureDistance:
     """How far pictures are from real ones in a perceptual net's features; see :func:`picture_distance`."""
@@ -296,6 +394,27 @@ def picture_distance(made_MD: Numbers, real_ND: Numbers) -> PictureDistance:
         nearest=ratio(float(cross_MN.min(1).mean()), float(within_NN.min(1).mean())),
         energy=float((2 * across - pairs_made - pairs_real) / (2 * across)) if across > 0 else 0.0,
     )
+
+
+def frechet_distance(made_MD: Numbers, real_ND: Numbers) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of the means and covariances of two sets (Heusel et al. 2017, eq. 6).
+
+    It falls with the number of rows, so compare it with that of other real pictures, as many (Binkowski et al. 2018,
+    section 4). NaN with fewer than two rows on a side.
+    """
+    made, real = _floats(made_MD), _floats(real_ND)
+    if len(made) < 2 or len(real) < 2:
+        return float("nan")
+    one, other = np.cov(made, rowvar=False), np.cov(real, rowvar=False)
+    # the trace of (C C')^(1/2) is the sum of the singular values of C^(1/2) C'^(1/2)
+    crossed = np.linalg.svd(_root(one) @ _root(other), compute_uv=False).sum()
+    apart = ((made.mean(0) - real.mean(0)) ** 2).sum()
+    return max(0.0, float(apart + np.trace(one) + np.trace(other) - 2 * crossed))
+
+
+def _root(covariance_DD: Floats) -> Floats:
+    values, vectors = np.linalg.eigh(covariance_DD)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
 def _distances(a_MD: Floats, b_ND: Floats) -> Floats:

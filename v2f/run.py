@@ -1,7 +1,9 @@
 """A run's whole configuration, and the way from RUN (a folder, an s3:// prefix, an MLflow run id) to its parts.
 
 Data flow: recipe.yaml + overrides -> :class:`RunConfig` -> ``OUT/config.yaml`` (resolved) beside
-``OUT/run.json`` (what identifies the run), ``OUT/checkpoints/``, ``OUT/metrics.jsonl`` and ``OUT/eval.json``.
+``OUT/run.json`` (what identifies the run), ``OUT/checkpoints/``, ``OUT/metrics.jsonl``, ``OUT/starts.jsonl`` (when,
+from which step, on how many ranks it was started) and ``OUT/eval.json``. An export of ``v2f checkpoint export`` is a
+run, too: ``config.yaml`` and the weights of one checkpoint, ``model.safetensors``.
 """
 
 import json
@@ -21,6 +23,8 @@ from v2f.system import System
 from v2f.systems import SYSTEMS
 from v2f.tracking import folder_of
 
+MODEL = "model.safetensors"
+NOTES = "v2f"  # what identifies an exported run, in the notes that its weights carry
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -71,11 +75,19 @@ class DataConfig(Config):
         return self.mix[0].path if self.mix else str(self.path)
 
 
+class BestConfig(Config):
+    """What makes a checkpoint the best one."""
+
+    metric: str = Field(description="a meter of the validation, as in metrics.jsonl without valid/")
+    mode: Literal["min", "max"] = "max"
+
+
 class TrainConfig(Config):
     """How long, in which precision, cut how."""
 
     steps: int = Field(gt=0, description="optimizer steps of the first phase, in all")
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    strategy: Literal["auto", "ddp", "zero1", "zero2"] = Field("auto", description="auto: as the launcher says, or DDP")
     micro_batch: int | None = Field(None, gt=0, description="samples a forward pass of one rank; null: all it has")
     threads: int | None = Field(None, gt=0, description="CPU threads of each rank; null leaves torch's choice")
     log_every: int = Field(10, gt=0)
@@ -83,7 +95,14 @@ class TrainConfig(Config):
     validate_samples: int = Field(64, gt=1)
     checkpoint_every: int = Field(500, gt=0)
     keep: int = Field(2, ge=2, description="newest checkpoints kept; 1 would leave none while the next is written")
-    max_skipped: int = Field(10, gt=0, description="steps with non-finite numbers in a row that stop the run")
+    keep_every: int | None = Field(None, gt=0, description="also every checkpoint whose step this divides")
+    best: BestConfig | None = Field(None, description="also the best checkpoint by a meter of the validation")
+    max_skipped: int = Field(10, gt=0, description="steps skipped in a row for their numbers that stop the run")
+    spike_sigma: float | None = Field(
+        None, gt=0, description="skip a step whose gradient norm is so many deviations above its mean of 128 steps"
+    )
+    watchdog_minutes: float | None = Field(30.0, gt=0, description="leave when no step ends for so long; null: never")
+    sample_log: bool = Field(False, description="write into slots/ beside metrics.jsonl which sample each slot was")
 
 
 class TrackingConfig(Config):
@@ -179,16 +198,66 @@ class Run:
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """What identifies the run: MLflow run id, code version, data fingerprint, stand-ins."""
+        """What identifies the run: code version, data fingerprint, stand-ins; of an export also its step."""
         where = store.join(self.path, "run.json")
-        return json.loads(store.read_bytes(where)) if store.exists(where) else {}
+        if store.exists(where):
+            return dict(json.loads(store.read_bytes(where)))
+        return dict(json.loads(checkpoint.read_header(self._model)[1].get(NOTES, "{}"))) if self.exported else {}
 
-    def system(self, ema: bool = True) -> System:
-        """The trained system of the newest committed checkpoint, in eval mode; moving-average weights where kept."""
-        found = checkpoint.latest(store.join(self.path, "checkpoints"))
-        if found is None:
+    @cached_property
+    def exported(self) -> bool:
+        """Whether this is an export: the weights of one checkpoint, and no folder of checkpoints."""
+        return store.exists(self._model)
+
+    @property
+    def step(self) -> int | None:
+        """The step of the newest committed checkpoint, or that of an export."""
+        if self.exported:
+            return self.info.get("step")
+        found = checkpoint.latest(self._checkpoints)
+        return checkpoint.step_of(found) if found else None
+
+    def checkpoint(self, which: str | int = "latest") -> str:
+        """The folder of a committed checkpoint: ``latest``, ``best`` (by ``train.best``) or that of a step."""
+        if self.exported:
+            raise V2FError(f"{self.path}: an export holds the weights of one checkpoint and nothing to choose from")
+        folders = {checkpoint.step_of(folder): folder for folder in checkpoint.committed(self._checkpoints)}
+        if not folders:
             raise V2FError(f"{self.path}: no committed checkpoint yet; train it first: v2f/train.py --config ...")
+        if which == "latest":
+            return folders[max(folders)]
+        if which == "best":
+            best = self.config.train.best
+            if best is None:
+                raise V2FError(f"{self.path}: its train.best names no meter that a checkpoint could be the best by")
+            found, what = checkpoint.best(self._checkpoints, best.metric, best.mode), f"with a meter {best.metric!r}"
+        else:
+            found, what = folders.get(int(which)), f"of step {which}"
+        if found is None:
+            steps = ", ".join(map(str, folders))
+            raise V2FError(f"{self.path}: there is no checkpoint {what}, but those of step {steps}")
+        return found
+
+    def system(self, ema: bool = True, which: str | int = "latest") -> System:
+        """The trained system of a committed checkpoint (see :meth:`checkpoint`), in eval mode; with ``ema`` the
+        moving-average weights, where they are kept. An export has but one kind."""
+        if self.exported:
+            if which != "latest":
+                self.checkpoint(which)
+            system = build_system(self.config)
+            check_weights(system, self.info, self.path)
+            checkpoint.restore_export(self._model, system)
+            return system.eval()
+        found = self.checkpoint(which)
         system = build_system(self.config)
         check_weights(system, checkpoint.read_state(found)["state"], found)
         checkpoint.restore_weights(found, system, ema=ema)
         return system.eval()
+
+    @property
+    def _checkpoints(self) -> str:
+        return store.join(self.path, "checkpoints")
+
+    @property
+    def _model(self) -> str:
+        return store.join(self.path, MODEL)

@@ -49,6 +49,8 @@ _T = TypeVar("_T")
 class UnreachableError(V2FError):
     """The store failed at every attempt: of the object itself nothing is known."""
 
+    again = True
+
 
 @dataclass(frozen=True)
 class Statistics:

@@ -128,6 +128,14 @@ class System(nn.Module, abc.ABC):
     def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Numbers that show in minutes whether it collapses (promise 7), from the validation batches."""
 
+    def verdict(self, meters: Mapping[str, float], history: Mapping[str, Sequence[float]]) -> str | None:
+        """What is wrong with the training, in one line that begins with the trouble's name; None: nothing is seen.
+
+        ``meters`` are those of :meth:`meters`; ``history`` holds what the run has logged by name, oldest first, the
+        last 200 points at most: means over ``train.log_every`` steps, such as ``loss/PHASE/total``.
+        """
+        return None
+
     @abc.abstractmethod
     def transforms(self) -> dict[str, Transform]:
         """What it reads of a sample: name in the batch -> transform."""

@@ -1,39 +1,68 @@
 """Tracking that can never stop or stall a job (promise 6), and the only file here that knows MLflow.
 
-The training thread appends points to a spool, ``OUT/metrics.jsonl``, and goes on. A second thread reads the
-spool and hands it to MLflow, remembering in ``OUT/tracking.json`` how far it came; a server that is away is
-said once, and what it missed is delivered later, by the next start at the latest. So the folder always holds
-every point, with or without MLflow. A point whose step is already in the spool (a resumed run repeats the
-steps after its checkpoint, with the same values) is not written again.
+    training thread -- log() --> OUT/metrics.jsonl, the spool -- delivering thread --> MLflow
+                                 OUT/tracking.json: MLflow's run, and how much of the spool it has got (the mark)
+
+The training thread appends points to the spool and goes on; it never waits for MLflow, and what a full disk does not
+take waits in memory. A server that is away is said once; what it missed is delivered when it is back, by the next
+start, or by ``v2f track RUN``. So the folder always holds every point, with or without MLflow.
+
+A point (a name at a step) is delivered once. In the spool it stands once, since a step that is there already is not
+written again: a resumed run repeats the steps after its checkpoint. And MLflow is asked for the newest step that it
+has of each name, whenever a connection is made; points up to there are compared with its history before they are sent.
+So neither a kill between a delivery and the mark, nor an answer that is lost, nor a lost spool or mark doubles a point.
 
 Spool lines: ``{"kind", "step", "time", "samples", "metrics": {name: value}}`` or
 ``{"kind": "picture", "step", "time", "picture": file, "name"}``.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import math
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import uuid
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import psutil
+import torch
 
+from v2f import store
+from v2f.config import without_credentials
 from v2f.errors import V2FError
 
 log = logging.getLogger("v2f")
-_BATCH = 500  # points a request; MLflow takes at most 1,000
+
+_BATCH = 500  # points a request; MLflow takes at most 1,000, and 1 MB
+_PACE_S = 1.0  # between deliveries: many points a request, and the interpreter's lock is left to the training
 _RETRY_S = 10.0
-_PARAMETER = 6000  # characters that MLflow keeps of a parameter's value
+_MEASURE_S = 10.0
+_WAITING = 10_000  # lines that wait in memory while the disk is full
+_PARAMETER, _TAG = 6000, 5000  # characters that MLflow keeps
+_CHECKED = 4096  # bytes before the mark by which the spool is known again
+_GIB = 2.0**30
+
+Cargo = Literal["points", "pictures"]
 
 
 class Tracker:
-    """Spools points for one run and delivers them to MLflow in the background. Only rank 0 has one."""
+    """Spools points for one run and delivers them to MLflow in the background. Only rank 0 has one.
+
+    ``folder`` is local. ``run_id``: MLflow's run as a checkpoint knows it, for a folder that has lost its
+    ``tracking.json``. ``patience_s``: how long :meth:`close` waits for the last delivery. A tag ``v2f.out`` says where
+    the run lies if that is not ``folder``. ``seconds`` is what the training thread has spent in here so far. ``status``
+    is how MLflow shows the run afterwards (FINISHED, FAILED, KILLED, or SCHEDULED for one that will be resumed); left
+    at None, it follows from whether the ``with`` block ended with an error.
+    """
 
     def __init__(
         self,
@@ -45,173 +74,496 @@ class Tracker:
         parameters: Mapping[str, Any],
         tags: Mapping[str, str],
         run_id: str | None,
+        patience_s: float = 60.0,
     ) -> None:
-        self.run_id = run_id
+        self.seconds = 0.0
+        self.status: str | None = None
+        self.patience_s = patience_s
         self._folder = Path(folder)
-        self._spool_path = self._folder / "metrics.jsonl"
-        self._last = _last_step(self._spool_path)
-        self._spool = self._spool_path.open("a", encoding="utf-8")
-        self._news = threading.Event()
-        self._closing = threading.Event()
-        self._failure: str | None = None
-        self._status = "FINISHED"
+        self._spool = _Spool(self._folder)
+        self._out = tags.get("v2f.out", str(self._folder.resolve()))
+        self._sayer = _Sayer()
         self._process = psutil.Process()
         self._process.cpu_percent()
-        self._thread: threading.Thread | None = None
+        self._measure_at = -math.inf
+        self._delivery: _Delivery | None = None
         if uri is not None:
-            self._what = (uri, experiment, name, dict(parameters), dict(tags))
-            self._thread = threading.Thread(target=self._deliver_all, name="tracking", daemon=True)
-            self._thread.start()
+            before = read_state(folder)
+            now = {
+                "uri": uri,
+                "experiment": experiment,
+                "name": name,
+                "parameters": {key: str(value)[:_PARAMETER] for key, value in parameters.items()},
+                "tags": {key: str(value)[:_TAG] for key, value in {**tags, "v2f.out": self._out}.items()},
+                "run_id": before.get("run_id") or run_id,
+                "status": None,
+            }
+            self._delivery = _Delivery(self._folder, before | now, self._sayer)
+            self._delivery.start()
+        self._known_id = run_id
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's run; None as long as it has not been reached."""
+        return self._known_id if self._delivery is None else self._delivery.run_id
 
     def log(self, step: int, samples: int, metrics: Mapping[str, float], kind: str = "training") -> None:
         """Spool numbers of one step; never waits for MLflow. Non-finite values are kept as they are in the spool.
 
         ``kind`` names what is logged together: a step of a kind that is in the spool already is not logged again.
         """
-        if step > self._last.get(kind, -1):
-            self._write({"kind": kind, "step": step, "samples": samples, "time": time.time(), "metrics": dict(metrics)})
+        with self._timed():
+            numbers = {name: float(value) for name, value in metrics.items()}
+            self._write({"kind": kind, "step": step, "samples": samples, "time": time.time(), "metrics": numbers})
 
     def log_system(self, step: int, samples: int) -> None:
-        """Spool what the machine does: CPU and memory of this process, memory and disk of the machine."""
-        gib = 2.0**30
-        numbers = {
-            "system/process_cpu_percent": self._process.cpu_percent(),
-            "system/process_memory_gib": self._process.memory_info().rss / gib,
-            "system/memory_percent": psutil.virtual_memory().percent,
-            "system/disk_free_gib": psutil.disk_usage(str(self._folder)).free / gib,
-        }
+        """Spool what the machine does, a few times a minute: this process, memory and disk, and this rank's GPU."""
+        with self._timed():
+            if time.monotonic() < self._measure_at:
+                return
+            self._measure_at = time.monotonic() + _MEASURE_S
+            try:
+                numbers = {
+                    "system/process_cpu_percent": self._process.cpu_percent(),
+                    "system/process_memory_gib": self._process.memory_info().rss / _GIB,
+                    "system/memory_percent": psutil.virtual_memory().percent,
+                    "system/disk_free_gib": psutil.disk_usage(str(self._folder)).free / _GIB,
+                    **_gpu(),
+                }
+            except Exception as error:  # a driver that fails is seen by the training itself
+                self._sayer.say("system", f"cannot measure the machine ({type(error).__name__}); training goes on")
+                return
         self.log(step, samples, numbers, kind="system")
 
     def picture(self, step: int, path: str, name: str) -> None:
         """Spool a PNG that lies in the run's folder."""
-        if step > self._last.get("picture", -1):
+        with self._timed():
             where = os.path.relpath(path, self._folder)
             self._write({"kind": "picture", "step": step, "picture": where, "name": name, "time": time.time()})
 
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begun
+
     def _write(self, line: dict[str, Any]) -> None:
         try:
-            self._spool.write(json.dumps(line) + "\n")
-            self._spool.flush()
+            self._spool.append(line)
+            self._sayer.over("disk", f"{self._spool.path} is written again, with the points that have waited")
         except OSError as error:  # a full disk must not end a training
-            self._say(f"cannot write {self._spool_path}: {error.strerror}; training goes on without these points")
-        self._news.set()
+            reason = error.strerror or type(error).__name__
+            self._sayer.say("disk", f"cannot write {self._spool.path}: {reason}; training goes on, points wait")
+        if self._delivery is not None:
+            self._delivery.news.set()
 
     def __enter__(self) -> "Tracker":
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._status = "FINISHED" if error is None else "FAILED"
+        if self.status is None and error is not None:
+            self.status = "KILLED" if issubclass(error, KeyboardInterrupt) else "FAILED"
         self.close()
 
-    def close(self, patience_s: float = 60.0) -> None:
-        """Deliver what is spooled, for at most ``patience_s``; the rest stays for the next start."""
-        self._closing.set()
-        self._news.set()
-        if self._thread is not None:
-            self._thread.join(patience_s)
-            if self._thread.is_alive():
-                self._say("MLflow is still away; the undelivered points stay in metrics.jsonl for the next start")
+    def close(self) -> None:
+        """Deliver what is spooled, for at most ``patience_s``; the rest stays in the folder."""
         self._spool.close()
+        if self._spool.lost:
+            self._sayer.say("lost", f"{self._spool.lost} lines could not be written to {self._spool.path} and are lost")
+        if self._delivery is not None and not self._delivery.finish(self.status or "FINISHED", self.patience_s):
+            self._sayer.say(
+                "rest", f"MLflow has not got everything; `v2f track {self._out}` or the next start delivers the rest"
+            )
 
-    def _say(self, message: str) -> None:
-        if message != self._failure:
-            self._failure = message
+
+def _gpu() -> dict[str, float]:
+    """This process's GPU, where it uses one already: asking about another would take memory there."""
+    if not torch.cuda.is_initialized():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    numbers = {
+        "system/gpu_memory_gib": (total - free) / _GIB,
+        "system/gpu_memory_percent": 100 * (1 - free / total),
+        "system/gpu_allocated_peak_gib": torch.cuda.max_memory_allocated() / _GIB,
+    }
+    with contextlib.suppress(ImportError):  # wants nvidia-ml-py
+        numbers["system/gpu_percent"] = float(torch.cuda.utilization())
+    return numbers
+
+
+class _Sayer:
+    """Says each trouble once, until it is over."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def say(self, trouble: str, message: str) -> None:
+        if trouble not in self._said:
+            self._said.add(trouble)
             log.warning("tracking: %s", message)
 
-    # The delivering thread ---------------------------------------------------------------------------------------
+    def over(self, trouble: str, message: str) -> None:
+        if trouble in self._said:
+            self._said.discard(trouble)
+            log.warning("tracking: %s", message)
 
-    def _deliver_all(self) -> None:
-        client = None
+
+class _Spool:
+    """``metrics.jsonl``, appended to line by line: a line is there whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        self._last, self._size = _taken_up(self.path)
+        self._waiting: deque[bytes] = deque()
+        self._file: Any = None
+        self._torn = False
+        self.lost = 0
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write a line, and those that wait; OSError where that is not possible, and then it waits."""
+        kind, step = _kind(line), line["step"]
+        if step <= self._last.get(kind, -1):
+            return
+        self._last[kind] = step
+        self._waiting.append(json.dumps(line).encode() + b"\n")
+        if len(self._waiting) > _WAITING:
+            self._waiting.popleft()
+            self.lost += 1
+        self._flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._flush()
+        if self._file is not None:
+            self._file.close()
+        self.lost += len(self._waiting)
+
+    def _flush(self) -> None:
+        while self._waiting:
+            if self._file is None:
+                self._file = self.path.open("ab", buffering=0)
+            if self._torn:  # the disk took a part of a line: away with it
+                os.truncate(self._file.fileno(), self._size)
+            self._torn = True
+            written = self._file.write(self._waiting[0])
+            if written != len(self._waiting[0]):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._torn = False
+            self._size += written
+            self._waiting.popleft()
+
+
+def _taken_up(spool: Path) -> tuple[dict[str, int], int]:
+    """The newest step of each kind of line, and the spool's length; a last line that a kill has cut is removed."""
+    last: dict[str, int] = {}
+    if not spool.exists():
+        return last, 0
+    whole = 0
+    with spool.open("rb") as lines:
+        for raw in lines:
+            if raw.endswith(b"\n"):
+                whole += len(raw)
+                line = _parsed(raw)
+                if line is not None:
+                    last[_kind(line)] = max(last.get(_kind(line), -1), line["step"])
+    os.truncate(spool, whole)
+    return last, whole
+
+
+def _kind(line: Mapping[str, Any]) -> str:
+    return f"picture {line['name']}" if "picture" in line else str(line["kind"])
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    """A line of the spool, or None where a crash of the machine has left something else."""
+    with contextlib.suppress(ValueError):
+        line = json.loads(raw)
+        if isinstance(line, dict) and "step" in line:
+            return line
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ delivering
+
+
+class _Delivery(threading.Thread):
+    """Brings the spool to MLflow. ``state`` is what ``tracking.json`` holds, this thread's own from now on."""
+
+    def __init__(self, folder: Path, state: dict[str, Any], sayer: _Sayer) -> None:
+        super().__init__(name="tracking", daemon=True)
+        self.news, self.closing = threading.Event(), threading.Event()
+        self._folder, self._spool = folder, folder / "metrics.jsonl"
+        self._sayer = sayer
+        self._state: dict[str, Any] = {"id": uuid.uuid4().hex, "marks": {}} | state
+        self._done = False
+        self._client: Any = None
+        self._newest: dict[str, int] = {}
+        self._had: dict[str, set[int]] = {}
+        self._pictures: list[str] | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        return self._state["run_id"]
+
+    def finish(self, status: str, patience_s: float) -> bool:
+        """Deliver the rest, and say how the run ended; whether that was done within ``patience_s``."""
+        self._state["status"] = status
+        self.closing.set()
+        self.news.set()
+        self.join(patience_s)
+        if not self._done:
+            self._save()  # whoever delivers the rest will want the status
+        return self._done
+
+    def run(self) -> None:
+        self._save()
         while True:
-            self._news.wait()
-            self._news.clear()
-            closing = self._closing.is_set()
-            try:
-                if client is None:
-                    client = self._connect()
-                while self._deliver(client):
-                    pass
-                self._failure = None
-            except Exception as error:  # MLflow raises many types; none of them may reach the training
-                self._say(
-                    f"MLflow does not answer ({type(error).__name__}: {_first_line(error)}); points are kept, retrying"
-                )
-                if closing:
-                    return
-                self._closing.wait(_RETRY_S)
-                self._news.set()
-                continue
+            self.news.wait()
+            self.news.clear()
+            closing = self.closing.is_set()  # before the delivery: then nothing comes after it
+            self._done = self._deliver("points") and self._deliver("pictures") and (not closing or self._end())
             if closing:
-                with contextlib.suppress(Exception):
-                    client.set_terminated(self.run_id, self._status)
                 return
+            if self._done:
+                self.closing.wait(_PACE_S)
+            else:
+                self.closing.wait(_RETRY_S)
+                self.news.set()
 
-    def _connect(self) -> Any:
-        uri, experiment, name, parameters, tags = self._what
-        client = _client(uri)
-        if self.run_id is None:
-            found = client.get_experiment_by_name(experiment)
-            number = found.experiment_id if found else client.create_experiment(experiment, _artifact_root(uri))
-            self.run_id = client.create_run(
-                number, run_name=name, tags={**tags, "v2f.out": str(self._folder.resolve())}
-            ).info.run_id
-            self._set_state(run_id=self.run_id, uri=uri, delivered=self._state().get("delivered", 0))
-            from mlflow.entities import Param
+    def _deliver(self, cargo: Cargo) -> bool:
+        """Whether everything of ``cargo`` that is spooled is at MLflow. One that it does not take keeps no other."""
+        return self._tried(cargo, lambda: self._deliver_all(cargo))
 
-            items = [Param(key, str(value)[:_PARAMETER]) for key, value in parameters.items()]
-            for start in range(0, len(items), 100):
-                client.log_batch(self.run_id, params=items[start : start + 100])
-        else:
-            client.update_run(self.run_id, status="RUNNING")
-        return client
+    def _end(self) -> bool:
+        return self._tried("points", lambda: self._client.set_terminated(self.run_id, self._state["status"]))
 
-    def _deliver(self, client: Any) -> bool:
-        """Deliver the next lines of the spool and move the mark; False when there are none."""
-        from mlflow.entities import Metric
-
-        mark = self._state().get("delivered", 0)
-        metrics: list[Any] = []
-        pictures: list[dict[str, Any]] = []
-        size = 0
-        with self._spool_path.open("rb") as spool:
-            spool.seek(mark)
-            for raw in spool:
-                if not raw.endswith(b"\n") or len(metrics) >= _BATCH:
-                    break
-                size += len(raw)
-                line = json.loads(raw)
-                if "picture" in line:
-                    pictures.append(line)
-                    continue
-                when = int(line["time"] * 1000)
-                values = {**line["metrics"], "samples": line["samples"]}
-                metrics += [Metric(k, v, when, line["step"]) for k, v in values.items() if math.isfinite(v)]
-        if not size:
+    def _tried(self, cargo: Cargo, act: Callable[[], object]) -> bool:
+        try:
+            if self._client is None:
+                self._connect()
+            act()
+        except Exception as error:  # MLflow raises many types; none of them may reach the training
+            self._client = None  # what has arrived all the same is asked when there is a connection again
+            self._sayer.say(cargo, f"MLflow takes no {cargo} ({_reason(error)}); they are kept, and sent when it does")
             return False
-        for start in range(0, len(metrics), _BATCH):
-            client.log_batch(self.run_id, metrics=metrics[start : start + _BATCH])
-        for line in pictures:
-            from PIL import Image
-
-            with Image.open(self._folder / line["picture"]) as picture:
-                client.log_image(self.run_id, picture, key=line["name"], step=line["step"])
-        self._set_state(run_id=self.run_id, uri=self._what[0], delivered=mark + size)
+        self._sayer.over(cargo, f"MLflow takes {cargo} again")
         return True
 
-    def _state(self) -> dict[str, Any]:
-        return read_state(str(self._folder))
+    # The run at MLflow -------------------------------------------------------------------------------------------
 
-    def _set_state(self, **state: Any) -> None:
-        path = self._folder / "tracking.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(path)
+    def _connect(self) -> None:
+        self._client = client = _client(self._state["uri"])
+        run = self._known(client) or self._begun(client)
+        self._newest = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        self._had, self._pictures = {}, None
+        self._describe(client, run)
+
+    def _known(self, client: Any) -> Any:
+        """The run that this one goes on as, or None where that is a new one."""
+        from mlflow.exceptions import MlflowException
+
+        if self.run_id is None:
+            return None
+        try:
+            run = client.get_run(self.run_id)
+            if run.info.lifecycle_stage == "active":
+                return run
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        self._sayer.say(
+            f"unknown {self.run_id}",
+            f"MLflow does not have the run {self.run_id} (any more): this run goes on there as a new one",
+        )
+        self._state |= {"run_id": None, "id": uuid.uuid4().hex, "marks": {}}
+        return None
+
+    def _begun(self, client: Any) -> Any:
+        """A new run. It is found again by its id where its creation was killed, or only the answer was lost."""
+        experiment = client.get_experiment_by_name(self._state["experiment"])
+        number = (
+            client.create_experiment(self._state["experiment"], _artifact_root(self._state["uri"]))
+            if experiment is None
+            else experiment.experiment_id
+        )
+        self._save()
+        found = client.search_runs([number], f"tags.`v2f.id` = '{self._state['id']}'", max_results=1)
+        run = (
+            found[0]
+            if found
+            else client.create_run(number, run_name=self._state["name"], tags={"v2f.id": self._state["id"]})
+        )
+        self._state["run_id"] = run.info.run_id
+        self._save()
+        return run
+
+    def _describe(self, client: Any, run: Any) -> None:
+        """Parameters are immutable: only missing ones are sent, and a tag holds what is another since a resume."""
+        from mlflow.entities import Param, RunTag
+
+        now, before = self._state["parameters"], run.data.params
+        changed = {key: value for key, value in now.items() if before.get(key, value) != value}
+        tags = dict(self._state["tags"])
+        if changed:
+            tags["v2f.resumed_with"] = "; ".join(f"{key}: {value}" for key, value in changed.items())[:_TAG]
+        parameters = [Param(key, value) for key, value in now.items() if key not in before]
+        others = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        for some in _chunks(parameters, 100):
+            self._offer(some, lambda items: client.log_batch(self.run_id, params=items))
+        for some in _chunks(others, 100):
+            self._offer(some, lambda items: client.log_batch(self.run_id, tags=items))
+        if run.info.status != "RUNNING":
+            client.update_run(self.run_id, status="RUNNING")
+
+    # What is delivered -------------------------------------------------------------------------------------------
+
+    def _deliver_all(self, cargo: Cargo) -> None:
+        mark = self._mark(cargo)
+        while True:
+            lines, size = self._read(mark)
+            if not size:
+                return
+            lines = [line for line in lines if ("picture" in line) == (cargo == "pictures")]
+            if cargo == "points":
+                self._send_points(lines)
+            else:
+                for line in lines:
+                    self._send_picture(line)
+            mark += size
+            self._state["marks"][cargo] = {"bytes": mark, "crc": self._crc(mark)}
+            if lines:
+                self._save()
+
+    def _mark(self, cargo: Cargo) -> int:
+        """Bytes of the spool that were delivered; 0 if it is not the spool that the mark was made for."""
+        mark = self._state["marks"].get(cargo, {"bytes": 0, "crc": 0})
+        return mark["bytes"] if self._crc(mark["bytes"]) == mark["crc"] else 0
+
+    def _crc(self, mark: int) -> int | None:
+        """The checksum of what stands before the mark; None if the spool ends before it."""
+        if mark == 0:
+            return 0
+        if not self._spool.exists() or self._spool.stat().st_size < mark:
+            return None
+        start = max(0, mark - _CHECKED)
+        with self._spool.open("rb") as spool:
+            spool.seek(start)
+            return zlib.crc32(spool.read(mark - start))
+
+    def _read(self, mark: int) -> tuple[list[dict[str, Any]], int]:
+        """The next whole lines of the spool, with about as many points as go into a request, and their bytes."""
+        lines: list[dict[str, Any]] = []
+        size = points = 0
+        if self._spool.exists():
+            with self._spool.open("rb") as spool:
+                spool.seek(mark)
+                for raw in spool:
+                    if not raw.endswith(b"\n") or points >= _BATCH:
+                        break
+                    size += len(raw)
+                    line = _parsed(raw)
+                    if line is not None:
+                        lines.append(line)
+                        points += len(line.get("metrics", ())) + 1
+        return lines, size
+
+    def _send_points(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        client, points = self._client, []
+        for line in lines:
+            step, when = line["step"], int(line["time"] * 1000)
+            values = line["metrics"]
+            if step > self._newest.get("samples", -1):  # several lines of a step: once
+                self._newest["samples"] = step
+                values = values | {"samples": line["samples"]}
+            points += [
+                Metric(name, value, when, step)
+                for name, value in values.items()
+                if math.isfinite(value) and (name == "samples" or self._absent(name, step))
+            ]
+        for some in _chunks(points, _BATCH):
+            self._offer(some, lambda items: client.log_batch(self.run_id, metrics=items))
+
+    def _absent(self, name: str, step: int) -> bool:
+        """Whether MLflow had no such point when the connection was made."""
+        if step > self._newest.get(name, -1):
+            return True
+        if name not in self._had:
+            self._had[name] = {point.step for point in self._client.get_metric_history(self.run_id, name)}
+        return step not in self._had[name]
+
+    def _send_picture(self, line: Mapping[str, Any]) -> None:
+        from PIL import Image
+
+        if self._pictures is None:
+            there = self._client.list_artifacts(self.run_id, "images")
+            self._pictures = [PurePosixPath(file.path).name for file in there]
+        # MLflow writes the picture and after it a small copy, images/NAME+step+STEP+timestamp+...+compressed.webp
+        begins, ends = f"{line['name'].replace('/', '~')}+step+{line['step']}+", "+compressed.webp"
+        if any(name.startswith(begins) and name.endswith(ends) for name in self._pictures):
+            return
+        path = self._folder / line["picture"]
+        try:
+            with Image.open(path) as file:
+                picture = file.copy()
+        except OSError:
+            self._sayer.say("picture", f"{path} is not there or no picture any more, and left out")
+            return
+        self._client.log_image(self.run_id, picture, key=line["name"], step=line["step"])
+
+    def _offer(self, items: list[Any], send: Callable[[list[Any]], object]) -> None:
+        """Send what MLflow takes. A name that it refuses must not keep the others, nor those that come after."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            send(items)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            if len(items) > 1:
+                self._offer(items[: len(items) // 2], send)
+                self._offer(items[len(items) // 2 :], send)
+            elif self._client.get_run(self.run_id).info.lifecycle_stage == "active":
+                what = items[0].key
+                self._sayer.say(f"refused {what}", f"MLflow refuses {what!r} ({_reason(error)}); it is left out")
+            else:  # somebody has deleted the run meanwhile
+                raise
+
+    def _save(self) -> None:
+        path = str(self._folder / "tracking.json")
+        try:
+            store.write_bytes(path, json.dumps(self._state, indent=1).encode())
+            self._sayer.over("mark", f"{path} is written again")
+        except (V2FError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self._sayer.say("mark", f"cannot write {path}: {reason}; without it a start compares all points anew")
 
 
 def read_state(folder: str) -> dict[str, Any]:
-    """What is known of a run's tracking: ``run_id``, ``uri``, ``delivered`` (bytes of the spool)."""
-    path = Path(folder) / "tracking.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """What ``tracking.json`` holds: ``run_id``, ``uri``, what describes the run, and the marks; {} where there is none.
+
+    A broken file counts as none: the checkpoint knows the ``run_id``, too, and MLflow what it has.
+    """
+    try:
+        state = json.loads((Path(folder) / "tracking.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def deliver(folder: str, patience_s: float = 600.0) -> None:
+    """Bring MLflow what it has missed of a run that is over; V2FError where that does not succeed."""
+    state = read_state(folder)
+    if "parameters" not in state:
+        raise V2FError(f"{folder}: no tracking.json: the run was trained with tracking.uri=null, and is not at MLflow")
+    delivery = _Delivery(Path(folder), state, _Sayer())
+    delivery.start()
+    if not delivery.finish(state["status"] or "KILLED", patience_s):  # None: it could not even say how it ended
+        raise V2FError(f"{state['uri']}: MLflow has not got everything of {folder}; try again when it answers")
 
 
 def folder_of(run_id: str, uri: str | None) -> str:
@@ -223,19 +575,20 @@ def folder_of(run_id: str, uri: str | None) -> str:
     try:
         tags = _client(os.environ.get("MLFLOW_TRACKING_URI", uri)).get_run(run_id).data.tags
     except MlflowException as error:
-        raise V2FError(
-            f"{run_id}: {_first_line(error)} (set MLFLOW_TRACKING_URI to the server that holds it)"
-        ) from error
+        raise V2FError(f"{run_id}: {_reason(error)} (set MLFLOW_TRACKING_URI to the server that holds it)") from error
     if "v2f.out" not in tags:
         raise V2FError(f"{run_id}: this MLflow run was not made by v2f (no tag v2f.out)")
     return tags["v2f.out"]
 
 
 def _client(uri: str) -> Any:
-    """An MLflow client whose calls give up soon; imported late, since the import alone takes seconds."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    """An MLflow client whose calls end after a minute, and are not repeated by itself: imported late, since the import
+    alone takes seconds. It reports nothing to MLflow's makers."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -251,25 +604,27 @@ def _artifact_root(uri: str) -> str | None:
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts").as_uri()
 
 
-def _last_step(spool: Path) -> dict[str, int]:
-    """The newest step of each kind of line in the spool; a line cut by a kill is removed."""
-    last: dict[str, int] = {}
-    if not spool.exists():
-        return last
-    whole = 0
-    with spool.open("rb") as lines:
-        for raw in lines:
-            if not raw.endswith(b"\n"):
-                break
-            whole += len(raw)
-            line = json.loads(raw)
-            last[line["kind"]] = max(last.get(line["kind"], -1), line["step"])
-    os.truncate(spool, whole)
-    return last
+def _reason(error: BaseException) -> str:
+    """Why MLflow does not do something, in few words and without a secret."""
+    import requests
+
+    first_line = (str(error).splitlines() or [""])[0]
+    code = re.search(r"(?:error code |too many )(\d{3})", first_line)
+    if code is not None:
+        denied = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        return f"it answers with HTTP {code[1]}{denied if code[1] in ('401', '403') else ''}"
+    if re.search(r"time[d ]?out", first_line, re.IGNORECASE):
+        return "it does not answer in time"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, requests.exceptions.ConnectionError):
+            return "no connection to it"
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__}: {without_credentials(first_line)[:200]}"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+def _chunks(items: list[Any], length: int) -> Iterator[list[Any]]:
+    return (items[start : start + length] for start in range(0, len(items), length))
 
 
 def say(message: str) -> None:

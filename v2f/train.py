@@ -14,25 +14,45 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="auto: go on from the run's newest committed checkpoint, if there is one; none (default): a new run",
     )
+    parser.add_argument(
+        "--allow-changes", action="store_true", help="go on although the configuration changed; the difference is kept"
+    )
+    parser.add_argument(
+        "--max-time", metavar="23h", help="save and leave with code 75 so long after the start (23h, 90m, 3600s)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train as the arguments say. The imports stand here: ``--help`` must not wait for torch."""
-    from v2f.run import load_config
-    from v2f.trainer import fit
-
-    fit(load_config(args.config, args.overrides), resume=args.resume)
-
-
-def main() -> int:
+def run(args: argparse.Namespace) -> int | None:
+    """Train as the arguments say; the exit code (:mod:`v2f.stopping`). Imports stand here: ``--help`` must not wait."""
+    from v2f import stopping
     from v2f.errors import guarded
 
+    def train() -> int:
+        stopping.die_with_launcher()
+        seconds = None if args.max_time is None else stopping.seconds_of(args.max_time)
+        with stopping.Wish(seconds) as wish:
+            stopping.report(None)  # from here on a signal is heard
+            from v2f.run import load_config
+            from v2f.tracking import say
+            from v2f.trainer import fit
+
+            config = load_config(args.config, args.overrides)
+            try:
+                fit(config, resume=args.resume, allow_changes=args.allow_changes, wish=wish)
+            except stopping.Stopped as stopped:
+                say(f"v2f: {stopped}")
+                return stopping.STOPPED
+        return stopping.DONE
+
+    return stopping.report(guarded(train, debug=args.debug, mistake=stopping.MISTAKE))
+
+
+def main() -> int | None:
     parser = argparse.ArgumentParser(prog="v2f/train.py", description="Train a system as a recipe says.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments(parser)
-    args = parser.parse_args()
-    return guarded(lambda: run(args), debug=args.debug)
+    return run(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,40 +1,48 @@
-"""The loop: batch -> phases -> track -> save. No ``if`` on a system's name.
+"""The loop: batch -> phases -> track -> save -> stop. No ``if`` on a system's name.
 
 Everything is counted in samples seen (slots consumed); the position of a run is one integer, and every
 random choice is keyed by (seed, slot), so a resumed run goes on as if nothing had happened (promises 1, 5).
+What all ranks must do alike (skip a step, stop, save, give up) is decided from numbers that they have reduced or
+gathered; rank 0 alone tracks, validates, and names what is wrong.
 """
 
 import contextlib
 import json
 import math
 import platform
+import secrets
+import statistics
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections import deque
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsInt
 
 import torch
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from v2f import checkpoint, metrics, store
+from v2f import checkpoint, store
 from v2f.cache import Cache
 from v2f.config import dump_yaml, flatten
-from v2f.data.loader import Loader, read_usable
+from v2f.data.loader import Loader, check_batch, read_usable
 from v2f.data.manifest import Samples, open_dataset
 from v2f.data.mix import MixOrder, Union
 from v2f.data.order import Order
 from v2f.data.quarantine import Entry
-from v2f.engine import Engine, StepResult
+from v2f.engine import Engine
 from v2f.errors import V2FError
+from v2f.folder import RunFolder
 from v2f.nn.batchnorm import ghost_norms
+from v2f.profiling import Profiler
 from v2f.run import DataConfig, Run, RunConfig, build_system, check_weights
+from v2f.stopping import REASONS, Stopped, Watchdog
 from v2f.system import Batch, System, trained
 from v2f.tracking import Tracker, read_state, say
+from v2f.window import Clock, Norms, SlotLog, Window
 
 # What may differ when a run goes on: it changes neither the function that is trained nor its order. Weights that the
 # user brings may lie elsewhere; their checksums are compared.
@@ -53,103 +61,147 @@ _FREE = (
     "data.workers",
     "tracking.",
     "train.threads",
+    "train.strategy",
     "train.micro_batch",
     "train.log_every",
     "train.validate_",
     "train.checkpoint_every",
     "train.keep",
+    "train.best",
     "train.max_skipped",
+    "train.watchdog_minutes",
+    "train.sample_log",
 )
 
-
 QUARANTINE = "quarantine.jsonl"
+_HURRY_S = 5.0  # for MLflow, after a stop: the next start delivers the rest, and a scheduler's patience is short
+_HISTORY = 200  # logged points of each number that a system's verdict looks at
 
 
 @dataclass
 class _Job:
-    """What the loop works with. ``fingerprint`` is the data's; ``tracker``, ``watched`` (the validation batches) and
-    ``left_out`` (samples that these would have, could they be used) are rank 0's."""
+    """What the loop works with. ``fingerprint`` is the data's; ``tracker``, ``watched`` (the validation batches),
+    ``left_out`` (samples that these would have, could they be used) and ``history`` are rank 0's."""
 
     config: RunConfig
+    folder: RunFolder
     engine: Engine
     system: System
     fingerprint: str
     loader: Loader
+    saver: checkpoint.Saver
     tracker: Tracker | None
     watched: list[Batch]
     left_out: int
     step: int
+    clock: Clock
+    norms: Norms
+    slots: SlotLog | None
+    meters: dict[str, float] = field(default_factory=dict)
+    history: dict[str, deque[float]] = field(default_factory=dict)
+    failed_saves: int = 0
 
 
-def fit(config: RunConfig, resume: str = "none") -> str:
+def fit(config: RunConfig, resume: str = "none", *, allow_changes: bool = False, wish: SupportsInt = 0) -> str:
     """Train as ``config`` says and return the run's folder. Collective over the ranks of the launcher.
 
     ``resume``: ``auto`` goes on from the newest committed checkpoint of the run's folder, or starts where there
-    is none; ``none`` starts, and refuses a folder that holds a run.
+    is none; ``none`` starts, and refuses a folder that holds a run. A run goes on under another configuration only
+    with ``allow_changes``. Once ``wish`` (a :class:`~v2f.stopping.Wish`) of any rank is not 0, all ranks save after the
+    same step and raise :class:`~v2f.stopping.Stopped`.
     """
-    job = _prepare(config, resume)
+    job = _prepare(config, resume, allow_changes)
     engine, system, train, batch_size = job.engine, job.system, config.train, config.data.batch
-    window = _Window()
-    skipped_in_a_row = 0
+    window, stop, skipped_in_a_row = Window(), 0, 0
     system.train()
     bar = tqdm(total=train.steps, initial=job.step, desc=config.name, unit="step", disable=engine.rank != 0)
-    with bar, job.loader, job.tracker or contextlib.nullcontext():
+    watchdog = Watchdog(train.watchdog_minutes, str(job.folder.local), engine.rank)
+    profiler = Profiler(str(job.folder.local), engine.rank)
+    profiler.install()
+    with bar, job.loader, job.saver, job.tracker or contextlib.nullcontext(), watchdog, contextlib.closing(profiler):
         batches = iter(job.loader)
-        while job.step < train.steps:
+        while job.step < train.steps and not stop:
             with window.waiting():
                 batch = next(batches)
-            for phase in system.phases():
-                if job.step % phase.every:
-                    continue
-                seen, total = job.step * batch_size, train.steps * batch_size
-                result = engine.step(phase, batch, job.step, micro_batch=train.micro_batch, seen=seen, total=total)
-                window.add(phase.name, result)
-                skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
-                if skipped_in_a_row >= train.max_skipped:
-                    raise V2FError(
-                        f"step {job.step}: loss or gradient is not finite for {skipped_in_a_row} steps in a row; "
-                        f"lower the rate or clip harder (samples: {', '.join(batch['key'][:4])} ...)"
+            seen, total = job.step * batch_size, train.steps * batch_size
+            with window.stepping():
+                for phase in system.phases():
+                    if job.step % phase.every:
+                        continue
+                    result = engine.step(
+                        phase,
+                        batch,
+                        job.step,
+                        micro_batch=train.micro_batch,
+                        seen=seen,
+                        total=total,
+                        limit=job.norms.limit(phase.name),
+                        stop=int(wish),
                     )
-                if not result.skipped:
-                    system.after_step(phase.name)
+                    job.norms.add(phase.name, result.grad_norm)
+                    window.add(phase.name, result)
+                    stop = max(stop, result.stop)
+                    skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
+                    if skipped_in_a_row >= train.max_skipped:
+                        raise _given_up(job, batch, result.skipped, skipped_in_a_row)
+                    if not result.skipped:
+                        system.after_step(phase.name)
+            if job.slots is not None:
+                job.slots.write(job.step, batch)
             job.step += 1
-            window.count(batch_size)
+            job.clock.step(window.count(batch_size))
+            watchdog.alive()
             bar.update()
+            profiler.step(job.step)
+            _tell_saves(job)
             last = job.step == train.steps
-            if last or job.step % train.log_every == 0:
-                numbers = engine.reduce_mean(window.take(job.loader))
-                _share_quarantine(job)
-                bad = {"data/quarantined": len(job.loader.quarantine), "data/valid_left_out": job.left_out}
-                _log(job, bar, numbers | bad)
-            if last or job.step % train.validate_every == 0:
+            if last or stop or job.step % train.log_every == 0:
+                _log(job, bar, window)
+            if last or (job.step % train.validate_every == 0 and not stop):
                 _validate(job)
                 window.restart()
-            if last or job.step % train.checkpoint_every == 0:
-                _save(job)
+                watchdog.alive()
+            if last or stop or job.step % train.checkpoint_every == 0:
+                _save(job, wait=last or bool(stop))
                 window.restart()
+                watchdog.alive()
+        if job.tracker is not None and job.step < train.steps:
+            job.tracker.status, job.tracker.patience_s = "SCHEDULED", _HURRY_S
+    if engine.rank == 0:
+        job.folder.publish()
     engine.close()
+    if stop and job.step < train.steps:
+        raise Stopped(f"{REASONS[stop]}: saved at step {job.step} of {train.steps}; go on with --resume auto")
     return config.folder
 
 
-def _prepare(config: RunConfig, resume: str) -> _Job:
+def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
     """Build everything from the configuration and, where the run goes on, from its newest checkpoint."""
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    engine = Engine(config.train.precision)
-    found = _take_up(config, resume, engine)
+    engine = Engine(config.train.precision, config.train.strategy)
+    attempt = engine.gather(f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}")[0]
+    folder = RunFolder(config.folder)
+    found, changed = _take_up(config, resume, engine, folder, attempt, allow_changes)
     fingerprint, split, order = _ordered(config.data, config.seed)
     system = build_system(config)
-    engine.wrap(system)
-    step, quarantine = 0, []
+    bn_group = math.lcm(*(norm.group for module in trained(system).values() for norm in ghost_norms(module)))
+    check_batch(config.data.batch, engine.world_size, bn_group)
+    engine.wrap(system, share=config.data.batch // engine.world_size, micro_batch=config.train.micro_batch)
+    state: dict[str, Any] = {}
     if found is not None:
         tensors, state = checkpoint.load(found)
         if state["fingerprint"] != fingerprint:
             raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {state['fingerprint']} in {found}")
         if state.get("order", order.fingerprint) != order.fingerprint:
-            raise V2FError(f"data.mix: sources or weights are not those of {found}, so that the order is another one")
+            raise V2FError(
+                f"the order of the samples is not that of {found}: data.mix, data.batch, data.partitions, data.window "
+                "or seed differs; resume with what it was trained with"
+            )
         check_weights(system, state, found)
         engine.load(system, tensors, found)
-        step, quarantine = state["step"], state.get("quarantine", [])
+        del tensors
+    step, quarantine = state.get("step", 0), state.get("quarantine", [])
     loader = Loader(
         split,
         order,
@@ -157,12 +209,22 @@ def _prepare(config: RunConfig, resume: str) -> _Job:
         batch=config.data.batch,
         rank=engine.rank,
         world_size=engine.world_size,
-        bn_group=math.lcm(*(norm.group for module in trained(system).values() for norm in ghost_norms(module))),
+        bn_group=bn_group,
         seed=config.seed,
         start_slot=step * config.data.batch,
         workers=config.data.workers,
         cache=None if config.data.cache is None else Cache(config.data.cache.path, config.data.cache.bytes),
         quarantine=quarantine,
+    )
+    train = config.train
+    saver = checkpoint.Saver(
+        store.join(config.folder, "checkpoints"),
+        rank=engine.rank,
+        world_size=engine.world_size,
+        attempt=attempt,
+        keep=train.keep,
+        keep_every=train.keep_every,
+        best=None if train.best is None else (train.best.metric, train.best.mode),
     )
     tracker, watched, left_out = None, [], 0
     if engine.rank == 0:
@@ -170,14 +232,32 @@ def _prepare(config: RunConfig, resume: str) -> _Job:
         note = f"; stand-ins: {', '.join(system.stand_ins)}" if system.stand_ins else ""
         say(
             f"{config.name}: {parameters:,} trained parameters on {engine.world_size} x {engine.device.type}, "
-            f"{torch.get_num_threads()} threads, {config.train.precision}, batch {config.data.batch}, "
-            f"steps {step} to {config.train.steps}{note}"
+            f"{engine.strategy}, {torch.get_num_threads()} threads, {train.precision}, batch {config.data.batch}, "
+            f"steps {step} to {train.steps}{note}"
         )
-        tracker = _start(config, engine, system, fingerprint)
-        _name_again(config.folder, quarantine)
+        _note_start(folder, attempt, engine, step, changed)
+        tracker = _start(config, folder, engine, system, fingerprint, state.get("run_id"))
+        _name_again(folder.local, quarantine)
         batches, left_out = _validation(config, system)
         watched = [engine.place(batch) for batch in batches]
-    return _Job(config, engine, system, fingerprint, loader, tracker, watched, left_out, step)
+    slots = SlotLog(folder.local, attempt, engine.rank) if train.sample_log else None
+    return _Job(
+        config,
+        folder,
+        engine,
+        system,
+        fingerprint,
+        loader,
+        saver,
+        tracker,
+        watched,
+        left_out,
+        step,
+        clock=Clock(state.get("clock")),
+        norms=Norms(train.spike_sigma, state.get("norms", {})),
+        slots=slots,
+        meters=state.get("metrics", {}),
+    )
 
 
 def _ordered(config: DataConfig, seed: int) -> tuple[str, Samples, Order | MixOrder]:
@@ -210,41 +290,59 @@ def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
     return batches, len(left_out)
 
 
-def _take_up(config: RunConfig, resume: str, engine: Engine) -> str | None:
-    """The checkpoint to go on from; rank 0 refuses what must not be overwritten and writes the configuration."""
+def _take_up(
+    config: RunConfig, resume: str, engine: Engine, folder: RunFolder, attempt: str, allow_changes: bool
+) -> tuple[str | None, list[str]]:
+    """The checkpoint to go on from, and what the configuration has changed since; rank 0 refuses what must not be
+    overwritten, fetches what lies elsewhere, and writes the configuration."""
     if resume not in ("auto", "none"):
         raise V2FError(f"--resume {resume}: auto or none")
-    out = config.folder
-    if "://" in out:
-        raise V2FError(f"out: {out}: a run is written to a folder that its ranks share")
+    if config.train.sample_log and folder.path != str(folder.local):
+        raise V2FError(
+            f"train.sample_log: every rank writes its slots into the run's folder, which {folder.path} is not"
+        )
+    checkpoints, changed = store.join(folder.path, "checkpoints"), []
     if engine.rank == 0:
-        there = store.join(out, "config.yaml")
+        there = store.join(folder.path, "config.yaml")
         if store.exists(there):
             if resume == "none":
                 raise V2FError(
-                    f"{out}: a run is there already; go on with --resume auto, or choose another name or out="
+                    f"{folder.path}: a run is there already; go on with --resume auto, or choose another name or out="
                 )
-            _refuse_changes(Run(out).config, config, out)
+            changed = _changes(Run(folder.path).config, config)
+            if changed and not allow_changes:
+                raise V2FError(
+                    f"{folder.path}: the configuration changed, {'; '.join(changed)}; resume with the old one, start "
+                    "under another name, or allow it with --allow-changes"
+                )
         store.write_bytes(there, dump_yaml(config).encode())
-    engine.barrier()
-    return checkpoint.latest(store.join(out, "checkpoints")) if resume == "auto" else None
+        folder.fetch(attempt)
+    found = engine.gather(checkpoint.latest(checkpoints) if engine.rank == 0 and resume == "auto" else None)[0]
+    checkpoint.check_shared(checkpoints, rank=engine.rank, gather=engine.gather)
+    return found, changed
 
 
-def _refuse_changes(before: RunConfig, now: RunConfig, out: str) -> None:
-    """A resumed run trains the same function; what differs is shown."""
+def _changes(before: RunConfig, now: RunConfig) -> list[str]:
+    """How the function that is trained differs: ``key: old -> new``, a key each."""
     old, new = flatten(before), flatten(now)
-    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not k.startswith(_FREE)]
-    if changed:
-        shown = "; ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in changed[:5])
-        more = f" (and {len(changed) - 5} more)" if len(changed) > 5 else ""
-        raise V2FError(
-            f"{out}: the configuration changed, {shown}{more}; resume with the old one or start under another name"
-        )
+    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not k.startswith(_FREE)]
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys]
 
 
-def _start(config: RunConfig, engine: Engine, system: System, fingerprint: str) -> Tracker:
-    """The tracker, and ``run.json``: what identifies the run."""
-    out = config.folder
+def _note_start(folder: RunFolder, attempt: str, engine: Engine, step: int, changed: list[str]) -> None:
+    """A line for this start: the slots that earlier starts logged from its step on were not kept."""
+    for difference in changed:
+        say(f"changed and allowed: {difference}")
+    facts = {"attempt": attempt, "step": step, "time": time.time(), "world_size": engine.world_size}
+    facts |= {"strategy": engine.strategy, "changed": changed}
+    with (folder.local / "starts.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(facts) + "\n")
+
+
+def _start(
+    config: RunConfig, folder: RunFolder, engine: Engine, system: System, fingerprint: str, run_id: str | None
+) -> Tracker:
+    """The tracker, and ``run.json``: what identifies the run. ``run_id``: MLflow's, as the checkpoint knows it."""
     info = {
         "name": config.name,
         "system": config.system.name,  # type: ignore[attr-defined]
@@ -254,29 +352,46 @@ def _start(config: RunConfig, engine: Engine, system: System, fingerprint: str) 
         "weights": dict(system.weights),
         "code": _code_version(),
         "world_size": engine.world_size,
+        "strategy": engine.strategy,
         "device": _device(engine),
         "versions": _versions(),
     }
-    store.write_bytes(store.join(out, "run.json"), json.dumps(info, indent=1).encode())
+    store.write_bytes(store.join(folder.path, "run.json"), json.dumps(info, indent=1).encode())
     tags = {f"v2f.{k}": v for k, v in info.items() if isinstance(v, str)}
+    tags["v2f.out"] = folder.path if folder.remote else str(folder.local.resolve())
     return Tracker(
-        out,
+        str(folder.local),
         uri=config.tracking.uri,
         experiment=config.tracking.experiment,
         name=config.name,
         parameters=flatten(config),
         tags=tags | {"mlflow.source.git.commit": info["code"].split("+")[0]},
-        run_id=read_state(out).get("run_id"),
+        run_id=read_state(str(folder.local)).get("run_id") or run_id,
     )
 
 
-def _log(job: _Job, bar: "tqdm[Any]", numbers: Mapping[str, float]) -> None:
+def _log(job: _Job, bar: "tqdm[Any]", window: Window) -> None:
+    """The window's means over all ranks, and what each rank did alone; collective."""
+    samples = job.step * job.config.data.batch
+    every = job.engine.gather(window.take(job.loader))
+    _share_quarantine(job)
     if job.tracker is None:
         return
-    samples = job.step * job.config.data.batch
+    numbers = {name: statistics.fmean(rank[name] for rank in every) for name in every[0]}
+    forward = [rank["time/forward_seconds"] for rank in every]
+    if len(every) > 1:
+        numbers["skew/forward_slowest_over_median"] = max(forward) / max(statistics.median(forward), 1e-9)
+        numbers["skew/slowest_rank"] = float(forward.index(max(forward)))
+        numbers["skew/data_wait_most"] = max(rank["speed/data_wait_share"] for rank in every)
+    numbers |= {"data/quarantined": len(job.loader.quarantine), "data/valid_left_out": job.left_out}
+    numbers |= job.clock.numbers() | {"checkpoint/failed": job.failed_saves, "tracking/seconds": job.tracker.seconds}
+    for name, value in numbers.items():
+        job.history.setdefault(name, deque(maxlen=_HISTORY)).append(value)
     job.tracker.log(job.step, samples, numbers)
     job.tracker.log_system(job.step, samples)
-    losses = {k.rsplit("/", 1)[1]: f"{v:.3f}" for k, v in numbers.items() if k.startswith("loss/")}
+    losses = {k.split("/", 1)[1]: f"{v:.3f}" for k, v in numbers.items() if k.startswith("loss/")}
+    if len(job.system.phases()) == 1:
+        losses = {k.split("/", 1)[1]: v for k, v in losses.items()}
     bar.set_postfix(losses, refresh=False)
 
 
@@ -285,17 +400,16 @@ def _validate(job: _Job) -> None:
     if job.tracker is None or not job.watched:
         return
     with job.engine.averaged(job.system):
-        meters = job.system.meters(job.watched)
+        job.meters = job.system.meters(job.watched)
         pictures = job.system.sample({k: v[:16] for k, v in job.watched[0].items()})
-    job.tracker.log(
-        job.step, job.step * job.config.data.batch, {f"valid/{k}": v for k, v in meters.items()}, "validation"
-    )
-    verdict = metrics.verdict(meters)
+    named = {f"valid/{k}": v for k, v in job.meters.items()}
+    job.tracker.log(job.step, job.step * job.config.data.batch, named, "validation")
+    verdict = job.system.verdict(job.meters, job.history)
     if verdict:
         say(f"step {job.step}: {verdict}")
     rows = [p.float().cpu().clamp(-1, 1) for _, p in sorted(pictures.items(), reverse=True)]
     sheet = make_grid(torch.cat(rows), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
-    path = Path(job.config.folder) / "samples" / f"step-{job.step:08d}.png"
+    path = job.folder.local / "samples" / f"step-{job.step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     to_pil_image(sheet).save(path)
     job.tracker.picture(job.step, str(path), "samples")
@@ -313,19 +427,19 @@ def _share_quarantine(job: _Job) -> None:
         return
     quarantine.adopt(news)
     if job.tracker is not None:
-        _name(config.folder, news)
+        _name(job.folder.local, news)
         say(f"step {job.step}: {len(quarantine)} samples are in quarantine; the newest: {news[-1]}")
     allowed, split = config.data.max_bad_fraction, job.loader.split
     if len(quarantine) > allowed * split.samples:
         raise V2FError(
             f"{len(quarantine)} of the {split.samples} samples of {split.name} cannot be used, more than "
             f"data.max_bad_fraction={allowed:g} allows; {'; '.join(map(str, news[:3]))}; all are in "
-            f"{store.join(config.folder, QUARANTINE)}; `v2f shards verify` lists all damage: mend it, or allow more"
+            f"{job.folder.local / QUARANTINE}; `v2f shards verify` lists all damage: mend it, or allow more"
         )
 
 
-def _name(folder: str, entries: list[Entry]) -> None:
-    path = Path(folder, QUARANTINE)
+def _name(folder: Path, entries: list[Entry]) -> None:
+    path = folder / QUARANTINE
     try:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(entry)) + "\n" for entry in entries)
@@ -333,9 +447,9 @@ def _name(folder: str, entries: list[Entry]) -> None:
         say(f"cannot write {path}: {error.strerror}; training goes on")
 
 
-def _name_again(folder: str, numbers: list[int]) -> None:
+def _name_again(folder: Path, numbers: list[int]) -> None:
     """Leave in the list what the checkpoint holds: what a killed run met after it will be met again."""
-    path = Path(folder, QUARANTINE)
+    path = folder / QUARANTINE
     if not path.exists():
         return
     known, kept = set(numbers), {}
@@ -347,10 +461,34 @@ def _name_again(folder: str, numbers: list[int]) -> None:
     store.write_bytes(str(path), "".join(kept.values()).encode())
 
 
-def _save(job: _Job) -> None:
-    """Commit a checkpoint; collective."""
-    config, engine = job.config, job.engine
+def _given_up(job: _Job, batch: Batch, why: str, times: int) -> V2FError:
+    """Skipped too often: name the batch of all ranks in a file; collective."""
+    batches = job.engine.gather({"key": list(batch["key"]), "slot": batch["slot"].tolist()})
+    path = job.folder.local / f"bad-batch-step-{job.step:08d}.json"
+    if job.engine.rank == 0:
+        found = {"step": job.step, "phase_skipped_for": why, "ranks": batches}
+        store.write_bytes(str(path), json.dumps(found, indent=1).encode())
+    what = "the gradient is a spike" if why == "spike" else f"the {why} is not finite"
+    return V2FError(
+        f"step {job.step}: {what} for {times} steps in a row; lower the rate or clip harder "
+        f"(samples: {', '.join(batches[0]['key'][:4])} ...; all are in {path})"
+    )
+
+
+def _save(job: _Job, wait: bool) -> None:
+    """Hand a checkpoint to the thread that writes it, and with ``wait`` see it committed; collective.
+
+    While one is still being written on some rank, the next is left out on all, and that is said.
+    """
+    config, engine, saver = job.config, job.engine, job.saver
     _share_quarantine(job)
+    if wait:
+        saver.wait()
+        _tell_saves(job)
+    if any(engine.gather(saver.busy)):
+        if engine.rank == 0:
+            say(f"step {job.step}: the checkpoint before is still being written, so this one is left out")
+        return
     state = {
         "step": job.step,
         "slot": job.step * config.data.batch,
@@ -361,62 +499,34 @@ def _save(job: _Job) -> None:
         "config": config.model_dump(mode="json"),
         "run_id": job.tracker.run_id if job.tracker else None,
         "versions": _versions(),
+        "metrics": job.meters,
+        "clock": job.clock.state(),
+        "norms": job.norms.past,
     }
-    folder = checkpoint.save(
-        store.join(config.folder, "checkpoints"),
-        job.step,
-        engine.tensors(job.system),
-        state,
-        keep=config.train.keep,
-        rank=engine.rank,
-        world_size=engine.world_size,
-        barrier=engine.barrier,
-    )
-    if engine.rank == 0:
-        say(f"step {job.step}: saved {folder}")
+    shares = checkpoint.deal(engine.sizes(job.system), engine.world_size)
+    mine = engine.copy(job.system, shares[engine.rank])
+    saver.start(job.step, shares, mine, state, job.folder.publish)
+    if wait:
+        saver.wait()
+        before = job.failed_saves
+        _tell_saves(job)
+        if any(engine.gather(job.failed_saves > before)):
+            raise _UnsavedError(
+                f"step {job.step}: this checkpoint could not be written; start again with --resume auto"
+            )
 
 
-class _Window:
-    """Means since the last logged point: losses, gradient norm, rates, throughput, the share of time spent waiting."""
+class _UnsavedError(V2FError):
+    again = True
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
-        self.restart()
 
-    def restart(self) -> None:
-        """Start the clock anew, so that a validation or a save does not count as training time."""
-        self._clock, self._slots, self._waited = time.perf_counter(), 0, 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        before = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - before
-
-    def count(self, slots: int) -> None:
-        self._slots += slots
-
-    def add(self, phase: str, result: StepResult) -> None:
-        values: dict[str, Any] = {f"loss/{phase}/{k}": v for k, v in result.losses.items()}
-        values |= {f"rate/{phase}/{k}": v for k, v in result.rate.items()}
-        values |= {f"grad_norm/{phase}": result.grad_norm, f"skipped/{phase}": float(result.skipped)}
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def take(self, loader: Loader) -> dict[str, float]:
-        """The means, and a new window. Tensors become numbers only here: nothing waits for a GPU in between."""
-        seconds = max(time.perf_counter() - self._clock, 1e-9)
-        numbers = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        numbers["speed/samples_per_second"] = self._slots / seconds
-        numbers["speed/data_wait_share"] = self._waited / seconds
-        numbers["data/bytes_read_per_rank"] = float(loader.bytes_read)
-        numbers["data/requests_per_rank"] = float(loader.requests)
-        numbers["data/retries_per_rank"] = float(store.statistics().retries)
-        self._sums, self._counts = {}, {}
-        self.restart()
-        return numbers
+def _tell_saves(job: _Job) -> None:
+    """Say what the saving thread has done since; a failed save costs nothing but the checkpoint."""
+    for folder in job.saver.take_committed():
+        say(f"step {checkpoint.step_of(folder)}: saved {folder}")
+    for failure in job.saver.take_failures():
+        job.failed_saves += 1
+        say(f"rank {job.engine.rank}: {failure}; training goes on, the checkpoint before is whole")
 
 
 def _code_version() -> str:
@@ -435,7 +545,7 @@ def _code_version() -> str:
 def _versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
-        **{p: version(p) for p in ("v2f", "torch", "accelerate", "webdataset", "numpy")},
+        **{p: version(p) for p in ("v2f", "torch", "accelerate", "deepspeed", "webdataset", "numpy")},
     }
 
 

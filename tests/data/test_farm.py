@@ -14,7 +14,7 @@ from farm_transforms import Block, Flag, Nothing, Number, Object, Refuses, Turne
 from odd_transforms import Uneven
 
 from v2f.data import farm, worker
-from v2f.data.farm import Decoded, Farm, Inline
+from v2f.data.farm import Decoded, Farm, Inline, Work
 from v2f.data.fetch import Reader, Task
 from v2f.data.manifest import Dataset, Split
 from v2f.data.quarantine import Bad, Raw
@@ -56,9 +56,8 @@ class Source:
         self, transforms: dict[str, Transform], workers: int, *, seed: int | None = 4, substitute: bool = True
     ) -> Inline | Farm:
         give = self.substitute if substitute else None
-        if workers:
-            return Farm(self.split, self.tasks(), self.fetch, transforms, seed, workers, give)
-        return Inline(self.split, self.tasks(), self.fetch, transforms, seed, give)
+        work = Work(self.split, self.tasks(), self.fetch, transforms, seed, give)
+        return Farm(work, workers) if workers else Inline(work)
 
 
 def take_all(decoder: Inline | Farm) -> list[Decoded]:

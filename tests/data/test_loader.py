@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import TRANSFORMS, assert_equal, joined
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odd_transforms import Deadly, Picky, Uneven, Wrong
@@ -26,7 +28,6 @@ from v2f.data.sample import encode
 from v2f.data.transforms import Codes, Photo, Waveform
 from v2f.errors import V2FError
 
-TRANSFORMS = {"wav": Waveform(0.03), "image": Photo(8)}
 BATCH = 12
 
 
@@ -43,22 +44,6 @@ def take(split: Split, steps: int, **kinds: int) -> list[Batch]:
     defaults = {"batch": BATCH, "seed": 9}
     with Loader(split, order(split), TRANSFORMS, **{**defaults, **kinds}) as loader:
         return list(islice(loader, steps))
-
-
-def joined(parts: list[Batch]) -> Batch:
-    """The global batch of the ranks' batches."""
-    return {
-        name: [key for part in parts for key in part[name]]
-        if name == "key"
-        else torch.cat([part[name] for part in parts])
-        for name in parts[0]
-    }
-
-
-def assert_equal(one: Batch, two: Batch) -> None:
-    assert one.keys() == two.keys()
-    for name in one:
-        assert one[name] == two[name] if name == "key" else torch.equal(one[name], two[name]), name
 
 
 class Batches(list[Batch]):
@@ -284,6 +269,19 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(train: Split, workers: int) -
     with pytest.raises(V2FError, match=r"a decode worker died \(process \d+, signal 9\) probably for lack of memory"):
         list(batches)
     assert_gone(started)
+
+
+def test_what_a_scheduler_sends_to_a_whole_job_is_not_for_the_workers(train: Split) -> None:
+    loader = Loader(train, order(train), TRANSFORMS, batch=BATCH, seed=0, workers=2)
+    with loader:
+        batches = iter(loader)
+        next(batches)
+        for process in processes(batches):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+                process.send_signal(number)
+        for _ in range(8):
+            next(batches)
+        assert all(process.poll() is None for process in processes(batches))
 
 
 def test_a_worker_that_cannot_start_is_an_error_not_a_hang(train: Split, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,9 @@ def test_a_full_gpu_is_said_with_the_way_out(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(FakePSP, "codes", full)
-    with pytest.raises(V2FError, match=r"memory is too small for 2 photos at once.*lower psp\.batch or workers"):
+    with pytest.raises(
+        V2FError, match=r"psp\.batch: .* memory is too small for 2 photos at once.*lower it, or workers"
+    ):
         pack(recipe(folder, "out", codes=True))
 
 

@@ -213,7 +213,7 @@ def test_a_killed_part_goes_on_after_its_last_whole_shard(
 
     monkeypatch.setattr(Synthetic, "make", counting)
     assert pack(recipe(tmp_path / "d")).fingerprint == whole.fingerprint
-    assert {*made} == {*content(whole.root)} - {key for shard in shards for key in shard["key"]}
+    assert {*made} == {*content(whole.root)} - {key for shard in shards for key in shard["rows"]["key"]}
     assert len(made) == len({*made}) > 0
 
 

@@ -101,7 +101,7 @@ def test_the_new_data_set_says_where_it_comes_from(source: Dataset, computed: Da
     assert computed.fingerprint != source.fingerprint
     about = computed.manifest.provenance["precomputed"]
     assert about["of"] == source.fingerprint
-    assert about["identity"] == {"net": "stand_in", "world_hash": standins.info("identity").world_hash}
+    assert about["identity"] == {"net": "stand_in", "sha256": standins.checksum("identity")}
     assert computed.manifest.splits == source.manifest.splits
     assert computed.manifest.identities == source.manifest.identities
     assert {path.name for path in Path(computed.root).iterdir()} == {
@@ -162,6 +162,16 @@ def test_another_data_set_in_the_way_is_refused(source: Dataset, computed: Datas
     assert precompute(source.root, str(tmp_path / "d"), load(BOTH), Part(0, 2)) is None
     with pytest.raises(V2FError, match="parts of another recipe are packed here"):
         precompute(source.root, str(tmp_path / "d"), load(["identity.net=stand_in"]), Part(1, 2))
+
+
+def test_one_net_after_another_is_both_at_once(source: Dataset, computed: Dataset, tmp_path: Path) -> None:
+    first = precompute(source.root, str(tmp_path / "first"), load(["identity.net=stand_in", "workers=1"]))
+    assert first is not None
+    then = precompute(first.root, str(tmp_path / "then"), load(["codes.net=stand_in", "workers=1"]))
+    assert then is not None
+    assert then.fingerprint == computed.fingerprint
+    both = computed.manifest.provenance["precomputed"]
+    assert then.manifest.provenance["precomputed"] == both | {"of": first.fingerprint}
 
 
 def test_what_is_stored_already_is_not_replaced(computed: Dataset, tmp_path: Path) -> None:

@@ -34,4 +34,17 @@ SMALL: dict[str, dict[str, Any]] = {
         },
         "ema": 64,
     },
+    "face_gan": {
+        "name": "face_gan",
+        "image_size": 16,
+        "share": 0.75,
+        "noise": 6,
+        "width": 8,
+        "bn_group": 2,
+        "smooth": 0.1,
+        "every": 2,
+        "discriminator": {"lr": {"discriminator": 2e-4}, "betas": [0.5, 0.999], "clip": 5.0},
+        "generator": {"lr": {"generator": 5e-4}, "betas": [0.5, 0.999], "schedule": {"warmup": 16}},
+        "ema": 64,
+    },
 }

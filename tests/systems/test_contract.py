@@ -34,7 +34,7 @@ def test_each_phase_moves_its_own_parameters_and_nothing_else(run_values, name):
     config = build(RunConfig, run_values(name), "test")
     system = build_system(config)
     engine = Engine("fp32")
-    engine.wrap(system)
+    engine.wrap(system, share=8, micro_batch=None)
     batch = first_batch(config, system)
     system.train()
     for phase in system.phases():

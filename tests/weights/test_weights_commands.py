@@ -60,7 +60,7 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
             assert published.licence.split(",")[0].split(";")[0] in text
     for user in ("thesis-final: generator", "thesis-small: identity", "thesis-voxceleb2: codes"):
         assert user in text
-    assert "use the stand-ins in the package: pairs, quickstart, synthetic" in text
+    assert "use the stand-ins in the package: face-gan, large-batch, pairs, quickstart, synthetic" in text
     assert "missing or refused: 5; see docs/weights.md" in text
     assert main(["weights", "table", "launch/recipes/quickstart.yaml"]) == 0
 

@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -32,11 +33,39 @@ from v2f.errors import V2FError
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from v2f.data.worker import main; main(int(sys.argv[1]))"
 )
+_FOR_THE_TRAINER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _CLOSING_SECONDS = 5.0  # what a worker has to leave by itself before it is killed
 _WAITING = 2  # batches at a worker: one is decoded, and the next one is there when it is done
 _LENT = 2  # trays of a worker that may be in the consumer's hands
 
 Decoded = tuple[Task, worker.Arrays, BadRows]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be decoded: tasks over ``split``, how to fetch one, what to make of it, and what stands in where that
+    cannot be done."""
+
+    split: Samples
+    tasks: Iterator[Task]
+    fetch: Callable[[Task], Sequence[Raw]]
+    transforms: dict[str, Transform]
+    seed: int | None
+    substitute: Substitute | None = None
+
+    def next(self) -> tuple[Task, list[memoryview | None], BadRows]:
+        """The next task, its raw members (None in the place of those that could not be had), and why; an error where
+        nothing stands in."""
+        task = next(self.tasks)
+        raws = self.fetch(task)
+        bad = {row: raw.reason for row, raw in enumerate(raws) if isinstance(raw, Bad)}
+        if bad and self.substitute is None:
+            row = min(bad)
+            raise V2FError(f"{self.split.where(int(task.sample_b[row]))}: {bad[row]}")
+        return task, [None if isinstance(raw, Bad) else raw for raw in raws], bad
+
+    def keys(self, task: Task) -> list[str]:
+        return [self.split.key(number) for number in task.sample_b.tolist()]
 
 
 def _named(split: Samples, task: Task, error: str, row: int | None) -> V2FError:
@@ -46,46 +75,24 @@ def _named(split: Samples, task: Task, error: str, row: int | None) -> V2FError:
     return V2FError(f"{split.shard_path(number)}: {error} (at byte {split.byte(number)} of the shard)")
 
 
-def _parted(
-    split: Samples, task: Task, raws: Sequence[Raw], substitute: Substitute | None
-) -> tuple[list[memoryview | None], BadRows]:
-    """The raw members, None in the place of those that could not be had, and why; an error without a substitute."""
-    bad = {row: raw.reason for row, raw in enumerate(raws) if isinstance(raw, Bad)}
-    if bad and substitute is None:
-        row = min(bad)
-        raise V2FError(f"{split.where(int(task.sample_b[row]))}: {bad[row]}")
-    return [None if isinstance(raw, Bad) else raw for raw in raws], bad
-
-
 class Inline:
     """Decoding in this process."""
 
-    def __init__(
-        self,
-        split: Samples,
-        tasks: Iterator[Task],
-        fetch: Callable[[Task], Sequence[Raw]],
-        transforms: dict[str, Transform],
-        seed: int | None,
-        substitute: Substitute | None = None,
-    ):
-        self._split, self._tasks, self._fetch, self._transforms, self._seed = split, tasks, fetch, transforms, seed
-        self._substitute = substitute
+    def __init__(self, work: Work):
+        self._work = work
         self._closed = False
 
     def next(self) -> Decoded:
         """The next task, its arrays, and its bad rows, which hold the substitute."""
         if self._closed:
             raise StopIteration
-        task = next(self._tasks)
-        raws, bad = _parted(self._split, task, self._fetch(task), self._substitute)
-        keys = [self._split.key(number) for number in task.sample_b.tolist()]
+        work = self._work
+        task, raws, bad = work.next()
+        slots = task.slot_b.tolist()
         try:
-            arrays, undecoded = worker.decode(
-                keys, raws, task.slot_b.tolist(), self._seed, self._transforms, self._substitute
-            )
+            arrays, undecoded = worker.decode(work.keys(task), raws, slots, work.seed, work.transforms, work.substitute)
         except worker.DecodeError as error:
-            raise _named(self._split, task, str(error), error.row) from error
+            raise _named(work.split, task, str(error), error.row) from error
         return task, arrays, bad | undecoded
 
     def close(self) -> None:
@@ -125,25 +132,16 @@ class Farm:
     /dev/shm does not bound it.
     """
 
-    def __init__(
-        self,
-        split: Samples,
-        tasks: Iterator[Task],
-        fetch: Callable[[Task], Sequence[Raw]],
-        transforms: dict[str, Transform],
-        seed: int | None,
-        workers: int,
-        substitute: Substitute | None = None,
-    ):
-        self._split, self._seed, self._substitute = split, seed, substitute
+    def __init__(self, work: Work, workers: int):
+        self._work = work
         self._budget = threading.Semaphore(2 * workers + 2)
         self._requests: queue.SimpleQueue[_Fetched | None] = queue.SimpleQueue()
         self._results: dict[int, Decoded | BaseException] = {}
         self._changed = threading.Condition()
         self._next = 0
         self._closed = False
-        self._workers = _start_workers(workers, transforms)
-        self._threads = [threading.Thread(target=self._fetch_ahead, args=(tasks, fetch), daemon=True, name="v2f-fetch")]
+        self._workers = _start_workers(workers, work.transforms)
+        self._threads = [threading.Thread(target=self._fetch_ahead, daemon=True, name="v2f-fetch")]
         self._threads += [
             threading.Thread(target=self._drive, args=(w,), daemon=True, name=f"v2f-decode-{i}")
             for i, w in enumerate(self._workers)
@@ -188,15 +186,14 @@ class Farm:
             self._results[number] = result
             self._changed.notify_all()
 
-    def _fetch_ahead(self, tasks: Iterator[Task], fetch: Callable[[Task], Sequence[Raw]]) -> None:
+    def _fetch_ahead(self) -> None:
         number = 0
         try:
             while True:
                 self._budget.acquire()
                 if self._closed:
                     return
-                task = next(tasks)
-                self._requests.put(_Fetched(number, task, *_parted(self._split, task, fetch(task), self._substitute)))
+                self._requests.put(_Fetched(number, *self._work.next()))
                 number += 1
         except BaseException as error:  # StopIteration, too: each is raised where the consumer arrives at it
             self._deliver(number, error)
@@ -219,12 +216,12 @@ class Farm:
                     w.ask(waiting[-1], fetched.raws)
                     fetched = None  # or it would keep the blocks that its bytes lie in until the next one comes
                 asked = waiting[0]
-                result = w.result(self._split, asked)
+                result = w.result(self._work.split, asked)
                 waiting.popleft()
                 if result is None:
                     waiting.append(asked)
-                    assert self._substitute is not None, "a worker asks for what it was told that there is"
-                    w.give_stand_in(*self._substitute())
+                    assert self._work.substitute is not None, "a worker asks for what it was told that there is"
+                    w.give_stand_in(*self._work.substitute())
                     w.ask(asked)
                 else:
                     self._deliver(asked.number, result)
@@ -238,18 +235,18 @@ class Farm:
     def _asked(self, fetched: _Fetched, tray: worker.Tray) -> _Asked:
         request = {
             "tray": tray.descriptor,
-            "keys": [self._split.key(number) for number in fetched.task.sample_b.tolist()],
+            "keys": self._work.keys(fetched.task),
             "lengths": [None if raw is None else len(raw) for raw in fetched.raws],
             "slots": fetched.task.slot_b.tolist(),
-            "seed": self._seed,
-            "substitutes": self._substitute is not None,
+            "seed": self._work.seed,
+            "substitutes": self._work.substitute is not None,
         }
         return _Asked(fetched.number, fetched.task, fetched.bad, tray, request)
 
     def _fail(self, w: "Worker", error: BaseException, numbers: set[int]) -> None:
         """A worker is lost: the batches that it had, or the next one if it had none, become the error."""
         lost = isinstance(error, OSError | EOFError)
-        reason = V2FError(f"a decode worker died ({w.fate()}) {_fate_hint(w)}") if lost else error
+        reason = WorkerLostError(f"a decode worker died ({w.fate()}) {_fate_hint(w)}") if lost else error
         if not numbers:
             fetched = self._requests.get()
             if fetched is None:
@@ -257,6 +254,23 @@ class Farm:
             numbers = {fetched.number}
         for number in numbers:
             self._deliver(number, reason)
+
+
+class WorkerLostError(V2FError):
+    """A decode worker died."""
+
+    again = True
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started inside never hears the signals that a terminal or a scheduler sends to a whole job: the trainer
+    does, saves, and closes the sockets of its workers. Blocked signals stay blocked in a program that is started."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Worker:
@@ -274,12 +288,13 @@ class Worker:
             path = [os.path.abspath(entry) for entry in sys.path]
             threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             try:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(path)],
-                    pass_fds=[theirs.fileno(), *(file.fileno() for file in self._files)],
-                    stdin=subprocess.DEVNULL,
-                    env={**os.environ, **threads},
-                )
+                with _deaf():
+                    self.process = subprocess.Popen(
+                        [sys.executable, "-c", _BOOT, str(theirs.fileno()), json.dumps(path)],
+                        pass_fds=[theirs.fileno(), *(file.fileno() for file in self._files)],
+                        stdin=subprocess.DEVNULL,
+                        env={**os.environ, **threads},
+                    )
             except OSError as error:
                 self._close()
                 raise V2FError(

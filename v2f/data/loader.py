@@ -21,12 +21,12 @@ import torch
 
 from v2f.cache import Cache
 from v2f.data import worker
-from v2f.data.farm import Farm, Inline
+from v2f.data.farm import Farm, Inline, Work
 from v2f.data.fetch import Blocks, Reader, Task, each
 from v2f.data.manifest import Ints, Samples
 from v2f.data.mix import MixOrder
 from v2f.data.order import Order
-from v2f.data.quarantine import Bad, BadRows, Quarantine, Raw, Substitute
+from v2f.data.quarantine import Bad, BadRows, Quarantine
 from v2f.data.sample import Sample
 from v2f.data.transforms import Transform
 from v2f.errors import V2FError
@@ -79,7 +79,7 @@ class Loader:
             raise V2FError(f"rank {rank} is none of the {world_size} ranks")
         if start_slot < 0 or workers < 0:
             raise V2FError(f"start_slot and workers are at least 0, got {start_slot} and {workers}")
-        _check_transforms(transforms, workers)
+        _check_transforms(split, transforms, workers)
         self.split, self.order, self.transforms, self.seed = split, order, dict(transforms), seed
         self.batch, self.rank, self.world_size = batch, rank, world_size
         self.start_slot, self.workers = start_slot, workers
@@ -100,17 +100,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         blocks = Blocks(self._reader, self.order, self.quarantine)
-        batches = _Batches(
-            self.split,
-            self._tasks(),
-            blocks.fetch,
-            self.transforms,
-            self.seed,
-            self.workers,
-            self._substitute,
-            self.quarantine,
-            blocks.close,
-        )
+        work = Work(self.split, self._tasks(), blocks.fetch, self.transforms, self.seed, self._substitute)
+        batches = _Batches(work, self.workers, self.quarantine, blocks.close)
         self._running.add(batches)
         return batches
 
@@ -149,9 +140,9 @@ def read_split(
     batches are those of :class:`Loader`, ``slot`` being the sample's number in the split; the last may be smaller.
     A sample that cannot be used is a :class:`V2FError` that names it.
     """
-    _check_transforms(transforms, workers)
+    _check_transforms(split, transforms, workers)
     tasks = iter([Task(part, part) for part in _parts(split, batch, samples, limit)])
-    return _Batches(split, tasks, each(Reader(split)), dict(transforms), None, workers)
+    return _Batches(Work(split, tasks, each(Reader(split)), dict(transforms), seed=None), workers)
 
 
 def read_usable(
@@ -165,7 +156,7 @@ def read_usable(
 ) -> Iterator[Batch]:
     """As :func:`read_split`, in this process; a sample that cannot be used is left out, and a line about it goes to
     ``left_out``. There are no stand-ins, so a batch may be smaller; one of nothing is not given."""
-    _check_transforms(transforms, 0)
+    _check_transforms(split, transforms, 0)
     reader = Reader(split)
     for part in _parts(split, batch, samples, limit):
         raws = reader.read(part)
@@ -216,7 +207,7 @@ def check_batch(batch: int, world_size: int, bn_group: int) -> None:
         )
 
 
-def _check_transforms(transforms: Mapping[str, Transform], workers: int) -> None:
+def _check_transforms(split: Samples, transforms: Mapping[str, Transform], workers: int) -> None:
     for name, transform in transforms.items():
         if name in RESERVED:
             raise V2FError(f"a transform cannot be called {name!r}: every batch has that already")
@@ -224,6 +215,9 @@ def _check_transforms(transforms: Mapping[str, Transform], workers: int) -> None
             raise V2FError(
                 f"the transform {name!r} is defined in the script that runs; decode workers need it in a module"
             )
+        if hasattr(transform, "check"):
+            for dataset in split.datasets:
+                transform.check(dataset.root, dataset.manifest.provenance)
 
 
 class _Substitute:
@@ -269,38 +263,30 @@ class _Substitute:
             sample.photo(number)
             if sample.has_codes:
                 sample.codes(number)
+            if sample.has_embedding:
+                sample.embedding(number)
         return key, bytes(raw)
 
 
 class _Batches(Iterator[Batch]):
-    """The batches of ``tasks``, in order; decoded here or by worker processes that work ahead."""
+    """The batches of the tasks of ``work``, in order; decoded here or by worker processes that work ahead."""
 
     def __init__(
         self,
-        split: Samples,
-        tasks: Iterator[Task],
-        fetch: Callable[[Task], list[Raw]],
-        transforms: dict[str, Transform],
-        seed: int | None,
+        work: Work,
         workers: int,
-        substitute: Substitute | None = None,
         quarantine: Quarantine | None = None,
         also_close: Callable[[], None] | None = None,
     ):
-        self._split, self._transforms, self._seed = split, transforms, seed
-        self._substitute, self._quarantine = substitute, quarantine
-        self._decoder: Inline | Farm
-        if workers == 0:
-            self._decoder = Inline(split, tasks, fetch, transforms, seed, substitute)
-        else:
-            self._decoder = Farm(split, tasks, fetch, transforms, seed, workers, substitute)
+        self._work, self._quarantine = work, quarantine
+        self._decoder = Farm(work, workers) if workers else Inline(work)
         # Also runs when the iterator is dropped and when the interpreter ends; it must not refer to self.
         self._closing = weakref.finalize(self, _close, self._decoder, also_close)
 
     def __next__(self) -> Batch:
         try:
             task, arrays, bad = self._decoder.next()
-            batch = _batch(self._split, task, arrays)
+            batch = _batch(self._work.split, task, arrays)
             if self._quarantine is not None:
                 self._set_aside(task, arrays, bad, batch["weight"], self._quarantine)
         except BaseException:
@@ -322,9 +308,10 @@ class _Batches(Iterator[Batch]):
                     self._replace(row, slots[row], arrays)
 
     def _replace(self, row: int, slot: int, arrays: worker.Arrays) -> None:
-        assert self._substitute is not None, "a quarantine comes with a substitute"
-        key, raw = self._substitute()
-        for name, array in worker.decode([key], [raw], [slot], self._seed, self._transforms)[0].items():
+        work = self._work
+        assert work.substitute is not None, "a quarantine comes with a substitute"
+        key, raw = work.substitute()
+        for name, array in worker.decode([key], [raw], [slot], work.seed, work.transforms)[0].items():
             arrays[name][row] = array[0]
 
     def close(self) -> None:

@@ -151,6 +151,9 @@ class Samples(Protocol):
     @property
     def extents(self) -> Extents: ...
 
+    @property
+    def datasets(self) -> Sequence[Dataset]: ...
+
     def key(self, sample: int) -> str: ...
 
     def root(self, sample: int) -> str: ...
@@ -197,6 +200,11 @@ class Split:
     def extents(self) -> Extents:
         index, rows = self.dataset.index, slice(self.first, self.first + self.samples)
         return Extents(index.shard[rows].astype(np.int64), index.offset[rows], index.length[rows], index.crc32[rows])
+
+    @property
+    def datasets(self) -> Sequence[Dataset]:
+        """The data sets that the samples are of."""
+        return [self.dataset]
 
     def key(self, sample: int) -> str:
         return bytes(self.dataset.index.key[self.first + sample]).decode("ascii")

@@ -19,7 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
-from v2f.data.manifest import Extents, Split
+from v2f.data.manifest import Dataset, Extents, Split
 from v2f.data.order import Ints, Order, Places, deal, raw_bits
 from v2f.errors import V2FError
 
@@ -116,8 +116,7 @@ class Union:
         self._firsts = np.concatenate([[0], np.cumsum([split.samples for split in self.splits])]).astype(np.int64)
         self.samples = int(self._firsts[-1])
         self.name = " + ".join(f"{split.dataset.root}/{split.name}" for split in self.splits)
-        text = "|".join(["union 1", *(split.fingerprint for split in self.splits)])
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.fingerprint = union_fingerprint([split.fingerprint for split in self.splits])
 
     @cached_property
     def identity_N(self) -> Ints:
@@ -139,6 +138,10 @@ class Union:
             length=np.concatenate([e.length for e in found]),
             crc32=np.concatenate([e.crc32 for e in found]),
         )
+
+    @property
+    def datasets(self) -> Sequence[Dataset]:
+        return [split.dataset for split in self.splits]
 
     def key(self, sample: int) -> str:
         split, own = self._own(sample)
@@ -162,6 +165,11 @@ class Union:
     def _own(self, sample: int) -> tuple[Split, int]:
         i = int(np.searchsorted(self._firsts, sample, side="right")) - 1
         return self.splits[i], sample - int(self._firsts[i])
+
+
+def union_fingerprint(splits: Sequence[str]) -> str:
+    """Of splits put together, by the fingerprints of each."""
+    return hashlib.sha256("|".join(["union 1", *splits]).encode()).hexdigest()
 
 
 def _shares(weights: Sequence[float]) -> tuple[int, ...]:

@@ -6,8 +6,10 @@
 Shape letters: T audio frames, H height, W width, C channels, L styles, D style width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +17,17 @@ from PIL import Image
 
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
+from v2f.keyed import keyed_rng
+
+_NOISE = 0x4E01  # what a key draws, so that no two draws share a stream
 
 
 class Transform(Protocol):
     """A picklable callable, of a class that a module (not a script) defines; equal shapes for all samples.
 
-    Optional: ``draws_as: str``, the name of the transform with whose ``rng`` it is called."""
+    Optional: ``draws_as: str``, the name of the transform with whose ``rng`` it is called; ``check(root, provenance)``,
+    called with where a data set lies and what its manifest says of its making, before it is read: a
+    :class:`V2FError` where that cannot be read."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[Any]: ...
 
@@ -52,13 +59,26 @@ class Waveform:
 class Photo:
     """One of the sample's photos (in evaluation the first), uint8 [3, size, size], RGB.
 
-    A photo that is not square is cut to its middle; another size is resampled (Lanczos).
+    A photo that is not square is cut to its middle, of which ``share`` of the side is kept; another size is
+    resampled (Lanczos).
     """
 
     size: int
+    share: float = 1.0
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.uint8]:
-        return square(sample.photo(_chosen(sample, rng)), self.size).transpose(2, 0, 1)
+        return square(sample.photo(_chosen(sample, rng)), self.size, self.share).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Independent numbers of N(0, 1), float32 [width]; in evaluation always the same ones for a sample."""
+
+    width: int
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float32]:
+        own = rng if rng is not None else keyed_rng(_NOISE, crc32(sample.key.encode()))
+        return own.standard_normal(self.width, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,38 @@ class Codes:
         return codes_LD
 
 
+@dataclass(frozen=True)
+class Embedding:
+    """Identity embedding of the photo that the :class:`Photo` called ``draws_as`` gives, float32 [width], of length one
+    but for float16's rounding.
+
+    ``net`` describes the identity net that the system knows: embeddings of another one are refused.
+    """
+
+    net: Mapping[str, Any]
+    draws_as: str = "image"
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float32]:
+        return sample.embedding(_chosen(sample, rng))
+
+    def check(self, root: str, provenance: Mapping[str, Any]) -> None:
+        found = provenance.get("precomputed", {}).get("identity")
+        if found is None:
+            raise V2FError(
+                f"{root}: it holds no identity embeddings; write them with `v2f shards precompute`, or set "
+                "system.frozen.embeddings=null"
+            )
+        if found != self.net:
+            raise V2FError(
+                f"{root}: its identity embeddings are of another net ({_shown(found)}) than system.frozen.identity "
+                f"({_shown(self.net)}); compute them with this one, or set system.frozen.embeddings=null"
+            )
+
+
+def _shown(net: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {str(value)[:16]}" for name, value in net.items())
+
+
 def _chosen(sample: Sample, rng: np.random.Generator | None) -> int:
     """The number of one photo: by chance, in evaluation the first."""
     return 0 if rng is None else int(rng.integers(sample.photo_count))
@@ -97,10 +149,10 @@ class Factors:
             raise V2FError(f"sample {sample.key}: its JSON has no {self.group} factors; is it synthetic?") from error
 
 
-def square(photo_HWC: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """The middle square of a photo at ``size`` x ``size``, uint8 [size, size, 3]."""
+def square(photo_HWC: npt.NDArray[np.uint8], size: int, share: float = 1.0) -> npt.NDArray[np.uint8]:
+    """The middle square of a photo, ``share`` of its shorter side, at ``size`` x ``size``: uint8 [size, size, 3]."""
     height, width, _ = photo_HWC.shape
-    side = min(height, width)
+    side = max(1, round(share * min(height, width)))
     top, left = (height - side) // 2, (width - side) // 2
     photo_HWC = photo_HWC[top : top + side, left : left + side]
     if side == size:

@@ -22,7 +22,6 @@ import mmap
 import os
 import pickle
 import queue
-import signal
 import socket
 import struct
 import sys
@@ -225,7 +224,6 @@ def _exactly(sock: socket.socket, length: int) -> memoryview | None:
 
 def main(descriptor: int) -> None:
     """Serve decode requests on a connected socket until the parent closes it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which then closes the socket
     sock = socket.socket(fileno=descriptor)
     try:
         greeting = receive(sock)

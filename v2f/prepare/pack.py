@@ -152,15 +152,15 @@ def _make(recipe: PackConfig, converter: Converter, plan: Plan, part: Part) -> N
             records = _still_true(done[split], mine, make)
             bar.update(_stop(records))
             if _stop(records) < len(mine):
-                parts.forget(out, part, [*shards, *(record.shard.name for record in records)])
+                parts.forget(out, part, [*shards, *(record.rows.shard.name for record in records)])
                 done = {name: [] for name in SPLITS}  # who may be in later splits depends on who gets into this one
                 for record in _new(recipe, part, split, records, mine, make, bar, left_out):
-                    parts.write_record(out, parts.rows_name(record.shard.name), record)
+                    parts.write_record(out, parts.rows_name(record.rows.shard.name), record)
                     records.append(record)
-            shards += [record.shard.name for record in records]
+            shards += [record.rows.shard.name for record in records]
             left_out += [each for record in records for _, each in record.left_out]
             if split == "train":
-                people = {identity for record in records for identity in record.identity}
+                people = {identity for record in records for identity in record.rows.identity}
     left_out.sort(key=str)
     for line in yields.examples(left_out):
         print(line)
@@ -239,12 +239,12 @@ def _commit(out: str) -> Dataset:
             store.remove(store.join(out, owner[name].record))  # so that running it again mends it
             raise V2FError(f"{out}: {name} is not there or was cut; run `v2f shards pack` for part {owner[name]} again")
     left_out = sorted((each for record in whole.values() for each in record.left_out), key=str)
-    ordered = [record for split in SPLITS for record in records.values() if record and record.shard.split == split]
+    ordered = [record for split in SPLITS for record in records.values() if record and record.rows.shard.split == split]
     if not ordered:
         for part in wanted:
             store.remove(store.join(out, part.record))
         raise V2FError(f"{out}: all of the {len(left_out)} inputs were left out, there is nothing to pack")
-    kept = Counter((record.shard.split, identity) for record in ordered for identity in record.identity)
+    kept = Counter((record.rows.shard.split, identity) for record in ordered for identity in record.rows.identity)
     rejected = [photo for record in ordered for photo in record.rejected]
     report = yields.yield_report(kept, left_out, rejected)
     lines = [json.dumps(asdict(each), ensure_ascii=False) for each in left_out]
@@ -254,7 +254,7 @@ def _commit(out: str) -> Dataset:
     parts.leave(out)
     seconds = dict.fromkeys(SPLITS, 0.0)
     for record in ordered:
-        seconds[record.shard.split] += record.seconds
+        seconds[record.rows.shard.split] += record.seconds
     _summarise(dataset, seconds, report)
     return dataset
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from v2f import store
 from v2f.config import Config
-from v2f.data.manifest import INDEX, PACKING, Shard, ShardRows
+from v2f.data.manifest import INDEX, PACKING, ShardRows
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, share
@@ -161,12 +161,7 @@ def leave(out: str) -> None:
 class ShardRecord(Config):
     """What a shard holds, and where its split goes on after it."""
 
-    shard: Shard
-    offset: list[int]
-    length: list[int]
-    crc32: list[int]
-    identity: list[str]
-    key: list[str]
+    rows: ShardRows
     stop: int  # the split's items up to here are in this shard, in one before, or left out
     left_out: list[tuple[int, LeftOut]]  # with the place of each in its split
     rejected: list[LeftOut]
@@ -178,11 +173,7 @@ class ShardRecord(Config):
     ) -> "ShardRecord":
         rejected = [photo for each in made for photo in each.rejected]
         seconds = sum(each.seconds for each in made)
-        return cls(**vars(rows), stop=stop, left_out=list(left_out), rejected=rejected, seconds=seconds)
-
-    @property
-    def rows(self) -> ShardRows:
-        return ShardRows(self.shard, self.offset, self.length, self.crc32, self.identity, self.key)
+        return cls(rows=rows, stop=stop, left_out=list(left_out), rejected=rejected, seconds=seconds)
 
 
 class PartRecord(Config):
@@ -209,7 +200,7 @@ def read_shard_record(out: str, shard: str) -> ShardRecord | None:
         record = ShardRecord.model_validate_json(store.read_bytes(path))
     except ValidationError:
         return None
-    return record if store.size(store.join(out, shard)) == record.shard.bytes else None
+    return record if store.size(store.join(out, shard)) == record.rows.shard.bytes else None
 
 
 def read_part_record(out: str, part: Part) -> PartRecord | None:

@@ -34,14 +34,15 @@ from v2f.errors import V2FError
 from v2f.nn.psp import PSP, Codes
 from v2f.prepare import parts
 from v2f.prepare.parts import LEFT_OUT, WHOLE, Packing, Part, ShardRecord
-from v2f.prepare.processes import cores, one_thread, pool, torch_device
+from v2f.prepare.processes import cores, looking, one_thread, pool, torch_device
 from v2f.prepare.yields import YIELD
 from v2f.system import to_picture
-from v2f.weights import FaceNetWeights, IRSE50Weights, PSPCodes, StandIn, locate, read
+from v2f.weights import FaceNetWeights, IRSE50Weights, PSPCodes, StandIn, described, locate, read
 
 _MOST_WITH_WEIGHTS = 4  # processes, where nobody says how many: each holds the nets, with pSp 1.2 GB
 
 Floats = npt.NDArray[np.float32]
+Role = Literal["identity", "codes"]
 
 
 class PrecomputeConfig(Config):
@@ -81,7 +82,8 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
     ``out``; for the whole, commit and open the new data set."""
     source = open_dataset(data)
     device = torch_device(config.device, "device")
-    computed = {"of": source.fingerprint, **_made_by(config, device)}
+    before = source.manifest.provenance.get("precomputed", {})  # by another net, which is none of these
+    computed = {**before, "of": source.fingerprint, **_made_by(config, device)}
     provenance = {**source.manifest.provenance, "precomputed": computed}
     if store.exists(store.join(out, MANIFEST)):
         dataset = open_dataset(out)
@@ -173,14 +175,11 @@ def _compute(data: str, fingerprint: str, out: str, config: PrecomputeConfig, de
         members.append({extension: bytes(member) for extension, member in split_members(key, raw).items()})
     samples = [Sample(key, each) for key, each in zip(keys, members, strict=True)]
     for role, (net, _) in _loaded(config.model_dump_json(), device).items():
-        member = {"identity": EMBEDDING, "codes": CODES}[role]
+        member = EMBEDDING if role == "identity" else CODES
         for sample, each in zip(samples, members, strict=True):
             if member in each:
                 raise V2FError(f"{data}: sample {sample.key} has its {member} already; set {role}=null to keep it")
-        try:
-            seen = _seen(net, samples, config.batch, device)
-        except torch.OutOfMemoryError as error:
-            raise V2FError(f"the GPU's memory is too small for {config.batch} photos at once; lower batch") from error
+        seen = _seen(net, samples, config.batch, device)
         for key, each, values_P in zip(keys, members, seen, strict=True):
             encode = encode_embedding if role == "identity" else encode_codes
             each[member] = encode(key, values_P, len(values_P))
@@ -197,8 +196,7 @@ def _seen(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) ->
     for n, (_, photo_HWC) in enumerate(photos):
         by_side[min(photo_HWC.shape[:2])].append(n)
     found: dict[int, Floats] = {}
-    # transposed convolutions of cuDNN add in any order where they are not told otherwise
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with looking(batch, "batch"):
         for side, numbers in by_side.items():
             for at in range(0, len(numbers), batch):
                 some = numbers[at : at + batch]
@@ -214,35 +212,28 @@ def _seen(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) ->
 # ------------------------------------------------------------------------------------------------- nets
 
 
-def _named(config: PrecomputeConfig) -> dict[str, Any]:
+def _named(config: PrecomputeConfig) -> dict[Role, Any]:
     """Role -> what was named for it."""
-    roles = {"identity": config.identity, "codes": config.codes}
+    roles: dict[Role, Any] = {"identity": config.identity, "codes": config.codes}
     return {role: named for role, named in roles.items() if named is not None}
 
 
-def _made_by(config: PrecomputeConfig, device: str) -> dict[str, Any]:
+def _made_by(config: PrecomputeConfig, device: str) -> dict[Role, dict[str, Any]]:
     """Role -> what identifies the net; files that do not fit are refused here, before work starts."""
     _loaded.cache_clear()  # of a former call in this process, since when a file may have been replaced
     checksums = {role: digest for role, (_, digest) in _loaded(config.model_dump_json(), device).items()}
-    found: dict[str, Any] = {}
-    for role, named in _named(config).items():
-        about = named.model_dump(mode="json", exclude={"file", "sha256"})
-        if isinstance(named, StandIn):
-            found[role] = about | {"world_hash": standins.info(role).world_hash}  # type: ignore[arg-type]
-        else:
-            found[role] = about | {"sha256": checksums[role]}
-    return found
+    return {role: described(role, named, checksums[role]) for role, named in _named(config).items()}
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(config_json: str, device: str) -> dict[str, tuple[nn.Module, str | None]]:
+def _loaded(config_json: str, device: str) -> dict[Role, tuple[nn.Module, str | None]]:
     """Role -> net and the SHA-256 of its file; loaded once a process."""
     config = PrecomputeConfig.model_validate_json(config_json)
-    found: dict[str, tuple[nn.Module, str | None]] = {}
+    found: dict[Role, tuple[nn.Module, str | None]] = {}
     for role, named in _named(config).items():
         digest: str | None = None
         if isinstance(named, StandIn):
-            net = standins.load(role)  # type: ignore[arg-type]
+            net = standins.load(role)
         else:
             net, digest = read(named, locate(config.path, named))
             net = Codes(net) if isinstance(net, PSP) else net

@@ -67,6 +67,21 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def looking(batch: int, key: str) -> Iterator[None]:
+    """Networks look at ``batch`` photos at once, the same bits each time; ``key`` names that setting in an error."""
+    import torch
+
+    try:
+        # transposed convolutions of cuDNN add in any order where they are not told otherwise
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise V2FError(
+            f"{key}: the GPU's memory is too small for {batch} photos at once in each process; lower it, or workers"
+        ) from error
+
+
 def torch_device(wanted: Literal["auto", "cpu", "cuda"], key: str) -> str:
     """cpu or cuda; ``key`` names the setting in an error."""
     import torch

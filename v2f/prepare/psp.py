@@ -17,7 +17,7 @@ import torch
 
 from v2f.errors import V2FError
 from v2f.nn.psp import PSP
-from v2f.prepare.processes import torch_device
+from v2f.prepare.processes import looking, torch_device
 from v2f.prepare.steps import PspConfig
 from v2f.system import to_picture
 from v2f.weights import load_psp
@@ -41,21 +41,14 @@ def see(config: PspConfig, photo_NHWC: Pictures, size: int) -> tuple[Floats, Pic
     device = torch_device(config.device, "psp.device")
     psp = _loaded(config.file, config.sha256, _model(config), device)
     codes, pictures = [], []
-    try:
-        # transposed convolutions of cuDNN add in any order where they are not told otherwise
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            for at in range(0, len(photo_NHWC), config.batch):
-                photo_B3HW = torch.from_numpy(photo_NHWC[at : at + config.batch]).permute(0, 3, 1, 2).to(device)
-                w_BLD = psp.codes(to_picture(photo_B3HW)).half()
-                codes.append(_finite(w_BLD, config))
-                if config.pictures:
-                    picture_B3HW = _finite(psp.pictures(w_BLD.float(), size), config)
-                    pictures.append(((picture_B3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
-    except torch.OutOfMemoryError as error:
-        raise V2FError(
-            f"psp: the GPU's memory is too small for {config.batch} photos at once in each process; "
-            "lower psp.batch or workers"
-        ) from error
+    with looking(config.batch, "psp.batch"):
+        for at in range(0, len(photo_NHWC), config.batch):
+            photo_B3HW = torch.from_numpy(photo_NHWC[at : at + config.batch]).permute(0, 3, 1, 2).to(device)
+            w_BLD = psp.codes(to_picture(photo_B3HW)).half()
+            codes.append(_finite(w_BLD, config))
+            if config.pictures:
+                picture_B3HW = _finite(psp.pictures(w_BLD.float(), size), config)
+                pictures.append(((picture_B3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
     drawn_NHWC = torch.cat(pictures).permute(0, 2, 3, 1).cpu().numpy() if pictures else None
     return torch.cat(codes).float().cpu().numpy(), drawn_NHWC
 

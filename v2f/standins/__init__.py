@@ -4,6 +4,7 @@
 know one version of the world; with another one :func:`load` refuses them.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,11 @@ def info(kind: Kind, folder: Path = WEIGHTS) -> StandIn:
             f"{people.VERSION} ({world_hash()[:12]}); train the stand-ins for it: {_command('all')}"
         )
     return about
+
+
+def checksum(kind: Kind, folder: Path = WEIGHTS) -> str:
+    """The SHA-256 of a stand-in's file."""
+    return hashlib.sha256(_path(kind, folder).read_bytes()).hexdigest()
 
 
 def load(kind: Kind, folder: Path = WEIGHTS) -> Any:

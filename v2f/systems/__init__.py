@@ -1,6 +1,7 @@
 """The systems: the only table of their names. One file a system; no system imports another."""
 
 from v2f.system import System
+from v2f.systems.face_gan import FaceGAN
 from v2f.systems.voice_styled_face import VoiceStyledFace
 
-SYSTEMS: dict[str, type[System]] = {"voice_styled_face": VoiceStyledFace}
+SYSTEMS: dict[str, type[System]] = {"face_gan": FaceGAN, "voice_styled_face": VoiceStyledFace}

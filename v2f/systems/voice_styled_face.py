@@ -7,10 +7,10 @@ After a master's thesis of 2022 that joins a 1-D residual network to StyleGAN2 i
 perceptual net and code encoder are frozen: weights that the user brings (``frozen``), or the stand-ins of the
 synthetic world, which are called stand-ins wherever the run is shown.
 
-Shape letters: B batch, T waveform samples, L styles, D style width, H W picture.
+Shape letters: B batch, T waveform samples, L styles, D style width, E embedding, H W picture.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from v2f import config, losses, metrics, weights
-from v2f.data.transforms import Codes, Photo, Waveform
+from v2f.data.transforms import Codes, Embedding, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.nn import face_box
 from v2f.nn.mapping import StyleMapping
@@ -39,6 +39,11 @@ class Terms(config.Config):
     mse_crop: float = Field(0.0, ge=0, description="mse over pSp's face box")
     lpips_crop: float = Field(0.0, ge=0, description="lpips over pSp's face box")
     style: float = Field(0.0, ge=0, description="mean squared difference of w+ to the reference's codes (frozen.codes)")
+
+    @property
+    def look_at_the_face(self) -> bool:
+        """Whether some loss needs the picture; w_norm and style do without the generator."""
+        return any((self.mse, self.l1, self.lpips, self.id, self.mse_crop, self.lpips_crop))
 
 
 class VoiceStyledFace(System):
@@ -102,6 +107,9 @@ class VoiceStyledFace(System):
         read: dict[str, Transform] = {"wav": Waveform(c.seconds, c.sample_rate), "image": Photo(c.image_size)}
         if isinstance(c.frozen.codes, Precomputed):
             read["codes"] = Codes(self.generator.n_latent, self.generator.style_dim, draws_as="image")
+        if c.frozen.embeddings is not None and c.losses.id:
+            net = weights.described("identity", c.frozen.identity, self.weights.get("identity"))
+            read["embedding"] = Embedding(net, draws_as="image")
         return read
 
     def styles(self, wav_BT: Tensor) -> Tensor:
@@ -127,10 +135,19 @@ class VoiceStyledFace(System):
         with torch.no_grad():
             return self.codes(reference)
 
+    def reference_embedding(self, batch: Batch, reference: Tensor) -> Tensor:
+        """The reference's identity embedding [B, E]: from the shards, or from the net."""
+        if "embedding" in batch:
+            embedding: Tensor = batch["embedding"]
+            return embedding
+        with torch.no_grad():
+            return self.identity(reference)
+
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
         w = self.styles(batch["wav"])
-        face, reference = self.face(w), to_picture(batch["image"], like=batch["wav"])
         t, weight = self.config.losses, batch["weight"]
+        face = self.face(w) if t.look_at_the_face else w.new_empty(0)
+        reference = to_picture(batch["image"], like=batch["wav"])
         parts: Losses = {}
         if t.mse:
             parts["mse"] = weighted(losses.mse(face, reference), weight)
@@ -139,7 +156,8 @@ class VoiceStyledFace(System):
         if t.lpips:
             parts["lpips"] = weighted(losses.perceptual(self.perceptual, face, reference), weight)
         if t.id:
-            parts["id"] = weighted(losses.identity(self.identity, face, reference), weight)
+            embedding = self.reference_embedding(batch, reference)
+            parts["id"] = weighted(losses.identity(self.identity, face, embedding), weight)
         if t.w_norm:
             parts["w_norm"] = weighted(losses.w_norm(w, self.generator.latent_avg), weight)
         if t.mse_crop or t.lpips_crop:
@@ -152,7 +170,7 @@ class VoiceStyledFace(System):
             codes = self.reference_codes(batch, reference)
             assert codes is not None, "the configuration asks for codes where losses.style needs them"
             parts["style"] = weighted(losses.style(w, codes), weight)
-        total = sum((getattr(t, name) * value for name, value in parts.items()), face.new_zeros(()))
+        total = sum((getattr(t, name) * value for name, value in parts.items()), w.new_zeros(()))
         return {"total": total, **parts}
 
     @torch.no_grad()
@@ -182,3 +200,6 @@ class VoiceStyledFace(System):
             codes=torch.cat(codes) if codes else None,
             mean_w=self.generator.latent_avg,
         )
+
+    def verdict(self, meters: Mapping[str, float], history: Mapping[str, Sequence[float]]) -> str | None:
+        return metrics.verdict(meters)

@@ -2,6 +2,7 @@
 
     RUN/{config.yaml, run.json, metrics.jsonl, eval.json, checkpoints} + its data set -> RUN/report.html
 
+A run that makes faces from noise has a page of its own: generated pictures, samples by step, the verdict.
 The page carries its pictures, sounds and plots inside, loads nothing, and runs no script.
 """
 
@@ -9,6 +10,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from v2f import __version__, checkpoint, evaluate, generate, metrics, store
+from v2f import __version__, evaluate, generate, metrics, store
 from v2f.config import dump_yaml
 from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, open_dataset
@@ -27,12 +29,15 @@ from v2f.data.transforms import Factors, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.run import Run
 from v2f.system import System, to_picture
-from v2f.web.page import environment, number
+from v2f.web.page import data_uri, environment, number
 from v2f.world import bounds
 from v2f.world.people import FACTORS, VOICE, World
 
 FILE = "report.html"
 PEOPLE = 12
+DRAWN = 48
+SHEETS = 5
+_SHEET = re.compile(r"step-\d+\.png")
 _TELLING = 0.8  # standard deviations from which a voice is called low, breathy, ...
 
 
@@ -65,6 +70,8 @@ class Chart:
 
 
 WIDTH, HEIGHT = 320, 110
+Curves = dict[str, list[tuple[int, float]]]
+"""Name -> (samples seen, value), in order."""
 
 
 def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE) -> str:
@@ -77,40 +84,42 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     run = Run.open(run) if isinstance(run, str) else run
     system = (run.system() if system is None else system).eval()
     dataset = open_dataset(run.config.data.home)
-    found = checkpoint.latest(store.join(run.path, "checkpoints"))
-    splits = [split for split in evaluate.SPLITS if split in dataset.splits]
-    figures = {split: pairs(dataset, split, system, people) for split in splits}
-    evaluated = _read_json(store.join(run.path, evaluate.FILE))
     curves = read_curves(store.join(run.path, "metrics.jsonl"))
-    world = evaluate.world_of(dataset)
-    page = (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            run=run,
-            step=checkpoint.read_state(found)["step"] if found else None,
-            stand_ins=list(getattr(system, "stand_ins", [])),
-            hears=getattr(system.transforms().get("wav"), "seconds", None),
-            figures={split: shown for split, shown in figures.items() if shown},
-            what=evaluate.SPLITS,
-            disclaimer=generate.DISCLAIMER,
-            evaluated=evaluated,
-            titles=evaluate.title,
-            percent=evaluate.percent,
-            ks=metrics.KS,
-            losses=charts(curves, "loss/"),
-            meters=charts(curves, "valid/"),
-            machine=charts(curves, "grad_norm/", "rate/", "speed/"),
-            dataset=dataset,
-            synthetic="world_hash" in dataset.manifest.provenance,
-            has_possible=isinstance(world, World),
-            config=dump_yaml(run.config),
-            info=run.info,
-            width=WIDTH,
-            height=HEIGHT,
-            version=__version__,
-        )
-    )
+    shared: dict[str, Any] = {
+        "run": run,
+        "step": run.step,
+        "stand_ins": list(getattr(system, "stand_ins", [])),
+        "what": evaluate.SPLITS,
+        "evaluated": _read_json(store.join(run.path, evaluate.FILE)),
+        "titles": evaluate.title,
+        "losses": charts(curves, "loss/"),
+        "meters": charts(curves, "valid/"),
+        "machine": charts(curves, "grad_norm/", "rate/", "speed/"),
+        "dataset": dataset,
+        "synthetic": "world_hash" in dataset.manifest.provenance,
+        "config": dump_yaml(run.config),
+        "info": run.info,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "version": __version__,
+    }
+    own: dict[str, Any]
+    if evaluate.from_noise(system):
+        drawn, photos = _drawn(dataset, run, system)
+        own = {"verdict": _verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
+        page = environment().get_template("noise.html.j2").render(**shared, **own)
+    else:
+        splits = [split for split in evaluate.SPLITS if split in dataset.splits]
+        figures = {split: pairs(dataset, split, system, people) for split in splits}
+        own = {
+            "hears": getattr(system.transforms().get("wav"), "seconds", None),
+            "figures": {split: shown for split, shown in figures.items() if shown},
+            "disclaimer": generate.DISCLAIMER,
+            "percent": evaluate.percent,
+            "ks": metrics.KS,
+            "has_possible": isinstance(evaluate.world_of(dataset), World),
+        }
+        page = environment().get_template("report.html.j2").render(**shared, **own)
     path = store.join(run.path, FILE)
     store.write_bytes(path, page.encode())
     return path
@@ -167,6 +176,40 @@ def pairs(dataset: Dataset, name: str, system: System, count: int) -> list[Pair]
     return shown
 
 
+# ------------------------------------------------------------------------------------- pictures from noise
+
+
+def _drawn(dataset: Dataset, run: Run, system: System) -> tuple[list[str], list[str]]:
+    """Generated pictures, and photos of people who were not trained on, where there are any."""
+    held_out = [split for split in (*evaluate.SPLITS, run.config.data.split) if split in dataset.splits]
+    found = evaluate.people_of(dataset.split(held_out[0]), system, DRAWN, [])
+    if found is None:
+        return [], []
+    photo_N3HW, noise_NZ = found
+    with torch.no_grad():
+        made_N3HW = system.sample({"noise": noise_NZ.to(evaluate.device_of(system))})["face"]
+    return [picture_uri(one) for one in made_N3HW], [picture_uri(one) for one in to_picture(photo_N3HW)]
+
+
+def _verdict(system: System, curves: Curves) -> str | None:
+    """What the system says of the end of its training."""
+    meters = {name.removeprefix("valid/"): points[-1][1] for name, points in curves.items() if name[:6] == "valid/"}
+    return system.verdict(meters, {name: [value for _, value in points] for name, points in curves.items()})
+
+
+def _sheets(run: Run) -> list[tuple[int, str]]:
+    """The samples of some steps of the training, the first and the last among them: step, data URI."""
+    folder = store.join(run.path, "samples")
+    found = [name for name in store.names(folder) if _SHEET.fullmatch(name)]
+    count = min(SHEETS, len(found))
+    chosen = [round(i * (len(found) - 1) / max(1, count - 1)) for i in range(count)]
+    shown = []
+    for name in (found[i] for i in chosen):
+        content = store.read_bytes(store.join(folder, name))
+        shown.append((int(name[5:-4]), data_uri(content, "png")))
+    return shown
+
+
 def voice_in_words(voice_V: NDArray[np.float32]) -> str:
     """The up to three factors in which a voice stands out most, in words."""
     ends = {factor.name: (factor.low, factor.high) for factor in FACTORS if factor.group == "voice"}
@@ -188,8 +231,6 @@ def sound_uri(wav_T: NDArray[np.float32], rate: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- the curves
-
-Curves = dict[str, list[tuple[int, float]]]
 
 
 def read_curves(path: str) -> Curves:

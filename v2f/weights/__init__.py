@@ -8,7 +8,7 @@ its SHA-256, loaded with ``weights_only=True`` or as safetensors, and has to fit
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -123,39 +123,59 @@ class PSPCodes(Brought):
 
 
 class Precomputed(Config):
-    """The codes that the shards hold (``pairs.psp.codes`` when they were packed)."""
+    """What the shards hold: `v2f shards precompute` wrote it, or codes ``pairs.psp.codes`` when they were packed."""
 
     net: Literal["precomputed"]
 
 
-class Frozen(Config):
-    """The frozen nets, each by the kind of its weights."""
+class Judges(Config):
+    """The frozen nets that look at pictures, each by the kind of its weights."""
 
     path: str = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
-    generator: Annotated[StandIn | StyleGAN2Weights | PSPDecoder, Field(discriminator="net")] = StandIn()
     identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] = StandIn()
     perceptual: Annotated[StandIn | LPIPSWeights, Field(discriminator="net")] = StandIn()
-    codes: Annotated[StandIn | PSPCodes | Precomputed, Field(discriminator="net")] | None = Field(
-        StandIn(), description="what gives the reference's w+; null: nothing does"
-    )
 
     def brought(self) -> dict[str, Brought]:
         """Role -> what the user brings for it."""
-        roles = {"generator": self.generator, "identity": self.identity, "perceptual": self.perceptual}
-        return {role: net for role, net in {**roles, "codes": self.codes}.items() if isinstance(net, Brought)}
+        return {role: net for role, net in self.roles().items() if isinstance(net, Brought)}
+
+    def roles(self) -> dict[str, Any]:
+        """Role -> the kind of its weights."""
+        return {"identity": self.identity, "perceptual": self.perceptual}
+
+
+class Frozen(Judges):
+    """The frozen nets of a system around a generator."""
+
+    generator: Annotated[StandIn | StyleGAN2Weights | PSPDecoder, Field(discriminator="net")] = StandIn()
+    codes: Annotated[StandIn | PSPCodes | Precomputed, Field(discriminator="net")] | None = Field(
+        StandIn(), description="what gives the reference's w+; null: nothing does"
+    )
+    embeddings: Precomputed | None = Field(
+        None, description="what gives the reference's identity embedding in a step; null: the net identity"
+    )
+
+    def roles(self) -> dict[str, Any]:
+        return {"generator": self.generator, **super().roles(), "codes": self.codes}
 
 
 @dataclass
-class Nets:
-    """The nets that :class:`Frozen` names, frozen and in evaluation mode."""
+class Looking:
+    """The nets that :class:`Judges` names, frozen and in evaluation mode."""
 
-    generator: Generator
     identity: nn.Module
     perceptual: "LPIPS | PerceptualNet"
-    codes: nn.Module | None
-    stand_ins: list[str] = field(default_factory=list)
-    sha256: dict[str, str] = field(default_factory=dict)
+    stand_ins: list[str]
+    sha256: dict[str, str]
     """Role -> checksum of the file that the user brought for it."""
+
+
+@dataclass
+class Nets(Looking):
+    """The nets that :class:`Frozen` names."""
+
+    generator: Generator
+    codes: nn.Module | None
 
 
 def locate(folder: str, net: Brought) -> str:
@@ -167,44 +187,57 @@ def locate(folder: str, net: Brought) -> str:
     return files.find(net.file if has_folder else store.join(folder, net.file), net.published.files, way_out)
 
 
+def load_judges(judges: Judges) -> Looking:
+    """The nets of ``judges`` alone; as :func:`load`."""
+    reader = _Reader(judges)
+    identity, perceptual = reader.get("identity", judges.identity), reader.get("perceptual", judges.perceptual)
+    return Looking(identity, perceptual, reader.stand_ins, reader.checksums)
+
+
 def load(frozen: Frozen) -> Nets:
     """All nets of ``frozen``. Nothing is read before all files are found; one that two roles share is read once."""
-    known: dict[str, tuple[Any, str]] = {}
-    paths = _located(frozen)
+    reader = _Reader(frozen)
+    generator, identity = reader.get("generator", frozen.generator), reader.get("identity", frozen.identity)
+    perceptual = reader.get("perceptual", frozen.perceptual)
+    codes = None
+    if frozen.codes is not None and not isinstance(frozen.codes, Precomputed):
+        codes = reader.get("codes", frozen.codes)
+        if (codes.n_styles, codes.style_dim) != (generator.n_latent, generator.style_dim):
+            raise V2FError(
+                f"system.frozen.codes: it gives codes of {codes.n_styles} styles x {codes.style_dim}, the generator "
+                f"of {generator.size} px takes {generator.n_latent} x {generator.style_dim}; bring a pSp for that "
+                "generator, or set system.frozen.codes=null (and losses.style=0)"
+            )
+    return Nets(identity, perceptual, reader.stand_ins, reader.checksums, generator, codes)
 
-    def get(role: str, net: Any) -> Any:
+
+class _Reader:
+    """Reads the nets of one configuration, a file only once."""
+
+    def __init__(self, frozen: Judges) -> None:
+        self._paths = _located(frozen)
+        self._known: dict[str, tuple[Any, str]] = {}
+        self.stand_ins: list[str] = []
+        self.checksums: dict[str, str] = {}
+
+    def get(self, role: str, net: Any) -> Any:
+        """The net of a role, in evaluation mode and without gradients of its own."""
         if isinstance(net, StandIn):
-            stand_ins.append(role)
+            self.stand_ins.append(role)
             return standins.load(role)  # type: ignore[arg-type]
-        path = paths[role]
+        path = self._paths[role]
         key = f"{type(net).__name__ if not isinstance(net, (PSPDecoder, PSPCodes)) else 'psp'}:{path}"
-        if key not in known:
-            known[key] = read(net, path)
+        if key not in self._known:
+            self._known[key] = read(net, path)
         elif net.sha256 is not None:
-            files.check(path, known[key][1], net.sha256)
-        loaded, checksums[role] = known[key]
+            files.check(path, self._known[key][1], net.sha256)
+        loaded, self.checksums[role] = self._known[key]
         if isinstance(loaded, PSP):
-            return loaded.decoder if role == "generator" else Codes(loaded)
-        return loaded
-
-    stand_ins: list[str] = []
-    checksums: dict[str, str] = {}
-    generator, identity = get("generator", frozen.generator), get("identity", frozen.identity)
-    perceptual = get("perceptual", frozen.perceptual)
-    codes = None if frozen.codes is None or isinstance(frozen.codes, Precomputed) else get("codes", frozen.codes)
-    if codes is not None and (codes.n_styles, codes.style_dim) != (generator.n_latent, generator.style_dim):
-        raise V2FError(
-            f"system.frozen.codes: it gives codes of {codes.n_styles} styles x {codes.style_dim}, the generator of "
-            f"{generator.size} px takes {generator.n_latent} x {generator.style_dim}; bring a pSp for that generator, "
-            "or set system.frozen.codes=null (and losses.style=0)"
-        )
-    for net in (generator, identity, perceptual, codes):
-        if net is not None:
-            net.eval().requires_grad_(False)
-    return Nets(generator, identity, perceptual, codes, stand_ins, checksums)
+            loaded = loaded.decoder if role == "generator" else Codes(loaded)
+        return loaded.eval().requires_grad_(False)
 
 
-def _located(frozen: Frozen) -> dict[str, str]:
+def _located(frozen: Judges) -> dict[str, str]:
     """Role -> its file; V2FError that names every role whose file is missing."""
     paths, missing = {}, {}
     for role, net in frozen.brought().items():
@@ -217,6 +250,13 @@ def _located(frozen: Frozen) -> dict[str, str]:
         more = f" (missing, too: {', '.join(others)}; `v2f weights` lists all)" if others else ""
         raise V2FError(f"system.frozen.{first}: {missing[first]}{more}")
     return paths
+
+
+def described(role: standins.Kind, net: StandIn | Brought, sha256: str | None) -> dict[str, Any]:
+    """What tells a net from all others: its kind, its options and the SHA-256 of its file, which for one that the user
+    brings is given; not where the file lies."""
+    digest = standins.checksum(role) if isinstance(net, StandIn) else sha256
+    return net.model_dump(mode="json", exclude={"file", "sha256"}) | {"sha256": digest}
 
 
 def read(net: Brought, path: str) -> tuple[nn.Module, str]:

@@ -1,0 +1,273 @@
+"""S3: its losses are the equations', its two troubles are provoked and called by their names, and health is not."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from v2f import metrics
+from v2f.config import build
+from v2f.data.loader import Loader, read_split
+from v2f.data.manifest import open_dataset
+from v2f.data.order import Order
+from v2f.data.sample import Sample
+from v2f.data.transforms import Noise, Photo
+from v2f.engine import Engine
+from v2f.errors import V2FError
+from v2f.evaluate import evaluate
+from v2f.generate import generate
+from v2f.keyed import keyed_rng
+from v2f.run import Run, RunConfig
+from v2f.systems.face_gan import FaceGAN
+from v2f.trainer import fit
+from v2f.web.report import report
+
+TINY = {"name": "face_gan", "image_size": 16, "share": 0.75, "width": 8, "bn_group": 8}
+
+
+def made(**changes: Any) -> FaceGAN:
+    torch.manual_seed(0)
+    return FaceGAN(build(FaceGAN.Config, TINY | changes, "test"))
+
+
+def rates(discriminator: float, generator: float) -> dict[str, Any]:
+    return {
+        name: {"lr": {name: rate}, "betas": [0.5, 0.999]}
+        for name, rate in (("discriminator", discriminator), ("generator", generator))
+    }
+
+
+def batch_of(system: FaceGAN, size: int = 8) -> dict[str, Any]:
+    side = system.config.image_size
+    return {
+        "image": torch.from_numpy(keyed_rng(5).integers(0, 256, (size, 3, side, side)).astype(np.uint8)),
+        "noise": torch.from_numpy(keyed_rng(6).normal(size=(size, system.config.noise))),
+        "weight": torch.ones(size),
+    }
+
+
+# ------------------------------------------------------------------------------------------- the equations
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.1])
+def test_the_discriminators_loss_is_cross_entropy(smooth: float) -> None:
+    system = made(smooth=smooth).double()
+    batch = batch_of(system)
+    losses = system.loss("discriminator", batch, 0)
+    real = system.discriminator(batch["image"].double() / 127.5 - 1)
+    fake = system.discriminator(system.generator(batch["noise"]))
+    wanted = F.binary_cross_entropy(torch.sigmoid(real), torch.full((8,), 1 - smooth, dtype=torch.float64))
+    torch.testing.assert_close(losses["real"], wanted)
+    torch.testing.assert_close(losses["fake"], -torch.log(1 - torch.sigmoid(fake)).mean())
+    torch.testing.assert_close(losses["total"], losses["real"] + losses["fake"])
+    assert losses["accuracy_real"].item() == (torch.sigmoid(real) > 0.5).double().mean()
+    assert losses["accuracy_fake"].item() == (torch.sigmoid(fake) <= 0.5).double().mean()
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "minimax"])
+def test_the_generators_loss_is_the_one_that_is_named(loss: str) -> None:
+    system = made(loss=loss).double()
+    batch = batch_of(system)
+    told = system.loss("generator", batch, 0)["total"]
+    believed = torch.sigmoid(system.discriminator(system.generator(batch["noise"])))
+    wanted = -torch.log(believed).mean() if loss == "non_saturating" else torch.log(1 - believed).mean()
+    torch.testing.assert_close(told, wanted)
+
+
+def test_the_discriminators_phase_gives_the_generator_no_gradient() -> None:
+    system = made()
+    system.loss("discriminator", {k: v.float() for k, v in batch_of(system).items()}, 0)["total"].backward()
+    assert all(p.grad is None for p in system.generator.parameters())
+    assert all(p.grad is not None for p in system.discriminator.parameters())
+
+
+def test_a_side_without_a_net_is_one_clear_line() -> None:
+    with pytest.raises(V2FError, match=r"^test: image_size: .* such as 16, 20, 24, 28.*got 30 \(int\)$"):
+        made(image_size=30)
+
+
+# ------------------------------------------------------------------------------------------------ the data
+
+
+def test_noise_is_of_the_slot_in_training_and_of_the_sample_in_evaluation(tiny_shards: str) -> None:
+    split = open_dataset(tiny_shards).split("train")
+    order = Order.for_batches(split.shard_sizes, seed=0, batch=8, window=8)
+
+    def noise(**options: Any) -> torch.Tensor:
+        with Loader(split, order, {"noise": Noise(5)}, batch=8, seed=1, **options) as loader:
+            return next(iter(loader))["noise"]
+
+    first = noise()
+    assert torch.equal(first, noise(workers=1))
+    assert torch.equal(first[4:], noise(rank=1, world_size=2))
+    assert not torch.equal(first, noise(start_slot=8))
+    fixed = [next(iter(read_split(split, {"noise": Noise(5)}, n)))["noise"] for n in (3, 4)]
+    assert torch.equal(fixed[0], fixed[1][:3])
+    assert len({row.tobytes() for row in fixed[1].numpy()}) == 4
+    many = np.stack([Noise(100)(object(), keyed_rng(7, slot)) for slot in range(200)])  # type: ignore[arg-type]
+    assert many.dtype == np.float32
+    assert many.mean() == pytest.approx(0, abs=0.03)
+    assert many.std() == pytest.approx(1, abs=0.03)
+
+
+def test_a_share_of_a_photo_is_its_middle(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = np.zeros((20, 12, 3), np.uint8)
+    photo[7:13, 3:9] = 255  # the middle half of the 12 columns, and as many rows
+    monkeypatch.setattr(Sample, "photo", lambda self, number: photo)
+    sample = object.__new__(Sample)
+    assert (Photo(6, 0.5)(sample, None) == 255).all()
+    assert (Photo(6)(sample, None) == 0).any()
+
+
+# -------------------------------------------------------------------------------------------- the troubles
+
+STEPS, LOG = 48, 4
+
+
+def play(system: FaceGAN, shards: str) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Train for ``STEPS`` steps; the meters over the trained people, and the means over ``LOG`` steps."""
+    split = open_dataset(shards).split("train")
+    order = Order.for_batches(split.shard_sizes, seed=0, batch=32, window=8)
+    engine = Engine("fp32")
+    engine.wrap(system, share=32, micro_batch=None)
+    system.train()
+    sums: dict[str, list[float]] = {}
+    with Loader(split, order, system.transforms(), batch=32, seed=0) as loader:
+        for step, batch in zip(range(STEPS), loader, strict=False):
+            for phase in system.phases():
+                result = engine.step(phase, batch, step, micro_batch=None, seen=32 * step, total=32 * STEPS)
+                assert not result.skipped
+                for name, value in result.losses.items():
+                    sums.setdefault(f"loss/{phase.name}/{name}", []).append(float(value))
+    history = {name: np.reshape(values, (-1, LOG)).mean(1).tolist() for name, values in sums.items()}
+    meters = system.eval().meters(read_split(split, system.transforms(), 16))
+    return meters, history
+
+
+@pytest.fixture(scope="module")
+def healthy(tiny_shards: str) -> tuple[FaceGAN, dict[str, float], dict[str, list[float]]]:
+    system = made(**rates(1e-3, 1e-3))
+    return (system, *play(system, tiny_shards))
+
+
+def test_a_healthy_run_is_not_accused(healthy: tuple[FaceGAN, dict[str, float], dict[str, list[float]]]) -> None:
+    system, meters, history = healthy
+    assert system.verdict(meters, history) is None
+    assert meters["variety_nearest"] > 2 * 0.25 * meters["variety"]  # and not by a hair
+    assert np.mean(history["loss/discriminator/total"][-10:]) > 2 * 0.05
+    assert metrics.to_and_fro(np.array(history["loss/generator/total"])) < 0.25 / 2
+
+
+def test_a_generator_that_knows_two_pictures_is_called_mode_collapse(tiny_shards: str) -> None:
+    system = made(**rates(1e-3, 1e-3))
+    cripple = lambda net, inputs: (inputs[0][:, :1].sign().expand_as(inputs[0]),)  # noqa: E731
+    system.generator.register_forward_pre_hook(cripple)
+    meters, history = play(system, tiny_shards)
+    verdict = system.verdict(meters, history)
+    assert verdict is not None
+    assert verdict.startswith("MODE COLLAPSE: the generated pictures repeat themselves (")
+    assert "0 % of the distance to the nearest other" in verdict
+    assert meters["variety"] > 0.1  # which alone would not have shown it
+
+
+def test_a_discriminator_that_wins_is_called_not_converging(tiny_shards: str) -> None:
+    system = made(**rates(5e-3, 1e-5), smooth=0.1)
+    meters, history = play(system, tiny_shards)
+    assert history["loss/discriminator/total"][-1] > 0.3  # smoothed labels leave that to one that knows all
+    verdict = system.verdict(meters, history)
+    assert verdict is not None
+    assert verdict.startswith("NOT CONVERGING: the discriminator has won")
+    assert "the generator's loss grew from" in verdict
+
+
+def test_the_training_says_it_and_the_run_is_measured_and_shown(
+    run_values: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = run_values("face_gan", steps=40, log_every=2, validate_every=20, validate_samples=20)
+    values["system"] = TINY | rates(2e-2, 1e-5)  # absurd
+    run = Run.open(fit(build(RunConfig, values, "test")))
+    assert "step 40: NOT CONVERGING: the discriminator has won" in capsys.readouterr().err
+    assert "Not measured yet" in Path(report(run)).read_text()
+
+    measured = evaluate(run, device="cpu")
+    printed = capsys.readouterr().out
+    test = measured["splits"]["test"]
+    assert list(measured["splits"]) == ["test"]
+    assert test["people"] == 6
+    made, trained = test["lines"]["generated"], test["lines"]["trained"]
+    assert trained["variety"] == pytest.approx(1, abs=0.4)
+    assert made["picture"]["energy"] > 2 * abs(trained["picture"]["energy"])  # it knows nothing
+    assert made["frechet"] > trained["frechet"]
+    assert "6 people are few for 128 features" in " ".join(printed.split())
+    assert "stand-ins" in printed
+
+    page = Path(report(run)).read_text()
+    assert page.index("When the training ended: NOT CONVERGING") < page.index("What it draws now")
+    assert page.count('alt="a generated face"') == page.count('alt="a portrait from the data set"') == 6
+    assert [f"samples at step {step}" in page for step in (20, 30, 40)] == [True, False, True]
+    assert "photos of trained people" in page
+    with pytest.raises(V2FError, match="does not hear a voice"):
+        generate(run, "voice.wav", str(tmp_path / "face.png"))
+
+
+# ------------------------------------------------------------------------------------------- the verdict alone
+
+FINE = {"variety": 0.9, "variety_nearest": 1.0, "variety_identity": 0.9}
+
+
+def curves(generator: Any, total: float = 0.6, accuracy: float = 0.9) -> Mapping[str, Any]:
+    points = len(generator)
+    return {
+        "loss/generator/total": deque(generator),
+        "loss/discriminator/total": deque([total] * points),
+        "loss/discriminator/accuracy_real": deque([accuracy] * points),
+        "loss/discriminator/accuracy_fake": deque([accuracy] * points),
+    }
+
+
+def test_a_generators_loss_that_swings_is_named_and_one_that_moves_one_way_is_not() -> None:
+    swings = metrics.gan_verdict(FINE, curves([1.0, 4.0] * 10))
+    assert swings is not None
+    assert swings.startswith("MODE COLLAPSE threatens: the generator's loss swings between 1 and 4")
+    assert metrics.gan_verdict(FINE, curves([2 + 0.3 * math.sin(i) for i in range(40)])) is None
+    assert metrics.gan_verdict(FINE, curves(range(1, 30))) is None
+    both = metrics.gan_verdict(FINE | {"variety_nearest": 0.05}, curves([1.0, 4.0] * 10))
+    assert both is not None
+    assert "repeat themselves" in both
+    assert "swings between" in both
+
+
+def test_a_discriminator_that_is_worse_than_a_guess_is_named() -> None:
+    verdict = metrics.gan_verdict(FINE, curves([2.0] * 20, total=1.7, accuracy=0.4))
+    assert verdict is not None
+    assert verdict.startswith("NOT CONVERGING: the discriminator is worse than a guess (its loss is 1.7")
+    assert metrics.gan_verdict(FINE, curves([0.7] * 20, total=2 * math.log(2), accuracy=0.5)) is None  # equilibrium
+
+
+def test_nothing_is_said_before_there_is_something_to_see() -> None:
+    grey = dict.fromkeys(FINE, 0.01)
+    pale = FINE | {"variety": 0.15, "variety_nearest": 0.19}
+    assert metrics.gan_verdict(grey, {}) is None
+    assert metrics.gan_verdict(grey, curves([0.7] * 9)) is None
+    assert metrics.gan_verdict(grey, curves([0.7] * 10)) is not None
+    assert metrics.gan_verdict(pale, curves([0.7] * 10)) is None
+    assert metrics.gan_verdict(dict.fromkeys(FINE, float("nan")), curves([0.7] * 10)) is None
+
+
+def test_real_pictures_have_all_the_variety_and_few_pictures_do_not() -> None:
+    rng = keyed_rng(8)
+    real, other = rng.normal(size=(2, 200, 30))
+    whole = metrics.variety_meters(made=other, real=real, made_identity=other, real_identity=real)
+    assert list(whole.values()) == pytest.approx([1, 1, 1], abs=0.05)
+    modes = other[np.arange(200) % 10]
+    few = metrics.variety_meters(made=modes, real=real, made_identity=modes, real_identity=real)
+    assert few["variety"] > 0.8
+    assert few["variety_nearest"] == pytest.approx(0, abs=1e-6)
+    alone = metrics.variety_meters(made=real[:1], real=real[:1], made_identity=real[:1], real_identity=real[:1])
+    assert all(math.isnan(value) for value in alone.values())

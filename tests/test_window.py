@@ -1,0 +1,80 @@
+"""What the trainer measures: spikes, goodput, which samples were used."""
+
+import json
+import math
+
+import pytest
+
+from v2f.window import Clock, Norms, SlotLog, read_slots
+
+
+def test_a_spike_is_measured_against_the_norms_before_it_and_a_resumed_run_knows_them():
+    norms = Norms(6.0, {})
+    for i in range(31):
+        norms.add("g", 1.0 + 0.1 * (-1) ** i)
+    assert norms.limit("g") is None  # too few
+    norms.add("g", 1.1)
+    limit = norms.limit("g")
+    assert limit == pytest.approx(1.0 + 6 * 0.1, abs=0.05)
+    assert Norms(6.0, json.loads(json.dumps(norms.past))).limit("g") == limit
+    assert norms.limit("d") is None
+    norms.add("g", math.nan)
+    norms.add("g", math.inf)
+    assert norms.limit("g") == limit
+    for _ in range(128):  # another level is no spike for ever
+        norms.add("g", 10.0)
+    assert norms.limit("g") == pytest.approx(10.0)
+    assert len(norms.past["g"]) == 128
+
+
+def test_without_a_sigma_nothing_is_a_spike():
+    norms = Norms(None, {})
+    for _ in range(200):
+        norms.add("g", 1.0)
+    assert norms.limit("g") is None
+    assert norms.past == {}
+
+
+def test_goodput_counts_steps_that_are_kept_over_all_starts(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("v2f.window.time.time", lambda: now[0])
+    first = Clock(None)
+    now[0] += 10
+    first.step(6.0)
+    assert first.numbers() == {"time/goodput": 0.6, "time/starts": 1.0}
+    state = json.loads(json.dumps(first.state()))
+    now[0] += 5
+    first.step(5.0)  # after the save: lost
+    now[0] += 85
+    second = Clock(state)
+    assert second.numbers() == {"time/goodput": 0.06, "time/starts": 2.0}
+    now[0] += 20
+    second.step(6.0)
+    now[0] += 1
+    second.step(1.0)
+    assert second.numbers() == {"time/goodput": 13 / 121, "time/starts": 2.0, "time/restart_seconds": 110.0}
+
+
+def test_the_slots_that_count_are_those_of_the_last_start_that_made_a_step(tmp_path):
+    def start(attempt: str, first: int, steps: int, ranks: int) -> None:
+        with (tmp_path / "starts.jsonl").open("a") as file:
+            file.write(json.dumps({"attempt": attempt, "step": first}) + "\n")
+        for rank in range(ranks):
+            log, share = SlotLog(tmp_path, attempt, rank), 4 // ranks
+            for step in range(first, first + steps):
+                slots = [4 * step + rank * share + i for i in range(share)]
+                log.write(step, {"slot": _Slots(slots), "key": [f"{attempt}{slot}" for slot in slots]})
+
+    start("a", 0, 5, 2)
+    start("b", 2, 1, 4)
+    start("c", 2, 4, 1)
+    with next((tmp_path / "slots").glob("c-*")).open("a") as file:
+        file.write('{"step": 6, "slot": [24')  # a kill cut it
+    found = read_slots(str(tmp_path))
+    assert [(step, slot) for step, slot, _ in found] == [(slot // 4, slot) for slot in range(24)]
+    assert [key[0] for _, _, key in found] == ["a"] * 8 + ["c"] * 16
+
+
+class _Slots(list):
+    def tolist(self) -> list[int]:
+        return list(self)

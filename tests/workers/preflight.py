@@ -1,0 +1,65 @@
+"""A pre-flight on ranks that are not alike: what its arguments name happens to one of them.
+
+``RANK:slow`` does each product ``TIMES`` times over, ``RANK:wrong`` gets one entry of every large product wrong,
+``RANK:stuck`` never comes out of its copy; ``hosts`` puts each rank on a host of its own. ``--`` ends them.
+"""
+
+import dataclasses
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+import torch
+
+from v2f import preflight
+
+# Small work, so that a machine with other things to do gives many measurements of it, and a median that holds.
+preflight.SIDE_N["cpu"], preflight.COPIED["cpu"] = 256, 1 << 20
+TIMES = 60
+
+
+def slow() -> None:
+    real = preflight.matmul
+
+    def longer(device: torch.device) -> preflight.Task:
+        task = real(device)
+        return dataclasses.replace(task, run=lambda: [task.run() for _ in range(TIMES)][-1])
+
+    preflight.matmul = longer
+
+
+def wrong() -> None:
+    real = torch.Tensor.__matmul__
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        c = real(a, b)
+        if c.ndim == 2 and len(c) == preflight.SIDE_N["cpu"]:
+            c[17, 5] += 1
+        return c
+
+    torch.Tensor.__matmul__ = product  # type: ignore[method-assign]
+
+
+def stuck() -> None:
+    def never(_: torch.device) -> preflight.Task:
+        threading.Event().wait()
+        raise AssertionError
+
+    preflight.memory = never
+
+
+def main(*arguments: str) -> int:
+    rank = os.environ["RANK"]
+    end = arguments.index("--")
+    happens: dict[str, Callable[[], None]] = {f"{rank}:slow": slow, f"{rank}:wrong": wrong, f"{rank}:stuck": stuck}
+    for name in arguments[:end]:
+        if name == "hosts":
+            preflight.socket.gethostname = lambda: f"host-{rank}"
+        elif name in happens:
+            happens[name]()
+    return preflight.main(arguments[end + 1 :])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""A run's folder, on a disk that its ranks share or under an ``s3://`` prefix.
+
+What is written once goes to its place: ``config.yaml``, ``run.json``, ``checkpoints/``. What grows while a run goes on
+(points, quarantine, starts, pictures) is written by rank 0 into a local folder. For a run on a disk that is the run's
+folder itself. For one on s3:// it is a scratch folder of this machine: fetched from the prefix when a run starts,
+published to it before each checkpoint is committed, so that the prefix holds all that led to the checkpoint.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from v2f import store
+
+SCRATCH = "V2F_SCRATCH"
+# tracking.json, the mark of how much of the spool was delivered, before the spool: it must not point beyond it.
+_GROWS = ("tracking.json", "metrics.jsonl", "quarantine.jsonl", "starts.jsonl")
+_PICTURES = "samples"
+_OWNER = "written-by"  # the start whose rank 0 published last
+
+
+class RunFolder:
+    """``path``: the folder or prefix; ``local``: where what grows lies; ``remote``: whether that is elsewhere."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        own = store.local_path(path)
+        self.remote = own is None
+        if own is None:
+            scratch = os.environ.get(SCRATCH) or os.path.join(tempfile.gettempdir(), f"v2f-scratch-{os.getuid()}")
+            own = os.path.join(scratch, hashlib.sha256(path.encode()).hexdigest()[:16])
+        self.local = Path(own)
+        self._published: dict[str, tuple[int, int]] = {}
+
+    def fetch(self, attempt: str) -> None:
+        """Bring the growing files here, unless this machine wrote the last of them; for rank 0, before it writes."""
+        self.local.mkdir(parents=True, exist_ok=True)
+        if not self.remote:
+            return
+        owner, mine = store.join(self.path, _OWNER), self.local / _OWNER
+        last = store.read_bytes(owner) if store.exists(owner) else b""
+        if not (last and mine.exists() and mine.read_bytes() == last):
+            for name in _GROWS:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.local / name).unlink()
+                there = store.join(self.path, name)
+                if last and store.exists(there):
+                    store.write_bytes(str(self.local / name), store.read_bytes(there))
+        mine.write_text(attempt)
+
+    def publish(self) -> None:
+        """Put what has changed since the last call to its prefix; V2FError where the store cannot be reached."""
+        if not self.remote:
+            return
+        files = [*_GROWS, *(f"{_PICTURES}/{path.name}" for path in sorted((self.local / _PICTURES).glob("*.png")))]
+        for name in [*files, _OWNER]:
+            try:
+                facts = os.stat(self.local / name)
+            except FileNotFoundError:
+                continue
+            now = facts.st_size, facts.st_mtime_ns
+            if self._published.get(name) != now:
+                store.write_bytes(store.join(self.path, name), (self.local / name).read_bytes())
+                self._published[name] = now

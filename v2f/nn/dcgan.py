@@ -1,0 +1,99 @@
+"""DCGAN: a generator of small pictures from noise, and a discriminator that tells them from real ones.
+
+    z [B,Z] -> linear -> [B,C,S,S] -> transposed convolutions, each doubling the side -> tanh -> picture [B,3,H,H]
+    picture [B,3,H,H] -> convolutions, each halving the side -> linear -> logit [B]
+
+Radford, Metz, Chintala 2016, "Unsupervised representation learning with deep convolutional generative adversarial
+networks" (arXiv 1511.06434, section 3): kernels of 5 x 5, strides instead of pooling, batch norm everywhere but at
+the pictures, channels doubling where the side halves. With leaky ReLU in both nets, as *Generisanje lica koriscenjem
+GAN neuronskih mreza* (2020) has it. The side is 4 to 7 times a power of two: 28 = 7 * 4, 64 = 4 * 16.
+
+Letters: B batch, Z noise, C channels, S least side, H side of the picture.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from v2f.errors import V2FError
+from v2f.nn.batchnorm import GhostBatchNorm
+
+KERNEL = 5
+SLOPE = 0.2
+LEAST = range(4, 8)  # sides of the map that stands for the whole picture
+
+
+def doublings(size: int) -> int:
+    """How often a map of 4 to 7 px doubles to become ``size`` px; V2FError where it never does."""
+    count = 0
+    while size % 2 == 0 and size >= 2 * LEAST.start:
+        size //= 2
+        count += 1
+    if count == 0 or size not in LEAST:
+        sides = sorted(side * 2**n for side in LEAST for n in (2, 3, 4))
+        raise V2FError(
+            f"a DCGAN makes pictures whose side is 4 to 7 times a power of two, such as {', '.join(map(str, sides))}"
+        )
+    return count
+
+
+class Generator(nn.Module):
+    """Noise [B,Z] -> pictures [B,3,size,size] in (-1,1). ``width``: channels of the last map before the picture."""
+
+    def __init__(self, noise: int, size: int, width: int, bn_group: int) -> None:
+        super().__init__()
+        steps = doublings(size)
+        channels = [width * 2**n for n in reversed(range(steps))]
+        self.side = size >> steps
+        self.linear = nn.Linear(noise, channels[0] * self.side**2, bias=False)
+        self.norms = nn.ModuleList(GhostBatchNorm(c, bn_group) for c in channels)
+        # padding 2 and one more row and column at the end: twice the side exactly
+        self.convs = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, KERNEL, stride=2, padding=2, output_padding=1, bias=n == steps - 1)
+            for n, (i, o) in enumerate(pairwise([*channels, 3]))
+        )
+        initialise(self)
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        x = self.linear(z_BZ).unflatten(1, (-1, self.side, self.side))
+        x = x.contiguous(memory_format=torch.channels_last)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = conv(F.leaky_relu(norm(x), SLOPE))
+        return x.tanh()
+
+
+class Discriminator(nn.Module):
+    """Pictures [B,3,size,size] -> logits [B] of being real. ``width``: channels of the first map, without a norm."""
+
+    def __init__(self, size: int, width: int, bn_group: int) -> None:
+        super().__init__()
+        steps = doublings(size)
+        channels = [width * 2**n for n in range(steps)]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, KERNEL, stride=2, padding=2, bias=n == 0)
+            for n, (i, o) in enumerate(pairwise([3, *channels]))
+        )
+        self.norms = nn.ModuleList([nn.Identity(), *(GhostBatchNorm(c, bn_group) for c in channels[1:])])
+        self.linear = nn.Linear(channels[-1] * (size >> steps) ** 2, 1)
+        initialise(self)
+
+    def forward(self, img_B3HH: Tensor) -> Tensor:
+        x = img_B3HH.contiguous(memory_format=torch.channels_last)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.leaky_relu(norm(conv(x)), SLOPE)
+        logit_B: Tensor = self.linear(x.flatten(1)).squeeze(1)
+        return logit_B
+
+
+@torch.no_grad()
+def initialise(net: nn.Module) -> None:
+    """Weights from N(0, 0.02), those of the norms from N(1, 0.02), biases zero (section 4 of the paper)."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, GhostBatchNorm):
+            nn.init.normal_(module.weight, 1.0, 0.02)

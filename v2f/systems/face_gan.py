@@ -1,0 +1,148 @@
+"""S3, Face GAN: small faces from noise, by a generator and a discriminator that play against each other.
+
+    z [B,Z] -> generator -> picture [B,3,H,H] -> discriminator -> logit [B] <- discriminator <- photo [B,3,H,H]
+
+After *Generisanje lica koriscenjem GAN neuronskih mreza* (2020), a DCGAN on faces cut to 28 px, which shows two ways
+in which such a game goes wrong: a generator that makes a few faces only, and a discriminator that wins. Both are
+looked for here and called by their names (:func:`v2f.metrics.gan_verdict`).
+
+Shape letters: B batch, Z noise, H side of the picture, N people.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from v2f import config, metrics, weights
+from v2f.data.transforms import Noise, Photo
+from v2f.errors import V2FError
+from v2f.nn import widened
+from v2f.nn.dcgan import Discriminator, Generator, doublings
+from v2f.system import Batch, Losses, Optimizer, Phase, System, Transform, freeze, to_picture, weighted
+from v2f.weights import Judges
+
+
+def _adam(module: str) -> Optimizer:
+    """DCGAN's (section 4)."""
+    return Optimizer(lr={module: 2e-4}, betas=[0.5, 0.999])
+
+
+class FaceGAN(System):
+    """The whole system: two phases, the discriminator's and the generator's."""
+
+    class Config(config.Config):
+        name: Literal["face_gan"]
+        image_size: int = Field(28, description="side of the pictures: 4 to 7 times a power of two")
+        share: float = Field(1.0, gt=0, le=1, description="of a photo's side, kept around its middle: only the face")
+        noise: int = Field(100, gt=0, description="width of z")
+        width: int = Field(64, gt=0, description="channels of the largest maps")
+        bn_group: int = Field(16, gt=0, description="samples that a mean of batch norm covers")
+        loss: Literal["non_saturating", "minimax"] = Field(
+            "non_saturating", description="the generator maximises log D(G(z)), or minimises log(1 - D(G(z)))"
+        )
+        smooth: float = Field(0.0, ge=0, lt=0.5, description="the discriminator's target for photos is 1 - smooth")
+        every: int = Field(1, gt=0, description="steps of the discriminator for one of the generator")
+        frozen: Judges = Field(Judges(), description="what looks at pictures for meters and evaluation; no loss does")
+        discriminator: Optimizer = _adam("discriminator")
+        generator: Optimizer = _adam("generator")
+        ema: int | None = Field(None, gt=0, description="half-life of the generator's moving average, in samples")
+
+        @field_validator("image_size")
+        @classmethod
+        def _has_a_net(cls, value: int) -> int:
+            try:
+                doublings(value)
+            except V2FError as error:
+                raise ValueError(str(error)) from error
+            return value
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        nets = weights.load_judges(config.frozen)
+        self.identity, self.perceptual = freeze(nets.identity), freeze(nets.perceptual)
+        self.stand_ins, self.weights = nets.stand_ins, nets.sha256
+        self.generator = Generator(config.noise, config.image_size, config.width, config.bn_group)
+        self.discriminator = Discriminator(config.image_size, config.width, config.bn_group)
+
+    def phases(self) -> list[Phase]:
+        c = self.config
+        return [
+            Phase(name="discriminator", modules={"discriminator": self.discriminator}, optimizer=c.discriminator),
+            Phase(
+                name="generator",
+                modules={"generator": self.generator},
+                optimizer=c.generator,
+                every=c.every,
+                ema=c.ema,
+            ),
+        ]
+
+    def transforms(self) -> dict[str, Transform]:
+        c = self.config
+        return {"image": Photo(c.image_size, c.share), "noise": Noise(c.noise)}
+
+    def loss(self, phase: str, batch: Batch, step: int) -> Losses:
+        return self._discriminate(batch) if phase == "discriminator" else self._deceive(batch)
+
+    def _discriminate(self, batch: Batch) -> Losses:
+        """- log D(x) - log(1 - D(G(z))), and the shares of photos and of generated pictures that D takes for such.
+
+        Photos and generated pictures pass D apart, so that batch norm sees one kind at a time.
+        """
+        with torch.no_grad():
+            made = self.generator(batch["noise"])
+        weight = batch["weight"]
+        real_B = widened(self.discriminator(to_picture(batch["image"], like=batch["noise"])))
+        made_B = widened(self.discriminator(made))
+        real = weighted(F.softplus(-real_B) + self.config.smooth * real_B, weight)  # cross-entropy with 1 - smooth
+        fake = weighted(F.softplus(made_B), weight)
+        return {
+            "total": real + fake,
+            "real": real,
+            "fake": fake,
+            "accuracy_real": weighted((real_B > 0).to(real_B), weight),
+            "accuracy_fake": weighted((made_B <= 0).to(made_B), weight),
+        }
+
+    def _deceive(self, batch: Batch) -> Losses:
+        """- log D(G(z)), or log(1 - D(G(z))) as the minimax game has it (Goodfellow et al. 2014, section 3)."""
+        logit_B = widened(self.discriminator(self.generator(batch["noise"])))
+        saturating = self.config.loss == "minimax"
+        return {"total": weighted(-F.softplus(logit_B) if saturating else F.softplus(-logit_B), batch["weight"])}
+
+    @torch.no_grad()
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        pictures = {"face": self.generator(batch["noise"])}
+        if "image" in batch:
+            pictures["photo"] = to_picture(batch["image"], like=batch["noise"])
+        return pictures
+
+    @torch.no_grad()
+    def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """As many generated pictures as there are people to compare them with."""
+        made, photos = [], []
+        seen: set[int] = set()
+        for batch in batches:
+            people = batch["identity"].tolist()
+            new = [row for row, person in enumerate(people) if person not in seen and person not in people[:row]]
+            seen.update(people)
+            made.append(self.generator(batch["noise"])[new])
+            photos.append(to_picture(batch["image"], like=batch["noise"])[new])
+        made_N3HH, photo_N3HH = torch.cat(made), torch.cat(photos)
+        return metrics.variety_meters(
+            made=made_N3HH.flatten(1),
+            real=photo_N3HH.flatten(1),
+            made_identity=self.identity(made_N3HH),
+            real_identity=self.identity(photo_N3HH),
+        )
+
+    def verdict(self, meters: Mapping[str, float], history: Mapping[str, Sequence[float]]) -> str | None:
+        smooth = self.config.smooth
+        least = -smooth * math.log(smooth) - (1 - smooth) * math.log(1 - smooth) if smooth else 0.0
+        return metrics.gan_verdict(meters, history, least=least)

@@ -1,0 +1,155 @@
+"""What the trainer measures between two logged points, and over a run's whole life with all its starts."""
+
+import contextlib
+import json
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from v2f import store
+from v2f.data.loader import Loader
+from v2f.engine import StepResult
+from v2f.system import Batch
+
+_SPIKE_STEPS = 128  # gradient norms that a spike is measured against (as in OLMo-core), once a quarter of them is there
+
+
+class Window:
+    """Means since the last logged point: losses, gradient norm, rates, throughput, the share of time spent waiting."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
+        self._stepped = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the clock anew, so that a validation or a save does not count as training time."""
+        self._clock, self._slots, self._waited = time.perf_counter(), 0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self._stepped = time.perf_counter() - before
+
+    def count(self, slots: int) -> float:
+        """A step has used ``slots``; how many seconds it took."""
+        self._slots += slots
+        return self._stepped
+
+    def add(self, phase: str, result: StepResult) -> None:
+        values: dict[str, Any] = {f"loss/{phase}/{k}": v for k, v in result.losses.items()}
+        values |= {f"rate/{phase}/{k}": v for k, v in result.rate.items()}
+        values |= {f"grad_norm/{phase}": result.grad_norm, f"skipped/{phase}": float(bool(result.skipped))}
+        values |= {"time/forward_seconds": result.forward_seconds}
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self, loader: Loader) -> dict[str, float]:
+        """The means, and a new window. Tensors become numbers only here: nothing waits for a GPU in between."""
+        seconds = max(time.perf_counter() - self._clock, 1e-9)
+        numbers = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        numbers["speed/samples_per_second"] = self._slots / seconds
+        numbers["speed/data_wait_share"] = self._waited / seconds
+        numbers["data/bytes_read_per_rank"] = float(loader.bytes_read)
+        numbers["data/requests_per_rank"] = float(loader.requests)
+        numbers["data/retries_per_rank"] = float(store.statistics().retries)
+        self._sums, self._counts = {}, {}
+        self.restart()
+        return numbers
+
+
+class Clock:
+    """Goodput: the share of a run's life, from its first start on, that went into steps which count.
+
+    Steps after the checkpoint from which a run went on were lost and do not count; nor do waiting for data, saving,
+    validating, being away and starting again.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None) -> None:
+        now = time.time()
+        self._first = state["first_start"] if state else now
+        self._starts = state["starts"] + 1 if state else 1
+        self._productive = state["step_seconds"] if state else 0.0
+        self._saved: float | None = state["saved"] if state else None
+        self._restart_seconds: float | None = None
+
+    def step(self, seconds: float) -> None:
+        self._productive += seconds
+        if self._saved is not None and self._restart_seconds is None:
+            self._restart_seconds = time.time() - self._saved
+
+    def numbers(self) -> dict[str, float]:
+        """``time/restart_seconds``: from the checkpoint that this start went on from to the end of its first step."""
+        alive = max(time.time() - self._first, 1e-9)
+        found = {"time/goodput": min(1.0, self._productive / alive), "time/starts": float(self._starts)}
+        return found if self._restart_seconds is None else found | {"time/restart_seconds": self._restart_seconds}
+
+    def state(self) -> dict[str, Any]:
+        first, now = self._first, time.time()
+        return {"first_start": first, "starts": self._starts, "step_seconds": self._productive, "saved": now}
+
+
+class Norms:
+    """The last gradient norms of each phase; one that is ``sigma`` deviations above their mean is a spike.
+
+    The same on all ranks, and part of a checkpoint: a resumed run skips what the undisturbed one would.
+    """
+
+    def __init__(self, sigma: float | None, past: Mapping[str, Sequence[float]]) -> None:
+        self._sigma = sigma
+        self._past = {phase: deque(norms, maxlen=_SPIKE_STEPS) for phase, norms in past.items()}
+
+    def limit(self, phase: str) -> float | None:
+        """The largest norm that is no spike; None while too little is known, or without ``sigma``."""
+        past = self._past.get(phase, ())
+        if self._sigma is None or len(past) < _SPIKE_STEPS // 4:
+            return None
+        return statistics.fmean(past) + self._sigma * statistics.stdev(past)
+
+    def add(self, phase: str, norm: float) -> None:
+        """Spikes are among them, so that a lasting change of level is followed."""
+        if self._sigma is not None and abs(norm) < float("inf"):
+            self._past.setdefault(phase, deque(maxlen=_SPIKE_STEPS)).append(norm)
+
+    @property
+    def past(self) -> dict[str, list[float]]:
+        return {phase: list(norms) for phase, norms in self._past.items()}
+
+
+class SlotLog:
+    """Which sample each slot of each step was: ``RUN/slots/ATTEMPT-rank-N.jsonl``, a line a step."""
+
+    def __init__(self, folder: Path, attempt: str, rank: int) -> None:
+        (folder / "slots").mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "slots" / f"{attempt}-rank-{rank:05d}.jsonl").open("w", encoding="utf-8")
+
+    def write(self, step: int, batch: Batch) -> None:
+        line = {"step": step, "slot": batch["slot"].tolist(), "key": list(batch["key"])}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def read_slots(folder: str) -> list[tuple[int, int, str]]:
+    """``(step, slot, key)`` of every step that counts, sorted: what a later start did again, it did instead."""
+    lines = Path(folder, "starts.jsonl").read_text(encoding="utf-8").splitlines()
+    starts = [json.loads(line) for line in lines]
+    found = []
+    for i, start in enumerate(starts):
+        end = min((later["step"] for later in starts[i + 1 :]), default=float("inf"))
+        for path in sorted(Path(folder, "slots").glob(f"{start['attempt']}-rank-*.jsonl")):
+            for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if text.endswith("\n") and (line := json.loads(text))["step"] < end:
+                    found += [(line["step"], *pair) for pair in zip(line["slot"], line["key"], strict=True)]
+    return sorted(found)
