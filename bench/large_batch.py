@@ -1,0 +1,231 @@
+"""Does a run learn alike at batches of 16, 256 and 1,024? The rule of docs/scaling.md, and what happens without it.
+
+    python bench/large_batch.py                                                     # trains and evaluates everything
+    python bench/large_batch.py --derive launch/recipes/thesis-final.yaml --batch 1024    # prints overrides, no run
+
+All runs see the same number of samples of the quickstart's world. Arms: ``rule`` multiplies the rate by the square
+root of the batch's ratio; ``linear`` by the ratio; ``unscaled`` leaves it. A run that is finished is only evaluated.
+Writes bench/results/large_batch.json and docs/large-batch.png; exit code 1 where the batches do not learn alike under
+the rule, or where leaving it out costs nothing.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from v2f.config import Config
+from v2f.run import RunConfig, load_config
+from v2f.system import Optimizer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECIPE = "launch/recipes/large-batch.yaml"
+RESULTS = REPOSITORY / "bench" / "results" / "large_batch.json"
+PLOT = REPOSITORY / "docs" / "large-batch.png"
+BASE = 16  # where the arms meet
+RUNS = [(16, "rule"), (256, "rule"), (1024, "rule"), (256, "unscaled"), (1024, "unscaled"), (1024, "linear")]
+EXPONENT = {"rule": 0.5, "linear": 1.0, "unscaled": 0.0}
+LEAST_WARMUP_STEPS = 16
+POINTS, VALIDATIONS, SAVES = 64, 8, 2  # of a run
+MOST_APART = 0.05  # of R@10, about the 95 % interval of one
+COLOURS = {"rule": "#1f4e9c", "linear": "#8e44ad", "unscaled": "#c0392b"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--samples", type=int, help="of each run; default: as many as the recipe sees")
+    parser.add_argument("--derive", metavar="RECIPE.yaml", help="only print the overrides for another batch")
+    parser.add_argument("--batch", type=int, help="the batch that --derive is for")
+    args = parser.parse_args()
+    if args.derive:
+        if args.batch is None:
+            parser.error("--derive wants --batch")
+        print("\n".join(f"{key}={value}" for key, value in derived(load_config(args.derive), args.batch).items()))
+        return 0
+    recipe = load_config(RECIPE)
+    samples = args.samples or recipe.train.steps * recipe.data.batch
+    results = [one(recipe, batch, arm, seed, samples) for seed in args.seeds for batch, arm in RUNS]
+    found = {
+        "recipe": RECIPE,
+        "samples": samples,
+        "date": datetime.date.today().isoformat(),
+        "device": f"{os.cpu_count()} x {cpu()}",
+        "versions": results[0].pop("versions"),
+        "runs": [{key: value for key, value in result.items() if key != "versions"} for result in results],
+        "summary": {f"{batch} {arm}": summary(results, batch, arm) for batch, arm in RUNS},
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    plot(results, PLOT)
+    missed = show(found["summary"])
+    for line in missed:
+        print(line, file=sys.stderr)
+    return 1 if missed else 0
+
+
+# ------------------------------------------------------------------------------------------------ the rule
+
+
+def derived(config: RunConfig, batch: int, arm: str = "rule", samples: int | None = None) -> dict[str, str]:
+    """Overrides that take a recipe to another global batch, for as many samples as before.
+
+    The rate of every optimizer goes with a power of the ratio, the square root for Adam (Malladi et al. 2022, arXiv
+    2205.10287, definition 4.1). What the recipe says in samples stays: warm-up, decay, the average's half-life; a
+    warm-up of fewer than 16 steps is stretched to them. What it says in steps is divided by the ratio.
+    """
+    ratio = batch / config.data.batch
+    total = samples or config.train.steps * config.data.batch
+    train = config.train
+    overrides = {"data.batch": str(batch), "train.steps": str(max(1, round(total / batch)))}
+    if train.micro_batch is None and ratio > 1:
+        overrides["train.micro_batch"] = str(config.data.batch)  # for one process; N of them want N-fold less of it
+    for name in ("log_every", "validate_every", "checkpoint_every"):
+        overrides[f"train.{name}"] = str(max(1, round(getattr(train, name) / ratio)))
+    for where, optimizer in optimizers(config.system, "system"):
+        rates = {name: float(f"{rate * ratio ** EXPONENT[arm]:.4g}") for name, rate in optimizer.lr.items()}
+        overrides[f"{where}.lr"] = "{" + ", ".join(f"{name}: {rate:.4g}" for name, rate in rates.items()) + "}"
+        warmup = max(optimizer.schedule.warmup, LEAST_WARMUP_STEPS * batch)
+        if warmup != optimizer.schedule.warmup:
+            overrides[f"{where}.schedule.warmup"] = str(warmup)
+    return overrides
+
+
+def optimizers(config: Config, where: str) -> Iterator[tuple[str, Optimizer]]:
+    """Every optimizer of a system's configuration, with its dotted key."""
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Optimizer):
+            yield f"{where}.{name}", value
+        elif isinstance(value, Config):
+            yield from optimizers(value, f"{where}.{name}")
+
+
+# ------------------------------------------------------------------------------------------------ the measurement
+
+
+def one(recipe: RunConfig, batch: int, arm: str, seed: int, samples: int) -> dict[str, Any]:
+    """Train and evaluate one run; its scores and its curve."""
+    base = load_config(RECIPE, [f"{key}={value}" for key, value in derived(recipe, BASE, samples=samples).items()])
+    changes = derived(base, batch, arm, samples) | {"train.micro_batch": str(min(batch, 64)), "tracking.uri": "null"}
+    steps = int(changes["train.steps"])
+    for name, times in {"log_every": POINTS, "validate_every": VALIDATIONS, "checkpoint_every": SAVES}.items():
+        changes[f"train.{name}"] = str(max(1, steps // times))
+    name = f"large-batch-{samples}-{batch}-{arm}-{seed}"
+    command = [sys.executable, "v2f/train.py", "--config", RECIPE, "--resume", "auto", f"name={name}", f"seed={seed}"]
+    start = time.monotonic()
+    subprocess.run([*command, *(f"{key}={value}" for key, value in changes.items())], check=True, cwd=REPOSITORY)
+    trained = time.monotonic()
+    subprocess.run([sys.executable, "-m", "v2f.cli", "eval", f"runs/{name}"], check=True, cwd=REPOSITORY)
+    folder = REPOSITORY / "runs" / name
+    evaluated = json.loads((folder / "eval.json").read_text())
+    seconds = [round(trained - start), round(time.monotonic() - trained)]
+    scores: dict[str, Any] = {"batch": batch, "arm": arm, "seed": seed, "steps": steps, "seconds": seconds}
+    scores["rate"] = load_config(RECIPE, [f"{key}={value}" for key, value in changes.items()]).model_dump()["system"][
+        "optimizer"
+    ]["lr"]
+    for split, found in evaluated["splits"].items():
+        voice = found["lines"]["voice"]
+        scores[f"{split}/R@10"] = voice["R@10"]["value"]
+        scores[f"{split}/R@10 interval"] = [voice["R@10"]["low"], voice["R@10"]["high"]]
+        scores[f"{split}/identity distance"] = voice["identity_distance_ratio"]
+    points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curve = [
+        (p["samples"], p["metrics"]["loss/supervised/style"])
+        for p in points
+        if "loss/supervised/style" in p.get("metrics", {})
+    ]
+    scores["curve"] = [[seen, round(loss, 4)] for seen, loss in curve]
+    tail = [loss for _, loss in curve[-max(1, len(curve) // 8) :]]
+    scores["loss at the end"] = round(statistics.mean(tail), 4)
+    return scores | {"versions": evaluated["versions"]}
+
+
+def summary(results: list[dict[str, Any]], batch: int, arm: str) -> dict[str, Any]:
+    runs = [result for result in results if result["batch"] == batch and result["arm"] == arm]
+    found: dict[str, Any] = {"steps": runs[0]["steps"], "rate": runs[0]["rate"]}
+    for key in ("test/R@10", "seen/R@10", "test/identity distance", "loss at the end"):
+        values = [run[key] for run in runs]
+        found[key] = {"mean": statistics.mean(values), "least": min(values), "most": max(values)}
+    return found
+
+
+def show(summaries: dict[str, dict[str, Any]]) -> list[str]:
+    """Print the table; what is missed."""
+    print(f"{'batch, arm':15s} {'steps':>6s} {'R@10 unseen':>12s} {'R@10 seen':>10s} {'distance':>9s} {'loss':>7s}")
+    for name, row in summaries.items():
+        r10, seen, apart = (row[key]["mean"] for key in ("test/R@10", "seen/R@10", "test/identity distance"))
+        loss = row["loss at the end"]["mean"]
+        print(f"{name:15s} {row['steps']:6d} {r10:12.3f} {seen:10.3f} {apart:9.3f} {loss:7.4f}")
+    reached = {name: row["test/R@10"]["mean"] for name, row in summaries.items()}
+    missed = []
+    for batch in (256, 1024):
+        apart = reached[f"{batch} rule"] - reached[f"{BASE} rule"]
+        if abs(apart) > MOST_APART:
+            missed.append(f"under the rule, R@10 at {batch} is {apart:+.3f} from that at {BASE}; at most {MOST_APART}")
+    gain = reached["1024 rule"] - reached["1024 unscaled"]
+    if gain < MOST_APART:
+        missed.append(f"at 1,024 the rule gains {gain:+.3f} of R@10 over an unscaled rate, less than {MOST_APART}")
+    return missed
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Training loss over samples, a line for each run of the first seed."""
+    width, height, left, top, bottom, right = 900, 420, 70, 20, 50, 150
+    runs = [run for run in results if run["seed"] == results[0]["seed"]]
+    most = max(seen for run in runs for seen, _ in run["curve"])
+    losses = [loss for run in runs for seen, loss in run["curve"] if seen > most / 20]
+    low, high = min(losses), max(losses)
+    image = Image.new("RGB", (width, height), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+
+    def at(seen: float, loss: float) -> tuple[float, float]:
+        down = min(1.0, (high - loss) / (high - low)) if loss < high else 0.0
+        return left + (width - left - right) * seen / most, top + (height - top - bottom) * down
+
+    for part in range(6):
+        loss = low + (high - low) * part / 5
+        draw.line([at(0, loss), at(most, loss)], "#dddddd")
+        draw.text((left - 8, at(0, loss)[1]), f"{loss:.3f}", "black", font, anchor="rm")
+        draw.text(
+            (at(most * part / 5, 0)[0], height - bottom + 8), f"{most * part // 5:,.0f}", "black", font, anchor="ma"
+        )
+    draw.text(
+        ((width + left - right) / 2, height - 6), "samples seen; training loss (style)", "black", font, anchor="mb"
+    )
+    ends: list[tuple[float, str, str]] = []
+    for run in runs:
+        points = [at(seen, loss) for seen, loss in run["curve"]]
+        thick = {16: 3, 256: 2, 1024: 1}[run["batch"]]
+        for i, (one_, two) in enumerate(itertools.pairwise(points)):
+            if run["arm"] == "rule" or i % 2:  # the others are dashed
+                draw.line([one_, two], COLOURS[run["arm"]], thick)
+        ends.append((points[-1][1], f"{run['batch']:,} {run['arm']}", COLOURS[run["arm"]]))
+    below = -math.inf
+    for y, label, colour in sorted(ends):  # labels do not lie on one another
+        below = max(y, below + 16)
+        draw.text((width - right + 8, below), label, colour, font, anchor="lm")
+    image.save(path, optimize=True)
+
+
+def cpu() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
