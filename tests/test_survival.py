@@ -194,7 +194,10 @@ def test_a_batch_whose_numbers_are_bad_is_named_in_a_file(run_values, monkeypatc
 
     monkeypatch.setattr(VoiceStyledFace, "loss", broken)
     values = run_values(steps=6, max_skipped=2)
-    with pytest.raises(V2FError, match=r"step 2: the loss is not finite for 2 steps in a row.* all are in .*bad-batch"):
+    with pytest.raises(
+        V2FError,
+        match=r"step 2, phase supervised: the loss is not finite for 2 .* all are in .*bad-batch",
+    ):
         fit(build(RunConfig, values, "test"))
     (path,) = Path(values["out"]).glob("bad-batch-step-00000002.json")
     found = json.loads(path.read_text())
@@ -209,13 +212,14 @@ def test_a_spike_is_skipped_and_counted(run_values, monkeypatch):
 
     def spiky(self, phase, batch, step):
         losses = real(self, phase, batch, step)
-        return {**losses, "total": losses["total"] * (1e4 if step == 35 else 1.0)}
+        return {**losses, "total": losses["total"] * (1e6 if step == 9 else 1.0)}
 
     monkeypatch.setattr(VoiceStyledFace, "loss", spiky)
-    folder = fit(build(RunConfig, run_values(steps=38, spike_sigma=6.0, validate_every=100), "test"))
+    monkeypatch.setattr("v2f.window._SPIKE_STEPS", 16)
+    folder = fit(build(RunConfig, run_values(steps=12, spike_sigma=100.0, validate_every=100), "test"))
     lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
     skipped = [line["metrics"]["skipped/supervised"] for line in lines if line["kind"] == "training"]
-    assert [step for step, value in enumerate(skipped) if value] == [35]
+    assert [step for step, value in enumerate(skipped) if value] == [9]
 
 
 def test_every_logged_point_says_how_the_run_fares(run_values):
@@ -227,3 +231,19 @@ def test_every_logged_point_says_how_the_run_fares(run_values):
     assert point["time/forward_seconds"] > 0
     assert 0 <= point["speed/data_wait_share"] < 1
     assert point["checkpoint/failed"] == 0
+
+
+def test_a_phase_that_fails_alone_stops_the_run_too(run_values, monkeypatch):
+    from v2f.systems.face_gan import FaceGAN
+
+    real = FaceGAN.loss
+
+    def broken(self, phase, batch, step):
+        losses = real(self, phase, batch, step)
+        return losses if phase == "generator" else {**losses, "total": losses["total"] * float("nan")}
+
+    monkeypatch.setattr(FaceGAN, "loss", broken)
+    values = run_values("face_gan", steps=9, max_skipped=3, validate_every=100)
+    values["system"] = values["system"] | {"every": 1}
+    with pytest.raises(V2FError, match=r"step 2, phase discriminator: the loss is not finite for 3 steps in a row"):
+        fit(build(RunConfig, values, "test"))

@@ -115,7 +115,7 @@ def test_numbers_that_are_not_finite_are_skipped_and_then_stop_the_run(run_value
     assert skipped == [0, 1, 0, 1, 1, 0]
     assert all(torch.isfinite(t).all() for t in final(folder).values())
     values = run_values(steps=6, max_skipped=2) | {"out": folder + "-2"}
-    with pytest.raises(V2FError, match="step 4: the loss is not finite for 2 steps in a row"):
+    with pytest.raises(V2FError, match="step 4, phase supervised: the loss is not finite for 2 steps in a row"):
         fit(build(RunConfig, values, "test"))
 
 

@@ -112,7 +112,7 @@ def fit(config: RunConfig, resume: str = "none", *, allow_changes: bool = False,
     """
     job = _prepare(config, resume, allow_changes)
     engine, system, train, batch_size = job.engine, job.system, config.train, config.data.batch
-    window, stop, skipped_in_a_row = Window(), 0, 0
+    window, stop, skipped_in_a_row = Window(), 0, dict.fromkeys((phase.name for phase in system.phases()), 0)
     system.train()
     bar = tqdm(total=train.steps, initial=job.step, desc=config.name, unit="step", disable=engine.rank != 0)
     watchdog = Watchdog(train.watchdog_minutes, str(job.folder.local), engine.rank)
@@ -141,9 +141,9 @@ def fit(config: RunConfig, resume: str = "none", *, allow_changes: bool = False,
                     job.norms.add(phase.name, result.grad_norm)
                     window.add(phase.name, result)
                     stop = max(stop, result.stop)
-                    skipped_in_a_row = skipped_in_a_row + 1 if result.skipped else 0
-                    if skipped_in_a_row >= train.max_skipped:
-                        raise _given_up(job, batch, result.skipped, skipped_in_a_row)
+                    skipped_in_a_row[phase.name] = skipped_in_a_row[phase.name] + 1 if result.skipped else 0
+                    if skipped_in_a_row[phase.name] >= train.max_skipped:
+                        raise _given_up(job, batch, phase.name, result.skipped, train.max_skipped)
                     if not result.skipped:
                         system.after_step(phase.name)
             if job.slots is not None:
@@ -297,10 +297,6 @@ def _take_up(
     overwritten, fetches what lies elsewhere, and writes the configuration."""
     if resume not in ("auto", "none"):
         raise V2FError(f"--resume {resume}: auto or none")
-    if config.train.sample_log and folder.path != str(folder.local):
-        raise V2FError(
-            f"train.sample_log: every rank writes its slots into the run's folder, which {folder.path} is not"
-        )
     checkpoints, changed = store.join(folder.path, "checkpoints"), []
     if engine.rank == 0:
         there = store.join(folder.path, "config.yaml")
@@ -461,16 +457,16 @@ def _name_again(folder: Path, numbers: list[int]) -> None:
     store.write_bytes(str(path), "".join(kept.values()).encode())
 
 
-def _given_up(job: _Job, batch: Batch, why: str, times: int) -> V2FError:
+def _given_up(job: _Job, batch: Batch, phase: str, why: str, times: int) -> V2FError:
     """Skipped too often: name the batch of all ranks in a file; collective."""
     batches = job.engine.gather({"key": list(batch["key"]), "slot": batch["slot"].tolist()})
     path = job.folder.local / f"bad-batch-step-{job.step:08d}.json"
     if job.engine.rank == 0:
-        found = {"step": job.step, "phase_skipped_for": why, "ranks": batches}
+        found = {"step": job.step, "phase": phase, "skipped_for": why, "ranks": batches}
         store.write_bytes(str(path), json.dumps(found, indent=1).encode())
     what = "the gradient is a spike" if why == "spike" else f"the {why} is not finite"
     return V2FError(
-        f"step {job.step}: {what} for {times} steps in a row; lower the rate or clip harder "
+        f"step {job.step}, phase {phase}: {what} for {times} steps in a row; lower the rate or clip harder "
         f"(samples: {', '.join(batches[0]['key'][:4])} ...; all are in {path})"
     )
 
