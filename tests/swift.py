@@ -50,6 +50,8 @@ _STORAGE = """
 pipeline = {name}-server
 [app:{name}-server]
 use = egg:swift#{name}
+disk_chunk_size = 1048576
+network_chunk_size = 1048576
 """
 
 # What s3api needs before and behind it; a memcached is not among it.
@@ -59,6 +61,9 @@ pipeline = catch_errors gatekeeper healthcheck bulk s3api tempauth slo dlo symli
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+# few large pieces: this store shares its cores with what is tested
+object_chunk_size = 1048576
+client_chunk_size = 1048576
 # one device holds everything, and it is never given up
 error_suppression_limit = 1000000
 [filter:catch_errors]
