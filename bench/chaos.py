@@ -78,8 +78,8 @@ class Trial:
         return store.join(self.out, "checkpoints")
 
     def starts(self) -> int:
-        path = self.local / "starts.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
+        """How often it came as far as its first step."""
+        return len(list((self.local / "slots").glob("*-rank-00000.jsonl")))
 
     def steps_of_start(self) -> int:
         """Steps that the newest start has logged."""

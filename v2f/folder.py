@@ -18,7 +18,7 @@ SCRATCH = "V2F_SCRATCH"
 # tracking.json, the mark of how much of the spool was delivered, before the spool: it must not point beyond it.
 _GROWS = ("tracking.json", "metrics.jsonl", "quarantine.jsonl", "starts.jsonl")
 _PICTURES = "samples"
-_OWNER = "written-by"  # the start whose rank 0 published last
+_OWNER = "written-by"  # at the prefix: the start whose rank 0 published last; here: the starts that went on from there
 
 
 class RunFolder:
@@ -33,29 +33,34 @@ class RunFolder:
             own = os.path.join(scratch, hashlib.sha256(path.encode()).hexdigest()[:16])
         self.local = Path(own)
         self._published: dict[str, tuple[int, int]] = {}
+        self._attempt: str | None = None
 
     def fetch(self, attempt: str) -> None:
-        """Bring the growing files here, unless this machine wrote the last of them; for rank 0, before it writes."""
+        """Bring the growing files here, unless those here are what was published last, or more; for rank 0, before it
+        writes. ``attempt`` names this start."""
         self.local.mkdir(parents=True, exist_ok=True)
         if not self.remote:
             return
+        self._attempt = attempt
         owner, mine = store.join(self.path, _OWNER), self.local / _OWNER
-        last = store.read_bytes(owner) if store.exists(owner) else b""
-        if not (last and mine.exists() and mine.read_bytes() == last):
+        last = store.read_bytes(owner).decode() if store.exists(owner) else None
+        here = mine.read_text(encoding="utf-8").splitlines() if mine.exists() else []
+        if last not in here:
+            here = []
             for name in _GROWS:
                 with contextlib.suppress(FileNotFoundError):
                     (self.local / name).unlink()
                 there = store.join(self.path, name)
-                if last and store.exists(there):
+                if last is not None and store.exists(there):
                     store.write_bytes(str(self.local / name), store.read_bytes(there))
-        mine.write_text(attempt)
+        store.write_bytes(str(mine), "".join(f"{line}\n" for line in [*here, attempt]).encode())
 
     def publish(self) -> None:
         """Put what has changed since the last call to its prefix; V2FError where the store cannot be reached."""
         if not self.remote:
             return
         files = [*_GROWS, *(f"{_PICTURES}/{path.name}" for path in sorted((self.local / _PICTURES).glob("*.png")))]
-        for name in [*files, _OWNER]:
+        for name in files:
             try:
                 facts = os.stat(self.local / name)
             except FileNotFoundError:
@@ -64,3 +69,6 @@ class RunFolder:
             if self._published.get(name) != now:
                 store.write_bytes(store.join(self.path, name), (self.local / name).read_bytes())
                 self._published[name] = now
+        if self._attempt is not None:
+            store.write_bytes(store.join(self.path, _OWNER), self._attempt.encode())
+            self._attempt = None  # it stays the last until another start publishes

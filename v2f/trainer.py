@@ -526,12 +526,19 @@ def _tell_saves(job: _Job) -> None:
 
 
 def _code_version() -> str:
-    """The commit of the source tree, with ``+dirty`` where it differs from it, else the package's version."""
+    """The commit of the source tree, with ``+dirty`` where it differs from it, else the package's version.
+
+    Without a lock: a training that is killed just then would leave it behind, and stop its owner's next commit.
+    """
     here = Path(__file__).parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--", "."], cwd=here, capture_output=True, text=True, check=True
+            ["git", "--no-optional-locks", "status", "--porcelain", "--", "."],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return f"v2f-{version('v2f')}"
