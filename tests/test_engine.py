@@ -10,6 +10,7 @@ from two_phases import GROUP, TwoPhases, batches
 
 from v2f.engine import Engine, StepResult, memory
 from v2f.errors import V2FError
+from v2f.nn import float32_products
 from v2f.nn.batchnorm import GhostBatchNorm
 from v2f.system import Phase, Schedule
 
@@ -42,6 +43,17 @@ def whole(engine: Engine, system: TwoPhases) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], t) for name, t in other.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp64"])
+def test_float32_is_rounded_to_tf32_where_it_is_asked_for_and_nowhere_else(precision):
+    try:
+        engine = Engine(precision, "ddp")
+        asked = precision == "tf32"
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (asked, asked)
+        assert engine.dtype == (torch.float64 if precision == "fp64" else torch.float32)
+    finally:
+        float32_products(tf32=False)
 
 
 # ------------------------------------------------------------------------------------------------ phases

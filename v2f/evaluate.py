@@ -39,6 +39,7 @@ from v2f.data.mix import union_fingerprint
 from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, Photo, square
 from v2f.errors import V2FError
+from v2f.nn import float32_products
 from v2f.run import Run
 from v2f.system import System, to_picture
 from v2f.world import bounds, world_hash
@@ -137,6 +138,7 @@ def evaluate(
         raise V2FError(f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, not test or seen")
     system = run.system() if system is None else system
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    float32_products(tf32=False)
     system = system.to(device).eval()
     result = about(run, dataset, system, device) | {"splits": {}}
     if result["stand_ins"]:

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from v2f.data.loader import read_usable
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError, guarded
+from v2f.nn import float32_products
 from v2f.nn.batchnorm import discard_ghosts
 from v2f.nn.waveform import WaveformEncoder
 from v2f.run import build_system, load_config
@@ -187,6 +188,7 @@ def recipe_step(device: torch.device, recipe: str, overrides: Sequence[str], wor
         reason = left_out[0] if left_out else f"the split {split.name} has fewer"
         raise V2FError(f"the first {size} samples of {config.data.home} cannot be used: {reason}")
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+    float32_products(tf32=config.train.precision == "tf32")
     system.to(device, dtype).train()
     batch = {
         key: value.to(device, dtype if value.is_floating_point() else value.dtype)

@@ -86,7 +86,9 @@ class TrainConfig(Config):
     """How long, in which precision, cut how."""
 
     steps: int = Field(gt=0, description="optimizer steps of the first phase, in all")
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp64"] = Field(
+        "fp32", description="tf32: as fp32, but a GPU rounds what it multiplies to 10 bits of mantissa"
+    )
     strategy: Literal["auto", "ddp", "zero1", "zero2"] = Field("auto", description="auto: as the launcher says, or DDP")
     micro_batch: int | None = Field(None, gt=0, description="samples a forward pass of one rank; null: all it has")
     threads: int | None = Field(None, gt=0, description="CPU threads of each rank; null leaves torch's choice")

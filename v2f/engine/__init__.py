@@ -27,10 +27,11 @@ from v2f.engine.ddp import DDPPhase
 from v2f.engine.launcher import Asked
 from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule
 from v2f.errors import V2FError
+from v2f.nn import float32_products
 from v2f.nn.batchnorm import collect_ghosts, commit_ghosts, discard_ghosts
 from v2f.system import Batch, Losses, Phase, System, trained
 
-Precision = Literal["fp32", "bf16", "fp64"]
+Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 Skipped = Literal["", "loss", "gradient", "spike"]
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ class Engine:
             self._accelerator = Accelerator(
                 cpu=cpu, mixed_precision="no", kwargs_handlers=[kwargs], step_scheduler_with_optimizer=False
             )
+        float32_products(tf32=precision == "tf32")
         self._bf16 = precision == "bf16"
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.device = self._accelerator.device

@@ -10,6 +10,15 @@ EPS = 1e-10
 BOX = (35, 223, 32, 220)  # pSp's face box in a picture of 256 px: rows from, to, columns from, to
 
 
+def float32_products(tf32: bool) -> None:
+    """How a GPU multiplies float32 in this process: exactly, or with inputs rounded to TF32's 10 bits of mantissa.
+
+    torch alone would round those of convolutions and not those of matrix products; a CPU never rounds.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
 def widened(x: Tensor) -> Tensor:
     """``x`` in float32 where it is narrower, as under autocast: for norms, means and distances."""
     return x.float() if x.dtype.itemsize < 4 else x
