@@ -6,9 +6,11 @@
 
 Samples are 6 s of FLAC at 16 kHz and a 256 px JPEG of synthetic people; two worker processes decode; v2f checks each
 sample's CRC-32, the others nothing. A round measures each reader once, one after the other, each in a process of its
-own and the next round in another order; what counts is the median over the rounds of a reader's rate over that of
-decoding alone in the same round. The libraries that pin older packages than ours get environments of their own, which
-take torch from this one. Writes bench/results/loader.json; exit code 1 if a target is missed.
+own and the next round in another order (a reading of another library that fails is counted and made again); what counts
+is the median over the rounds of a reader's rate over that of decoding alone in the same round. A store on the same two
+cores takes its part of them, so through it this loader is held against ``served``: decoding alone while the same bytes
+come out of the store and are thrown away. The libraries that pin older packages than ours get environments of their
+own, which take torch from this one. Writes bench/results/loader.json; exit code 1 if a target is missed.
 """
 
 import argparse
@@ -39,6 +41,8 @@ RESULTS = REPOSITORY / "bench" / "results" / "loader.json"
 PLOT = REPOSITORY / "docs" / "loader-memory.png"
 PINNED = {"streaming": "mosaicml-streaming==0.13.0", "litdata": "litdata==0.2.76"}
 READERS = ("alone", "v2f", "webdataset", *PINNED)
+OURS = ("alone", "served", "v2f")
+SERVED = "served"  # through the store only: decoding alone on what the store, on the same cores, leaves of them
 SAMPLES, BATCH, SKIP, BATCHES = 3000, 32, 10, 77  # of the 93 batches of an epoch the last six are not timed
 EPOCH_SHARES = {"fresh": 0.0, "10 %": 0.1, "90 %": 0.9}
 FAR = 10_000  # epochs
@@ -46,20 +50,26 @@ FAR = 10_000  # epochs
 # system anew for each sample, which costs a process that does nothing but decode a quarter of its time.
 ALIKE = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 25), "MALLOC_TRIM_THRESHOLD_": str(1 << 27)}
 LEAST_OF_ALONE, MOST_OF_FRESH, MOST_GROWTH = 0.85, 1.5, 0.05
+MOST_FAILED = 4  # of another library's readings: streaming 0.13.0 now and then reads a shard that is still coming
 OWN = ("rank", "worker 1", "worker 2")  # whose own memory must not grow; of shared trays there are so many and no more
 
 Spec = dict[str, Any]
+
+
+class FailedError(Exception):
+    """A task of bench/readers.py that ended with an error."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", default="data/bench-loader", help="folder for samples and environments")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--readers", nargs="+", default=list(READERS), choices=READERS)
+    parser.add_argument("--readers", nargs="+", default=list(READERS), choices=(*READERS, SERVED))
     parser.add_argument("--swift", action="store_true", help="through an object store instead of local files")
     parser.add_argument("--first", action="store_true", help="time to the first batch instead")
     parser.add_argument("--memory", action="store_true", help="memory over 100,000 samples instead")
     args = parser.parse_args()
+    args.readers += [SERVED] if args.swift and SERVED not in args.readers else []
     work = Path(args.work).resolve()
     pythons = {name: environment(work, name) if name in PINNED else sys.executable for name in args.readers}
     spec = prepared(work, pythons)
@@ -68,7 +78,7 @@ def main() -> int:
         if args.swift:
             spec |= stack.enter_context(uploaded(work, spec, pythons))
         if args.first:
-            results["first"] = first_batch(spec)
+            results["first through swift" if args.swift else "first"] = first_batch(spec)
         if args.memory:
             results["memory"] = memory(spec)
         if not results:
@@ -164,7 +174,7 @@ def run(python: str, name: str, spec: Spec, environment: dict[str, str] = ALIKE)
         env={**os.environ, **environment, "PYTHONPATH": str(REPOSITORY)},
     )
     if done.returncode:
-        sys.exit(f"{name}: exit code {done.returncode}\n{done.stderr[-3000:]}")
+        raise FailedError(f"{name}: exit code {done.returncode}\n{done.stderr[-3000:]}")
     found: Spec = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -175,9 +185,17 @@ def run(python: str, name: str, spec: Spec, environment: dict[str, str] = ALIKE)
 def rates(spec: Spec, pythons: dict[str, str], rounds: int) -> dict[str, Any]:
     names = list(pythons)
     found: dict[str, list[Spec]] = {name: [] for name in names}
+    failed = dict.fromkeys(names, 0)
     for at in range(rounds):
         for name in names[at % len(names) :] + names[: at % len(names)]:
-            found[name].append(run(pythons[name], name, spec))
+            while len(found[name]) <= at:
+                try:
+                    found[name].append(run(pythons[name], name, spec))
+                except FailedError as error:
+                    failed[name] += 1
+                    print(f"{name} failed, and is measured again: {str(error).splitlines()[-1]}", flush=True)
+                    if name in OURS or failed[name] == MOST_FAILED:
+                        raise
         print(f"round {at + 1}: " + ", ".join(f"{name} {found[name][-1]['rate']:.0f}/s" for name in names), flush=True)
     result: dict[str, Any] = {}
     for name, measured in found.items():
@@ -185,9 +203,11 @@ def rates(spec: Spec, pythons: dict[str, str], rounds: int) -> dict[str, Any]:
             "samples a second": spread([one["rate"] for one in measured]),
             "CPU microseconds a sample": spread([one["cpu_us"] for one in measured]),
         }
+        if failed[name]:
+            result[name]["failed"] = failed[name]  # readings that ended with an error and were made anew
         if "version" in measured[0]:
             result[name]["version"] = measured[0]["version"]
-        for other in ("alone", "v2f"):
+        for other in OURS:
             if other in found and other != name:
                 pairs = zip(measured, found[other], strict=True)
                 result[name][f"rate over {other}"] = spread([one["rate"] / two["rate"] for one, two in pairs])
@@ -243,12 +263,12 @@ def write(results: dict[str, Any]) -> None:
 def show(name: str, result: dict[str, Any]) -> list[str]:
     """Print a result; the targets that it misses."""
     missed = []
-    if name == "first":
+    if name.startswith("first"):
         for start, row in result["starts"].items():
             ratio = row["over fresh"]["median"]
-            print(f"first batch, {start:20s} {row['seconds']['median']:.3f} s, {ratio:.2f} of a fresh start")
+            print(f"{name} batch, {start:20s} {row['seconds']['median']:.3f} s, {ratio:.2f} of a fresh start")
             if ratio > MOST_OF_FRESH:
-                missed.append(f"the first batch at {start} takes {ratio:.2f} of a fresh start, over {MOST_OF_FRESH}")
+                missed.append(f"the {name} batch at {start} takes {ratio:.2f} of a fresh start, over {MOST_OF_FRESH}")
     elif name == "memory":
         for process, row in result["processes"].items():
             third, last = row["MB in the third quarter"], row["MB in the last quarter"]
@@ -261,17 +281,18 @@ def show(name: str, result: dict[str, Any]) -> list[str]:
             seconds, cpu_us = row["samples a second"], row["CPU microseconds a sample"]["median"]
             line = f"{name} {reader:11s} {seconds['median']:5.0f} samples/s ({seconds['least']:.0f} to "
             line += f"{seconds['most']:.0f}), {cpu_us:4.0f} us of CPU a sample"
-            for other in ("alone", "v2f"):
+            for other in OURS:
                 if f"rate over {other}" in row:
                     ratio = row[f"rate over {other}"]
                     line += f", {ratio['median']:.2f} of {other} ({ratio['least']:.2f} to {ratio['most']:.2f})"
             print(line)
-        ratio = readers.get("v2f", {}).get("rate over alone", {}).get("median", 1.0)
-        if name == "local" and ratio < LEAST_OF_ALONE:
-            missed.append(f"the loader reaches {ratio:.3f} of decoding alone, below {LEAST_OF_ALONE}")
+        beside = "alone" if name == "local" else SERVED
+        ratio = readers.get("v2f", {}).get(f"rate over {beside}", {}).get("median", 1.0)
+        if ratio < LEAST_OF_ALONE:
+            missed.append(f"{name}: the loader reaches {ratio:.3f} of {beside}, below {LEAST_OF_ALONE}")
         for reader, row in readers.items():
             ahead = row.get("rate over v2f", {}).get("median", 0.0)
-            if reader != "alone" and ahead > 1.0:
+            if reader not in OURS and ahead > 1.0:
                 missed.append(f"{name}: {reader} is faster, {ahead:.3f} of this loader's rate")
     return missed
 
