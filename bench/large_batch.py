@@ -1,6 +1,7 @@
 """Does a run learn alike at batches of 16, 256 and 1,024? The rule of docs/scaling.md, and what happens without it.
 
-    python bench/large_batch.py                                                     # trains and evaluates everything
+    python bench/large_batch.py                                         # trains and evaluates: an hour on 2 cores
+    python bench/large_batch.py --seeds 0 1 --together 12               # on a GPU
     python bench/large_batch.py --derive launch/recipes/thesis-final.yaml --batch 1024    # prints overrides, no run
 
 All runs see the same number of samples of the quickstart's world. Arms: ``rule`` multiplies the rate by the square
@@ -21,9 +22,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from v2f.config import Config
@@ -47,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--samples", type=int, help="of each run; default: as many as the recipe sees")
+    parser.add_argument("--together", type=int, default=1, help="runs at a time: a GPU has room for several")
     parser.add_argument("--derive", metavar="RECIPE.yaml", help="only print the overrides for another batch")
     parser.add_argument("--batch", type=int, help="the batch that --derive is for")
     args = parser.parse_args()
@@ -57,12 +61,16 @@ def main() -> int:
         return 0
     recipe = load_config(RECIPE)
     samples = args.samples or recipe.train.steps * recipe.data.batch
-    results = [one(recipe, batch, arm, seed, samples) for seed in args.seeds for batch, arm in RUNS]
+    with ThreadPoolExecutor(args.together) as pool:  # the longest, of the most steps, begin
+        wanted = sorted(((batch, arm, seed) for seed in args.seeds for batch, arm in RUNS), key=lambda each: each[0])
+        results = list(pool.map(lambda each: one(recipe, *each, samples), wanted))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} x {cpu()}"
     found = {
         "recipe": RECIPE,
         "samples": samples,
         "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} x {cpu()}",
+        "device": device,
+        "runs at a time": args.together,
         "versions": results[0].pop("versions"),
         "runs": [{key: value for key, value in result.items() if key != "versions"} for result in results],
         "summary": {f"{batch} {arm}": summary(results, batch, arm) for batch, arm in RUNS},
@@ -119,7 +127,8 @@ def optimizers(config: Config, where: str) -> Iterator[tuple[str, Optimizer]]:
 def one(recipe: RunConfig, batch: int, arm: str, seed: int, samples: int) -> dict[str, Any]:
     """Train and evaluate one run; its scores and its curve."""
     base = load_config(RECIPE, [f"{key}={value}" for key, value in derived(recipe, BASE, samples=samples).items()])
-    changes = derived(base, batch, arm, samples) | {"train.micro_batch": str(min(batch, 64)), "tracking.uri": "null"}
+    most = 1024 if torch.cuda.is_available() else 64  # changes nothing but time
+    changes = derived(base, batch, arm, samples) | {"train.micro_batch": str(min(batch, most)), "tracking.uri": "null"}
     steps = int(changes["train.steps"])
     for name, times in {"log_every": POINTS, "validate_every": VALIDATIONS, "checkpoint_every": SAVES}.items():
         changes[f"train.{name}"] = str(max(1, steps // times))
