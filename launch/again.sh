@@ -14,16 +14,22 @@ wish() {
     [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null || :
 }
 
-# Run a command to its end, `code` is what it left with. A shell's `wait` ends early when a signal is heard, so it waits
-# until it was not disturbed; 127 then means that the code was told the time before.
+# Run a command to its end; `code` is what it left with. A shell's `wait` ends early when a signal is heard, so it waits
+# until it was not disturbed; 127 then means that the code was told the time before. The wish is repeated after a second:
+# a process that is only just being started may lose the first.
 run() {
     "$@" &
-    child=$! code=127 heard=1
-    [ -z "$asked" ] || wish # one that came while it was being started
-    while [ -n "$heard" ]; do
-        heard= now=0
+    child=$! code=127 heard=$asked
+    while :; do
+        if [ -n "$heard" ]; then
+            heard=
+            sleep 1
+            kill -USR1 "$child" 2>/dev/null || :
+        fi
+        now=0
         wait "$child" || now=$?
         [ "$now" = 127 ] || code=$now
+        [ -n "$heard" ] || break
     done
     child=
 }

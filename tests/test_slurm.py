@@ -36,8 +36,8 @@ start=$(mktemp -d "$NOTES/start-XXXXXX")
 echo "$*" >"$start/arguments"
 env >"$start/environment"
 for name in USR1 TERM; do trap "echo $name >>'$start/heard'; code=75" $name; done
-touch "$start/ready"
 code=
+touch "$start/ready"
 case $LEAVES in waits) while [ -z "$code" ]; do sleep 0.1; done ;; *) eval "code=\\"$LEAVES\\"" ;; esac
 exit "$code"
 """
@@ -68,6 +68,11 @@ def notes(environment, tmp_path, monkeypatch) -> Path:
 
 def starts(notes: Path) -> list[Path]:
     return sorted(path.parent for path in notes.glob("*/ready"))
+
+
+def heard(start: Path) -> set[str]:
+    """The signals that a start has heard."""
+    return set((start / "heard").read_text().split())
 
 
 def recipe(values: dict[str, Any], folder: Path) -> str:
@@ -133,7 +138,7 @@ def test_whoever_ends_the_script_ends_the_run_and_it_saves(notes, number):
     process.communicate(timeout=60)
     assert process.returncode == 75
     (start,) = starts(notes)
-    assert (start / "heard").read_text() == "USR1\n"
+    assert heard(start) == {"USR1"}
 
 
 def test_a_wish_between_two_starts_is_heard_too(notes):
@@ -300,7 +305,7 @@ def test_before_the_time_limit_both_nodes_are_asked_to_save(slurm, notes, tmp_pa
     until(lambda: len(starts(notes)) == 2)
     slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # minutes; --signal=B:USR1@600 is due at once
     slurm.start_again(job)
-    assert [(start / "heard").read_text() for start in starts(notes)] == ["USR1\n"] * 2
+    assert [heard(start) for start in starts(notes)] == [{"USR1"}] * 2
     until(lambda: len(starts(notes)) == 4)
     assert slurm.told(job)["Restarts"] == "1"
     slurm.run("scancel", job)
