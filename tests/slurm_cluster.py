@@ -96,15 +96,18 @@ class Slurm:
         lines = self.run("scontrol", "--oneliner", "show", "job", job).splitlines()
         return [dict(pair.split("=", 1) for pair in line.split() if "=" in pair)["JobState"] for line in lines]
 
-    def end(self, job: str, seconds: float = 120.0) -> str:
+    def end(self, job: str, seconds: float = 300.0) -> str:
         """The state in which a job ends."""
         until(lambda: self.told(job)["JobState"] in OVER, seconds)
         return self.told(job)["JobState"]
 
-    def start_again(self, job: str) -> None:
-        """Wait until a job is queued for the second time, and lift the two minutes' rest that Slurm gives it then."""
-        until(lambda: self.told(job)["JobState"] == "PENDING" and self.told(job)["Restarts"] != "0")
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    def wait_queued_again(self, job: str, times: int = 1, seconds: float = 300.0) -> None:
+        """Wait until a job that has run waits to run again, for so many times."""
+        until(lambda: self.told(job)["JobState"] == "PENDING" and self.told(job)["Restarts"] == str(times), seconds)
+
+    def start_now(self, job: str) -> None:
+        """Lift the two minutes' rest that Slurm gives a job that is queued again, and limit it to a day anew."""
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=1440")
 
 
 def _program(name: str) -> str:
