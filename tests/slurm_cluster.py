@@ -26,9 +26,9 @@ from mlflow_server import until
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 OVER = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"})
 
-# proctrack/linuxproc and task/none do without cgroups. A job that is queued again may start at once where the test says
-# so. KillWait: what `scancel` gives a job. CR_CPU shares a node between jobs by its CPUs, of which it claims more than
-# there are: config_overrides believes it.
+# proctrack/linuxproc and task/none do without cgroups. CR_CPU shares a node between jobs by its CPUs, of which it
+# claims more than there are: config_overrides believes it. KillWait: what `scancel` gives a job. A job of the partition
+# `urgent` preempts those of `main`, which have a minute.
 _CONF = """\
 ClusterName=v2f-test
 SlurmctldHost={host}(127.0.0.1)
@@ -60,7 +60,10 @@ ReturnToService=2
 KillWait=60
 MinJobAge=3600
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2
 """
 
 
@@ -105,9 +108,13 @@ class Slurm:
         """Wait until a job that has run waits to run again, for so many times."""
         until(lambda: self.told(job)["JobState"] == "PENDING" and self.told(job)["Restarts"] == str(times), seconds)
 
-    def start_now(self, job: str) -> None:
-        """Lift the two minutes' rest that Slurm gives a job that is queued again, and limit it to a day anew."""
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=1440")
+    def start_soon(self, job: str) -> None:
+        """Shorten the two minutes' rest that Slurm gives a job that is queued again, and limit it to a day anew.
+
+        Not to nothing: what the first start was allowed is revoked by the second of the clock, and a node would refuse
+        one that begins in the same.
+        """
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now+2seconds", "TimeLimit=1440")
 
 
 def _program(name: str) -> str:

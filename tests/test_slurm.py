@@ -286,7 +286,7 @@ def test_a_job_of_two_nodes_meets_its_time_limit_is_queued_again_and_goes_on_at_
     step = saved_step(out)
     assert f"saved at step {step} of {ENDLESS}; go on with --resume auto" in log.read_text()
     recipe(endless, tmp_path, step + 5)
-    slurm.start_now(job)
+    slurm.start_soon(job)
     assert slurm.end(job) == "COMPLETED", log.read_text()[-3000:]
     assert told_starts(out) == [(0, 2), (step, 2)]
     assert_every_slot_once(out, step + 5)
@@ -326,10 +326,24 @@ def test_a_job_that_is_asked_to_save_asks_both_nodes_and_is_queued_again_as_ofte
         slurm.run("scancel", "--batch", "--signal=USR1", job)
         slurm.wait_queued_again(job, times)
         assert [heard(start) for start in starts(notes)] == [{"USR1"}] * 2 * times
-        slurm.start_now(job)
+        slurm.start_soon(job)
     until(lambda: len(starts(notes)) == 6)
     slurm.run("scancel", job)
     assert slurm.end(job) == "CANCELLED"
+
+
+def test_a_job_that_is_preempted_saves_and_is_queued_again(slurm, notes, tmp_path):
+    options = ["--nodes=2", "--exclusive", f"--output={tmp_path}/log.txt"]
+    job = slurm.submit(TRAIN, "recipe.yaml", options=options, LEAVES="waits")
+    until(lambda: len(starts(notes)) == 2)
+    urgent = slurm.submit(
+        options=["--partition=urgent", "--exclusive", f"--output={tmp_path}/urgent.txt", "--wrap=true"]
+    )
+    slurm.wait_queued_again(job)
+    assert slurm.end(urgent) == "COMPLETED"
+    assert all(heard(start) for start in starts(notes))
+    assert "v2f: stopped and saved; queued again\n" in (tmp_path / "log.txt").read_text()
+    slurm.run("scancel", job)
 
 
 def test_a_job_that_is_cancelled_saves_and_stays_cancelled(slurm, notes, tmp_path):
@@ -342,6 +356,19 @@ def test_a_job_that_is_cancelled_saves_and_stays_cancelled(slurm, notes, tmp_pat
     told = slurm.told(job)
     assert (told["JobState"], told["Restarts"]) == ("CANCELLED", "0")
     assert "queued again" not in (tmp_path / "log.txt").read_text()
+
+
+def test_a_part_that_meets_its_time_limit_is_queued_again(slurm, notes, tmp_path):
+    options = ["--array=0-1", "--cpus-per-task=1", f"--output={tmp_path}/%a.txt"]
+    job = slurm.submit(PACK, "recipe.yaml", "out=here", options=options, LEAVES="waits")
+    until(lambda: len(starts(notes)) == 2)
+    slurm.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    slurm.wait_queued_again(f"{job}_1")
+    slurm.start_soon(f"{job}_1")
+    until(lambda: len(starts(notes)) == 3)
+    told = sorted((start / "arguments").read_text().strip() for start in starts(notes))
+    assert told == [f"shards pack recipe.yaml workers=1 out=here --part {part}/2" for part in (0, 1, 1)]
+    slurm.run("scancel", job)
 
 
 @pytest.mark.slow
