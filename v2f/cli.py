@@ -18,12 +18,7 @@ _RUN = "a run: its folder, its s3:// prefix, or its MLflow run id"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted; see train."""
-    parser = _parser()
-    args, others = parser.parse_known_args(arguments)
-    if "overrides" in args and all("=" in each and not each.startswith("-") for each in others):
-        args.overrides += others  # argparse takes them only before the first option
-    elif others:
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    args = train.parsed(_parser(), arguments)
     return guarded(lambda: args.run(args), debug=args.debug)
 
 

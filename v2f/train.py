@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -21,6 +22,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--max-time", metavar="23h", help="save and leave with code 75 so long after the start (23h, 90m, 3600s)"
     )
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
+
+
+def parsed(parser: argparse.ArgumentParser, command: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a command line in which overrides may stand before, between and behind the options."""
+    args, others = parser.parse_known_args(command)
+    if "overrides" in args and all("=" in each and not each.startswith("-") for each in others):
+        args.overrides += others  # argparse takes them only before the first option
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    return args
 
 
 def run(args: argparse.Namespace) -> int | None:
@@ -52,7 +63,7 @@ def main() -> int | None:
     parser = argparse.ArgumentParser(prog="v2f/train.py", description="Train a system as a recipe says.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments(parser)
-    return run(parser.parse_args())
+    return run(parsed(parser))
 
 
 if __name__ == "__main__":
