@@ -19,30 +19,25 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from v2f.doctor.devices import all_reduce, torch_and_gpus
+from v2f.doctor import devices, installed, machine, recipe, services
 from v2f.doctor.findings import Asked, Line, Verdict
-from v2f.doctor.installed import packages, python
-from v2f.doctor.machine import disk, machine, network
 from v2f.doctor.processes import Check, examined
-from v2f.doctor.recipe import data, recipe, weights
-from v2f.doctor.services import mlflow, storage
 
 LIMIT_S = 20.0
 _LOADING = 3  # times the limit for a check that loads torch or MLflow first: from a cold disk that takes its time
 _AT_ONCE = 4
 
 CHECKS: dict[str, tuple[Check, bool]] = {
-    "python": (python, False),
-    "packages": (packages, False),
-    "torch": (torch_and_gpus, True),
-    "all-reduce": (all_reduce, True),
-    "machine": (machine, False),
-    "network": (network, False),
-    "disk": (disk, False),
-    "storage": (storage, False),
-    "mlflow": (mlflow, True),
-    "data": (data, True),
-    "weights": (weights, True),
+    "python": (installed.python, False),
+    "packages": (installed.packages, False),
+    "torch": (devices.torch_and_gpus, True),
+    "all-reduce": (devices.all_reduce, True),
+    "machine": (machine.machine, False),
+    "network": (machine.network, False),
+    "disk": (machine.disk, False),
+    "storage": (services.storage, False),
+    "mlflow": (services.mlflow, True),
+    "recipe": (recipe.weights_and_data, True),
 }
 """Name -> what checks it, and whether it loads torch or MLflow first. In the order of the report."""
 
@@ -55,7 +50,7 @@ def doctor(asked: Asked, *, limit_s: float = LIMIT_S, as_json: bool = False, con
         if asked.recipe is not None:
             if asked.weights:
                 asked = replace(asked, overrides=[*asked.overrides, f"system.frozen.path={asked.weights}"])
-            for found in examined("recipe", recipe, asked, _LOADING * limit_s):
+            for found in examined("recipe", recipe.recipe, asked, _LOADING * limit_s):
                 if isinstance(found, Line):
                     lines.append(found)
                 else:
@@ -67,8 +62,9 @@ def doctor(asked: Asked, *, limit_s: float = LIMIT_S, as_json: bool = False, con
             check, loading = CHECKS[name]
             return examined(name, check, asked, limit_s * (_LOADING if loading else 1))
 
+        chosen = [name for name in CHECKS if name != "recipe" or asked.recipe is not None]
         with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as pool:
-            for each in pool.map(one, CHECKS):
+            for each in pool.map(one, chosen):
                 lines += each
     counts = Counter(line.verdict for line in lines)
     if as_json:

@@ -184,4 +184,4 @@ def _reduced(check: str, ranks: Sequence[Mapping[str, Any]], by: str, do: str) -
     if errors:
         return Line(check, "wrong", f"an all-reduce of {len(ranks)} processes by {by} failed: {errors[0]}", do)
     seconds = max(each["seconds"] for each in ranks)
-    return Line(check, "ok", f"{by}: an all-reduce of {len(ranks)} processes, 4 MiB in {1000 * seconds:.0f} ms")
+    return Line(check, "ok", f"an all-reduce of {len(ranks)} processes by {by}, 4 MiB in {1000 * seconds:.0f} ms")

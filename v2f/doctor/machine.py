@@ -148,7 +148,9 @@ def network(asked: Asked, *, port: int = _RENDEZVOUS) -> Iterator[Step]:
         do = "add it to /etc/hosts; else GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface"
         yield Line("network", "look", f"the host's own name {name} is not known ({error.strerror})", do)
     else:
-        yield Line("network", "ok", f"{name} is {', '.join(addresses)}")
+        alone = all(address.startswith("127.") or address == "::1" for address in addresses)
+        do = "with several machines, name the interface: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME" if alone else ""
+        yield Line("network", "ok", f"{name} is {', '.join(addresses)}", do)
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

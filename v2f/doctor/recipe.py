@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from v2f import store
 from v2f.config import without_credentials
 from v2f.doctor.findings import GIB, Asked, Line, Step, of_error
 from v2f.doctor.services import ATTEMPTS
 from v2f.errors import V2FError
+
+if TYPE_CHECKING:
+    from v2f.run import RunConfig
 
 
 def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
@@ -28,15 +31,22 @@ def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
     yield Line("recipe", "ok", f"{asked.recipe}: {name}, {size}, to {without_credentials(config.folder)}")
 
 
-def data(asked: Asked) -> Iterator[Step]:
+def weights_and_data(asked: Asked) -> Iterator[Step]:
+    """The frozen nets that the recipe names, and its data."""
+    from v2f.run import load_config
+
+    assert asked.recipe is not None
+    config = load_config(asked.recipe, asked.overrides)
+    yield from weights(Path(asked.recipe).stem, config)
+    yield from data(config)
+
+
+def data(config: "RunConfig") -> Iterator[Step]:
     """Each data set opens, and its first samples are read as the system reads them, with their checksums."""
     from v2f.data.loader import read_usable
     from v2f.data.manifest import open_dataset
-    from v2f.run import build_system, load_config
+    from v2f.run import build_system
 
-    if asked.recipe is None:
-        return
-    config = load_config(asked.recipe, asked.overrides)
     store.ATTEMPTS = ATTEMPTS
     sources = [(each.path, each.split) for each in config.data.mix or ()] or [(config.data.home, None)]
     transforms: dict[str, Any] = {}
@@ -72,20 +82,17 @@ def data(asked: Asked) -> Iterator[Step]:
         )
 
 
-def weights(asked: Asked) -> Iterator[Step]:
+def weights(name: str, config: "RunConfig") -> Iterator[Step]:
     """The frozen nets that the recipe names: there, and with the checksums that are known."""
-    from v2f.run import load_config
     from v2f.weights.commands import rows
 
-    if asked.recipe is None:
-        return
-    system = load_config(asked.recipe, asked.overrides).system
+    system = config.system
     frozen = system.frozen if hasattr(system, "frozen") else None
     if frozen is None or not frozen.brought():
         yield Line("weights", "ok", "none to bring: stand-ins of the package, or no frozen nets")
         return
     yield f"reading the weights in {without_credentials(frozen.path)}"
-    for row in rows({Path(asked.recipe).stem: frozen}):
+    for row in rows({name: frozen}):
         who = ", ".join(row.needed_by)
         if row.path is None or row.sha256 is None:
             why = "missing" if row.path is None or row.state == "missing" else f"{row.path}: {row.state}"

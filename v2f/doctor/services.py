@@ -51,7 +51,7 @@ def storage(asked: Asked) -> Iterator[Step]:
     body = random.Random(uuid.uuid4().int).randbytes(_PUT if local is None else MIB)
     folder = store.join(root, f"v2f-doctor-{uuid.uuid4().hex}")
     path = store.join(folder, "probe")
-    verb = "written"
+    before, verb = store.statistics().retries, "written"
     try:
         try:
             yield f"writing {path}"
@@ -83,7 +83,7 @@ def storage(asked: Asked) -> Iterator[Step]:
     except V2FError as error:
         yield of_error("storage", error, f"{shown}{access}: nothing can be {verb}: ")
         return
-    again = store.statistics().retries
+    again = store.statistics().retries - before
     text = (
         f"{shown}{access}: {len(body) / MIB:.0f} MiB went there ({len(body) / up / 1e6:.0f} MB/s) and came back "
         f"({len(back) / down / 1e6:.0f} MB/s) with the same CRC-32, listed, removed"
