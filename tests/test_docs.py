@@ -71,8 +71,7 @@ def with_the_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[st
     """The system of the guide, in the table; its files by their names."""
     from v2f.systems import SYSTEMS
 
-    text = TEXTS[GUIDE]
-    named = dict(re.findall(r"`([\w./-]+)`[^`]*:\n```(?:python|yaml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    named = documents.named_blocks(TEXTS[GUIDE])
     assert "v2f/systems/plain_face.py" in named
     assert "launch/recipes/plain-face.yaml" in named
     (tmp_path / "plain_face.py").write_text(named["v2f/systems/plain_face.py"])
@@ -133,20 +132,20 @@ def test_the_documents_are_worth_the_name() -> None:
         ("v2f shards pack shards/voxceleb.yaml out=s3://lab/x voxceleb.hats=3", "unknown key 'voxceleb.hats'"),
         ("v2f shards pack shards/nobody.yaml out=s3://lab/x", "there is no shards/nobody.yaml"),
         ("v2f train --config launch/recipes/thesis-final.yaml train.step=3", "unknown key 'train.step'"),
-        ("torchrun --nproc_per_nod 2 v2f/train.py --config RECIPE.yaml", "2"),
+        ("torchrun --nproc_per_nodes 2 v2f/train.py --config RECIPE.yaml", "2"),
         ("torchrun --nproc_per_node 2 v2f/train.py --config RECIPE.yaml --max-time long", "long"),
-        ("torchrun --nproc_per_node 2 v2f/train.py --config RECIPE.yaml --resum auto", "unknown|2"),
+        ("torchrun --nproc_per_node 2 v2f/train.py --config RECIPE.yaml --resume sometimes", "2"),
         (
             "accelerate launch --config_file launch/accelerate/none.yaml v2f/train.py --config RECIPE.yaml",
             "there is no",
         ),
-        ("python bench/channels.py --dat", "2"),
+        ("python bench/channels.py --datum x", "2"),
         ("python bench/figure.txt", "there is no bench/figure.txt"),
         ("make quikstart", "quikstart"),
         ("mlflow uj", "mlflow has no uj"),
         ("mlflow ui --prot 3", "No such option"),
-        ("launch/preflight --nproc-per-nod 8", "2"),
-        ("launch/preflight -- --recip x", "2"),
+        ("launch/preflight --nproc-per-nodes 8", "2"),
+        ("launch/preflight -- --recipes x", "2"),
         ("launch/nowhere", "there is no launch/nowhere"),
         ("kubectl apply -k k8s/overlays/none", "there is no k8s/overlays/none"),
         ("cat nowhere.txt", "non-zero exit status"),
