@@ -12,6 +12,7 @@ Words that stand for something of the reader's (ID, RECIPE.yaml, runs/NAME, my/p
 """
 
 import contextlib
+import json
 import os
 import re
 import runpy
@@ -19,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"
 OWN = ["k8s", *(path.name for path in REPOSITORY.iterdir() if path.is_dir() and not path.name.startswith("."))]
 
 TRAIN = ["train.steps=2", "train.threads=1", "train.log_every=1", "train.validate_samples=6", "tracking.uri=null"]
-TRAIN += ["data.workers=0", "data.batch=8", "data.window=8", "data.partitions=4"]
+TRAIN += ["train.precision=fp32", "data.workers=0", "data.batch=8", "data.window=8", "data.partitions=4"]
 SYNTHETIC = ["train.people=24", "valid.people=6", "test.people=6", "seen.people=6", "seconds=0.5"]
 SMALLER: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "shards pack": lambda words: [
@@ -187,17 +189,19 @@ class Sandbox:
     def run(self, command: Command) -> str:
         """What became of it. AssertionError (or the program's own error) where it is wrong."""
         words = [self._meant(word) for word in command.words]
-        environment = {}
+        environment, begun = {}, time.process_time()
         while words and re.match(r"[A-Za-z_]\w*=", words[0]):
             name, _, value = words.pop(0).partition("=")
             environment[name] = value
         with _at(self.root), mock.patch.dict(os.environ, environment):
             self._named_files_exist(words)
             fate = self._run(words) if words else "ran"
-        self.told.append(f"{fate.partition(':')[0]:9} {command}")
+        self.told.append(f"{fate.partition(':')[0]:9} {time.process_time() - begun:4.1f} s {command}")
         return fate
 
     def _meant(self, word: str) -> str:
+        if word == "OLD_FINGERPRINT":
+            return str(json.loads((self.run_folder / "run.json").read_text())["fingerprint"])
         return self.person if word == "ID" else word.replace("$PWD", str(self.root))
 
     def _named_files_exist(self, words: Words) -> None:
@@ -224,6 +228,8 @@ class Sandbox:
             return "ran"  # by a shell, whose syntax is checked; the files that it names are there
         if program in PLAIN:
             assert not any(word.startswith(("/", "~")) or ".." in word for word in rest), "outside of the folder"
+            for word in rest:
+                self._provide(word)
             subprocess.run(["bash", "-c", _joined(words)], check=True, capture_output=True, timeout=60)
             return "ran"
         if program in ELSEWHERE:

@@ -47,6 +47,7 @@ def prepared(tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Sand
     (root / "my" / "pairs.csv").write_text("\n".join(rows) + "\n")
     (root / "my" / "group-a.csv").write_text("\n".join([rows[0], *rows[-4:]]) + "\n")
     shutil.copy(root / "my" / "raw" / "0-0.wav", root / "voice.wav")
+    (root / "my-old-model").mkdir()
     recipe = yaml.safe_load((REPOSITORY / "launch" / "recipes" / "quickstart.yaml").read_text())
     (root / "RECIPE.yaml").write_text(yaml.safe_dump(recipe | {"name": "NAME"}))
     sandbox = Sandbox(root, "p1", root / "runs" / "quickstart")
