@@ -77,11 +77,17 @@ def test_a_check_tells_what_it_found_or_how_it_ended(check: Any, told: list[Line
 
 
 def test_a_check_that_hangs_costs_its_limit_and_keeps_what_it_had_found() -> None:
-    begun = time.monotonic()
-    found = examined("x", checks.hangs, Asked(), 3)
-    assert time.monotonic() - begun < 10
+    for limit_s in (3, 12, 48):  # on a busy machine the process itself takes its time to start
+        begun = time.monotonic()
+        found = examined("x", checks.hangs, Asked(), limit_s)
+        assert time.monotonic() - begun < 2 * limit_s + 10
+        if len(found) > 1:
+            break
     assert found[0] == Line("hangs", "ok", "the first half")
-    assert (found[1].verdict, found[1].found) == ("wrong", "no end within 3 s while waiting for s3://***@bucket")
+    assert (found[1].verdict, found[1].found) == (
+        "wrong",
+        f"no end within {limit_s} s while waiting for s3://***@bucket",
+    )
     assert len(found) == 2
 
 
@@ -482,7 +488,7 @@ def test_a_store_that_refuses_says_why(
         assert line.verdict == "wrong"
         return line
 
-    assert "nothing can be written" in told(s3_root.replace(swift.bucket, "nobodys-bucket")).found
+    assert told(s3_root.replace(swift.bucket, "nobodys-bucket")).found.endswith("there is no such bucket")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET + "-0123")
     line = told()
     assert "access is denied (HTTP 403 SignatureDoesNotMatch)" in line.found
@@ -541,7 +547,7 @@ def test_a_store_that_gives_other_bytes_or_lists_nothing_is_wrong(
         real = store.read_bytes
         patch.setattr(store, "read_bytes", lambda path: real(path)[:-1] + b"x")
         (line,) = lines(services.storage(asked))
-        assert "nothing can be read back: other bytes came back than were written" in line.found
+        assert f"{tmp_path}: other bytes came back than were written" in line.found
     with monkeypatch.context() as patch:
         patch.setattr(store, "names", lambda path: [])
         (line,) = lines(services.storage(asked))

@@ -84,11 +84,12 @@ def _print(lines: Sequence[Line], console: Console) -> None:
             console.print(escape(f"{line.verdict:5} {line.check}: {line.found}{do}"), soft_wrap=True, highlight=False)
         return
     colours = {"ok": "green", "look": "yellow", "wrong": "bold red"}
-    table = Table(pad_edge=False, box=None)
-    for heading in ("", "check", "found", "what to do"):
-        table.add_column(heading, overflow="fold")
+    table = Table(pad_edge=False, box=None, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
     before = None
     for line in lines:
         name, before = "" if line.check == before else line.check, line.check
-        table.add_row(f"[{colours[line.verdict]}]{line.verdict}[/]", name, escape(line.found), escape(line.do))
+        do = f"\n[italic]→ {escape(line.do)}[/]" if line.do else ""
+        table.add_row(f"[{colours[line.verdict]}]{line.verdict}[/]", name, f"{escape(line.found)}{do}")
     console.print(table)

@@ -4,7 +4,6 @@ import contextlib
 import email.utils
 import os
 import random
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -51,37 +50,34 @@ def storage(asked: Asked) -> Iterator[Step]:
     body = random.Random(uuid.uuid4().int).randbytes(_PUT if local is None else MIB)
     folder = store.join(root, f"v2f-doctor-{uuid.uuid4().hex}")
     path = store.join(folder, "probe")
-    before, verb = store.statistics().retries, "written"
+    before, came = store.statistics().retries, False
     try:
-        try:
-            yield f"writing {path}"
-            begun = time.perf_counter()
-            store.write_bytes(path, body)
-            up = time.perf_counter() - begun
-            verb = "read back"
-            yield f"reading {path}"
-            begun = time.perf_counter()
-            some = store.read_range(path, 4097, 65536)
-            back = store.read_bytes(path)
-            down = time.perf_counter() - begun
-            if zlib.crc32(back) != zlib.crc32(body) or some != body[4097 : 4097 + 65536]:
-                raise V2FError(
-                    "other bytes came back than were written; do not use this store or what stands before it"
-                )
-            verb = "listed"
-            yield f"listing {folder}"
-            if store.names(folder) != ["probe"]:
-                raise V2FError("what was written is not listed; checkpoints would not be found")
-        finally:
-            failing = sys.exc_info()[0] is not None
-            with contextlib.suppress(*((V2FError,) if failing else ())):
-                verb = "removed" if not failing else verb
-                store.remove_folder(folder, "probe")
+        yield f"writing {path}"
+        begun = time.perf_counter()
+        store.write_bytes(path, body)
+        up, came = time.perf_counter() - begun, True
+        yield f"reading {path}"
+        begun = time.perf_counter()
+        some = store.read_range(path, 4097, 65536)
+        back = store.read_bytes(path)
+        down = time.perf_counter() - begun
+        if zlib.crc32(back) != zlib.crc32(body) or some != body[4097 : 4097 + 65536]:
+            raise V2FError("other bytes came back than were written; do not use this store or what stands before it")
         yield f"listing {folder}"
+        if store.names(folder) != ["probe"]:
+            raise V2FError("what was written is not listed; checkpoints would not be found")
+        yield f"removing {path}"
+        store.remove_folder(folder, "probe")
         if store.names(folder):
             raise V2FError("what was removed is still listed; old checkpoints would stay for ever")
     except V2FError as error:
-        yield of_error("storage", error, f"{shown}{access}: nothing can be {verb}: ")
+        told = str(error).removeprefix(f"{path}: ").removeprefix(f"{folder}: ")
+        if came:
+            with contextlib.suppress(V2FError):  # the first error is the one to tell
+                store.remove_folder(folder, "probe")
+        else:  # only a bucket can be missing where something new is put
+            told = told.replace("there is no such file", "there is no such bucket")
+        yield of_error("storage", V2FError(told), f"{shown}{access}: ")
         return
     again = store.statistics().retries - before
     text = (
