@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from faults import faulty
@@ -83,6 +84,8 @@ def test_a_check_that_hangs_costs_its_limit_and_keeps_what_it_had_found() -> Non
         assert time.monotonic() - begun < 2 * limit_s + 10
         if len(found) > 1:
             break
+    alive = [process for process in psutil.process_iter(["cmdline"]) if checks.WAITS in (process.info["cmdline"] or [])]
+    assert not alive, "what it had started is still there"
     assert found[0] == Line("hangs", "ok", "the first half")
     assert (found[1].verdict, found[1].found) == (
         "wrong",

@@ -11,6 +11,8 @@ from typing import Any
 from v2f.doctor.findings import Asked, Line
 from v2f.errors import V2FError
 
+WAITS = "import threading; threading.Event().wait(600)  # of tests/workers/checks.py"
+
 
 def good(asked: Asked) -> Iterator[Any]:
     print("what a library prints")
@@ -21,7 +23,7 @@ def good(asked: Asked) -> Iterator[Any]:
 
 def hangs(asked: Asked) -> Iterator[Any]:
     yield Line("hangs", "ok", "the first half")
-    subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])  # holds the pipes, too
+    subprocess.Popen([sys.executable, "-c", WAITS])  # holds the pipes, too
     yield "waiting for s3://key:hush-hush@bucket"
     threading.Event().wait()
 
