@@ -82,20 +82,39 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("psql", "createdb", "createuser", "initdb", "pg_dump", "pg_ctl"), "PostgreSQL"),
     **dict.fromkeys(("pgrep", "kill", "nvidia-smi", "systemctl", "journalctl", "ulimit"), "this very machine"),
-    **dict.fromkeys(("openssl", "chromium", "xdg-open", "nano", "vi"), "a person"),
+    **dict.fromkeys(("jq", "openssl", "chromium", "xdg-open", "nano", "vi"), "a person"),
 }
-PLAIN = ("cat", "cp", "echo", "grep", "head", "ls", "mkdir", "mv", "printf", "rm", "tail", "touch", "wc", "chmod", "jq")
+PLAIN = (
+    "base64",
+    "cat",
+    "cp",
+    "echo",
+    "grep",
+    "head",
+    "ls",
+    "mkdir",
+    "mv",
+    "printf",
+    "rm",
+    "tail",
+    "touch",
+    "wc",
+    "chmod",
+)
 BUILTIN = ("cd", "export", "set", "source", ".", "umask", "true", "done", "fi", "wait", "for", "unset")
 MADE = (".venv/bin/activate", "bench/results/large_batch.json")  # by make, by a benchmark
 
 
 @dataclass(frozen=True)
 class Command:
-    """One simple command: where it stands, its words, and its text for a shell."""
+    """One simple command: where it stands, its words; whether a pipe feeds it; its text, where that goes on below it (a
+    here-document)."""
 
     document: str
     line: int
     words: tuple[str, ...]
+    piped: bool = False
+    text: str = ""
 
     def __str__(self) -> str:
         return f"{self.document}:{self.line}: {shlex.join(self.words)}"
@@ -113,41 +132,53 @@ def blocks(text: str, language: str) -> list[tuple[int, str]]:
 
 def commands(name: str, text: str) -> list[Command]:
     """The simple commands of a document's ```bash blocks, in their order."""
-    found = []
+    found: list[Command] = []
     for first, block in blocks(text, "bash"):
-        number, joined = first, ""
-        for line in block.splitlines():
-            if line.endswith("\\"):
-                joined += line[:-1]
-            else:
-                found += [Command(name, number, tuple(words)) for words in simple(joined + line)]
-                joined = ""
-            number += 1
+        lines = enumerate(block.splitlines(), first)
+        for number, line in lines:
+            while line.endswith("\\"):
+                line = line[:-1] + next(lines)[1]
+            ends = re.search(r"<<-?\s*['\"]?(\w+)", line)
+            if ends is None:
+                found += [Command(name, number, tuple(words), piped) for words, piped in _simple(line)]
+                continue
+            here = [line]
+            while here[-1].strip() != ends[1]:
+                here.append(next(lines)[1])
+            programs = [words[0] for words, _ in _simple(line[: ends.start()])]
+            found.append(Command(name, number, tuple(programs), text="\n".join(here)))
     return found
 
 
 def simple(line: str) -> list[list[str]]:
     """The simple commands of a line of shell, without comments and redirections."""
+    return [words for words, _ in _simple(line)]
+
+
+def _simple(line: str) -> list[tuple[list[str], bool]]:
+    """The same, each with whether a pipe feeds it."""
+    line = re.sub(r"^\s*\w+=\$\((.*)\)\s*$", r"\1", line)  # a variable takes what it prints
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>")
     lexer.whitespace_split, lexer.commenters = True, ""
-    found: list[list[str]] = [[]]
+    found: list[tuple[list[str], bool]] = [([], False)]
     skip = False
     for word in lexer:
+        words = found[-1][0]
         if word.startswith("#"):
             break
         if re.fullmatch(r"[;&|]+", word):
-            found.append([])
+            found.append(([], word == "|"))
         elif re.fullmatch(r"[<>]+&?", word):
             skip = True
-            if found[-1] and found[-1][-1] in ("1", "2"):  # the number of what is redirected
-                found[-1].pop()
+            if words and words[-1] in ("1", "2"):  # the number of what is redirected
+                words.pop()
         elif skip:
             skip = False
-        elif not found[-1] and word in ("do", "then", "if", "while", "else", "!", "time", "exec", "sudo"):
+        elif not words and word in ("do", "then", "if", "while", "else", "!", "time", "exec", "sudo"):
             continue
         else:
-            found[-1].append(word)
-    return [words for words in found if words]
+            words.append(word)
+    return [(words, piped) for words, piped in found if words]
 
 
 class _ParsedError(BaseException):
@@ -185,6 +216,8 @@ class Sandbox:
     person: str
     run_folder: Path
     told: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
+    _fate: str = ""
 
     def run(self, command: Command) -> str:
         """What became of it. AssertionError (or the program's own error) where it is wrong."""
@@ -195,14 +228,23 @@ class Sandbox:
             environment[name] = value
         with _at(self.root), mock.patch.dict(os.environ, environment):
             self._named_files_exist(words)
-            fate = self._run(words) if words else "ran"
+            if command.text:
+                assert set(words) <= {*PLAIN, *BUILTIN}, f"a here-document for {words}"
+                fate = self._shell(command.text, words)
+            elif command.piped and not self._fate.startswith("ran"):
+                fate = "elsewhere: nothing is piped to it"
+            else:
+                fate = self._run(words) if words else "ran"
+        self._fate = fate
         self.told.append(f"{fate.partition(':')[0]:9} {time.process_time() - begun:4.1f} s {command}")
         return fate
 
     def _meant(self, word: str) -> str:
         if word == "OLD_FINGERPRINT":
             return str(json.loads((self.run_folder / "run.json").read_text())["fingerprint"])
-        return self.person if word == "ID" else word.replace("$PWD", str(self.root))
+        for name, value in {"PWD": str(self.root), **self.variables}.items():
+            word = re.sub(rf"\$(?:{name}\b|{{{name}}})", value, word)
+        return self.person if word == "ID" else word
 
     def _named_files_exist(self, words: Words) -> None:
         """Files of the repository are there, whatever becomes of the command that names them."""
@@ -224,19 +266,27 @@ class Sandbox:
             return self._make(rest)
         if program == "mlflow":
             return self._mlflow(rest)
+        if program == "for":  # once is enough, with the first value
+            self.variables[rest[0]] = rest[2]
         if program in BUILTIN:
             return "ran"  # by a shell, whose syntax is checked; the files that it names are there
+        if program == "tail" and {"-f", "-F"} & set(rest):
+            return "elsewhere: it ends when a person has seen enough"
         if program in PLAIN:
-            assert not any(word.startswith(("/", "~")) or ".." in word for word in rest), "outside of the folder"
             for word in rest:
                 self._provide(word)
-            subprocess.run(["bash", "-c", _joined(words)], check=True, capture_output=True, timeout=60)
-            return "ran"
+            return self._shell(_joined(words), words)
         if program in ELSEWHERE:
             return f"elsewhere: {ELSEWHERE[program]}"
         if "/" in program:
             return self._script(program, rest)
         raise AssertionError(f"nobody here knows the program {program!r}: say in tests/documents.py what becomes of it")
+
+    def _shell(self, text: str, words: Words) -> str:
+        """Plain programs, by a shell, in the folder and nowhere else."""
+        assert not any(word.startswith(("/", "~")) or ".." in word for word in words), "outside of the folder"
+        subprocess.run(["bash", "-c", text], check=True, capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+        return "ran"
 
     # ------------------------------------------------------------------------------------------------ v2f itself
 

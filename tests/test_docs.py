@@ -30,9 +30,10 @@ def prepared(tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Sand
     root = tmp_path_factory.mktemp("documents") / "v2f"
     root.mkdir()
     for path in REPOSITORY.iterdir():
-        if path.name not in (".git", ".venv", "runs", "data", "launch"):
+        if path.name in ("v2f", "tests") or path.is_file():
             (root / path.name).symlink_to(path)
-    shutil.copytree(REPOSITORY / "launch", root / "launch")  # where a document may put a recipe
+        elif path.name in documents.OWN and path.name not in ("runs", "data"):
+            shutil.copytree(path, root / path.name)  # a document may put something there
     (root / ".venv").mkdir()
     (root / ".venv" / ".installed").touch()
     shutil.copytree(tiny_shards, root / "data" / "quickstart")
@@ -179,9 +180,22 @@ def test_a_line_of_shell_is_read_as_a_shell_reads_it() -> None:
         ["echo", "a b"],
         ["wc", "-l"],
     ]
+    assert simple("for seed in 0 1; do v2f eval runs/a-$seed; done") == [
+        ["for", "seed", "in", "0", "1"],
+        ["v2f", "eval", "runs/a-$seed"],
+        ["done"],
+    ]
+    assert simple("parts=$(sbatch --parsable a.sbatch)") == [["sbatch", "--parsable", "a.sbatch"]]
+    piped = commands("doc", "```bash\nmkdir x && cat > x/y <<'END'\nfrobnicate\nEND\ncurl a | wc -l\n```\n")
+    assert [(each.words, each.piped) for each in piped] == [
+        (("mkdir", "cat"), False),
+        (("curl", "a"), False),
+        (("wc", "-l"), True),
+    ]
+    assert piped[0].text == "mkdir x && cat > x/y <<'END'\nfrobnicate\nEND"
     text = "x\n  ```bash\n  v2f a \\\n      b   # c\n  # d\n\n  v2f e\n  ```\n```yaml\nv2f: f\n```\n"
     found = commands("doc", text)
-    assert [(each.line, each.words) for each in found] == [(4, ("v2f", "a", "b")), (7, ("v2f", "e"))]
+    assert [(each.line, each.words) for each in found] == [(3, ("v2f", "a", "b")), (7, ("v2f", "e"))]
 
 
 def test_each_exception_is_used_and_each_has_a_reason() -> None:
