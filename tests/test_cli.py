@@ -13,7 +13,7 @@ from v2f.cli import main
 REPOSITORY = Path(__file__).resolve().parent.parent
 VERBS = [["train"], ["eval"], ["generate"], ["report"], ["shards", "pack"], ["shards", "verify"]]
 VERBS += [["shards", verb] for verb in ("finalize", "stats", "show", "precompute", "remove")]
-VERBS += [["weights"], ["weights", "table"], ["weights", "convert"], ["weights", "mirror"]]
+VERBS += [["weights"], ["weights", "table"], ["weights", "convert"], ["weights", "mirror"], ["doctor"]]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

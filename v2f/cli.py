@@ -120,6 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (table, mirror):
         help_text = "default: launch/recipes/*.yaml; dotted.key=value changes a key of all of them"
         verb.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help=help_text)
+
+    doctor = _verb(verbs, "doctor", _doctor, "look whether everything here is as a run needs it: a verdict a line")
+    doctor.add_argument("--run-config", metavar="RECIPE.yaml", help="a run's recipe: its places, data and weights, too")
+    doctor.add_argument("--store", metavar="PATH", help="make a round trip to this s3:// prefix or folder")
+    doctor.add_argument("--tracking", metavar="URI", help="make a round trip to this MLflow; default: the recipe's")
+    doctor.add_argument("--weights", metavar="PATH", help="where the recipe's frozen nets lie; default: as it says")
+    doctor.add_argument("--limit", type=float, default=20.0, metavar="SECONDS", help="for a check; default: 20")
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    doctor.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
     return parser
 
 
@@ -272,6 +281,21 @@ def _mirror(args: argparse.Namespace) -> int:
     from v2f.weights.commands import mirror
 
     return 1 if mirror(args.target, _needs(args.recipes), args.source, args.download) else 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from v2f.doctor import Asked, doctor
+
+    if args.run_config is None and (args.weights or args.overrides):
+        raise V2FError("v2f doctor: --weights and dotted.key=value belong to a recipe; name it with --run-config")
+    asked = Asked(
+        recipe=args.run_config,
+        overrides=args.overrides,
+        store=args.store,
+        tracking=args.tracking,
+        weights=args.weights,
+    )
+    return 1 if doctor(asked, limit_s=args.limit, as_json=args.json) else 0
 
 
 def _needs(arguments: Sequence[str]) -> "dict[str, Frozen]":

@@ -31,6 +31,18 @@ _AGAIN_CODES = (
     *("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"),  # damaged on its way
 )
 
+_SOURCES = {  # of botocore's names for where credentials come from, those that say little
+    "env": "of the environment",
+    "shared-credentials-file": "of the credentials file",
+    "config-file": "of the configuration file",
+    "iam-role": "of the machine's role",
+    "container-role": "of the container's role",
+    "assume-role": "of an assumed role",
+    "assume-role-with-web-identity": "of the pod's role",
+    "sso": "of single sign-on",
+    "custom-process": "of a program that the configuration names",
+}
+
 
 class S3Error(OSError):
     """Why a request cannot succeed; the text is fit for a message."""
@@ -56,6 +68,23 @@ class Answer:
     total: int
     etag: str | None
     chunks: Iterator[bytes]
+
+
+@dataclass(frozen=True)
+class Access:
+    """Which store is asked, and in words where its credentials come from (``none`` where there are none)."""
+
+    endpoint: str
+    credentials: str
+
+
+def access() -> Access:
+    """How this process would reach S3; no credential is in the answer, and none is tried."""
+    with _translated():
+        import botocore.session
+
+        found = botocore.session.Session().get_credentials()
+        return Access(_client().meta.endpoint_url, _SOURCES.get(found.method, found.method) if found else "none")
 
 
 @contextlib.contextmanager

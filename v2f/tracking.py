@@ -24,6 +24,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -564,6 +565,49 @@ def deliver(folder: str, patience_s: float = 600.0) -> None:
     delivery.start()
     if not delivery.finish(state["status"] or "KILLED", patience_s):  # None: it could not even say how it ended
         raise V2FError(f"{state['uri']}: MLflow has not got everything of {folder}; try again when it answers")
+
+
+def round_trip(uri: str) -> str:
+    """What a run does at MLflow, once: a run in the experiment ``v2f-doctor``, a number and a picture, both read back,
+    and the run deleted; in words. V2FError with what does not work, and why."""
+    from PIL import Image
+
+    doing, client, run_id = "be reached", None, None
+    picture = Image.new("RGB", (8, 8), (30, 60, 90))
+    try:
+        try:
+            client = _client(uri)
+            experiment = client.get_experiment_by_name("v2f-doctor")
+            doing = "take an experiment"
+            number = (
+                client.create_experiment("v2f-doctor", _artifact_root(uri))
+                if experiment is None
+                else experiment.experiment_id
+            )
+            doing = "take a run"
+            run_id = client.create_run(number, run_name="doctor").info.run_id
+            doing = "take a number"
+            client.log_metric(run_id, "doctor", 0.1, step=1)
+            doing = "give the number back"
+            if [(point.value, point.step) for point in client.get_metric_history(run_id, "doctor")] != [(0.1, 1)]:
+                raise ValueError("it is another one")
+            doing = "take a picture"
+            client.log_image(run_id, picture, artifact_file="doctor.png")
+            doing = "give the picture back"
+            with tempfile.TemporaryDirectory() as folder:
+                with Image.open(client.download_artifacts(run_id, "doctor.png", folder)) as back:
+                    if back.convert("RGB").tobytes() != picture.tobytes():
+                        raise ValueError("it is another one")
+        except BaseException:
+            if client is not None and run_id is not None:
+                with contextlib.suppress(Exception):  # the first error is the one to tell
+                    client.delete_run(run_id)
+            raise
+        doing = "delete the run"
+        client.delete_run(run_id)
+    except Exception as error:  # MLflow raises many types
+        raise V2FError(f"{without_credentials(uri)}: MLflow cannot {doing}: {_reason(error)}") from error
+    return "a run, a number and a picture went there and came back, the run is deleted"
 
 
 def folder_of(run_id: str, uri: str | None) -> str:

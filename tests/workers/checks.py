@@ -1,0 +1,49 @@
+"""Checks of the doctor that go wrong: each is run in a process of its own, as the real ones are."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from v2f.doctor.findings import Asked, Line
+from v2f.errors import V2FError
+
+WAITS = "import threading; threading.Event().wait(600)  # of tests/workers/checks.py"
+
+
+def good(asked: Asked) -> Iterator[Any]:
+    print("what a library prints")
+    os.write(1, b'{"check": "x", "verdict": "ok", "found": "what a C library prints"}\n')
+    yield "working"
+    yield Line("good", "ok", f"found it at {asked.out}")
+
+
+def hangs(asked: Asked) -> Iterator[Any]:
+    yield Line("hangs", "ok", "the first half")
+    subprocess.Popen([sys.executable, "-c", WAITS])  # holds the pipes, too
+    yield "waiting for s3://key:hush-hush@bucket"
+    threading.Event().wait()
+
+
+def dies(asked: Asked) -> Iterator[Any]:
+    yield "loading a library"
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leaves(asked: Asked) -> Iterator[Any]:
+    yield "loading a library"
+    sys.stderr.write("cannot open shared object file\n")
+    os._exit(3)
+
+
+def refuses(asked: Asked) -> Iterator[Any]:
+    yield "asking"
+    raise V2FError("http://user:hush-hush@host/x: it is away; start it")
+
+
+def breaks(asked: Asked) -> Iterator[Any]:
+    yield "asking"
+    raise KeyError("password=hush-hush")

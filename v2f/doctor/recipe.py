@@ -1,0 +1,105 @@
+"""What a recipe names: its places, its data, its frozen nets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from v2f import store
+from v2f.config import without_credentials
+from v2f.doctor.findings import GIB, Asked, Line, Step, of_error
+from v2f.doctor.services import ATTEMPTS
+from v2f.errors import V2FError
+
+if TYPE_CHECKING:
+    from v2f.run import RunConfig
+
+
+def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
+    """The recipe is valid; and what others need to know of it, which is no line."""
+    from v2f.run import load_config
+
+    assert asked.recipe is not None
+    config = load_config(asked.recipe, asked.overrides)
+    yield {
+        "out": config.folder,
+        "cache": config.data.cache.path if config.data.cache else None,
+        "tracking": asked.tracking or config.tracking.uri,
+        "store": asked.store or (config.folder if store.local_path(config.folder) is None else None),
+    }
+    name = config.system.name  # type: ignore[attr-defined]
+    size = f"{config.train.steps:,} steps of {config.data.batch}, {config.train.precision}"
+    yield Line("recipe", "ok", f"{asked.recipe}: {name}, {size}, to {without_credentials(config.folder)}")
+
+
+def weights_and_data(asked: Asked) -> Iterator[Step]:
+    """The frozen nets that the recipe names, and its data."""
+    from v2f.run import load_config
+
+    assert asked.recipe is not None
+    config = load_config(asked.recipe, asked.overrides)
+    yield from weights(Path(asked.recipe).stem, config)
+    yield from data(config)
+
+
+def data(config: "RunConfig") -> Iterator[Step]:
+    """Each data set opens, and its first samples are read as the system reads them, with their checksums."""
+    from v2f.data.loader import read_usable
+    from v2f.data.manifest import open_dataset
+    from v2f.run import build_system
+
+    store.ATTEMPTS = ATTEMPTS
+    sources = [(each.path, each.split) for each in config.data.mix or ()] or [(config.data.home, None)]
+    transforms: dict[str, Any] = {}
+    yield "building the system"
+    try:
+        transforms = build_system(config).transforms()
+    except V2FError as error:  # weights that are missing have lines of their own; the bytes can be checked all the same
+        yield of_error("recipe", error, "the system cannot be built: ")
+    for path, split in sources:
+        shown = without_credentials(path)
+        yield f"opening {shown}"
+        try:
+            dataset = open_dataset(path)
+            part = dataset.split(split or config.data.split)
+            yield f"reading the first samples of {shown}"
+            left_out: list[str] = []
+            count = min(4, part.samples)
+            batch = next(iter(read_usable(part, transforms, count, left_out, limit=count)), None)
+        except V2FError as error:
+            yield of_error("data", error)
+            continue
+        text = f"{shown}: {part.samples:,} samples of {part.name}, fingerprint {dataset.fingerprint[:12]}"
+        if batch is None or left_out:
+            yield Line(
+                "data", "wrong", f"{text}; {left_out[0]}", f"v2f shards verify {shown} names all that is damaged"
+            )
+            continue
+        decoded = sum(value.nbytes for key, value in batch.items() if key in transforms)
+        sample = decoded / count + float(dataset.index.length.mean())
+        trays = 4 * config.data.workers * config.data.batch * sample
+        yield Line(
+            "data", "ok", f"{text}; workers share up to {trays / GIB:.2g} GiB with one rank (memory, not /dev/shm)"
+        )
+
+
+def weights(name: str, config: "RunConfig") -> Iterator[Step]:
+    """The frozen nets that the recipe names: there, and with the checksums that are known."""
+    from v2f.weights.commands import rows
+
+    system = config.system
+    frozen = system.frozen if hasattr(system, "frozen") else None
+    if frozen is None or not frozen.brought():
+        yield Line("weights", "ok", "none to bring: stand-ins of the package, or no frozen nets")
+        return
+    yield f"reading the weights in {without_credentials(frozen.path)}"
+    for row in rows({name: frozen}):
+        who = ", ".join(row.needed_by)
+        if row.path is None or row.sha256 is None:
+            why = "missing" if row.path is None or row.state == "missing" else f"{row.path}: {row.state}"
+            yield Line("weights", "wrong", f"{row.published.name} ({who}): {why}", row.published.way_out)
+        elif "NOT the file" in row.state:
+            yield Line(
+                "weights", "look", f"{row.path} ({who}): {row.state}", "v2f weights table RECIPE.yaml --load tries it"
+            )
+        else:
+            yield Line("weights", "ok", f"{row.path} ({who}): SHA-256 {row.sha256[:16]}..., {row.state}")
