@@ -158,12 +158,13 @@ def test_what_is_better_depends_on_the_metric(tmp_path: Path) -> None:
         "R@10": 1,
         "margin": 1,
         "identity_distance_ratio": 0,
-        "nearest": -1,
+        "nearest": 0,
         "energy": -1,
     }
     assert outcome(found, "R@1").told().startswith("R@1, %: B is above A by 2")
     assert outcome(found, "R@1").told().endswith("B is better")
-    assert outcome(found, "nearest").told().endswith("A is better")
+    assert outcome(found, "energy").told().endswith("A is better")
+    assert "better" not in outcome(found, "nearest").told()
 
 
 def test_the_order_of_the_runs_does_not_matter(tmp_path: Path) -> None:
@@ -291,6 +292,14 @@ def test_a_run_that_trained_on_since_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("v2f.run.Run.step", property(lambda run: 5 if run.path == folders[1] else 1))
     (note,) = (note for note in compared(*folders).notes if "is at" in note)
     assert note == f"B was measured at step 1 and is at 5 now: v2f eval {folders[1]}"
+
+
+def test_runs_that_have_not_seen_as_much_are_named(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, {"test": drawn(n)}) for n, name in enumerate(("one", "other"))]
+    measured = json.loads(Path(folders[1], "eval.json").read_text())
+    Path(folders[1], "eval.json").write_text(json.dumps(measured | {"step": 500}))
+    (note,) = (note for note in compared(*folders).notes if "samples" in note)
+    assert note.endswith("when they were measured: A 8, B 4,000")
 
 
 # ------------------------------------------------------------------------------------------ recipes, differences

@@ -75,7 +75,7 @@ class Metric:
 
 
 _PICTURE = (
-    Metric("nearest", "picture: nearest", -1, "perceptual"),
+    Metric("nearest", "picture: nearest", 0, "perceptual"),  # below 1 it is an average face, and no better
     Metric("energy", "picture: energy", -1, "perceptual", digits=3),
 )
 METRICS: dict[str, tuple[Metric, ...]] = {
@@ -412,6 +412,8 @@ class Outcome:
         ends = sorted((abs(d.low), abs(d.high)))
         judged = {1: f"; {high.letters} is better", -1: f"; {low.letters} is better"}.get(m.better, "")
         by = f"{m.shown(abs(d.value))} ({m.shown(ends[0])} to {m.shown(ends[1])})"
+        if m.shown(abs(d.value)) == m.shown(0.0):
+            by = f"less than {10.0**-m.digits:g}"
         return f"{m.title}: {high.letters} is above {low.letters} by {by}{judged}"
 
 
@@ -498,6 +500,12 @@ class Comparison:
                     f"v2f eval {subject.run.path}"
                 )
         notes = list(dict.fromkeys(notes))
+        seen = {
+            s.letter: step * s.run.config.data.batch for s in self.subjects if (step := (s.evaluated or {}).get("step"))
+        }
+        if len(set(seen.values())) > 1:
+            told = ", ".join(f"{letter} {samples:,}" for letter, samples in seen.items())
+            notes.append(f"the runs had seen different numbers of samples when they were measured: {told}")
         tested = [outcome for outcome in self.outcomes if outcome.p is not None]
         if len(self.recipes) == 1:
             notes.append(

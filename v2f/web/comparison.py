@@ -101,6 +101,12 @@ def comparison(
             real=shown.dataset is not None and "world_hash" not in shown.dataset.manifest.provenance,
             what=evaluate.SPLITS,
             stand_ins=stand_ins,
+            verdicts=[
+                f"{subject.letter}, {evaluate.SPLITS[split]}: {numbers['verdict']}"
+                for subject in subjects
+                for split, numbers in (subject.evaluated or {"splits": {}})["splits"].items()
+                if numbers["verdict"]
+            ],
             first=first,
             said=said[:_SAID],
             more=len(found.larger) - len(said[:_SAID]),
