@@ -11,7 +11,7 @@ import yaml
 from v2f.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-VERBS = [["train"], ["eval"], ["generate"], ["report"], ["shards", "pack"], ["shards", "verify"]]
+VERBS = [["train"], ["eval"], ["generate"], ["report"], ["compare"], ["shards", "pack"], ["shards", "verify"]]
 VERBS += [["shards", verb] for verb in ("finalize", "stats", "show", "precompute", "remove")]
 VERBS += [["weights"], ["weights", "table"], ["weights", "convert"], ["weights", "mirror"], ["doctor"]]
 
@@ -52,6 +52,9 @@ def test_the_main_help_names_every_verb(capsys):
         (["shards", "remove", "nowhere", "--identity", "ada"], "nowhere: no data set here"),
         (["shards", "precompute", "nowhere", "codes.net=stand_in", "--out", "new"], "nowhere: no data set here"),
         (["report", "nowhere"], "nowhere: no run there"),
+        (["compare", "nowhere"], "a comparison needs at least two runs, got nowhere"),
+        (["compare", "nowhere", "there", "-o", "x.html"], "nowhere: no run there"),
+        (["compare", "nowhere", "there", "-o", "x.png"], "x.png: the comparison is written as a page"),
         (["weights", "table", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
         (["weights", "convert", "nowhere.pkl", "out.safetensors"], "nowhere.pkl: cannot"),
         (["weights", "mirror", "somewhere", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),

@@ -1,5 +1,6 @@
 """Evaluation of systems whose results are known beforehand, over data sets packed for the test."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ def test_eval_json_holds_what_is_returned_and_where_it_comes_from(tmp_path: Path
     assert written["data"]["trained_on"] == "f" * 64
     assert written["seconds"] == 0.5
     assert [name.name for name in (tmp_path / "run").iterdir() if "writing" in name.name] == []
+
+
+def test_each_persons_share_is_kept_beside_it(tmp_path: Path) -> None:
+    result = measured(tmp_path)
+    content = (tmp_path / "run" / "eval-people.json").read_bytes()
+    assert result["people"] == {"file": "eval-people.json", "sha256": hashlib.sha256(content).hexdigest()}
+    splits = json.loads(content)["splits"]
+    assert splits.keys() == result["splits"].keys()
+    for name, split in splits.items():
+        numbers = result["splits"][name]
+        voice = numbers["lines"]["voice"]
+        assert len(split["people"]) == len(set(split["people"])) == numbers["people"]
+        shares = {key: np.array(share_N) for key, share_N in split["shares"].items()}
+        assert all(share_N.shape == (numbers["people"],) for share_N in shares.values())
+        for k in metrics.KS:
+            assert metrics.over_people(shares[f"R@{k}"]).as_dict() == voice[f"R@{k}"]
+        assert shares["margin"].mean() == pytest.approx(numbers["meters"]["margin"])
+        assert shares["identity_distance_ratio"].mean() == pytest.approx(voice["identity_distance_ratio"])
+        assert shares["nearest"].mean() == pytest.approx(voice["picture"]["nearest"])
+        assert shares["energy"].mean() == pytest.approx(voice["picture"]["energy"], abs=0.01)
+    assert b"id0" not in content  # numbers, and no names of people
 
 
 def test_too_small_a_gallery_is_said_and_not_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

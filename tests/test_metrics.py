@@ -1,9 +1,12 @@
 """Retrieval against galleries that are really drawn, collapse meters and the picture measure on known cases."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
+from v2f import metrics
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.metrics import (
@@ -230,3 +233,62 @@ def test_frechet_distance_of_a_set_to_itself_is_zero_also_with_fewer_rows_than_f
     rows = keyed_rng(42).normal(size=(5, 30))
     assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-6)
     assert np.isnan(frechet_distance(rows[:1], rows))
+
+
+# ---------------------------------------------------------------------------------- each person's share in a number
+
+
+def jackknifed(number: Callable[[np.ndarray], float], people: int) -> np.ndarray:
+    """Pseudo-values by computing the number anew without each person."""
+    everyone = np.arange(people)
+    whole = number(everyone)
+    return np.array([people * whole - (people - 1) * number(np.delete(everyone, p)) for p in everyone])
+
+
+def test_the_shares_are_the_jackknifes() -> None:
+    rng = keyed_rng(21)
+    people, clips = 12, np.array([1, 2, 3] * 4)
+    person_M = np.repeat(np.arange(people), clips)
+    emb_MD, reference_ND = rng.normal(size=(len(person_M), 5)), rng.normal(size=(people, 5))
+    made_NP, real_NP = rng.normal(size=(people, 4)), rng.normal(0.4, 1.0, size=(people, 4))
+
+    def of(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return rows[np.isin(person_M, chosen)]
+
+    distance = metrics.identity_distance_shares(emb_MD, person_M)
+    assert distance == pytest.approx(
+        jackknifed(lambda chosen: metrics.identity_distance(of(emb_MD, chosen), of(person_M, chosen)), people)
+    )
+    margin = metrics.margin_shares(emb_MD, reference_ND, person_M)
+    assert margin == pytest.approx(
+        jackknifed(lambda chosen: metrics.margin(of(emb_MD, chosen), reference_ND, of(person_M, chosen)), people)
+    )
+    each = metrics.picture_distance(made_NP, real_NP).each
+    for name in ("nearest", "energy"):
+        without = jackknifed(lambda c, name=name: getattr(metrics.picture_distance(made_NP[c], real_NP), name), people)
+        assert each[name] == pytest.approx(without)
+    real = {"real": real_NP, "real_identity": real_NP}
+    variety = metrics.variety_shares(made=made_NP, made_identity=made_NP, **real)
+    for name, share_N in variety.items():
+        without = jackknifed(
+            lambda c, name=name: metrics.variety_meters(made=made_NP[c], made_identity=made_NP[c], **real)[name], people
+        )
+        assert share_N == pytest.approx(without)
+
+
+def test_the_spread_of_the_shares_is_how_sure_the_number_is() -> None:
+    """Of a mean over pairs, each person's own mean would promise half the true uncertainty."""
+    drawn = [keyed_rng(22, i).normal(0.5, 1.0, size=(30, 4)) for i in range(400)]
+    shares = [metrics.identity_distance_shares(rows, np.arange(30)) for rows in drawn]
+    promised = np.mean([share_N.std(ddof=1) / 30**0.5 for share_N in shares])
+    found = np.std([metrics.identity_distance(rows) for rows in drawn])
+    assert promised == pytest.approx(found, rel=0.1)
+
+
+def test_too_few_people_have_no_shares() -> None:
+    two = np.eye(3)[:2]
+    assert np.isnan(metrics.identity_distance_shares(two, [0, 1])).all()
+    assert np.isnan(metrics.margin_shares(two[:1], two, [0])).all()
+    assert np.isnan(metrics.picture_distance(two, two + 1).each["energy"]).all()
+    for share_N in metrics.variety_shares(made=two, real=two, made_identity=two, real_identity=two).values():
+        assert np.isnan(share_N).all()

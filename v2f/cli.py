@@ -50,6 +50,19 @@ def _parser() -> argparse.ArgumentParser:
     report = _verb(verbs, "report", _report, "write a run's page: references beside faces, curves, retrieval")
     report.add_argument("run_path", metavar="RUN", help="a run's folder")
 
+    against = _verb(verbs, "compare", _compare, "what differs between runs, and which differences are more than noise")
+    against.add_argument("run_paths", nargs="+", metavar="RUN", help=f"two to eight; {_RUN}, or an export")
+    against.add_argument(
+        "-o", "--output", default="compare.html", metavar="compare.html", help="where to write the page"
+    )
+    against.add_argument(
+        "--voices", type=_positive, metavar="N", help="show N unseen people; default: 6, or none beside --voice"
+    )
+    against.add_argument(
+        "--voice", action="append", default=[], metavar="voice.wav", help="show this recording; may be given again"
+    )
+    against.add_argument("--data", metavar="PATH", help="show people of this data set; default: that of all runs")
+
     track = _verb(verbs, "track", _track, "deliver to MLflow what it has missed of a run that is over")
     track.add_argument("run_path", metavar="RUN", help="a run: its folder or its s3:// prefix")
 
@@ -182,6 +195,12 @@ def _report(args: argparse.Namespace) -> None:
     from v2f.web.report import report
 
     print(report(args.run_path))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from v2f.web.comparison import comparison
+
+    comparison(args.run_paths, args.output, voices=args.voices, recordings=args.voice, data=args.data)
 
 
 def _track(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ each person, photo 0 of the person's first sample; a query is the face made from
 stand chance, the upper bounds of the synthetic world, and what the frozen nets allow::
 
     samples -> faces, photos -> identity embeddings + perceptual features -> lines of numbers -> eval.json, a table
+                                                           each person's share in the run's -> eval-people.json
 
 A system that makes faces from noise is measured on the first of the splits alone: as many generated pictures as there
 are people, and as many photos of trained people, each beside the photos that were held out.
@@ -15,6 +16,7 @@ sets: the table is a function of run and data, not of how the data were read (pr
 Shape letters: N people, M clips, D embedding width, P features, V voice factors.
 """
 
+import hashlib
 import json
 import platform
 import sys
@@ -47,6 +49,7 @@ from v2f.world.people import VOICE, World, WorldConfig
 
 SPLITS = {"test": "unseen people", "seen": "seen people, unseen clips"}
 FILE = "eval.json"
+PEOPLE_FILE = "eval-people.json"
 _BATCH = 32  # what the nets see at once, always; the table depends on it no more than rounding does
 _HELD_EQUAL = 20
 _EXPLAINED = (
@@ -125,6 +128,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure ``run`` on its own data set, or on ``data``: print the table, write ``eval.json`` into the run.
 
+    Beside it lies ``eval-people.json``, what ``v2f compare`` needs to compare runs person by person: of each split the
+    people, by their numbers in the manifest (no names), and each one's share in the run's numbers. ``eval.json`` is
+    written last and holds its checksum.
+
     ``limit``: samples of each split, the first ones; None: all. ``system``: the run's system, where it is loaded
     already. ``device``: None takes the GPU if there is one. Samples that cannot be read or decoded are left out,
     counted and named. A split with fewer people than a gallery of 100 is measured with the gallery that there is,
@@ -141,6 +148,7 @@ def evaluate(
     float32_products(tf32=False)
     system = system.to(device).eval()
     result = about(run, dataset, system, device) | {"splits": {}}
+    people: dict[str, Any] = {}
     if result["stand_ins"]:
         nets = ", ".join(result["stand_ins"])
         console.print(f"stand-ins, so that these numbers hold for the synthetic world only: {nets}")
@@ -149,20 +157,35 @@ def evaluate(
         console.print(f"note: {dataset.root} is not {what} that {run.config.name} was trained on")
     if from_noise(system):
         name = splits[0]
-        result["splits"][name] = _measure_pictures(run, dataset, name, system, limit)
+        result["splits"][name], people[name] = _measure_pictures(run, dataset, name, system, limit)
         show_pictures(name, result, console)
         console.print(_EXPLAINED_PICTURES, style="dim")
     else:
         for name in splits:
             clips = gather(dataset.split(name), system, limit=limit, console=console)
             with console.status(f"{name}: upper bounds and distances"):
-                result["splits"][name] = _measure(name, clips, dataset, system)
+                result["splits"][name], people[name] = _measure(name, clips, dataset, system)
             show(name, result, console)
         console.print(_EXPLAINED, style="dim")
+    of_each = json.dumps(_finite({"splits": people}), allow_nan=False).encode()
+    store.write_bytes(store.join(run.path, PEOPLE_FILE), of_each)
+    result["people"] = {"file": PEOPLE_FILE, "sha256": hashlib.sha256(of_each).hexdigest()}
     text = json.dumps(_finite(result), indent=1, ensure_ascii=False, allow_nan=False)
     store.write_bytes(store.join(run.path, FILE), text.encode() + b"\n")
     console.print(f"written: {store.join(run.path, FILE)}")
     return cast(dict[str, Any], json.loads(text))
+
+
+def read(run: Run) -> dict[str, Any] | None:
+    """What ``eval.json`` of ``run`` holds; None where it was not measured."""
+    path = store.join(run.path, FILE)
+    if not store.exists(path):
+        return None
+    try:
+        value: dict[str, Any] = json.loads(store.read_bytes(path))
+    except ValueError as error:
+        raise V2FError(f"{path}: not valid JSON ({error}); write it anew with `v2f eval`") from error
+    return value
 
 
 def trained_on(run: Run, dataset: Dataset) -> list[str]:
@@ -339,7 +362,11 @@ class Line:
     drawn_NP: NDArray[np.float32] | None = None
 
 
-def _measure(name: str, clips: Clips, dataset: Dataset, system: System) -> dict[str, Any]:
+Measured = tuple[dict[str, Any], dict[str, Any]]
+"""Of one split: all numbers; and the people, with each one's share in those of the run itself."""
+
+
+def _measure(name: str, clips: Clips, dataset: Dataset, system: System) -> Measured:
     """All numbers of one split."""
     people = len(clips.names)
     reference_ND, real_NP = judge(system, np.stack(clips.photo_N))
@@ -376,6 +403,8 @@ def _measure(name: str, clips: Clips, dataset: Dataset, system: System) -> dict[
     meters = metrics.collapse_meters(
         face=face_MD, reference=reference_ND[person_M], identity=person_M, w=w_MLD, codes=codes_NLD
     )
+    measured = {line.name: _numbers(line, reference_ND, real_NP, gallery) for line in lines}
+    each = measured["voice"][1] | {"margin": metrics.margin_shares(face_MD, reference_ND, person_M)}
     result: dict[str, Any] = {
         "what": SPLITS[name],
         "people": people,
@@ -384,7 +413,7 @@ def _measure(name: str, clips: Clips, dataset: Dataset, system: System) -> dict[
         "gallery": gallery if people > 1 else None,
         "gallery_too_small": people < metrics.GALLERY,
         "chance": {f"R@{k}": v for k, v in metrics.chance(gallery).items()} if people > 1 else None,
-        "lines": {line.name: _numbers(line, reference_ND, real_NP, gallery) for line in lines},
+        "lines": {line: numbers for line, (numbers, _) in measured.items()},
         "held_equal": None,
         "meters": meters,
         "verdict": metrics.verdict(meters),
@@ -404,7 +433,11 @@ def _measure(name: str, clips: Clips, dataset: Dataset, system: System) -> dict[
             },
         }
     result["strongest_factor"] = strongest
-    return result
+    return result, _of_each(clips.names, each)
+
+
+def _of_each(people: list[int], each: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    return {"people": people, "shares": {name: share_N.tolist() for name, share_N in each.items()}}
 
 
 def _bounds(
@@ -429,16 +462,24 @@ def _bounds(
 
 def _numbers(
     line: Line, reference_ND: NDArray[np.float32], real_NP: NDArray[np.float32], gallery: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
+    """The numbers of a line, and each person's share in them."""
     numbers: dict[str, Any] = {}
+    each: dict[str, NDArray[np.float64]] = {}
     if len(reference_ND) > 1:
-        numbers |= metrics.retrieval(line.emb_QD, reference_ND, line.person_Q, gallery=gallery).as_dict()
-    distance = metrics.identity_distance(line.emb_QD, line.person_Q)
-    own = reference_ND[np.unique(line.person_Q)]
-    numbers["identity_distance_ratio"] = metrics.ratio(distance, metrics.identity_distance(own))
-    drawn = line.drawn_NP
-    numbers["picture"] = None if drawn is None else metrics.picture_distance(drawn, real_NP).as_dict()
-    return numbers
+        found = metrics.retrieval(line.emb_QD, reference_ND, line.person_Q, gallery=gallery)
+        numbers |= found.as_dict()
+        each |= {f"R@{k}": share_N for k, share_N in found.each.items()}
+    real = metrics.identity_distance(reference_ND[np.unique(line.person_Q)])
+    numbers["identity_distance_ratio"] = metrics.ratio(metrics.identity_distance(line.emb_QD, line.person_Q), real)
+    if real > 0:
+        each["identity_distance_ratio"] = metrics.identity_distance_shares(line.emb_QD, line.person_Q) / real
+    numbers["picture"] = None
+    if line.drawn_NP is not None:
+        picture = metrics.picture_distance(line.drawn_NP, real_NP)
+        numbers["picture"] = picture.as_dict()
+        each |= picture.each
+    return numbers, each
 
 
 def _finite(value: Any) -> Any:
@@ -453,13 +494,13 @@ def _finite(value: Any) -> Any:
 # ------------------------------------------------------------------------------------- pictures from noise
 
 
-def _measure_pictures(run: Run, dataset: Dataset, name: str, system: System, limit: int | None) -> dict[str, Any]:
+def _measure_pictures(run: Run, dataset: Dataset, name: str, system: System, limit: int | None) -> Measured:
     """All numbers of a system that makes pictures from noise; ``limit``: people."""
     left_out: list[str] = []
     held_out = people_of(dataset.split(name), system, limit, left_out)
     if held_out is None:
         raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first: {left_out[0]}")
-    photos, noise_NZ = held_out
+    photos, noise_NZ, people = held_out
     sets = {"generated": in_batches(lambda noise: _drawn(system, noise), noise_NZ, device_of(system))}
     notes = []
     if run.config.data.split in dataset.splits:
@@ -475,12 +516,16 @@ def _measure_pictures(run: Run, dataset: Dataset, name: str, system: System, lim
             "beside that of other photos"
         )
     lines: dict[str, Any] = {}
+    each: dict[str, dict[str, NDArray[np.float64]]] = {}
     for line, (pixels_MP, emb_MD, drawn_MF) in sets.items():
+        spread: dict[str, Any] = {"made": pixels_MP, "real": real[0], "made_identity": emb_MD, "real_identity": real[1]}
+        picture = metrics.picture_distance(drawn_MF, real[2])
         lines[line] = {
             "frechet": metrics.frechet_distance(emb_MD, real[1]),
-            "picture": metrics.picture_distance(drawn_MF, real[2]).as_dict(),
-            **metrics.variety_meters(made=pixels_MP, real=real[0], made_identity=emb_MD, real_identity=real[1]),
+            "picture": picture.as_dict(),
+            **metrics.variety_meters(**spread),
         }
+        each[line] = picture.each | metrics.variety_shares(**spread)
     return {
         "what": SPLITS[name],
         "people": len(photos),
@@ -488,17 +533,21 @@ def _measure_pictures(run: Run, dataset: Dataset, name: str, system: System, lim
         "lines": lines,
         "verdict": metrics.mode_collapse(lines["generated"]),
         "notes": notes,
-    }
+    }, _of_each(people.tolist(), each["generated"])
 
 
-def people_of(split: Split, system: System, limit: int | None, left_out: list[str]) -> tuple[Tensor, Tensor] | None:
-    """Photo [N,3,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people; None: of nobody."""
+def people_of(
+    split: Split, system: System, limit: int | None, left_out: list[str]
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Photo [N,3,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people, and these people's
+    numbers [N]; None: of nobody."""
     read = {name: transform for name, transform in system.transforms().items() if name in ("image", "noise")}
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:limit]
     batches = list(read_usable(split, read, _BATCH, left_out, samples=firsts.tolist()))
     if not batches:
         return None
-    return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["noise"] for batch in batches])
+    photo, noise, people = (torch.cat([batch[name] for batch in batches]) for name in ("image", "noise", "identity"))
+    return photo, noise, people
 
 
 def _drawn(system: System, noise_BZ: Tensor) -> tuple[Tensor, ...]:

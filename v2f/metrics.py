@@ -5,11 +5,20 @@ Retrieval follows SF2F (Bai et al., MM 2022, section 4.2): a face made from a vo
 one face for every voice, and a measure of the picture itself, because the best retrieval and the best pictures
 pull apart. Everything is computed in float64 and from whole sets, so no batch size and no rank count enters.
 
+Beside a number over people stands each person's *share* in it, so that two runs can be compared person by person.
+The share is the jackknife's pseudo-value (Efron and Stein 1981)::
+
+    share(p) = N t - (N - 1) t(without p)
+
+of a number t over N people. For a mean over people it is the person's own value; for a mean over pairs of people it
+counts a pair for both of its people, which their own means would not, and so would take the number for surer than it
+is. The mean of the shares is t (up to the jackknife's correction of its bias), their spread is t's uncertainty.
+
 Shape letters: N people, Q queries, M pictures, D width, L styles.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +41,7 @@ GALLERY = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A share in [0, 1] with its 95 % interval over people."""
+    """A number with its 95 % interval over people."""
 
     value: float
     low: float
@@ -52,6 +61,8 @@ class Retrieval:
     gallery: int
     people: int
     queries: int
+    each: dict[int, Floats] = field(repr=False, compare=False)
+    """K -> R@K of each person who was asked for, in the order of their numbers."""
 
     def as_dict(self) -> dict[str, Any]:
         values: dict[str, Any] = {f"R@{k}": interval.as_dict() for k, interval in self.recall.items()}
@@ -94,15 +105,16 @@ def retrieval(
     own_Q = cosine_QN[np.arange(len(query)), person]
     nearer_Q = (cosine_QN > own_Q[:, None]).sum(1)
     tied_Q = (cosine_QN == own_Q[:, None]).sum(1) - 1
-    rows = {k: _hits(nearer_Q, tied_Q, people, gallery, k) for k in ks}
+    each = {k: _each(_hits(nearer_Q, tied_Q, people, gallery, k), person) for k in ks}
     # E[X] = (gallery - 1) b / (N - 1); half of the ties stand before the own person.
     rank_Q = 1 + (gallery - 1) * (nearer_Q + tied_Q / 2) / (people - 1)
     return Retrieval(
-        recall={k: _over_people(row_Q, person, seed) for k, row_Q in rows.items()},
+        recall={k: over_people(each_P, seed) for k, each_P in each.items()},
         median_rank=float(np.median(rank_Q)),
         gallery=gallery,
         people=len(np.unique(person)),
         queries=len(query),
+        each=each,
     )
 
 
@@ -133,13 +145,14 @@ def retrieval_held_equal(
     near_QG = np.take_along_axis(query @ reference.T, alike_NG[person], axis=1)
     nearer_Q = (near_QG[:, 1:] > near_QG[:, :1]).sum(1)
     tied_Q = (near_QG[:, 1:] == near_QG[:, :1]).sum(1)
-    rows = {k: _hits(nearer_Q, tied_Q, gallery, gallery, k) for k in ks}
+    each = {k: _each(_hits(nearer_Q, tied_Q, gallery, gallery, k), person) for k in ks}
     return Retrieval(
-        recall={k: _over_people(row_Q, person, seed) for k, row_Q in rows.items()},
+        recall={k: over_people(each_P, seed) for k, each_P in each.items()},
         median_rank=float(np.median(1 + nearer_Q + tied_Q / 2)),
         gallery=gallery,
         people=len(np.unique(person)),
         queries=len(query),
+        each=each,
     )
 
 
@@ -152,13 +165,22 @@ def _hits(nearer_Q: NDArray[np.int64], tied_Q: NDArray[np.int64], people: int, g
     return np.where(tied_Q == 0, table[nearer_Q], mean_Q)
 
 
-def _over_people(value_Q: Floats, person_Q: NDArray[np.int64], seed: int, draws: int = 2000) -> Interval:
-    """The mean over people of the mean over their queries, with its bootstrap interval over people."""
+def _each(value_Q: Floats, person_Q: NDArray[np.int64]) -> Floats:
+    """The mean over each person's queries."""
     _, index_Q = np.unique(person_Q, return_inverse=True)
-    value_P = np.bincount(index_Q, value_Q) / np.bincount(index_Q)
+    return np.bincount(index_Q, value_Q) / np.bincount(index_Q)
+
+
+def over_people(value_P: Floats, seed: int = 0, draws: int = 2000) -> Interval:
+    """The mean over people with its percentile bootstrap interval (95 %) over people."""
     chosen = keyed_rng(seed, 0x526563).integers(len(value_P), size=(draws, len(value_P)))
     low, high = np.quantile(value_P[chosen].mean(1), [0.025, 0.975])
     return Interval(value=float(value_P.mean()), low=float(low), high=float(high))
+
+
+def _shares(whole: float, without_N: Floats) -> Floats:
+    """Each person's share in a number, from the number without that person; see the head of this file."""
+    return len(without_N) * whole - (len(without_N) - 1) * without_N
 
 
 def identity_distance(emb_MD: Numbers, person_M: Numbers | None = None) -> float:
@@ -178,18 +200,47 @@ def identity_distance(emb_MD: Numbers, person_M: Numbers | None = None) -> float
     return max(0.0, float(1 - cosines / pairs))
 
 
+def identity_distance_shares(emb_MD: Numbers, person_M: Numbers) -> Floats:
+    """Each person's share in :func:`identity_distance`, in the order of their numbers; NaN with fewer than three."""
+    emb = _unit(emb_MD)
+    _, index_M = np.unique(_integers(person_M), return_inverse=True)
+    count_N = np.bincount(index_M)
+    sum_ND = np.zeros((len(count_N), emb.shape[1]))
+    np.add.at(sum_ND, index_M, emb)
+    if len(count_N) < 3:
+        return np.full(len(count_N), np.nan)
+    cosines_N = (sum_ND * (sum_ND.sum(0) - sum_ND)).sum(1)  # of a person's pictures with all others'
+    pairs_N = count_N * (len(emb) - count_N)
+    without_N = 1 - (cosines_N.sum() - 2 * cosines_N) / (pairs_N.sum() - 2 * pairs_N)
+    return _shares(1 - float(cosines_N.sum() / pairs_N.sum()), without_N)
+
+
 def margin(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) -> float:
     """Mean own-minus-other cosine: how much nearer a face is to its own person than to the others.
 
     ``reference_ND[n]`` belongs to person n. 0 for faces that do not follow the voice; NaN with one person.
     """
+    return float(_margins(face_QD, reference_ND, person_Q).mean())
+
+
+def margin_shares(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) -> Floats:
+    """Each person's share in :func:`margin`, in the order of their numbers."""
+    margin_Q = _margins(face_QD, reference_ND, person_Q)
+    _, index_Q = np.unique(_integers(person_Q), return_inverse=True)
+    count_N, sum_N = np.bincount(index_Q), np.bincount(index_Q, margin_Q)
+    if len(count_N) < 2:
+        return np.full(len(count_N), np.nan)
+    return _shares(float(margin_Q.mean()), (margin_Q.sum() - sum_N) / (len(margin_Q) - count_N))
+
+
+def _margins(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) -> Floats:
+    """Own-minus-other cosine of each face."""
     person = _integers(person_Q)
     cosine_QN = _unit(face_QD) @ _unit(reference_ND).T
     if cosine_QN.shape[1] < 2:
-        return float("nan")
+        return np.full(len(person), np.nan)
     own_Q = cosine_QN[np.arange(len(person)), person]
-    other_Q = (cosine_QN.sum(1) - own_Q) / (cosine_QN.shape[1] - 1)
-    return float((own_Q - other_Q).mean())
+    return own_Q - (cosine_QN.sum(1) - own_Q) / (cosine_QN.shape[1] - 1)
 
 
 def code_variance(w_MLD: Numbers) -> float:
@@ -271,6 +322,32 @@ def variety_meters(*, made: Numbers, real: Numbers, made_identity: Numbers, real
         "variety_nearest": ratio(made_nearest, real_nearest),
         "variety_identity": ratio(identity_distance(made_identity), identity_distance(real_identity)),
     }
+
+
+def variety_shares(
+    *, made: Numbers, real: Numbers, made_identity: Numbers, real_identity: Numbers
+) -> dict[str, Floats]:
+    """Each generated picture's share in the numbers of :func:`variety_meters`; NaN with fewer than three."""
+    rows_MP, count = _floats(made), len(made)  # type: ignore[arg-type]
+    if count < 3:
+        return dict.fromkeys(("variety", "variety_nearest", "variety_identity"), np.full(count, np.nan))
+    apart_MM = _distances(rows_MP, rows_MP)
+    np.fill_diagonal(apart_MM, 0.0)
+    sum_M = apart_MM.sum(1)
+    mean_M = (sum_M.sum() - 2 * sum_M) / ((count - 1) * (count - 2))
+    np.fill_diagonal(apart_MM, np.inf)
+    next_M2 = np.partition(apart_MM, 1, axis=1)[:, :2]
+    is_nearest_MM = apart_MM.argmin(1)[:, None] == np.arange(count)  # whose nearest each picture is
+    # without a picture, those that it was nearest to have their second nearest
+    nearest_M = (next_M2[:, 0].sum() - next_M2[:, 0] + (next_M2[:, 1] - next_M2[:, 0]) @ is_nearest_MM) / (count - 1)
+    (mean, nearest), (real_mean, real_nearest) = _spread(rows_MP), _spread(_floats(real))
+    people_M = identity_distance_shares(made_identity, np.arange(count))
+    with np.errstate(divide="ignore", invalid="ignore"):  # photos that are all the same: undefined, as the meters are
+        return {
+            "variety": _shares(mean, mean_M) / real_mean,
+            "variety_nearest": _shares(nearest, nearest_M) / real_nearest,
+            "variety_identity": people_M / identity_distance(real_identity),
+        }
 
 
 def _spread(rows_MD: Floats) -> tuple[float, float]:
@@ -358,6 +435,8 @@ class PictureDistance:
 
     nearest: float
     energy: float
+    each: dict[str, Floats] = field(repr=False, compare=False)
+    """The share of each made picture in either; NaN where it is undefined."""
 
     def as_dict(self) -> dict[str, float]:
         return {"nearest": self.nearest, "energy": self.energy}
@@ -379,21 +458,30 @@ def picture_distance(made_MD: Numbers, real_ND: Numbers) -> PictureDistance:
     """
     made, real = _floats(made_MD), _floats(real_ND)
     if len(made) < 2 or len(real) < 2:
-        return PictureDistance(nearest=float("nan"), energy=float("nan"))
+        nothing = np.full(len(made), np.nan)
+        return PictureDistance(nearest=float("nan"), energy=float("nan"), each={"nearest": nothing, "energy": nothing})
     scale_D = real.std(0)
     scale_D = np.where(scale_D > 1e-6 * np.abs(real).max(0), scale_D, np.inf)  # a constant feature tells nothing
     made, real = made / scale_D, real / scale_D
     cross_MN, within_MM, within_NN = _distances(made, real), _distances(made, made), _distances(real, real)
     np.fill_diagonal(within_MM, 0.0)  # rounding leaves a little
     np.fill_diagonal(within_NN, 0.0)
-    across = cross_MN.mean()
-    pairs_made = within_MM.sum() / (len(made) * (len(made) - 1))
+    count = len(made)
+    across_M, sum_M = cross_MN.mean(1), within_MM.sum(1)
     pairs_real = within_NN.sum() / (len(real) * (len(real) - 1))
+
+    def energy(across: Floats, pairs_made: Floats) -> Floats:
+        return np.where(across > 0, (2 * across - pairs_made - pairs_real) / np.where(across > 0, 2 * across, 1.0), 0.0)
+
+    whole = float(energy(across_M.mean(), sum_M.sum() / (count * (count - 1))))
     np.fill_diagonal(within_NN, np.inf)
-    return PictureDistance(
-        nearest=ratio(float(cross_MN.min(1).mean()), float(within_NN.min(1).mean())),
-        energy=float((2 * across - pairs_made - pairs_real) / (2 * across)) if across > 0 else 0.0,
-    )
+    nearest_M, nearest_real = cross_MN.min(1), float(within_NN.min(1).mean())
+    each = {"nearest": nearest_M / nearest_real if nearest_real > 0 else np.full(count, np.nan)}
+    each["energy"] = np.full(count, np.nan)
+    if count > 2:
+        without_M = (across_M.sum() - across_M) / (count - 1), (sum_M.sum() - 2 * sum_M) / ((count - 1) * (count - 2))
+        each["energy"] = _shares(whole, energy(*without_M))
+    return PictureDistance(nearest=ratio(float(nearest_M.mean()), nearest_real), energy=whole, each=each)
 
 
 def frechet_distance(made_MD: Numbers, real_ND: Numbers) -> float:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from v2f import checkpoint, store
-from v2f.config import Config, build, override, parse_yaml, read_yaml
+from v2f.config import Config, build, flatten, override, parse_yaml, read_yaml
 from v2f.errors import V2FError
 from v2f.system import System
 from v2f.systems import SYSTEMS
@@ -26,6 +26,36 @@ from v2f.tracking import folder_of
 MODEL = "model.safetensors"
 NOTES = "v2f"  # what identifies an exported run, in the notes that its weights carry
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
+
+
+# What may differ when a run goes on: it changes neither the function that is trained nor its order. Weights that the
+# user brings may lie elsewhere; their checksums are compared.
+FREE = (
+    "out",
+    "data.path",
+    "data.mix",  # what it changes is in the order's fingerprint
+    "data.cache",
+    "data.max_bad_fraction",
+    "system.frozen.path",
+    *(
+        f"system.frozen.{role}.{key}"
+        for role in ("generator", "identity", "perceptual", "codes")
+        for key in ("file", "sha256")
+    ),
+    "data.workers",
+    "tracking.",
+    "train.threads",
+    "train.strategy",
+    "train.micro_batch",
+    "train.log_every",
+    "train.validate_",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.best",
+    "train.max_skipped",
+    "train.watchdog_minutes",
+    "train.sample_log",
+)
 
 
 class SourceConfig(Config):
@@ -157,6 +187,13 @@ def _from_values(values: Any, where: str) -> RunConfig:
     except V2FError as error:  # one that a system's own configuration raised does not know the file
         message = str(error)
         raise V2FError(message if message.startswith(where) else f"{where}: {message.removeprefix(': ')}") from error
+
+
+def changes(before: RunConfig, now: RunConfig) -> list[str]:
+    """How the function that is trained differs: ``key: old -> new``, a key each."""
+    old, new = flatten(before), flatten(now)
+    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not k.startswith(FREE)]
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys]
 
 
 def build_system(config: RunConfig) -> System:

@@ -38,40 +38,11 @@ from v2f.errors import V2FError
 from v2f.folder import RunFolder
 from v2f.nn.batchnorm import ghost_norms
 from v2f.profiling import Profiler
-from v2f.run import DataConfig, Run, RunConfig, build_system, check_weights
+from v2f.run import DataConfig, Run, RunConfig, build_system, changes, check_weights
 from v2f.stopping import REASONS, Stopped, Watchdog
 from v2f.system import Batch, System, trained
 from v2f.tracking import Tracker, read_state, say
 from v2f.window import Clock, Norms, SlotLog, Window
-
-# What may differ when a run goes on: it changes neither the function that is trained nor its order. Weights that the
-# user brings may lie elsewhere; their checksums are compared.
-_FREE = (
-    "out",
-    "data.path",
-    "data.mix",  # what it changes is in the order's fingerprint
-    "data.cache",
-    "data.max_bad_fraction",
-    "system.frozen.path",
-    *(
-        f"system.frozen.{role}.{key}"
-        for role in ("generator", "identity", "perceptual", "codes")
-        for key in ("file", "sha256")
-    ),
-    "data.workers",
-    "tracking.",
-    "train.threads",
-    "train.strategy",
-    "train.micro_batch",
-    "train.log_every",
-    "train.validate_",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.best",
-    "train.max_skipped",
-    "train.watchdog_minutes",
-    "train.sample_log",
-)
 
 QUARANTINE = "quarantine.jsonl"
 _HURRY_S = 5.0  # for MLflow, after a stop: the next start delivers the rest, and a scheduler's patience is short
@@ -305,7 +276,7 @@ def _take_up(
                 raise V2FError(
                     f"{folder.path}: a run is there already; go on with --resume auto, or choose another name or out="
                 )
-            changed = _changes(Run(folder.path).config, config)
+            changed = changes(Run(folder.path).config, config)
             if changed and not allow_changes:
                 raise V2FError(
                     f"{folder.path}: the configuration changed, {'; '.join(changed)}; resume with the old one, start "
@@ -316,13 +287,6 @@ def _take_up(
     found = engine.gather(checkpoint.latest(checkpoints) if engine.rank == 0 and resume == "auto" else None)[0]
     checkpoint.check_shared(checkpoints, rank=engine.rank, gather=engine.gather)
     return found, changed
-
-
-def _changes(before: RunConfig, now: RunConfig) -> list[str]:
-    """How the function that is trained differs: ``key: old -> new``, a key each."""
-    old, new = flatten(before), flatten(now)
-    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not k.startswith(_FREE)]
-    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys]
 
 
 def _note_start(folder: RunFolder, attempt: str, engine: Engine, step: int, changed: list[str]) -> None:

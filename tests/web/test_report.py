@@ -3,8 +3,6 @@
 import base64
 import io
 import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 from fakes import RATE, SECONDS, level, make_data, make_run, portrait, register
-from PIL import Image
+from pages import Page, pictures
 
 from v2f.evaluate import evaluate
+from v2f.web.curves import chart, charts, read_curves
 from v2f.web.page import fixed, number
-from v2f.web.report import chart, charts, read_curves, report, voice_in_words
+from v2f.web.report import report, voice_in_words
 
 PEOPLE = {"test": range(6), "seen": range(6, 10)}
 
@@ -24,27 +23,6 @@ PEOPLE = {"test": range(6), "seen": range(6, 10)}
 @pytest.fixture(autouse=True)
 def _fake_system(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch)
-
-
-class Page(HTMLParser):
-    """What a browser would load or show."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.raw = Path(path).read_text()
-        self.feed(self.raw)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 def made(tmp_path: Path, *, kind: str = "copy", measure: bool = True, **data: Any) -> Page:
@@ -58,11 +36,6 @@ def made(tmp_path: Path, *, kind: str = "copy", measure: bool = True, **data: An
     lines = [json.dumps(point) for point in points]
     (tmp_path / "run" / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 10, "sam']))
     return Page(report(run, system=system))
-
-
-def pictures(page: Page) -> list[np.ndarray]:
-    sources = [str(image["src"]) for image in page.all("img")]
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2])))) for s in sources]
 
 
 def test_the_figure_pairs_each_reference_with_the_face_of_its_voice(tmp_path: Path) -> None:
@@ -96,11 +69,8 @@ def test_the_voices_can_be_heard(tmp_path: Path) -> None:
 
 def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path) -> None:
     page = made(tmp_path, synthetic=True)
-    assert not page.all("script")
-    assert not page.all("link")
-    loaded = [attrs.get("src") or attrs.get("href") for _, attrs in page.tags if attrs.get("src") or attrs.get("href")]
-    assert all(str(source).startswith("data:") for source in loaded)
-    assert not re.search(r"url\(|@import|https?://", page.raw)
+    assert page.stands_alone
+    assert len(page.all("img")) == 30
 
 
 def test_the_page_says_what_it_is_and_what_it_is_not(tmp_path: Path) -> None:
@@ -149,20 +119,39 @@ def test_curves_leave_out_a_line_that_was_cut(tmp_path: Path) -> None:
 
 
 def test_a_chart_holds_zero_and_goes_from_end_to_end() -> None:
-    drawn = chart("margin", [(0, 0.5), (50, 1.0), (100, 0.25)])
-    assert drawn.path == "M0.0 55.0 L160.0 0.0 L320.0 82.5"
-    assert (drawn.low, drawn.high, drawn.last, drawn.end, drawn.log) == ("0", "1", "0.25", "100", False)
+    drawn = chart("margin", {0: [(0, 0.5), (50, 1.0), (100, 0.25)]})
+    assert [(line.path, line.last) for line in drawn.lines] == [("M0.0 55.0 L160.0 0.0 L320.0 82.5", "0.25")]
+    assert (drawn.low, drawn.high, drawn.end, drawn.log) == ("0", "1", "100", False)
 
 
 def test_a_chart_of_many_magnitudes_is_logarithmic() -> None:
-    drawn = chart("loss", [(0, 100.0), (1, 10.0), (2, 1.0)])
+    drawn = chart("loss", {0: [(0, 100.0), (1, 10.0), (2, 1.0)]})
     assert drawn.log
-    assert drawn.path == "M0.0 0.0 L160.0 55.0 L320.0 110.0"
+    assert drawn.lines[0].path == "M0.0 0.0 L160.0 55.0 L320.0 110.0"
+
+
+def test_curves_of_several_runs_share_their_axes() -> None:
+    runs = [{"loss/a": [(0, 4.0), (100, 2.0)]}, {}, {"loss/a": [(0, 4.0), (200, 0.0)]}]
+    (drawn,) = charts(runs, "loss/")
+    assert [(line.run, line.path) for line in drawn.lines] == [
+        (0, "M0.0 0.0 L160.0 55.0"),
+        (2, "M0.0 0.0 L320.0 110.0"),
+    ]
+
+
+def test_a_long_curve_keeps_its_ends_and_its_peaks() -> None:
+    points = [(i, 100.0 if i == 54_321 else 1.0 + i % 2) for i in range(100_000)]
+    (line,) = chart("loss", {0: points}).lines
+    shown = [tuple(map(float, point.split())) for point in line.path[1:].split(" L")]
+    assert len(shown) <= 402
+    assert shown[0][0] == 0
+    assert shown[-1][0] == 320
+    assert [x for x, y in shown if y == 0] == [round(320 * 54_321 / 99_999, 1)]
 
 
 def test_charts_skip_what_cannot_be_drawn() -> None:
     curves = {"valid/a": [(0, float("nan")), (1, 1.0)], "valid/b": [(0, 1.0), (1, 1.0)], "loss/c": [(0, 1.0), (1, 2.0)]}
-    assert [c.title for c in charts(curves, "valid/")] == ["b"]
+    assert [c.title for c in charts([curves], "valid/")] == ["b"]
 
 
 def test_a_voice_is_told_by_what_stands_out() -> None:

@@ -8,10 +8,7 @@ The page carries its pictures, sounds and plots inside, loads nothing, and runs 
 
 import base64
 import io
-import json
-import math
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +25,9 @@ from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Factors, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.run import Run
-from v2f.system import System, to_picture
-from v2f.web.page import data_uri, environment, number
+from v2f.system import System, Transform, to_picture
+from v2f.web.curves import HEIGHT, WIDTH, Curves, charts, read_curves
+from v2f.web.page import data_uri, environment
 from v2f.world import bounds
 from v2f.world.people import FACTORS, VOICE, World
 
@@ -55,25 +53,6 @@ class Pair:
     """What the voice is like, on synthetic data."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """One curve, drawn: an SVG path in a box of WIDTH x HEIGHT, and the words around it."""
-
-    title: str
-    last: str
-    path: str
-    low: str
-    """Of the axis, as ``high``."""
-    high: str
-    end: str
-    log: bool
-
-
-WIDTH, HEIGHT = 320, 110
-Curves = dict[str, list[tuple[int, float]]]
-"""Name -> (samples seen, value), in order."""
-
-
 def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE) -> str:
     """Write ``report.html`` into the run and return its path.
 
@@ -90,11 +69,11 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
         "step": run.step,
         "stand_ins": list(getattr(system, "stand_ins", [])),
         "what": evaluate.SPLITS,
-        "evaluated": _read_json(store.join(run.path, evaluate.FILE)),
+        "evaluated": evaluate.read(run),
         "titles": evaluate.title,
-        "losses": charts(curves, "loss/"),
-        "meters": charts(curves, "valid/"),
-        "machine": charts(curves, "grad_norm/", "rate/", "speed/"),
+        "losses": charts([curves], "loss/"),
+        "meters": charts([curves], "valid/"),
+        "machine": charts([curves], "grad_norm/", "rate/", "speed/"),
         "dataset": dataset,
         "synthetic": "world_hash" in dataset.manifest.provenance,
         "config": dump_yaml(run.config),
@@ -105,7 +84,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     }
     own: dict[str, Any]
     if evaluate.from_noise(system):
-        drawn, photos = _drawn(dataset, run, system)
+        drawn, photos = from_noise(dataset, run, system, DRAWN)
         own = {"verdict": _verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
         page = environment().get_template("noise.html.j2").render(**shared, **own)
     else:
@@ -125,26 +104,18 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     return path
 
 
-def _read_json(path: str) -> dict[str, Any] | None:
-    if not store.exists(path):
-        return None
-    try:
-        value: dict[str, Any] = json.loads(store.read_bytes(path))
-    except ValueError as error:
-        raise V2FError(f"{path}: not valid JSON ({error}); write it anew with `v2f eval`") from error
-    return value
-
-
 # ---------------------------------------------------------------------------------------------- the figure
 
 
 def pairs(dataset: Dataset, name: str, system: System, count: int) -> list[Pair]:
     """The first clip of each of the split's first ``count`` people, and the face made from it."""
     split = dataset.split(name)
-    transforms = dict(system.transforms())
-    hears, sees = transforms.get("wav"), transforms.get("image")
+    read = system.transforms()
+    hears, sees = read.get("wav"), read.get("image")
     if not isinstance(hears, Waveform) or not isinstance(sees, Photo):
-        raise V2FError(f"the system reads {', '.join(transforms)}: a report needs one that makes faces from voices")
+        raise V2FError(f"the system reads {', '.join(read)}: a report needs one that makes faces from voices")
+    # not what only the losses want, such as codes: another data set need not hold that
+    transforms: dict[str, Transform] = {"wav": hears, "image": sees}
     world = evaluate.world_of(dataset)
     if isinstance(world, World):
         transforms["voice"] = Factors("voice")
@@ -179,13 +150,13 @@ def pairs(dataset: Dataset, name: str, system: System, count: int) -> list[Pair]
 # ------------------------------------------------------------------------------------- pictures from noise
 
 
-def _drawn(dataset: Dataset, run: Run, system: System) -> tuple[list[str], list[str]]:
-    """Generated pictures, and photos of people who were not trained on, where there are any."""
+def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[list[str], list[str]]:
+    """Up to ``count`` generated pictures, and photos of as many people who were not trained on, where there are any."""
     held_out = [split for split in (*evaluate.SPLITS, run.config.data.split) if split in dataset.splits]
-    found = evaluate.people_of(dataset.split(held_out[0]), system, DRAWN, [])
+    found = evaluate.people_of(dataset.split(held_out[0]), system, count, [])
     if found is None:
         return [], []
-    photo_N3HW, noise_NZ = found
+    photo_N3HW, noise_NZ, _ = found
     with torch.no_grad():
         made_N3HW = system.sample({"noise": noise_NZ.to(evaluate.device_of(system))})["face"]
     return [picture_uri(one) for one in made_N3HW], [picture_uri(one) for one in to_picture(photo_N3HW)]
@@ -228,55 +199,3 @@ def sound_uri(wav_T: NDArray[np.float32], rate: int) -> str:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(wav_T, -1, 1), rate, format="FLAC", subtype="PCM_16")
     return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-# ---------------------------------------------------------------------------------------------- the curves
-
-
-def read_curves(path: str) -> Curves:
-    """The points of ``metrics.jsonl``: name -> (samples seen, value), in order. A line that was cut is left out."""
-    curves: Curves = {}
-    if not store.exists(path):
-        return curves
-    for line in store.read_bytes(path).decode("utf-8", "replace").splitlines():
-        try:
-            point = json.loads(line)
-            for name, value in point.get("metrics", {}).items():
-                if value is not None:
-                    curves.setdefault(name, []).append((int(point["samples"]), float(value)))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # the last line of a run that was killed
-    return curves
-
-
-def charts(curves: Mapping[str, Sequence[tuple[int, float]]], *families: str) -> list[Chart]:
-    """The charts of all curves of some families; a curve's first part names its family and is not shown."""
-    found = []
-    for name, points in curves.items():
-        finite = [(x, y) for x, y in points if math.isfinite(y)]
-        if name.startswith(families) and len(finite) >= 2:
-            words = name.split("/")[1:] if not name.startswith(("rate/", "grad_norm/")) else name.split("/")
-            found.append(chart(" / ".join(words).replace("_", " "), finite))
-    return found
-
-
-def chart(title: str, points: Sequence[tuple[int, float]]) -> Chart:
-    """One curve over samples seen. Its axis holds zero, so that a meter that stays near zero looks so; it is
-    logarithmic where positive values span more than a factor of 30."""
-    x, y = np.array([p[0] for p in points], float), np.array([p[1] for p in points], float)
-    log = bool(y.min() > 0 and y.max() > 30 * y.min())
-    drawn = np.log(y) if log else y
-    low, high = float(drawn.min()), float(drawn.max())
-    low, high = (low, high) if log else (min(low, 0.0), max(high, 0.0))
-    across = (x - x.min()) / max(x.max() - x.min(), 1)
-    up = (drawn - low) / (high - low) if high > low else np.full(len(drawn), 0.5)
-    path = " L".join(f"{WIDTH * a:.1f} {HEIGHT * (1 - b):.1f}" for a, b in zip(across, up, strict=True))
-    return Chart(
-        title=title,
-        last=number(float(y[-1])),
-        path="M" + path,
-        low=number(float(np.exp(low)) if log else low),
-        high=number(float(np.exp(high)) if log else high),
-        end=f"{int(x.max()):,}",
-        log=log,
-    )

@@ -1,0 +1,197 @@
+"""Several runs on one page that stands alone: what differs, what of it is more than noise, curves, the same voices.
+
+    RUN, RUN, ... --compare--> numbers and verdicts ------------------------------\\
+                  their metrics.jsonl -> curves over each other -------------------+-> compare.html
+                  their systems + the same voices -> faces beside each other -----/
+
+What a run lacks (a checkpoint, ``eval.json``, points, its data) is said where it would stand; the page is made without.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from v2f import __version__, compare, evaluate, generate, store
+from v2f.compare import Comparison, Subject
+from v2f.data.manifest import Dataset, open_dataset
+from v2f.data.transforms import Waveform
+from v2f.errors import V2FError
+from v2f.system import System
+from v2f.web import report
+from v2f.web.curves import HEIGHT, WIDTH, charts, read_curves
+from v2f.web.page import environment
+
+VOICES = 6
+_DRAWN = 24  # pictures from noise of each run
+_RATE = 16_000
+_PLAYED_S = 30  # of a long recording
+_SAID = 8  # verdicts at the head of the page
+
+
+@dataclass
+class Heard:
+    """One voice, and the face that each run makes of it; pictures and sound are data URIs."""
+
+    name: str
+    words: str = ""
+    reference: str | None = None
+    possible: str | None = None
+    sound: str = ""
+    seconds: float = 0.0
+    """How much of it the player holds: as much as the run hears that hears most."""
+    faces: dict[str, str] = field(default_factory=dict)
+    """By the run's letter."""
+
+
+@dataclass
+class Shown:
+    """What the runs make of the same voices, and of the same noise."""
+
+    heard: dict[str, Heard] = field(default_factory=dict)
+    split: str | None = None
+    """Of the data set, whose people these are; None: recordings that were given."""
+    dataset: Dataset | None = None
+    drawn: dict[str, list[str]] = field(default_factory=dict)
+    """Letter -> pictures from noise, in the order of the noise."""
+    photos: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def comparison(
+    names: Sequence[str],
+    output: str,
+    *,
+    voices: int | None = None,
+    recordings: Sequence[str] = (),
+    data: str | None = None,
+) -> Comparison:
+    """Compare the runs ``names``, write the page ``output``, print the table.
+
+    ``voices``: how many unseen people of the data set are shown, the first ones; None: 6, or none where ``recordings``
+    (audio files) are given. ``data``: the data set whose people they are; None: the one that all runs were trained on.
+    V2FError unless 2 to 8 different runs are named, and for a recording that holds no usable voice.
+    """
+    if not output.lower().endswith((".html", ".htm")):
+        raise V2FError(f"{output}: the comparison is written as a page; name the output something.html")
+    subjects = compare.gather(names)
+    found = compare.compare(subjects)
+    compare.show(found, Console(width=None if sys.stdout.isatty() else 132))
+    count = voices if voices is not None else 0 if recordings else VOICES
+    shown = look(subjects, count, recordings, data)
+    curves = [read_curves(store.join(subject.run.path, "metrics.jsonl")) for subject in subjects]
+    stand_ins = sorted({name for subject in subjects for name in (subject.evaluated or {}).get("stand_ins", [])})
+    first = found.splits[0] if found.splits else None
+    said = [outcome for outcome in found.larger if outcome.split == first]
+    page = (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(
+            comparison=found,
+            letters=[subject.letter for subject in subjects],
+            place={subject.letter: number for number, subject in enumerate(subjects)},
+            without_curves=[s for s, of in zip(subjects, curves, strict=True) if not of],
+            losses=charts(curves, "loss/"),
+            meters=charts(curves, "valid/"),
+            machine=charts(curves, "grad_norm/", "rate/", "speed/"),
+            shown=shown,
+            real=shown.dataset is not None and "world_hash" not in shown.dataset.manifest.provenance,
+            what=evaluate.SPLITS,
+            stand_ins=stand_ins,
+            verdicts=[
+                f"{subject.letter}, {evaluate.SPLITS[split]}: {numbers['verdict']}"
+                for subject in subjects
+                for split, numbers in (subject.evaluated or {"splits": {}})["splits"].items()
+                if numbers["verdict"]
+            ],
+            first=first,
+            said=said[:_SAID],
+            more=len(found.larger) - len(said[:_SAID]),
+            disclaimer=generate.DISCLAIMER,
+            width=WIDTH,
+            height=HEIGHT,
+            version=__version__,
+        )
+    )
+    store.write_bytes(output, page.encode())
+    for note in shown.notes:
+        print(f"note: {note}")
+    print(f"written: {output}")
+    return found
+
+
+def look(subjects: Sequence[Subject], count: int, recordings: Sequence[str], data: str | None) -> Shown:
+    """Send the same voices, or the same noise, through each run, one run's system after the other."""
+    shown = Shown()
+    for path in recordings:
+        generate.read_voice(path, _RATE)  # a mistake of the user's, not of a run
+    try:
+        shown.dataset = _dataset(subjects, data)
+    except V2FError as error:
+        if data is not None:
+            raise
+        if count:
+            shown.notes.append(f"no people of a data set are shown: {error}")
+    if shown.dataset is not None:
+        shown.split = next((split for split in evaluate.SPLITS if split in shown.dataset.splits), None)
+        if shown.split is None:
+            shown.notes.append(f"{shown.dataset.root} has neither unseen people nor unseen clips to show")
+    for subject in subjects:
+        try:
+            system = subject.run.system()
+            hears = system.transforms().get("wav")
+            if isinstance(hears, Waveform):
+                _hear(shown, subject.letter, system, hears, count, recordings)
+            elif evaluate.from_noise(system) and shown.dataset is not None and count:
+                drawn, photos = report.from_noise(shown.dataset, subject.run, system, _DRAWN)
+                shown.drawn[subject.letter] = drawn
+                shown.photos = shown.photos or photos
+        except V2FError as error:
+            shown.notes.append(f"{subject.letter} shows no faces: {error}")
+    widths = {s.run.config.system.model_dump().get("noise") for s in subjects if s.letter in shown.drawn}
+    if len(widths) > 1:
+        shown.notes.append("the noise of these runs has different widths, so their pictures are of different noise")
+    return shown
+
+
+def _dataset(subjects: Sequence[Subject], data: str | None) -> Dataset:
+    if data is not None:
+        return open_dataset(data)
+    found: dict[str, Dataset] = {}
+    absent: dict[str | None, V2FError] = {}
+    for subject in subjects:
+        try:
+            dataset = open_dataset(subject.run.config.data.home)
+            found.setdefault(dataset.fingerprint, dataset)
+        except V2FError as error:  # an export does not know where its data are
+            absent[subject.run.info.get("fingerprint")] = error
+    for fingerprint in absent.keys() - found.keys():
+        raise absent[fingerprint]
+    if len(found) > 1:
+        raise V2FError("the runs have different data; name one data set (--data PATH) or recordings (--voice FILE)")
+    return next(iter(found.values()))
+
+
+def _hear(shown: Shown, letter: str, system: System, hears: Waveform, count: int, recordings: Sequence[str]) -> None:
+    """Add the faces that one system makes."""
+    for path in recordings:
+        wav_T = generate.read_voice(path, hears.sample_rate)
+        heard = shown.heard.setdefault(path, Heard(Path(path).name))
+        wav_WT = torch.from_numpy(generate.windows(wav_T, round(hears.seconds * hears.sample_rate)))
+        heard.faces[letter] = report.picture_uri(generate.face_of(system, wav_WT))
+        if not heard.sound:
+            played_T = wav_T[: _PLAYED_S * hears.sample_rate]
+            heard.sound, heard.seconds = (
+                report.sound_uri(played_T, hears.sample_rate),
+                len(played_T) / hears.sample_rate,
+            )
+    if shown.dataset is None or shown.split is None or not count:
+        return
+    for pair in report.pairs(shown.dataset, shown.split, system, count):
+        heard = shown.heard.setdefault(pair.name, Heard(pair.name, pair.words, pair.reference, pair.possible))
+        heard.faces[letter] = pair.face
+        if hears.seconds > heard.seconds:
+            heard.sound, heard.seconds = pair.sound, hears.seconds
