@@ -50,14 +50,14 @@ def train(tracker: Tracker, first: int, last: int) -> None:
 
 
 def all_of(last: int) -> list[tuple[str, int, float]]:
-    """What MLflow has to hold after ``last`` steps, each once."""
+    """What MLflow has to hold after ``last`` steps of 4 samples, each once, at the samples seen."""
     values: dict[str, Callable[[int], float]] = {
         "loss": lambda step: 1.0 / step,
         "rate": lambda step: 0.5,
-        "samples": lambda step: step * 4,
+        "step": lambda step: step,
         "valid/margin": lambda step: 2.0 * step,
     }
-    return sorted((name, step, value(step)) for name, value in values.items() for step in range(1, last + 1))
+    return sorted((name, step * 4, value(step)) for name, value in values.items() for step in range(1, last + 1))
 
 
 def spooled(folder: Path) -> list[dict]:
@@ -268,7 +268,7 @@ def test_another_spool_of_the_same_length_is_not_taken_for_the_delivered_one(tmp
 
 def test_what_mlflow_has_lost_in_between_is_delivered_with_a_lost_mark(tmp_path, memory):
     train(start(tmp_path), 1, 6)
-    memory.points = [point for point in memory.points if point[0] == "samples" or point[1] not in (2, 3)]
+    memory.points = [point for point in memory.points if point[0] == "step" or point[1] not in (8, 12)]
     run_id = read_state(str(tmp_path))["run_id"]
     (tmp_path / "tracking.json").unlink()
     train(start(tmp_path, run_id=run_id), 6, 7)
@@ -299,13 +299,13 @@ def test_a_picture_is_delivered_once_and_one_that_is_gone_is_left_out(tmp_path, 
         Image.new("RGB", (4, 4)).save(tmp_path / f"{step}.png")
     with start(tmp_path) as tracker:
         for step in (1, 2, 3):
-            tracker.picture(step, str(tmp_path / f"{step}.png"), "samples/test")
+            tracker.picture(step, step * 4, str(tmp_path / f"{step}.png"), "samples/test")
     run_id = read_state(str(tmp_path))["run_id"]
     (tmp_path / "tracking.json").unlink()
     train(start(tmp_path, run_id=run_id), 1, 1)
     assert [name for name in memory.images if name.endswith("webp")] == [
-        "images/samples~test+step+1+timestamp+0+0+compressed.webp",
-        "images/samples~test+step+2+timestamp+0+2+compressed.webp",
+        "images/samples~test+step+4+timestamp+0+0+compressed.webp",
+        "images/samples~test+step+8+timestamp+0+2+compressed.webp",
     ]
     assert said() == [f"tracking: {tmp_path}/3.png is not there or no picture any more, and left out"] * 2  # each start
     assert sorted(memory.points) == all_of(1)
@@ -370,7 +370,7 @@ def test_an_artifact_store_that_fails_keeps_no_point(tmp_path, memory, said):
     memory.log_image = broken
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
     tracker = start(tmp_path)
-    tracker.picture(1, str(tmp_path / "1.png"), "samples")
+    tracker.picture(1, 4, str(tmp_path / "1.png"), "samples")
     train(tracker, 1, 3)
     assert sorted(memory.points) == all_of(3)
     assert "takes no pictures (PermissionError: no access to the artifacts)" in said()[0]
@@ -465,7 +465,7 @@ def test_a_mark_that_cannot_be_written_costs_no_point(tmp_path, memory, said):
     until(lambda: (tmp_path / "tracking.json").exists())
     with full_disk(300):  # less than tracking.json, more than the spool
         tracker.log(1, 4, {"loss": 1.0, "rate": 0.5})
-        until(lambda: ("loss", 1, 1.0) in memory.points)
+        until(lambda: ("loss", 4, 1.0) in memory.points)
         until(lambda: len(said()) == 1)
     assert "cannot write" in said()[0]
     train(tracker, 1, 3)
@@ -517,7 +517,7 @@ def test_numbers_that_are_not_finite_stay_in_the_spool(tmp_path, memory):
     with start(tmp_path) as tracker:
         tracker.log(1, 4, {"loss": math.nan, "rate": torch.tensor(0.5)})
     assert math.isnan(spooled(tmp_path)[0]["metrics"]["loss"])
-    assert memory.points == [("rate", 1, 0.5), ("samples", 1, 4)]
+    assert memory.points == [("rate", 4, 0.5), ("step", 4, 1)]
 
 
 # -------------------------------------------------------------------------------- secrets
@@ -589,7 +589,7 @@ def test_a_run_goes_on_at_mlflow_with_other_parameters_and_on_a_fresh_node(tmp_p
 
     refuse("run")
     refuse("fresh")
-    assert of(client, run_id) == sorted([*all_of(20), ("fine", 7, 2.0)])
+    assert of(client, run_id) == sorted([*all_of(20), ("fine", 28, 2.0)])
     run = client.get_run(run_id)
     assert run.data.params["p149"] == "149"
     assert len(run.data.params["long"]) == 6000

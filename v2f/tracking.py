@@ -7,13 +7,16 @@ The training thread appends points to the spool and goes on; it never waits for 
 take waits in memory. A server that is away is said once; what it missed is delivered when it is back, by the next
 start, or by ``v2f track RUN``. So the folder always holds every point, with or without MLflow.
 
+MLflow's axis is samples seen: what it calls the step of a point or a picture is the slots consumed, so that runs with
+other batch sizes lie over each other as they are. The optimizer's step is a metric there, ``step``.
+
 A point (a name at a step) is delivered once. In the spool it stands once, since a step that is there already is not
-written again: a resumed run repeats the steps after its checkpoint. And MLflow is asked for the newest step that it
+written again: a resumed run repeats the steps after its checkpoint. And MLflow is asked for the newest point that it
 has of each name, whenever a connection is made; points up to there are compared with its history before they are sent.
 So neither a kill between a delivery and the mark, nor an answer that is lost, nor a lost spool or mark doubles a point.
 
 Spool lines: ``{"kind", "step", "time", "samples", "metrics": {name: value}}`` or
-``{"kind": "picture", "step", "time", "picture": file, "name"}``.
+``{"kind": "picture", "step", "time", "samples", "picture": file, "name"}``.
 """
 
 import contextlib
@@ -51,6 +54,8 @@ _PARAMETER, _TAG = 6000, 5000  # characters that MLflow keeps
 _CHECKED = 4096  # bytes before the mark by which the spool is known again
 _GIB = 2.0**30
 
+NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
+
 Cargo = Literal["points", "pictures"]
 
 
@@ -58,10 +63,13 @@ class Tracker:
     """Spools points for one run and delivers them to MLflow in the background. Only rank 0 has one.
 
     ``folder`` is local. ``run_id``: MLflow's run as a checkpoint knows it, for a folder that has lost its
-    ``tracking.json``. ``patience_s``: how long :meth:`close` waits for the last delivery. A tag ``v2f.out`` says where
-    the run lies if that is not ``folder``. ``seconds`` is what the training thread has spent in here so far. ``status``
-    is how MLflow shows the run afterwards (FINISHED, FAILED, KILLED, or SCHEDULED for one that will be resumed); left
-    at None, it follows from whether the ``with`` block ended with an error.
+    ``tracking.json``. ``datasets``: what it is trained on, each with the strings ``name``, ``digest`` (of at most 36
+    characters), ``source`` (where it lies) and a mapping ``profile`` of what else is known. ``patience_s``: how long
+    :meth:`close` waits for the last delivery. A tag ``v2f.out`` says where the run lies if that is not ``folder``; a
+    tag :data:`NOTE` describes it, and stays where somebody has edited it at MLflow. ``seconds`` is what the training
+    thread has spent in here so far. ``status`` is how MLflow shows the run afterwards (FINISHED, FAILED, KILLED, or
+    SCHEDULED for one that will be resumed); left at None, it follows from whether the ``with`` block ended with an
+    error.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class Tracker:
         parameters: Mapping[str, Any],
         tags: Mapping[str, str],
         run_id: str | None,
+        datasets: Sequence[Mapping[str, Any]] = (),
         patience_s: float = 60.0,
     ) -> None:
         self.seconds = 0.0
@@ -94,7 +103,8 @@ class Tracker:
                 "experiment": experiment,
                 "name": name,
                 "parameters": {key: str(value)[:_PARAMETER] for key, value in parameters.items()},
-                "tags": {key: str(value)[:_TAG] for key, value in {**tags, "v2f.out": self._out}.items()},
+                "tags": {key: str(value)[:_TAG] for key, value in {**_whose(), **tags, "v2f.out": self._out}.items()},
+                "datasets": [dict(dataset) for dataset in datasets],
                 "run_id": before.get("run_id") or run_id,
                 "status": None,
             }
@@ -135,11 +145,12 @@ class Tracker:
                 return
         self.log(step, samples, numbers, kind="system")
 
-    def picture(self, step: int, path: str, name: str) -> None:
+    def picture(self, step: int, samples: int, path: str, name: str) -> None:
         """Spool a PNG that lies in the run's folder."""
         with self._timed():
             where = os.path.relpath(path, self._folder)
-            self._write({"kind": "picture", "step": step, "picture": where, "name": name, "time": time.time()})
+            now = {"time": time.time(), "samples": samples}
+            self._write({"kind": "picture", "step": step, "picture": where, "name": name} | now)
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -176,6 +187,13 @@ class Tracker:
             self._sayer.say(
                 "rest", f"MLflow has not got everything; `v2f track {self._out}` or the next start delivers the rest"
             )
+
+
+def _whose() -> dict[str, str]:
+    """Whose run it is and what made it, as MLflow's table shows them."""
+    user = next((os.environ[name] for name in ("MLFLOW_TRACKING_USERNAME", "USER") if os.environ.get(name)), None)
+    made = {"mlflow.source.name": "v2f/train.py", "mlflow.source.type": "LOCAL"}
+    return made if user is None else made | {"mlflow.user": user}
 
 
 def _gpu() -> dict[str, float]:
@@ -281,7 +299,7 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
     """A line of the spool, or None where a crash of the machine has left something else."""
     with contextlib.suppress(ValueError):
         line = json.loads(raw)
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and line.keys() >= {"step", "samples"}:
             return line
     return None
 
@@ -410,11 +428,19 @@ class _Delivery(threading.Thread):
         if changed:
             tags["v2f.resumed_with"] = "; ".join(f"{key}: {value}" for key, value in changed.items())[:_TAG]
         parameters = [Param(key, value) for key, value in now.items() if key not in before]
-        others = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        there = run.data.tags
+        others = [
+            RunTag(key, value)
+            for key, value in tags.items()
+            if there.get(key) != value and not (key == NOTE and NOTE in there)  # somebody may have edited it
+        ]
         for some in _chunks(parameters, 100):
             self._offer(some, lambda items: client.log_batch(self.run_id, params=items))
         for some in _chunks(others, 100):
             self._offer(some, lambda items: client.log_batch(self.run_id, tags=items))
+        inputs = [_input(dataset) for dataset in self._state.get("datasets", [])]
+        if inputs:  # MLflow knows a data set by name and digest, and takes it as a run's input once
+            client.log_inputs(self.run_id, datasets=inputs)
         if run.info.status != "RUNNING":
             client.update_run(self.run_id, status="RUNNING")
 
@@ -475,26 +501,26 @@ class _Delivery(threading.Thread):
 
         client, points = self._client, []
         for line in lines:
-            step, when = line["step"], int(line["time"] * 1000)
+            seen, when = line["samples"], int(line["time"] * 1000)
             values = line["metrics"]
-            if step > self._newest.get("samples", -1):  # several lines of a step: once
-                self._newest["samples"] = step
-                values = values | {"samples": line["samples"]}
+            if seen > self._newest.get("step", -1):  # several lines of a step: once
+                self._newest["step"] = seen
+                values = values | {"step": line["step"]}
             points += [
-                Metric(name, value, when, step)
+                Metric(name, value, when, seen)
                 for name, value in values.items()
-                if math.isfinite(value) and (name == "samples" or self._absent(name, step))
+                if math.isfinite(value) and (name == "step" or self._absent(name, seen))
             ]
         for some in _chunks(points, _BATCH):
             self._offer(some, lambda items: client.log_batch(self.run_id, metrics=items))
 
-    def _absent(self, name: str, step: int) -> bool:
+    def _absent(self, name: str, seen: int) -> bool:
         """Whether MLflow had no such point when the connection was made."""
-        if step > self._newest.get(name, -1):
+        if seen > self._newest.get(name, -1):
             return True
         if name not in self._had:
             self._had[name] = {point.step for point in self._client.get_metric_history(self.run_id, name)}
-        return step not in self._had[name]
+        return seen not in self._had[name]
 
     def _send_picture(self, line: Mapping[str, Any]) -> None:
         from PIL import Image
@@ -502,8 +528,8 @@ class _Delivery(threading.Thread):
         if self._pictures is None:
             there = self._client.list_artifacts(self.run_id, "images")
             self._pictures = [PurePosixPath(file.path).name for file in there]
-        # MLflow writes the picture and after it a small copy, images/NAME+step+STEP+timestamp+...+compressed.webp
-        begins, ends = f"{line['name'].replace('/', '~')}+step+{line['step']}+", "+compressed.webp"
+        # MLflow writes the picture and after it a small copy, images/NAME+step+SAMPLES+timestamp+...+compressed.webp
+        begins, ends = f"{line['name'].replace('/', '~')}+step+{line['samples']}+", "+compressed.webp"
         if any(name.startswith(begins) and name.endswith(ends) for name in self._pictures):
             return
         path = self._folder / line["picture"]
@@ -513,7 +539,7 @@ class _Delivery(threading.Thread):
         except OSError:
             self._sayer.say("picture", f"{path} is not there or no picture any more, and left out")
             return
-        self._client.log_image(self.run_id, picture, key=line["name"], step=line["step"])
+        self._client.log_image(self.run_id, picture, key=line["name"], step=line["samples"])
 
     def _offer(self, items: list[Any], send: Callable[[list[Any]], object]) -> None:
         """Send what MLflow takes. A name that it refuses must not keep the others, nor those that come after."""
@@ -595,6 +621,16 @@ def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def _input(dataset: Mapping[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    where = dataset["source"]
+    kind = where.split("://")[0] if "://" in where else "local"
+    known = {"source": json.dumps({"uri": where}), "profile": json.dumps(dataset["profile"])}
+    found = Dataset(name=dataset["name"], digest=dataset["digest"], source_type=kind, **known)
+    return DatasetInput(found, [InputTag("mlflow.data.context", "training")])
 
 
 def _artifact_root(uri: str) -> str | None:
