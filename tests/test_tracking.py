@@ -37,7 +37,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def start(folder: Path, uri: str | None = "memory", run_id: str | None = None, **more: Any) -> Tracker:
-    what = {"parameters": {"seed": 0}, "tags": {"v2f.fingerprint": "abc"}, "patience_s": 20.0} | more
+    what = {"parameters": {"seed": 0}, "tags": {"v2f.fingerprint": "abc"}, "patience_s": 120.0} | more
     return Tracker(str(folder), uri=uri, experiment="tests", name="a-run", run_id=run_id, **what)
 
 
@@ -71,6 +71,7 @@ class Memory:
         self.points: list[tuple[str, int, float]] = []
         self.runs: dict[str, SimpleNamespace] = {}
         self.images: list[str] = []
+        self.inputs: list[tuple[str, str, str]] = []
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
 
@@ -119,6 +120,10 @@ class Memory:
         self.points += [(metric.key, metric.step, metric.value) for metric in metrics]
         self.runs[run_id].data.params |= {param.key: param.value for param in params}
         self.runs[run_id].data.tags |= {tag.key: tag.value for tag in tags}
+
+    def log_inputs(self, run_id: str, datasets: list[Any]) -> None:
+        found = [each.dataset for each in datasets]
+        self.inputs = sorted({*self.inputs, *((run_id, data.name, data.digest) for data in found)})
 
     def list_artifacts(self, run_id: str, path: str) -> list[Any]:
         return [SimpleNamespace(path=name) for name in self.images]
@@ -309,6 +314,43 @@ def test_a_picture_is_delivered_once_and_one_that_is_gone_is_left_out(tmp_path, 
     ]
     assert said() == [f"tracking: {tmp_path}/3.png is not there or no picture any more, and left out"] * 2  # each start
     assert sorted(memory.points) == all_of(1)
+
+
+def test_points_of_runs_with_other_batch_sizes_lie_on_one_axis_of_samples_seen(tmp_path, memory):
+    """Step 8 of 4 samples and step 2 of 16 stand at the same place; the step itself is a metric."""
+    for batch, points in ((4, [("loss", 32, 0.25), ("step", 32, 8)]), (16, [("loss", 32, 0.0625), ("step", 32, 2)])):
+        memory.__init__()
+        with start(tmp_path / str(batch)) as tracker:
+            tracker.log(32 // batch, 32, {"loss": 1.0 / batch})
+        assert memory.points == points
+
+
+def test_what_a_run_is_stands_at_mlflow_and_an_edited_description_stays(tmp_path, memory):
+    data = {"name": "voices", "digest": "abc", "source": "s3://bucket/voices", "profile": {"train": {"samples": 7}}}
+    what = {"tags": {tracking.NOTE: "made by v2f", "v2f.code": "old"}, "datasets": [data]}
+    train(start(tmp_path, **what), 1, 1)
+    (run,) = memory.runs.values()
+    assert run.data.tags[tracking.NOTE] == "made by v2f"
+    assert memory.inputs == [(run.info.run_id, "voices", "abc")]
+    run.data.tags[tracking.NOTE] = "the good one"
+    train(start(tmp_path, **what | {"tags": what["tags"] | {"v2f.code": "new"}}), 2, 2)
+    assert run.data.tags[tracking.NOTE] == "the good one"
+    assert run.data.tags["v2f.code"] == "new"
+    assert memory.inputs == [(run.info.run_id, "voices", "abc")]
+
+
+def test_whose_run_it_is_stands_at_mlflow(tmp_path, memory, monkeypatch):
+    for name in ("MLFLOW_TRACKING_USERNAME", "USER"):
+        monkeypatch.setenv(name, f"by-{name}")
+        train(start(tmp_path / name), 1, 1)
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("USER", raising=False)  # as in a container
+    train(start(tmp_path / "nobody"), 1, 1)
+    assert [run.data.tags.get("mlflow.user") for run in memory.runs.values()] == [
+        "by-MLFLOW_TRACKING_USERNAME",
+        "by-USER",
+        None,
+    ]
 
 
 # -------------------------------------------------------------------------------- away, full, refusing

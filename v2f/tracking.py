@@ -401,12 +401,7 @@ class _Delivery(threading.Thread):
 
     def _begun(self, client: Any) -> Any:
         """A new run. It is found again by its id where its creation was killed, or only the answer was lost."""
-        experiment = client.get_experiment_by_name(self._state["experiment"])
-        number = (
-            client.create_experiment(self._state["experiment"], _artifact_root(self._state["uri"]))
-            if experiment is None
-            else experiment.experiment_id
-        )
+        number = experiment_at(client, self._state["uri"], self._state["experiment"])
         self._save()
         found = client.search_runs([number], f"tags.`v2f.id` = '{self._state['id']}'", max_results=1)
         run = (
@@ -605,6 +600,31 @@ def folder_of(run_id: str, uri: str | None) -> str:
     if "v2f.out" not in tags:
         raise V2FError(f"{run_id}: this MLflow run was not made by v2f (no tag v2f.out)")
     return tags["v2f.out"]
+
+
+def experiment_at(client: Any, uri: str, name: str) -> str:
+    """The id of an experiment, which is made if it is not there."""
+    found = client.get_experiment_by_name(name)
+    return str(client.create_experiment(name, _artifact_root(uri)) if found is None else found.experiment_id)
+
+
+@contextlib.contextmanager
+def fluent(uri: str) -> Iterator[Any]:
+    """A client, and MLflow's own module speaking to ``uri`` meanwhile, for what a client alone cannot do (to log a
+    model). What MLflow raises is a V2FError in one line."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # files of gigabytes, which the server hands on
+    client = _client(uri)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield client
+    except MlflowException as error:
+        raise V2FError(f"{uri}: MLflow does not take it ({_reason(error)})") from error
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def _client(uri: str) -> Any:
