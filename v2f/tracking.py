@@ -565,13 +565,14 @@ class _Delivery(threading.Thread):
 
 
 def read_state(folder: str) -> dict[str, Any]:
-    """What ``tracking.json`` holds: ``run_id``, ``uri``, what describes the run, and the marks; {} where there is none.
+    """What ``tracking.json`` of a folder or prefix holds: ``run_id``, ``uri``, what describes the run, and the marks;
+    {} where there is none.
 
     A broken file counts as none: the checkpoint knows the ``run_id``, too, and MLflow what it has.
     """
     try:
-        state = json.loads((Path(folder) / "tracking.json").read_bytes())
-    except (OSError, ValueError):
+        state = json.loads(store.read_bytes(store.join(folder, "tracking.json")))
+    except (V2FError, OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
 

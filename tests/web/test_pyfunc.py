@@ -112,7 +112,9 @@ def test_a_server_of_the_model_takes_and_gives_base64(loaded) -> None:
     rows.append({"audio": base64.b64encode(b"no sound at all").decode()})
     answer = client.post("/invocations", json={"dataframe_records": rows})
     assert answer.status_code == 400
-    assert answer.json()["message"].startswith("audio, row 1: audio cannot be decoded")
+    assert answer.json()["message"].endswith(
+        "audio, row 1: audio cannot be decoded (neither libsndfile nor FFmpeg can read it)"
+    )
 
 
 def silence() -> bytes:

@@ -28,7 +28,7 @@ from v2f.data.audio import UnusableError, decode_voice
 from v2f.errors import V2FError
 from v2f.generate import DISCLAIMER, SHORTEST_S, ear, face_of, png, provenance, windows
 from v2f.run import MODEL, Run
-from v2f.tracking import experiment_at, fluent
+from v2f.tracking import experiment_at, fluent, read_state
 from v2f.world.people import World, WorldConfig
 from v2f.world.voices import render_voices
 
@@ -131,10 +131,11 @@ def _exported(run: Run, which: str | int, folder: str) -> str:
 
 
 def _tracked(client: Any, run: Run, which: str | int) -> Any:
-    """The MLflow run that ``run`` is tracked as, as its checkpoint knows it; None if this MLflow does not have it."""
+    """The MLflow run that ``run`` is tracked as; None if this MLflow does not have it."""
     from mlflow.exceptions import MlflowException
 
-    run_id = checkpoint.read_state(run.checkpoint(which))["state"].get("run_id")
+    run_id = read_state(run.path).get("run_id")
+    run_id = run_id or checkpoint.read_state(run.checkpoint(which))["state"].get("run_id")
     if run_id is None:
         return None
     try:
