@@ -325,6 +325,20 @@ def test_points_of_runs_with_other_batch_sizes_lie_on_one_axis_of_samples_seen(t
         assert memory.points == points
 
 
+def test_what_the_machinery_does_stands_apart_from_what_is_trained(tmp_path, memory):
+    for _ in range(2):  # the second start finds what there is
+        with start(tmp_path) as tracker:
+            tracker.log(1, 4, {"loss/total": 1.0, "speed/samples_per_second": 7.0, "data/quarantined": 0.0})
+        (tmp_path / "tracking.json").write_text(json.dumps({"run_id": tracker.run_id}))
+    assert sorted(memory.points) == [
+        ("loss/total", 4, 1.0),
+        ("step", 4, 1),
+        ("system/data/quarantined", 4, 0.0),
+        ("system/speed/samples_per_second", 4, 7.0),
+    ]
+    assert spooled(tmp_path)[0]["metrics"].keys() == {"loss/total", "speed/samples_per_second", "data/quarantined"}
+
+
 def test_what_a_run_is_stands_at_mlflow_and_an_edited_description_stays(tmp_path, memory):
     data = {"name": "voices", "digest": "abc", "source": "s3://bucket/voices", "profile": {"train": {"samples": 7}}}
     what = {"tags": {tracking.NOTE: "made by v2f", "v2f.code": "old"}, "datasets": [data]}

@@ -8,7 +8,8 @@ take waits in memory. A server that is away is said once; what it missed is deli
 start, or by ``v2f track RUN``. So the folder always holds every point, with or without MLflow.
 
 MLflow's axis is samples seen: what it calls the step of a point or a picture is the slots consumed, so that runs with
-other batch sizes lie over each other as they are. The optimizer's step is a metric there, ``step``.
+other batch sizes lie over each other as they are. The optimizer's step is a metric there, ``step``. What the machinery
+does is called ``system/...`` there, by which MLflow's page keeps it apart from losses and meters.
 
 A point (a name at a step) is delivered once. In the spool it stands once, since a step that is there already is not
 written again: a resumed run repeats the steps after its checkpoint. And MLflow is asked for the newest point that it
@@ -54,6 +55,8 @@ _PARAMETER, _TAG = 6000, 5000  # characters that MLflow keeps
 _CHECKED = 4096  # bytes before the mark by which the spool is known again
 _GIB = 2.0**30
 
+_MACHINERY = ("checkpoint/", "data/", "skew/", "speed/", "time/", "tracking/")  # of the trainer, not of what it trains
+_KIND = "custom_model_development"  # else MLflow's page takes an experiment for one of language models
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
 
 Cargo = Literal["points", "pictures"]
@@ -295,6 +298,11 @@ def _kind(line: Mapping[str, Any]) -> str:
     return f"picture {line['name']}" if "picture" in line else str(line["kind"])
 
 
+def _shown(name: str) -> str:
+    """A metric's name at MLflow, whose page has a tab of its own for what begins with ``system/``."""
+    return f"system/{name}" if name.startswith(_MACHINERY) else name
+
+
 def _parsed(raw: bytes) -> dict[str, Any] | None:
     """A line of the spool, or None where a crash of the machine has left something else."""
     with contextlib.suppress(ValueError):
@@ -497,7 +505,7 @@ class _Delivery(threading.Thread):
         client, points = self._client, []
         for line in lines:
             seen, when = line["samples"], int(line["time"] * 1000)
-            values = line["metrics"]
+            values = {_shown(name): value for name, value in line["metrics"].items()}
             if seen > self._newest.get("step", -1):  # several lines of a step: once
                 self._newest["step"] = seen
                 values = values | {"step": line["step"]}
@@ -606,7 +614,9 @@ def folder_of(run_id: str, uri: str | None) -> str:
 def experiment_at(client: Any, uri: str, name: str) -> str:
     """The id of an experiment, which is made if it is not there."""
     found = client.get_experiment_by_name(name)
-    return str(client.create_experiment(name, _artifact_root(uri)) if found is None else found.experiment_id)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(name, _artifact_root(uri), tags={"mlflow.experimentKind": _KIND}))
 
 
 @contextlib.contextmanager

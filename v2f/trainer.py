@@ -73,6 +73,8 @@ _FREE = (
     "train.sample_log",
 )
 
+_NO_PARAMETER = ("name", "out", "tracking.")  # MLflow has them as the run's name, tag and experiment
+
 QUARANTINE = "quarantine.jsonl"
 _HURRY_S = 5.0  # for MLflow, after a stop: the next start delivers the rest, and a scheduler's patience is short
 _HISTORY = 200  # logged points of each number that a system's verdict looks at
@@ -365,7 +367,7 @@ def _start(
         uri=config.tracking.uri,
         experiment=config.tracking.experiment,
         name=config.name,
-        parameters=flatten(config),
+        parameters={key: value for key, value in flatten(config).items() if not key.startswith(_NO_PARAMETER)},
         tags=tags | {"mlflow.source.git.commit": info["code"].split("+")[0], NOTE: _description(config, system, split)},
         datasets=[
             {
