@@ -8,6 +8,7 @@ what ``v2f checkpoint export`` writes (safetensors, YAML, a model card), and MLf
 one, by :func:`_load_pyfunc`. The source goes along (``code/``), so that a server needs the pinned requirements alone.
 """
 
+import base64
 import contextlib
 import importlib.metadata
 import io
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 AUDIO = "audio"  # the input's column; the outputs' are those of _face
 NEEDS = (
     *("torch", "torchvision", "torchaudio", "facenet-pytorch", "lpips", "safetensors", "numpy", "scipy", "pillow"),
-    *("soundfile", "av", "botocore", "fsspec", "pydantic", "pyyaml", "psutil", "tqdm", "rich", "mlflow"),
+    *("soundfile", "av", "botocore", "fsspec", "isal", "pydantic", "pyyaml", "psutil", "tqdm", "rich", "mlflow"),
 )
 """What of the package's dependencies the model imports. What only training wants is not among them."""
 
@@ -54,7 +55,7 @@ class VoiceToFace:
         """A face for each row: ``picture`` (a PNG whose notes say what it is), ``seconds`` of voice, ``windows`` that
         were averaged, ``disclaimer``.
 
-        ``audio`` holds whole files, in any format that libsndfile or FFmpeg reads; over HTTP in base64. One that holds
+        ``audio`` holds whole files, in any format that libsndfile or FFmpeg reads, as bytes or in base64. One that holds
         no usable voice is an MlflowException in one line that names its row, and then there is no answer at all.
         """
         import pandas as pd
@@ -63,7 +64,7 @@ class VoiceToFace:
         faces = []
         for row, content in enumerate(model_input[AUDIO]):
             try:
-                faces.append(self._face(content))
+                faces.append(self._face(_bytes(content)))
             except (UnusableError, V2FError) as error:
                 raise MlflowException.invalid_parameter_value(f"{AUDIO}, row {row}: {error}") from error
         return pd.DataFrame(faces, index=model_input.index)
@@ -76,6 +77,15 @@ class VoiceToFace:
         notes = provenance(self._run, self._system) | {"Voice": f"{seconds:.2f} s, {count} window(s)"}
         picture = png(face_of(self._system, torch.from_numpy(wav_WT)), notes)
         return {"picture": picture, "seconds": seconds, "windows": count, "disclaimer": DISCLAIMER}
+
+
+def _bytes(content: bytes | str) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    try:
+        return base64.b64decode("".join(content.split()), validate=True)
+    except ValueError as error:
+        raise V2FError("neither the bytes of a recording nor their base64") from error
 
 
 def _load_pyfunc(path: str) -> VoiceToFace:
