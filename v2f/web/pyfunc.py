@@ -55,8 +55,8 @@ class VoiceToFace:
         """A face for each row: ``picture`` (a PNG whose notes say what it is), ``seconds`` of voice, ``windows`` that
         were averaged, ``disclaimer``.
 
-        ``audio`` holds whole files, in any format that libsndfile or FFmpeg reads, as bytes or in base64. One that holds
-        no usable voice is an MlflowException in one line that names its row, and then there is no answer at all.
+        ``audio`` holds whole files, in any format that libsndfile or FFmpeg reads, as bytes or in base64. One that
+        holds no usable voice is an MlflowException in one line that names its row, and then there is no answer at all.
         """
         import pandas as pd
         from mlflow.exceptions import MlflowException
