@@ -100,13 +100,13 @@ def measure(loop: "Loop", server: MlflowServer, folder: Path, args: argparse.Nam
         if step % (20 * args.every) == 0:
             note(tracker.log, step, {"valid/margin": math.cos(step)}, "validation")
             Image.new("RGB", (64, 64)).save(folder / f"{step}.png")
-            tracker.picture(step, str(folder / f"{step}.png"), "samples")
+            tracker.picture(step, step * 16, str(folder / f"{step}.png"), "samples")
 
     def note(call: Callable[..., None], step: int, numbers: dict[str, float], kind: str) -> None:
         before = tracker.seconds
         call(step, step * 16, numbers, kind)
         longest[0] = max(longest[0], tracker.seconds - before)
-        logged.extend((name, step, value) for name, value in numbers.items())
+        logged.extend((name, step * 16, value) for name, value in numbers.items())
 
     longest = [0.0]
     begun = time.perf_counter()
@@ -127,7 +127,7 @@ def measure(loop: "Loop", server: MlflowServer, folder: Path, args: argparse.Nam
     client = tracking._client(server.uri)
     history = [(m.key, m.step, m.value) for name in NAMES for m in client.get_metric_history(tracker.run_id, name)]
     history += [(m.key, m.step, m.value) for m in client.get_metric_history(tracker.run_id, "valid/margin")]
-    samples = Counter(m.step for m in client.get_metric_history(tracker.run_id, "samples"))
+    steps_there = Counter(m.step for m in client.get_metric_history(tracker.run_id, "step"))
     there = Counter(history)
     pictures = Counter(
         file.path.split("+")[2]
@@ -140,7 +140,7 @@ def measure(loop: "Loop", server: MlflowServer, folder: Path, args: argparse.Nam
         "points": {
             "logged": len(logged),
             "missing": len(set(logged) - there.keys()),
-            "twice": sum(count > 1 for counts in (there, samples, pictures) for count in counts.values()),
+            "twice": sum(count > 1 for counts in (there, steps_there, pictures) for count in counts.values()),
             "never sent": len(there.keys() - set(logged)),
             "pictures": sum(pictures.values()),
         },

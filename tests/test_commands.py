@@ -65,7 +65,7 @@ def test_mlflow_holds_configuration_code_data_curves_and_pictures(trained):
     assert len(run.data.tags["v2f.code"]) >= 8
     names = run.data.metrics.keys()
     assert {"loss/supervised/total", "rate/supervised/mapping", "grad_norm/supervised"} <= names
-    assert {"speed/samples_per_second", "system/process_memory_gib", "valid/margin", "samples"} <= names
+    assert {"system/speed/samples_per_second", "system/process_memory_gib", "valid/margin", "step"} <= names
     pictures = MlflowClient(uri).list_artifacts(run.info.run_id, "images")
     assert len(pictures) >= 2
 

@@ -37,7 +37,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def start(folder: Path, uri: str | None = "memory", run_id: str | None = None, **more: Any) -> Tracker:
-    what = {"parameters": {"seed": 0}, "tags": {"v2f.fingerprint": "abc"}, "patience_s": 20.0} | more
+    what = {"parameters": {"seed": 0}, "tags": {"v2f.fingerprint": "abc"}, "patience_s": 120.0} | more
     return Tracker(str(folder), uri=uri, experiment="tests", name="a-run", run_id=run_id, **what)
 
 
@@ -50,14 +50,14 @@ def train(tracker: Tracker, first: int, last: int) -> None:
 
 
 def all_of(last: int) -> list[tuple[str, int, float]]:
-    """What MLflow has to hold after ``last`` steps, each once."""
+    """What MLflow has to hold after ``last`` steps of 4 samples, each once, at the samples seen."""
     values: dict[str, Callable[[int], float]] = {
         "loss": lambda step: 1.0 / step,
         "rate": lambda step: 0.5,
-        "samples": lambda step: step * 4,
+        "step": lambda step: step,
         "valid/margin": lambda step: 2.0 * step,
     }
-    return sorted((name, step, value(step)) for name, value in values.items() for step in range(1, last + 1))
+    return sorted((name, step * 4, value(step)) for name, value in values.items() for step in range(1, last + 1))
 
 
 def spooled(folder: Path) -> list[dict]:
@@ -71,6 +71,7 @@ class Memory:
         self.points: list[tuple[str, int, float]] = []
         self.runs: dict[str, SimpleNamespace] = {}
         self.images: list[str] = []
+        self.inputs: list[tuple[str, str, str]] = []
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
 
@@ -119,6 +120,10 @@ class Memory:
         self.points += [(metric.key, metric.step, metric.value) for metric in metrics]
         self.runs[run_id].data.params |= {param.key: param.value for param in params}
         self.runs[run_id].data.tags |= {tag.key: tag.value for tag in tags}
+
+    def log_inputs(self, run_id: str, datasets: list[Any]) -> None:
+        found = [each.dataset for each in datasets]
+        self.inputs = sorted({*self.inputs, *((run_id, data.name, data.digest) for data in found)})
 
     def list_artifacts(self, run_id: str, path: str) -> list[Any]:
         return [SimpleNamespace(path=name) for name in self.images]
@@ -268,7 +273,7 @@ def test_another_spool_of_the_same_length_is_not_taken_for_the_delivered_one(tmp
 
 def test_what_mlflow_has_lost_in_between_is_delivered_with_a_lost_mark(tmp_path, memory):
     train(start(tmp_path), 1, 6)
-    memory.points = [point for point in memory.points if point[0] == "samples" or point[1] not in (2, 3)]
+    memory.points = [point for point in memory.points if point[0] == "step" or point[1] not in (8, 12)]
     run_id = read_state(str(tmp_path))["run_id"]
     (tmp_path / "tracking.json").unlink()
     train(start(tmp_path, run_id=run_id), 6, 7)
@@ -299,16 +304,67 @@ def test_a_picture_is_delivered_once_and_one_that_is_gone_is_left_out(tmp_path, 
         Image.new("RGB", (4, 4)).save(tmp_path / f"{step}.png")
     with start(tmp_path) as tracker:
         for step in (1, 2, 3):
-            tracker.picture(step, str(tmp_path / f"{step}.png"), "samples/test")
+            tracker.picture(step, step * 4, str(tmp_path / f"{step}.png"), "samples/test")
     run_id = read_state(str(tmp_path))["run_id"]
     (tmp_path / "tracking.json").unlink()
     train(start(tmp_path, run_id=run_id), 1, 1)
     assert [name for name in memory.images if name.endswith("webp")] == [
-        "images/samples~test+step+1+timestamp+0+0+compressed.webp",
-        "images/samples~test+step+2+timestamp+0+2+compressed.webp",
+        "images/samples~test+step+4+timestamp+0+0+compressed.webp",
+        "images/samples~test+step+8+timestamp+0+2+compressed.webp",
     ]
     assert said() == [f"tracking: {tmp_path}/3.png is not there or no picture any more, and left out"] * 2  # each start
     assert sorted(memory.points) == all_of(1)
+
+
+def test_points_of_runs_with_other_batch_sizes_lie_on_one_axis_of_samples_seen(tmp_path, memory):
+    """Step 8 of 4 samples and step 2 of 16 stand at the same place; the step itself is a metric."""
+    for batch, points in ((4, [("loss", 32, 0.25), ("step", 32, 8)]), (16, [("loss", 32, 0.0625), ("step", 32, 2)])):
+        memory.__init__()
+        with start(tmp_path / str(batch)) as tracker:
+            tracker.log(32 // batch, 32, {"loss": 1.0 / batch})
+        assert memory.points == points
+
+
+def test_what_the_machinery_does_stands_apart_from_what_is_trained(tmp_path, memory):
+    for _ in range(2):  # the second start finds what there is
+        with start(tmp_path) as tracker:
+            tracker.log(1, 4, {"loss/total": 1.0, "speed/samples_per_second": 7.0, "data/quarantined": 0.0})
+        (tmp_path / "tracking.json").write_text(json.dumps({"run_id": tracker.run_id}))
+    assert sorted(memory.points) == [
+        ("loss/total", 4, 1.0),
+        ("step", 4, 1),
+        ("system/data/quarantined", 4, 0.0),
+        ("system/speed/samples_per_second", 4, 7.0),
+    ]
+    assert spooled(tmp_path)[0]["metrics"].keys() == {"loss/total", "speed/samples_per_second", "data/quarantined"}
+
+
+def test_what_a_run_is_stands_at_mlflow_and_an_edited_description_stays(tmp_path, memory):
+    data = {"name": "voices", "digest": "abc", "source": "s3://bucket/voices", "profile": {"train": {"samples": 7}}}
+    what = {"tags": {tracking.NOTE: "made by v2f", "v2f.code": "old"}, "datasets": [data]}
+    train(start(tmp_path, **what), 1, 1)
+    (run,) = memory.runs.values()
+    assert run.data.tags[tracking.NOTE] == "made by v2f"
+    assert memory.inputs == [(run.info.run_id, "voices", "abc")]
+    run.data.tags[tracking.NOTE] = "the good one"
+    train(start(tmp_path, **what | {"tags": what["tags"] | {"v2f.code": "new"}}), 2, 2)
+    assert run.data.tags[tracking.NOTE] == "the good one"
+    assert run.data.tags["v2f.code"] == "new"
+    assert memory.inputs == [(run.info.run_id, "voices", "abc")]
+
+
+def test_whose_run_it_is_stands_at_mlflow(tmp_path, memory, monkeypatch):
+    for name in ("MLFLOW_TRACKING_USERNAME", "USER"):
+        monkeypatch.setenv(name, f"by-{name}")
+        train(start(tmp_path / name), 1, 1)
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("USER", raising=False)  # as in a container
+    train(start(tmp_path / "nobody"), 1, 1)
+    assert [run.data.tags.get("mlflow.user") for run in memory.runs.values()] == [
+        "by-MLFLOW_TRACKING_USERNAME",
+        "by-USER",
+        None,
+    ]
 
 
 # -------------------------------------------------------------------------------- away, full, refusing
@@ -370,7 +426,7 @@ def test_an_artifact_store_that_fails_keeps_no_point(tmp_path, memory, said):
     memory.log_image = broken
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
     tracker = start(tmp_path)
-    tracker.picture(1, str(tmp_path / "1.png"), "samples")
+    tracker.picture(1, 4, str(tmp_path / "1.png"), "samples")
     train(tracker, 1, 3)
     assert sorted(memory.points) == all_of(3)
     assert "takes no pictures (PermissionError: no access to the artifacts)" in said()[0]
@@ -465,7 +521,7 @@ def test_a_mark_that_cannot_be_written_costs_no_point(tmp_path, memory, said):
     until(lambda: (tmp_path / "tracking.json").exists())
     with full_disk(300):  # less than tracking.json, more than the spool
         tracker.log(1, 4, {"loss": 1.0, "rate": 0.5})
-        until(lambda: ("loss", 1, 1.0) in memory.points)
+        until(lambda: ("loss", 4, 1.0) in memory.points)
         until(lambda: len(said()) == 1)
     assert "cannot write" in said()[0]
     train(tracker, 1, 3)
@@ -517,7 +573,7 @@ def test_numbers_that_are_not_finite_stay_in_the_spool(tmp_path, memory):
     with start(tmp_path) as tracker:
         tracker.log(1, 4, {"loss": math.nan, "rate": torch.tensor(0.5)})
     assert math.isnan(spooled(tmp_path)[0]["metrics"]["loss"])
-    assert memory.points == [("rate", 1, 0.5), ("samples", 1, 4)]
+    assert memory.points == [("rate", 4, 0.5), ("step", 4, 1)]
 
 
 # -------------------------------------------------------------------------------- secrets
@@ -589,7 +645,7 @@ def test_a_run_goes_on_at_mlflow_with_other_parameters_and_on_a_fresh_node(tmp_p
 
     refuse("run")
     refuse("fresh")
-    assert of(client, run_id) == sorted([*all_of(20), ("fine", 7, 2.0)])
+    assert of(client, run_id) == sorted([*all_of(20), ("fine", 28, 2.0)])
     run = client.get_run(run_id)
     assert run.data.params["p149"] == "149"
     assert len(run.data.params["long"]) == 6000

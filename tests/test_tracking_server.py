@@ -205,7 +205,7 @@ def test_a_real_server_that_is_killed_and_started_again_holds_every_point_once(t
             tracker.log(step, step * 4, {"valid/margin": 2.0 * step}, "validation")
             if step % 10 == 0:
                 Image.new("RGB", (8, 8)).save(folder / f"{step}.png")
-                tracker.picture(step, str(folder / f"{step}.png"), "samples")
+                tracker.picture(step, step * 4, str(folder / f"{step}.png"), "samples")
 
     with caplog.at_level(logging.WARNING):
         train(tracker, 1, 20)
@@ -229,15 +229,15 @@ def test_a_real_server_that_is_killed_and_started_again_holds_every_point_once(t
     values = {
         "loss": lambda step: 1.0 / step,
         "rate": lambda step: 0.5,
-        "samples": lambda step: step * 4,
+        "step": lambda step: step,
         "valid/margin": lambda step: 2.0 * step,
     }
     assert client.get_run(run_id).data.metrics.keys() == values.keys()
     for name, value in values.items():
         points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
-        assert points == [(step, value(step)) for step in range(1, 71)]
+        assert points == [(step * 4, value(step)) for step in range(1, 71)]
     pictures = [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith("webp")]
-    assert sorted(path.split("+")[2] for path in pictures) == [str(step) for step in range(10, 71, 10)]
+    assert sorted(path.split("+")[2] for path in pictures) == [str(step * 4) for step in range(10, 71, 10)]
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "0"}

@@ -25,8 +25,7 @@ from v2f.checkpoint import COMMIT, Entry
 from v2f.config import build, dump_yaml
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError
-from v2f.run import MODEL, NOTES, Run, RunConfig
-from v2f.systems import SYSTEMS
+from v2f.run import MODEL, NOTES, Run, RunConfig, what_is
 from v2f.weights import Brought
 
 CARD = "README.md"
@@ -308,13 +307,12 @@ def _card(
 ) -> str:
     """The model card."""
     system = config.system.name  # type: ignore[attr-defined]
-    what = (sys.modules[SYSTEMS[system].__module__].__doc__ or system).strip().splitlines()[0]
     numbers = sum(tensor.numel() for tensor in weights.values())
     brought = config.system.frozen.brought() if hasattr(config.system, "frozen") else {}
     lines = [
         f"# {config.name}",
         "",
-        what,
+        what_is(system),
         "",
         f"- System `{system}` of v2f, step {about['step']:,} of {config.train.steps:,}"
         + (f" ({about['samples']:,} samples seen)." if about["samples"] is not None else "."),

@@ -66,6 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     track = _verb(verbs, "track", _track, "deliver to MLflow what it has missed of a run that is over")
     track.add_argument("run_path", metavar="RUN", help="a run: its folder or its s3:// prefix")
 
+    register = _verb(verbs, "register", _register, "put a run into MLflow's model registry: audio in, a picture out")
+    register.add_argument("run_path", metavar="RUN", help=f"{_RUN}; or an export")
+    register.add_argument("--name", metavar="NAME", help="the registered model's name; default: the run's")
+    register.add_argument(
+        "--uri", metavar="URI", help="MLflow's address; default: MLFLOW_TRACKING_URI, or the run's own"
+    )
+    register.add_argument(
+        "--checkpoint", type=_which, default="latest", metavar="best|latest|STEP", help="which; default: latest"
+    )
+
     checkpoints = verbs.add_parser(
         "checkpoint", help="look at a run's checkpoints, check and export them", description="Look at checkpoints."
     )
@@ -212,6 +222,12 @@ def _track(args: argparse.Namespace) -> None:
     folder.fetch("track")
     deliver(str(folder.local))
     folder.publish()
+
+
+def _register(args: argparse.Namespace) -> None:
+    from v2f.web.pyfunc import register
+
+    register(args.run_path, args.name, args.uri, args.checkpoint)
 
 
 def _checkpoint_show(args: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from v2f.system import System
 
 DISCLAIMER = "Estimated from a voice; not a photograph, and not a likeness that could identify anyone."
 
-_SHORTEST_S = 0.25
+SHORTEST_S = 0.25
 _QUIET_WINDOW = 0.03  # of the loudest window's RMS: a pause
 _MOST_WINDOWS = 64
 _BATCH = 16
@@ -49,11 +49,9 @@ def generate(run: Run, voice: str, output: str, *, size: int | None = None, syst
     if Path(output).suffix.lower() != ".png":
         raise V2FError(f"{output}: the face is written as PNG; name the output something.png")
     system = run.system() if system is None else system
-    hears = system.transforms().get("wav")
-    if not isinstance(hears, Waveform):
-        raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
+    hears = ear(run, system)
     wav_T = read_voice(voice, hears.sample_rate)
-    wav_WT = windows(wav_T, round(hears.seconds * hears.sample_rate))
+    wav_WT = windows(wav_T, hears.frames)
     picture = face_of(system, torch.from_numpy(wav_WT), size)
     notes = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
     store.write_bytes(output, png(picture, notes))
@@ -61,11 +59,19 @@ def generate(run: Run, voice: str, output: str, *, size: int | None = None, syst
     return output
 
 
+def ear(run: Run, system: System) -> Waveform:
+    """How long a clip the system of ``run`` hears, at which rate; V2FError if it makes no face from a voice."""
+    hears = system.transforms().get("wav")
+    if not isinstance(hears, Waveform):
+        raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
+    return hears
+
+
 def read_voice(path: str, sample_rate: int) -> NDArray[np.float32]:
     """The mono waveform [T] of a recording at ``sample_rate``; V2FError in one line if it holds no usable voice."""
     content = store.read_bytes(path)
     try:
-        return decode_voice(content, sample_rate=sample_rate, min_seconds=_SHORTEST_S)
+        return decode_voice(content, sample_rate=sample_rate, min_seconds=SHORTEST_S)
     except UnusableError as error:
         raise V2FError(f"{path}: {error}; give a recording of a voice, such as a WAV of two seconds") from error
 

@@ -8,6 +8,7 @@ run, too: ``config.yaml`` and the weights of one checkpoint, ``model.safetensors
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -173,6 +174,11 @@ def _system_class(name: Any) -> type[System]:
     if name not in SYSTEMS:
         raise V2FError(f"system.name: there is no system {name!r}; there are: {', '.join(sorted(SYSTEMS))}")
     return SYSTEMS[name]
+
+
+def what_is(system: str) -> str:
+    """A system of the table in one line: the first of its module's docstring."""
+    return (sys.modules[_system_class(system).__module__].__doc__ or system).strip().splitlines()[0]
 
 
 def load_config(path: str, assignments: Sequence[str] = ()) -> RunConfig:

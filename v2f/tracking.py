@@ -7,13 +7,17 @@ The training thread appends points to the spool and goes on; it never waits for 
 take waits in memory. A server that is away is said once; what it missed is delivered when it is back, by the next
 start, or by ``v2f track RUN``. So the folder always holds every point, with or without MLflow.
 
+MLflow's axis is samples seen: what it calls the step of a point or a picture is the slots consumed, so that runs with
+other batch sizes lie over each other as they are. The optimizer's step is a metric there, ``step``. What the machinery
+does is called ``system/...`` there, by which MLflow's page keeps it apart from losses and meters.
+
 A point (a name at a step) is delivered once. In the spool it stands once, since a step that is there already is not
-written again: a resumed run repeats the steps after its checkpoint. And MLflow is asked for the newest step that it
+written again: a resumed run repeats the steps after its checkpoint. And MLflow is asked for the newest point that it
 has of each name, whenever a connection is made; points up to there are compared with its history before they are sent.
 So neither a kill between a delivery and the mark, nor an answer that is lost, nor a lost spool or mark doubles a point.
 
 Spool lines: ``{"kind", "step", "time", "samples", "metrics": {name: value}}`` or
-``{"kind": "picture", "step", "time", "picture": file, "name"}``.
+``{"kind": "picture", "step", "time", "samples", "picture": file, "name"}``.
 """
 
 import contextlib
@@ -52,6 +56,10 @@ _PARAMETER, _TAG = 6000, 5000  # characters that MLflow keeps
 _CHECKED = 4096  # bytes before the mark by which the spool is known again
 _GIB = 2.0**30
 
+_MACHINERY = ("checkpoint/", "data/", "skew/", "speed/", "time/", "tracking/")  # of the trainer, not of what it trains
+_KIND = "custom_model_development"  # else MLflow's page takes an experiment for one of language models
+NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
+
 Cargo = Literal["points", "pictures"]
 
 
@@ -59,10 +67,13 @@ class Tracker:
     """Spools points for one run and delivers them to MLflow in the background. Only rank 0 has one.
 
     ``folder`` is local. ``run_id``: MLflow's run as a checkpoint knows it, for a folder that has lost its
-    ``tracking.json``. ``patience_s``: how long :meth:`close` waits for the last delivery. A tag ``v2f.out`` says where
-    the run lies if that is not ``folder``. ``seconds`` is what the training thread has spent in here so far. ``status``
-    is how MLflow shows the run afterwards (FINISHED, FAILED, KILLED, or SCHEDULED for one that will be resumed); left
-    at None, it follows from whether the ``with`` block ended with an error.
+    ``tracking.json``. ``datasets``: what it is trained on, each with the strings ``name``, ``digest`` (of at most 36
+    characters), ``source`` (where it lies) and a mapping ``profile`` of what else is known. ``patience_s``: how long
+    :meth:`close` waits for the last delivery. A tag ``v2f.out`` says where the run lies if that is not ``folder``; a
+    tag :data:`NOTE` describes it, and stays where somebody has edited it at MLflow. ``seconds`` is what the training
+    thread has spent in here so far. ``status`` is how MLflow shows the run afterwards (FINISHED, FAILED, KILLED, or
+    SCHEDULED for one that will be resumed); left at None, it follows from whether the ``with`` block ended with an
+    error.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class Tracker:
         parameters: Mapping[str, Any],
         tags: Mapping[str, str],
         run_id: str | None,
+        datasets: Sequence[Mapping[str, Any]] = (),
         patience_s: float = 60.0,
     ) -> None:
         self.seconds = 0.0
@@ -95,7 +107,8 @@ class Tracker:
                 "experiment": experiment,
                 "name": name,
                 "parameters": {key: str(value)[:_PARAMETER] for key, value in parameters.items()},
-                "tags": {key: str(value)[:_TAG] for key, value in {**tags, "v2f.out": self._out}.items()},
+                "tags": {key: str(value)[:_TAG] for key, value in {**_whose(), **tags, "v2f.out": self._out}.items()},
+                "datasets": [dict(dataset) for dataset in datasets],
                 "run_id": before.get("run_id") or run_id,
                 "status": None,
             }
@@ -136,11 +149,12 @@ class Tracker:
                 return
         self.log(step, samples, numbers, kind="system")
 
-    def picture(self, step: int, path: str, name: str) -> None:
+    def picture(self, step: int, samples: int, path: str, name: str) -> None:
         """Spool a PNG that lies in the run's folder."""
         with self._timed():
             where = os.path.relpath(path, self._folder)
-            self._write({"kind": "picture", "step": step, "picture": where, "name": name, "time": time.time()})
+            now = {"time": time.time(), "samples": samples}
+            self._write({"kind": "picture", "step": step, "picture": where, "name": name} | now)
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
@@ -177,6 +191,13 @@ class Tracker:
             self._sayer.say(
                 "rest", f"MLflow has not got everything; `v2f track {self._out}` or the next start delivers the rest"
             )
+
+
+def _whose() -> dict[str, str]:
+    """Whose run it is and what made it, as MLflow's table shows them."""
+    user = next((os.environ[name] for name in ("MLFLOW_TRACKING_USERNAME", "USER") if os.environ.get(name)), None)
+    made = {"mlflow.source.name": "v2f/train.py", "mlflow.source.type": "LOCAL"}
+    return made if user is None else made | {"mlflow.user": user}
 
 
 def _gpu() -> dict[str, float]:
@@ -278,11 +299,16 @@ def _kind(line: Mapping[str, Any]) -> str:
     return f"picture {line['name']}" if "picture" in line else str(line["kind"])
 
 
+def _shown(name: str) -> str:
+    """A metric's name at MLflow, whose page has a tab of its own for what begins with ``system/``."""
+    return f"system/{name}" if name.startswith(_MACHINERY) else name
+
+
 def _parsed(raw: bytes) -> dict[str, Any] | None:
     """A line of the spool, or None where a crash of the machine has left something else."""
     with contextlib.suppress(ValueError):
         line = json.loads(raw)
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and line.keys() >= {"step", "samples"}:
             return line
     return None
 
@@ -384,12 +410,7 @@ class _Delivery(threading.Thread):
 
     def _begun(self, client: Any) -> Any:
         """A new run. It is found again by its id where its creation was killed, or only the answer was lost."""
-        experiment = client.get_experiment_by_name(self._state["experiment"])
-        number = (
-            client.create_experiment(self._state["experiment"], _artifact_root(self._state["uri"]))
-            if experiment is None
-            else experiment.experiment_id
-        )
+        number = experiment_at(client, self._state["uri"], self._state["experiment"])
         self._save()
         found = client.search_runs([number], f"tags.`v2f.id` = '{self._state['id']}'", max_results=1)
         run = (
@@ -411,11 +432,19 @@ class _Delivery(threading.Thread):
         if changed:
             tags["v2f.resumed_with"] = "; ".join(f"{key}: {value}" for key, value in changed.items())[:_TAG]
         parameters = [Param(key, value) for key, value in now.items() if key not in before]
-        others = [RunTag(key, value) for key, value in tags.items() if run.data.tags.get(key) != value]
+        there = run.data.tags
+        others = [
+            RunTag(key, value)
+            for key, value in tags.items()
+            if there.get(key) != value and not (key == NOTE and NOTE in there)  # somebody may have edited it
+        ]
         for some in _chunks(parameters, 100):
             self._offer(some, lambda items: client.log_batch(self.run_id, params=items))
         for some in _chunks(others, 100):
             self._offer(some, lambda items: client.log_batch(self.run_id, tags=items))
+        inputs = [_input(dataset) for dataset in self._state.get("datasets", [])]
+        if inputs:  # MLflow knows a data set by name and digest, and takes it as a run's input once
+            client.log_inputs(self.run_id, datasets=inputs)
         if run.info.status != "RUNNING":
             client.update_run(self.run_id, status="RUNNING")
 
@@ -476,26 +505,26 @@ class _Delivery(threading.Thread):
 
         client, points = self._client, []
         for line in lines:
-            step, when = line["step"], int(line["time"] * 1000)
-            values = line["metrics"]
-            if step > self._newest.get("samples", -1):  # several lines of a step: once
-                self._newest["samples"] = step
-                values = values | {"samples": line["samples"]}
+            seen, when = line["samples"], int(line["time"] * 1000)
+            values = {_shown(name): value for name, value in line["metrics"].items()}
+            if seen > self._newest.get("step", -1):  # several lines of a step: once
+                self._newest["step"] = seen
+                values = values | {"step": line["step"]}
             points += [
-                Metric(name, value, when, step)
+                Metric(name, value, when, seen)
                 for name, value in values.items()
-                if math.isfinite(value) and (name == "samples" or self._absent(name, step))
+                if math.isfinite(value) and (name == "step" or self._absent(name, seen))
             ]
         for some in _chunks(points, _BATCH):
             self._offer(some, lambda items: client.log_batch(self.run_id, metrics=items))
 
-    def _absent(self, name: str, step: int) -> bool:
+    def _absent(self, name: str, seen: int) -> bool:
         """Whether MLflow had no such point when the connection was made."""
-        if step > self._newest.get(name, -1):
+        if seen > self._newest.get(name, -1):
             return True
         if name not in self._had:
             self._had[name] = {point.step for point in self._client.get_metric_history(self.run_id, name)}
-        return step not in self._had[name]
+        return seen not in self._had[name]
 
     def _send_picture(self, line: Mapping[str, Any]) -> None:
         from PIL import Image
@@ -503,8 +532,8 @@ class _Delivery(threading.Thread):
         if self._pictures is None:
             there = self._client.list_artifacts(self.run_id, "images")
             self._pictures = [PurePosixPath(file.path).name for file in there]
-        # MLflow writes the picture and after it a small copy, images/NAME+step+STEP+timestamp+...+compressed.webp
-        begins, ends = f"{line['name'].replace('/', '~')}+step+{line['step']}+", "+compressed.webp"
+        # MLflow writes the picture and after it a small copy, images/NAME+step+SAMPLES+timestamp+...+compressed.webp
+        begins, ends = f"{line['name'].replace('/', '~')}+step+{line['samples']}+", "+compressed.webp"
         if any(name.startswith(begins) and name.endswith(ends) for name in self._pictures):
             return
         path = self._folder / line["picture"]
@@ -514,7 +543,7 @@ class _Delivery(threading.Thread):
         except OSError:
             self._sayer.say("picture", f"{path} is not there or no picture any more, and left out")
             return
-        self._client.log_image(self.run_id, picture, key=line["name"], step=line["step"])
+        self._client.log_image(self.run_id, picture, key=line["name"], step=line["samples"])
 
     def _offer(self, items: list[Any], send: Callable[[list[Any]], object]) -> None:
         """Send what MLflow takes. A name that it refuses must not keep the others, nor those that come after."""
@@ -545,13 +574,14 @@ class _Delivery(threading.Thread):
 
 
 def read_state(folder: str) -> dict[str, Any]:
-    """What ``tracking.json`` holds: ``run_id``, ``uri``, what describes the run, and the marks; {} where there is none.
+    """What ``tracking.json`` of a folder or prefix holds: ``run_id``, ``uri``, what describes the run, and the marks;
+    {} where there is none.
 
     A broken file counts as none: the checkpoint knows the ``run_id``, too, and MLflow what it has.
     """
     try:
-        state = json.loads((Path(folder) / "tracking.json").read_bytes())
-    except (OSError, ValueError):
+        state = json.loads(store.read_bytes(store.join(folder, "tracking.json")))
+    except (V2FError, OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
 
@@ -625,6 +655,33 @@ def folder_of(run_id: str, uri: str | None) -> str:
     return tags["v2f.out"]
 
 
+def experiment_at(client: Any, uri: str, name: str) -> str:
+    """The id of an experiment, which is made if it is not there."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(name, _artifact_root(uri), tags={"mlflow.experimentKind": _KIND}))
+
+
+@contextlib.contextmanager
+def fluent(uri: str) -> Iterator[Any]:
+    """A client, and MLflow's own module speaking to ``uri`` meanwhile, for what a client alone cannot do (to log a
+    model). What MLflow raises is a V2FError in one line."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # files of gigabytes, which the server hands on
+    client = _client(uri)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield client
+    except MlflowException as error:
+        raise V2FError(f"{uri}: MLflow does not take it ({_reason(error)})") from error
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
 def _client(uri: str) -> Any:
     """An MLflow client whose calls end after a minute, and are not repeated by itself: imported late, since the import
     alone takes seconds. It reports nothing to MLflow's makers."""
@@ -639,6 +696,16 @@ def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def _input(dataset: Mapping[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    where = dataset["source"]
+    kind = where.split("://")[0] if "://" in where else "local"
+    known = {"source": json.dumps({"uri": where}), "profile": json.dumps(dataset["profile"])}
+    found = Dataset(name=dataset["name"], digest=dataset["digest"], source_type=kind, **known)
+    return DatasetInput(found, [InputTag("mlflow.data.context", "training")])
 
 
 def _artifact_root(uri: str) -> str | None:

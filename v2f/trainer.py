@@ -38,12 +38,13 @@ from v2f.errors import V2FError
 from v2f.folder import RunFolder
 from v2f.nn.batchnorm import ghost_norms
 from v2f.profiling import Profiler
-from v2f.run import DataConfig, Run, RunConfig, build_system, changes, check_weights
+from v2f.run import DataConfig, Run, RunConfig, build_system, changes, check_weights, what_is
 from v2f.stopping import REASONS, Stopped, Watchdog
 from v2f.system import Batch, System, trained
-from v2f.tracking import Tracker, read_state, say
+from v2f.tracking import NOTE, Tracker, read_state, say
 from v2f.window import Clock, Norms, SlotLog, Window
 
+_NO_PARAMETER = ("name", "out", "tracking.")  # MLflow has them as the run's name, tag and experiment
 QUARANTINE = "quarantine.jsonl"
 _HURRY_S = 5.0  # for MLflow, after a stop: the next start delivers the rest, and a scheduler's patience is short
 _HISTORY = 200  # logged points of each number that a system's verdict looks at
@@ -199,15 +200,14 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
     )
     tracker, watched, left_out = None, [], 0
     if engine.rank == 0:
-        parameters = sum(p.numel() for m in trained(system).values() for p in m.parameters())
         note = f"; stand-ins: {', '.join(system.stand_ins)}" if system.stand_ins else ""
         say(
-            f"{config.name}: {parameters:,} trained parameters on {engine.world_size} x {engine.device.type}, "
+            f"{config.name}: {_numbers(system):,} trained parameters on {engine.world_size} x {engine.device.type}, "
             f"{engine.strategy}, {torch.get_num_threads()} threads, {train.precision}, batch {config.data.batch}, "
             f"steps {step} to {train.steps}{note}"
         )
         _note_start(folder, attempt, engine, step, changed)
-        tracker = _start(config, folder, engine, system, fingerprint, state.get("run_id"))
+        tracker = _start(config, folder, engine, system, split, fingerprint, state.get("run_id"))
         _name_again(folder.local, quarantine)
         batches, left_out = _validation(config, system)
         watched = [engine.place(batch) for batch in batches]
@@ -300,7 +300,13 @@ def _note_start(folder: RunFolder, attempt: str, engine: Engine, step: int, chan
 
 
 def _start(
-    config: RunConfig, folder: RunFolder, engine: Engine, system: System, fingerprint: str, run_id: str | None
+    config: RunConfig,
+    folder: RunFolder,
+    engine: Engine,
+    system: System,
+    split: Samples,
+    fingerprint: str,
+    run_id: str | None,
 ) -> Tracker:
     """The tracker, and ``run.json``: what identifies the run. ``run_id``: MLflow's, as the checkpoint knows it."""
     info = {
@@ -324,10 +330,44 @@ def _start(
         uri=config.tracking.uri,
         experiment=config.tracking.experiment,
         name=config.name,
-        parameters=flatten(config),
-        tags=tags | {"mlflow.source.git.commit": info["code"].split("+")[0]},
+        parameters={key: value for key, value in flatten(config).items() if not key.startswith(_NO_PARAMETER)},
+        tags=tags | {"mlflow.source.git.commit": info["code"].split("+")[0], NOTE: _description(config, system, split)},
+        datasets=[
+            {
+                "name": _last_part(dataset.root),
+                "digest": dataset.fingerprint[:32],  # as much as MLflow takes; whole, it is a tag
+                "source": dataset.root,
+                "profile": {name: size.model_dump() for name, size in dataset.manifest.splits.items()},
+            }
+            for dataset in split.datasets
+        ],
         run_id=read_state(str(folder.local)).get("run_id") or run_id,
     )
+
+
+def _description(config: RunConfig, system: System, split: Samples) -> str:
+    """What MLflow's page of the run says first, in Markdown."""
+    train, batch, samples = config.train, config.data.batch, split.samples
+    data = ", ".join(f"`{_last_part(dataset.root)}`" for dataset in split.datasets)
+    nets = f"Stand-ins ({', '.join(system.stand_ins)}): its numbers and faces hold for the synthetic world only."
+    lines = [
+        f"**{what_is(config.system.name)}**",  # type: ignore[attr-defined]
+        f"{_numbers(system):,} trained parameters; {train.steps:,} steps of {batch}: {train.steps * batch:,} samples "
+        f"seen, {train.steps * batch / samples:.1f} epochs of the {samples:,} of {data}.",
+        *([nets] if system.stand_ins else []),
+        "The axis of every curve here is samples seen, whatever it is called; `step` is the optimizer's.",
+        "A face estimated from a voice is no photograph and no evidence: do not use it to identify or to judge anyone.",
+    ]
+    return "\n\n".join(lines)
+
+
+def _numbers(system: System) -> int:
+    """How many parameters are trained."""
+    return sum(p.numel() for module in trained(system).values() for p in module.parameters())
+
+
+def _last_part(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _log(job: _Job, bar: "tqdm[Any]", window: Window) -> None:
@@ -372,7 +412,7 @@ def _validate(job: _Job) -> None:
     path = job.folder.local / "samples" / f"step-{job.step:08d}.png"
     path.parent.mkdir(exist_ok=True)
     to_pil_image(sheet).save(path)
-    job.tracker.picture(job.step, str(path), "samples")
+    job.tracker.picture(job.step, job.step * job.config.data.batch, str(path), "samples")
 
 
 def _share_quarantine(job: _Job) -> None:

@@ -1,0 +1,203 @@
+"""A trained system in MLflow's model registry, and back from it: recordings in, faces out.
+
+    RUN -- register() --> an export of a checkpoint, and this package's source --> models:/NAME/VERSION
+    models:/NAME/VERSION -- mlflow.pyfunc.load_model() --> predict({audio: bytes}) --> {picture: PNG, ...}
+
+MLflow's usual way is to pickle a Python object, and whoever loads that runs whatever the pickle says. Here the model is
+what ``v2f checkpoint export`` writes (safetensors, YAML, a model card), and MLflow is told which module reads it: this
+one, by :func:`_load_pyfunc`. The source goes along (``code/``), so that a server needs the pinned requirements alone.
+"""
+
+import base64
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+import torch
+
+import v2f
+from v2f import checkpoint, store
+from v2f.checkpoint_commands import CARD, export
+from v2f.data.audio import UnusableError, decode_voice
+from v2f.errors import V2FError
+from v2f.generate import DISCLAIMER, SHORTEST_S, ear, face_of, png, provenance, windows
+from v2f.run import MODEL, Run
+from v2f.tracking import experiment_at, fluent, read_state
+from v2f.world.people import World, WorldConfig
+from v2f.world.voices import render_voices
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AUDIO = "audio"  # the input's column; the outputs' are those of _face
+NEEDS = (
+    *("torch", "torchvision", "torchaudio", "facenet-pytorch", "lpips", "safetensors", "numpy", "scipy", "pillow"),
+    *("soundfile", "av", "botocore", "fsspec", "isal", "pydantic", "pyyaml", "psutil", "tqdm", "rich", "mlflow"),
+)
+"""What of the package's dependencies the model imports. What only training wants is not among them."""
+
+
+class VoiceToFace:
+    """What ``mlflow.pyfunc.load_model`` gives: a loaded export that answers tables of recordings."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._system = run, run.system()
+        self._hears = ear(run, self._system)
+
+    def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
+        """A face for each row: ``picture`` (a PNG whose notes say what it is), ``seconds`` of voice, ``windows`` that
+        were averaged, ``disclaimer``.
+
+        ``audio`` holds whole files, in any format that libsndfile or FFmpeg reads, as bytes or in base64. One that
+        holds no usable voice is an MlflowException in one line that names its row, and then there is no answer at all.
+        """
+        import pandas as pd
+        from mlflow.exceptions import MlflowException
+
+        faces = []
+        for row, content in enumerate(model_input[AUDIO]):
+            try:
+                faces.append(self._face(_bytes(content)))
+            except (UnusableError, V2FError) as error:
+                raise MlflowException.invalid_parameter_value(f"{AUDIO}, row {row}: {error}") from error
+        return pd.DataFrame(faces, index=model_input.index)
+
+    def _face(self, content: bytes) -> dict[str, Any]:
+        rate = self._hears.sample_rate
+        wav_T = decode_voice(content, sample_rate=rate, min_seconds=SHORTEST_S)
+        wav_WT = windows(wav_T, self._hears.frames)
+        seconds, count = len(wav_T) / rate, len(wav_WT)
+        notes = provenance(self._run, self._system) | {"Voice": f"{seconds:.2f} s, {count} window(s)"}
+        picture = png(face_of(self._system, torch.from_numpy(wav_WT)), notes)
+        return {"picture": picture, "seconds": seconds, "windows": count, "disclaimer": DISCLAIMER}
+
+
+def _bytes(content: bytes | str) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    try:
+        return base64.b64decode("".join(content.split()), validate=True)
+    except ValueError as error:
+        raise V2FError("neither the bytes of a recording nor their base64") from error
+
+
+def _load_pyfunc(path: str) -> VoiceToFace:
+    """What MLflow calls with the folder of the export, because the model's ``MLmodel`` file names this module."""
+    return VoiceToFace(Run.open(path))
+
+
+def register(name: str, model: str | None = None, uri: str | None = None, which: str | int = "latest") -> str:
+    """Register a checkpoint of the run ``name`` at MLflow as a new version of ``model``; returns models:/MODEL/VERSION.
+
+    ``model``: default the run's name. ``uri``: the MLflow to register at; default MLFLOW_TRACKING_URI, then the run's
+    own. The version belongs to the MLflow run that ``name`` was tracked as, if that one is there. V2FError where the
+    system hears no voice, nothing is trained yet, or MLflow cannot be reached.
+    """
+    run = Run.open(name, uri)
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or run.config.tracking.uri
+    if uri is None:
+        raise V2FError(f"{run.path}: it was trained without MLflow; name one by --uri or MLFLOW_TRACKING_URI")
+    model = model or run.config.name
+    with tempfile.TemporaryDirectory() as scratch, fluent(uri) as client:
+        exported = Run(_exported(run, which, os.path.join(scratch, "model")))
+        ear(exported, exported.system())  # before anything is sent
+        about, card = exported.info, store.read_bytes(store.join(exported.path, CARD)).decode()
+        found = None if run.exported else _tracked(client, run, which)
+        experiment = found.experiment_id if found else experiment_at(client, uri, run.config.tracking.experiment)
+        tags = {
+            **{
+                f"v2f.{key}": str(about[key]) for key in ("step", "samples", "fingerprint", "stand_ins") if key in about
+            },
+            "v2f.run": run.config.name,
+            "v2f.disclaimer": DISCLAIMER,
+            "mlflow.source.name": "v2f register",
+        }
+        version = _log(exported, model, experiment, found and found.run_id, about.get("samples") or 0, tags)
+        client.update_model_version(model, version, card)
+    where = f"models:/{model}/{version}"
+    link = f"of the MLflow run {found.run_id}" if found else "of no MLflow run there"
+    print(f"{where}: step {about.get('step', 'unknown')} of {run.path}, {link}; mlflow.pyfunc.load_model({where!r})")
+    return where
+
+
+def _exported(run: Run, which: str | int, folder: str) -> str:
+    """A local folder with an export of ``run``; it may be one already."""
+    if not run.exported:
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells of a folder that is soon gone
+            export(run.path, folder, which)
+        return folder
+    if which != "latest":
+        run.checkpoint(which)  # an export has nothing to choose from
+    for name in (MODEL, CARD, "config.yaml"):
+        store.write_bytes(store.join(folder, name), store.read_bytes(store.join(run.path, name)))
+    return folder
+
+
+def _tracked(client: Any, run: Run, which: str | int) -> Any:
+    """The MLflow run that ``run`` is tracked as; None if this MLflow does not have it."""
+    from mlflow.exceptions import MlflowException
+
+    run_id = read_state(run.path).get("run_id")
+    run_id = run_id or checkpoint.read_state(run.checkpoint(which))["state"].get("run_id")
+    if run_id is None:
+        return None
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return info if info.lifecycle_stage == "active" else None
+
+
+def _log(exported: Run, model: str, experiment: str, run_id: str | None, samples: int, tags: dict[str, str]) -> str:
+    """Send the model; its version. ``samples``: where on the run's axis it stands."""
+    import mlflow
+    import pandas as pd
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    mlflow.set_experiment(experiment_id=experiment)
+    sent = Model.log(
+        artifact_path=None,
+        name=model,
+        flavor=mlflow.pyfunc,
+        registered_model_name=model,
+        run_id=run_id,
+        step=samples,
+        tags=tags,
+        loader_module=__name__,
+        data_path=exported.path,
+        code_paths=[str(Path(v2f.__file__).parent)],
+        signature=ModelSignature(
+            inputs=Schema([ColSpec(DataType.binary, AUDIO)]),
+            outputs=Schema(
+                [
+                    ColSpec(DataType.binary, "picture"),
+                    ColSpec(DataType.double, "seconds"),
+                    ColSpec(DataType.long, "windows"),
+                    ColSpec(DataType.string, "disclaimer"),
+                ]
+            ),
+        ),
+        input_example=pd.DataFrame({AUDIO: [synthetic_voice()]}),
+        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in NEEDS],
+        metadata={"v2f": json.dumps(exported.info)},
+    )
+    return str(sent.registered_model_version)
+
+
+def synthetic_voice(seconds: float = 2.0, sample_rate: int = 16_000) -> bytes:
+    """A WAV of somebody who does not exist: the first person of the synthetic world, reading nonsense."""
+    world, nobody = World(WorldConfig()), np.zeros(1, np.int64)
+    wav_1T = render_voices(world.voice(nobody), world.clip(nobody, nobody), nobody, seconds, sample_rate)
+    file = io.BytesIO()
+    soundfile.write(file, wav_1T[0], sample_rate, format="WAV", subtype="PCM_16")
+    return file.getvalue()
