@@ -21,23 +21,19 @@ Object = dict[str, Any]
 World = list[Object]
 
 
-@functools.cache
-def _rendered(folder: str) -> str:
+def render(folder: str | Path) -> World:
+    """The objects that `kubectl kustomize` makes of a folder."""
     if shutil.which("kubectl") is None:
         pytest.skip("no kubectl here, which renders the overlays")
-    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True)
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # a deprecated field is said there
-    return done.stdout
+    return list(yaml.safe_load_all(done.stdout))
 
 
-def render(folder: str | Path) -> World:
-    """The objects of one folder, each time anew."""
-    return list(yaml.safe_load_all(_rendered(str(folder))))
-
-
+@functools.cache
 def world(name: str) -> World:
-    """The objects of k8s/NAME."""
+    """The objects of k8s/NAME; the same each time, so nobody changes them."""
     return render(REPOSITORY / "k8s" / name)
 
 
@@ -72,6 +68,10 @@ def pods(found: Object) -> Iterator[Object]:
 def containers(found: Object) -> Iterator[Object]:
     for pod in pods(found):
         yield from [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def has_pods(found: Object) -> bool:
+    return any(True for _ in templates(found))
 
 
 def role(found: Object) -> str:

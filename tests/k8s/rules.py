@@ -20,6 +20,7 @@ from rendered import (
     containers,
     documented_secrets,
     environment,
+    has_pods,
     jobs,
     name_of,
     pods,
@@ -48,15 +49,19 @@ class Rule:
     def check(self, objects: World) -> Iterator[str]:
         """What is wrong, in the order of the objects."""
         for each in objects:
-            try:
-                if self.covers(each):
-                    yield from (f"{name_of(each)}: {problem}" for problem in self.problems(each, objects))
-            except _GONE as error:
-                yield f"{each.get('kind')}: {type(error).__name__}: {error}"
+            yield from self.about(each, objects)
         try:
             yield from self.missing(objects)
         except _GONE as error:
             yield f"{type(error).__name__}: {error}"
+
+    def about(self, found: Object, objects: World) -> Iterator[str]:
+        """What is wrong with one of them."""
+        try:
+            if self.covers(found):
+                yield from (f"{name_of(found)}: {problem}" for problem in self.problems(found, objects))
+        except _GONE as error:
+            yield f"{found.get('kind')}: {type(error).__name__}: {error}"
 
 
 _GONE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
@@ -118,10 +123,6 @@ def whole(found: Object) -> Iterator[Object]:
 
 
 # --------------------------------------------------------------------------------------------- what is covered
-
-
-def has_pods(found: Object) -> bool:
-    return any(True for _ in templates(found))
 
 
 def is_job(found: Object) -> bool:
@@ -207,8 +208,8 @@ def apart(found: Object, objects: World) -> Iterator[str]:
             if pod.get(key):
                 yield f"{key} is set"
         for volume in pod["volumes"]:
-            if not set(volume) - {"name"} <= _VOLUMES:
-                yield f"volume {volume['name']} is of the node"
+            if len(volume) != 2 or not set(volume) - {"name"} <= _VOLUMES:
+                yield f"volume {volume['name']} is of the node, or of nothing"
         if pod["enableServiceLinks"] is not False:
             yield "Services set variables such as MLFLOW_PORT, which programs read"
     for container in containers(found):
@@ -404,7 +405,7 @@ def failure_policy(found: Object, objects: World) -> Iterator[str]:
         acts: dict[Any, str] = {}
         for rule in job["podFailurePolicy"]["rules"]:  # the first that fits decides
             for condition in rule.get("onPodConditions", []):
-                if condition.get("status", "True") == "True":
+                if condition["status"] == "True":
                     acts.setdefault(condition["type"], rule["action"])
             codes = rule.get("onExitCodes")
             if codes is not None:
@@ -468,8 +469,9 @@ def meets(found: Object, objects: World) -> Iterator[str]:
             policy, gpus = found["spec"]["mlPolicy"], int(container["resources"]["limits"]["nvidia.com/gpu"])
             if policy["torch"]["numProcPerNode"] != gpus or policy["numNodes"] < 1:
                 yield "it starts another number of processes than the pod has GPUs"
-        (step,) = [each["template"]["metadata"] for each in found["spec"]["template"]["spec"]["replicatedJobs"]]
-        if step["labels"] != {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}:
+        (step,) = found["spec"]["template"]["spec"]["replicatedJobs"]
+        labels = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+        if (step["name"], step["template"]["metadata"]["labels"]) != ("node", labels):
             yield "the controller does not find the trainer's pods"
         return
     (job,), (container,) = jobs(found), containers(found)
@@ -481,6 +483,8 @@ def meets(found: Object, objects: World) -> Iterator[str]:
     gpus = container["resources"]["limits"].get("nvidia.com/gpu")
     if (int(values["PROCESSES"]) != int(gpus)) if gpus else (values["PROCESSES"] != "1"):
         yield f"PROCESSES is {values['PROCESSES']}, but a pod has {gpus or 'no'} GPUs"
+    if gpus and job["completions"] > 1 and not any("nccl-" in s["configMapRef"]["name"] for s in container["envFrom"]):
+        yield "NCCL is not told of the network between its nodes"
     if job["successPolicy"] != {"rules": [{"succeededIndexes": "0"}]}:
         yield "a pod that trips after the last checkpoint fails the run"
     service = of(objects, "Service")[job["template"]["spec"]["subdomain"]]
@@ -562,6 +566,8 @@ def services(found: Object, objects: World) -> Iterator[str]:
         for container in template["spec"]["containers"]
         for port in container.get("ports", [])
     ]
+    if len([o for o in objects for t in templates(o) if t["metadata"]["labels"] == found["spec"]["selector"]]) != 1:
+        yield "it selects the pods of nobody, or of several"
     for port in found["spec"]["ports"]:
         target = port.get("targetPort", port["port"])
         if not any(target in both for both in ports):
@@ -606,8 +612,8 @@ def selects_its_own(found: Object, objects: World) -> Iterator[str]:
         if not (REPOSITORY / container["command"][0]).is_file():
             yield "there is no mlflow/serve"
     else:
-        if found["spec"]["serviceName"] not in of(objects, "Service"):
-            yield "its Service is not there"
+        if of(objects, "Service")[found["spec"]["serviceName"]]["spec"]["clusterIP"] != "None":
+            yield "its Service is not headless"
         if (values["POSTGRES_USER"], values["POSTGRES_DB"]) != ("mlflow", "mlflow"):
             yield "it makes another database than MLflow asks for"
 
@@ -715,14 +721,16 @@ def _flows(text: str, roles: tuple[str, ...]) -> list[str]:
     for source in roles:
         for target in roles:
             for port in (22, 5000, 5432, 29500, 41234):
-                both = _leaves(policies, source, _pod(target), port) and _enters(policies, _pod(source), target, port)
                 needed = (source, target, port) in wanted or source == target == "train"  # NCCL chooses its ports
-                expect(both, needed, f"{source} to {target} at {port}")
+                # Both ends say so: a policy that is lost or too wide at one end is then held by the other.
+                expect(_leaves(policies, source, _pod(target), port), needed, f"from {source} to {target} at {port}")
+                expect(_enters(policies, _pod(source), target, port), needed, f"into {target} from {source} at {port}")
         stores = source in ("pack", "finalize", "train", "mlflow")
         for peer, protocol, port, needed in [
             (_OUTSIDE, "TCP", 443, stores),
             (_OUTSIDE, "UDP", 443, False),
             (_OUTSIDE, "TCP", 22, False),
+            (_OUTSIDE, "TCP", 5432, False),
             (_OUTSIDE, "UDP", 53, False),
             (_METADATA, "TCP", 443, False),
             (_METADATA, "TCP", 80, False),
@@ -731,6 +739,7 @@ def _flows(text: str, roles: tuple[str, ...]) -> list[str]:
             (_pod("names", "kube-system"), "UDP", 53, True),
             (_pod("names", "kube-system"), "TCP", 53, True),
             (_pod("names", "kube-system"), "TCP", 8080, False),
+            (_pod("names", "kube-system"), "UDP", 8080, False),
             (_pod("names", "other"), "UDP", 53, False),
             (_pod("mlflow", "other"), "TCP", 5000, False),
         ]:
