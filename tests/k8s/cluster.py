@@ -9,9 +9,11 @@ mounted at by folders of this pod. PostgreSQL's image is not ours: what its entr
 in :meth:`Cluster._postgres`, with Debian's programs.
 """
 
+import functools
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -146,11 +148,10 @@ class Cluster:
         here |= _IMAGE | {"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "PYTHONPATH": str(REPOSITORY)}
         here["LANG"] = "C.UTF-8"  # as in python's image
         command = [self._here(word, places) for word in words]
-        prefix: list[str] = []
+        prefix = confined(user, [*places.values()])
         if os.geteuid() == 0:
             for place in places.values():
                 shutil.chown(place, user, user)
-            prefix = [*as_user(user), "--"]
         if owner == "postgres":
             command = self._postgres(here, places, prefix)
         log = self.folder / f"{home.name}.log"
@@ -176,7 +177,7 @@ class Cluster:
         programs = postgres_programs()
         password = places["/tmp"] / "password"
         password.write_text(values["POSTGRES_PASSWORD"])
-        if prefix:
+        if os.geteuid() == 0:
             shutil.chown(password, pwd.getpwnam("postgres").pw_uid)
         data, run = values["PGDATA"], str(places["/var/run/postgresql"])
         initdb = [programs / "initdb", "-D", data, "-U", values["POSTGRES_USER"], "--pwfile", password]
@@ -222,16 +223,36 @@ def jobs_are_indexed(found: Object) -> bool:
     return any(job.get("completionMode") == "Indexed" for job in jobs(found))
 
 
-def as_user(user: int) -> list[str]:
-    """Another user, no capability, nothing to gain: as the security context says."""
+def confined(user: int, places: list[Path]) -> list[str]:
+    """What to put before a command so that it runs as a security context says: as that user, without a capability or
+    a way to one, on a root file system that is read-only but for ``places``. Only root can do that, and not everywhere;
+    elsewhere it runs as whoever runs the tests."""
+    if os.geteuid() != 0:
+        return []
     drop = ["--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
-    return ["setpriv", f"--reuid={user}", f"--regid={user}", *drop]
+    become = ["setpriv", f"--reuid={user}", f"--regid={user}", *drop, "--"]
+    if not can_confine():
+        return become if user == pwd.getpwnam("postgres").pw_uid else []
+    return ["unshare", "--mount", "--propagation=private", "sh", "-ec", _confinement(places), *become]
 
 
-def can_be_another_user() -> bool:
-    """Whether root here can start Python as the pods' user: the repository may lie where only root looks."""
-    command = [*as_user(10001), "--", sys.executable, "-c", "import v2f.stopping"]
-    return shutil.which("setpriv") is not None and subprocess.run(command, cwd=REPOSITORY).returncode == 0
+def _confinement(places: list[Path]) -> str:
+    lines = [f"mount --bind {place} {place}" for place in map(shlex.quote, map(str, places))]
+    python = Path(sys.base_prefix)
+    closed = [each for each in python.parents if not each.stat().st_mode & 0o001]
+    if closed:  # Python in a folder that only root enters, as pyenv's in /root: there, show Python alone
+        door = places[0].parent / "door"
+        inside = door / python.relative_to(closed[-1])
+        inside.mkdir(parents=True, exist_ok=True)
+        lines += [f"mount --bind {python} {inside}", f"mount --rbind {door} {closed[-1]}"]
+    return "\n".join([*lines, "mount -o remount,bind,ro /", 'exec "$0" "$@"'])
+
+
+@functools.cache
+def can_confine() -> bool:
+    """Whether root may mount here: a container often may not."""
+    command = ["unshare", "--mount", "--propagation=private", "mount", "-o", "remount,bind,ro", "/"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def free_ports(count: int) -> Iterable[int]:
