@@ -165,11 +165,10 @@ class Cluster:
 
     def _here(self, text: str, places: dict[str, Path]) -> str:
         """A text of a manifest with this machine's ports and folders."""
-        for name, port in self.addresses.items():
-            text = re.sub(rf"(?<![\w.-]){re.escape(name)}\b", f"127.0.0.1:{port}", text)
-        for path, place in places.items():
-            text = re.sub(rf"(?<![\w/.-]){re.escape(path)}(?=/|$)", str(place), text)
-        return text
+        found = {name: f"127.0.0.1:{port}" for name, port in self.addresses.items()}
+        found |= {path: str(place) for path, place in places.items()}
+        known = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
+        return re.sub(rf"(?<![\w/.-])({known})(?=[/,]|$)|(?<=//)({known})\b|(?<=@)({known})\b", _replacer(found), text)
 
     def _postgres(self, values: dict[str, str], places: dict[str, Path], prefix: list[str]) -> list[str]:
         """What the image's entrypoint does: a cluster for the named superuser with its password, the database, then
@@ -193,6 +192,10 @@ class Cluster:
     def newest(self, owner: str, index: int) -> Pod:
         return [pod for pod in self.pods if (pod.owner, pod.index) == (owner, index)][-1]
 
+    def said(self, owner: str) -> str:
+        """The last words of its pods, in their order, for whoever must find out why they left."""
+        return "\n".join(tail(pod.log) for pod in self.pods if pod.owner == owner)
+
     def lose(self, pod: Pod) -> None:
         """Its node goes away without a word."""
         pod.lost = True
@@ -207,6 +210,10 @@ class Cluster:
             if pod.process.poll() is None:
                 os.killpg(pod.process.pid, signal.SIGKILL)
             pod.process.wait()
+
+
+def _replacer(found: dict[str, str]) -> Callable[["re.Match[str]"], str]:
+    return lambda match: found[next(filter(None, match.groups()))]
 
 
 def judged(spec: Object, code: int, lost: bool) -> str:
@@ -229,7 +236,7 @@ def confined(user: int, places: list[Path]) -> list[str]:
     elsewhere it runs as whoever runs the tests."""
     if os.geteuid() != 0:
         return []
-    drop = ["--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
+    drop = ["--clear-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--pdeathsig=KILL"]
     become = ["setpriv", f"--reuid={user}", f"--regid={user}", *drop, "--"]
     if not can_confine():
         return become if user == pwd.getpwnam("postgres").pw_uid else []
@@ -266,4 +273,6 @@ def free_ports(count: int) -> Iterable[int]:
 
 
 def tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-3000:]
+    """The last lines of a log, of a progress bar its last state alone."""
+    lines = [line.rpartition("\r")[2] for line in log.read_text(errors="replace").split("\n")]
+    return "\n".join([f"--- {log.name}", *lines])[-3000:]

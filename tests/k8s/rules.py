@@ -506,6 +506,8 @@ def meets(found: Object, objects: World) -> Iterator[str]:
     }
     if command[:3] != _LAUNCH or "v2f/train.py" not in command or not wanted.items() <= flags.items():
         yield f"its launcher is not told {wanted}"
+    if values["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] != "1":
+        yield "the agent in a lost pod's place would look for the ranks' address where nobody writes it"
     if int(flags["--max-restarts"]) < 1 or "join_timeout=" not in flags["--rdzv-conf"]:
         yield "a lost pod ends the others, or they do not wait for its successor"
     if {port["containerPort"] for port in container["ports"]} != {29500} or ports != {29500}:
