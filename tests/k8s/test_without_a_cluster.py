@@ -51,7 +51,6 @@ def site(folder: Path, endpoint: str) -> Path:
                 "namespace": "v2f",
                 "resources": [base],
                 "configMapGenerator": [settings],
-                "generatorOptions": {"disableNameSuffixHash": True},
                 "patches": patches,
             }
         )
