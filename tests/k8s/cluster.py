@@ -29,6 +29,8 @@ import pytest
 from mlflow_server import until
 from rendered import REPOSITORY, Object, World, containers, environment, filled, has_pods, jobs, name_of, pods
 
+from v2f.stopping import STOPPED
+
 NAMES = ["mlflow:5000", "postgres:5432", "train-0.train.v2f.svc.cluster.local:29500"]
 _IMAGE = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # the Dockerfile's, as far as it is not a place
 
@@ -85,9 +87,25 @@ class Cluster:
         """As the Job controller: all indices at once, who fails is judged by podFailurePolicy and started again."""
         (spec,) = jobs(job)
         assert spec["parallelism"] == spec["completions"]
-        failures, running = 0, {index: self.start(job, index) for index in range(spec["completions"])}
-        while running:
-            until(lambda: meanwhile() or any(pod.process.poll() is not None for pod in running.values()), 300)
+        meets = "subdomain" in spec["template"]["spec"]
+        failures, stopping, waiting = 0, False, list(range(spec["completions"]))
+        running: dict[int, Pod] = {}
+
+        def may_start(index: int) -> bool:
+            # Where a pod has a machine and a name of its own, only pod 0 can host the rendezvous, and who was stopped
+            # is gone before a scheduler has found a place for its successor. Here that takes order.
+            return not stopping and (index == 0 or not meets or self._hosted())
+
+        def ended() -> bool:
+            return not running or any(pod.process.poll() is not None for pod in running.values())
+
+        while waiting or running:
+            stopping = stopping and bool(running)
+            for index in sorted(waiting):
+                if may_start(index):
+                    waiting.remove(index)
+                    running[index] = self.start(job, index)
+            until(lambda: meanwhile() or ended() or any(map(may_start, waiting)), 300)
             for index, pod in list(running.items()):
                 code = pod.process.poll()
                 if code is None:
@@ -101,7 +119,13 @@ class Cluster:
                 failures += action == "Count"
                 limit = spec.get("backoffLimit", spec.get("backoffLimitPerIndex"))
                 assert failures <= min(limit, 2), f"{pod.owner} {index} left with {code}:\n{tail(pod.log)}"
-                running[index] = self.start(job, index)
+                stopping |= code == STOPPED
+                waiting.append(index)
+
+    def _hosted(self) -> bool:
+        """Whether a rendezvous takes connections at pod 0's name."""
+        with socket.socket() as trial:
+            return trial.connect_ex(("127.0.0.1", self.port("train-0.train.v2f.svc.cluster.local"))) == 0
 
     def serve(self, server: Object) -> None:
         """Start it, and come back when its readinessProbe is content."""
