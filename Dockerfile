@@ -1,6 +1,7 @@
 # v2f for Kubernetes and for any machine with a container runtime:   docker build -t v2f:0.1.0 .
-# The wheels of torch bring CUDA with them; of a GPU's machine only the driver is needed. About 9 GB, nearly all of it
-# those wheels. For builds that can be repeated to the bit pin the base by its digest, too: python:3.11.14-...@sha256:...
+# The wheels of torch bring CUDA 13 with them; of a GPU's machine only the driver is needed, 580 or newer. Several GB,
+# nearly all of it those wheels. A build that repeats to the bit pins the base by its digest, too (@sha256:...), which a
+# registry tells.
 FROM python:3.11.14-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/v2f

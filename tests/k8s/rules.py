@@ -59,7 +59,8 @@ class Rule:
             if self.covers(found):
                 yield from (f"{name_of(found)}: {problem}" for problem in self.problems(found, objects))
         except _GONE as error:
-            yield f"{found.get('kind')}: {type(error).__name__}: {error}"
+            name = found.get("metadata", {}).get("name")
+            yield f"{found.get('kind')}/{name}: {type(error).__name__}: {error}"
 
 
 _GONE = (KeyError, IndexError, TypeError, ValueError, AttributeError)
