@@ -108,8 +108,9 @@ def only_speech(wav_T: Floats, sample_rate: int, *, mode: int, margin: float, ke
 
 
 def speech_share(wav_T: Floats, sample_rate: int) -> float:
-    """The share of 30 ms windows that WebRTC's detector takes for speech, at its second strictest."""
-    return float(_speech(wav_T, sample_rate, mode=2).mean())
+    """The share of 30 ms windows that WebRTC's detector takes for speech, at its strictest: 0.7 to 0.9 of unbroken
+    speech; little of knocks and beats, but all of a steady tone or noise."""
+    return float(_speech(wav_T, sample_rate, mode=3).mean())
 
 
 def _speech(wav_T: Floats, sample_rate: int, mode: int) -> npt.NDArray[np.bool_]:
