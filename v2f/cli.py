@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", default="compare.html", metavar="compare.html", help="where to write the page"
     )
     against.add_argument(
-        "--voices", type=_positive, metavar="N", help="show N unseen people; default: 6, or none beside --voice"
+        "--voices", type=_positive, metavar="N", help="show N unseen people; default: 6, or none where recordings are"
     )
     against.add_argument(
         "--voice", action="append", default=[], metavar="voice.wav", help="show this recording; may be given again"

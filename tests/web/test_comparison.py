@@ -184,7 +184,7 @@ def test_real_runs_of_two_systems_and_an_export(
     assert "the same recipe with other seeds" in printed
     page = Page(f"{tmp_path}/c.html")
     assert page.stands_alone
-    assert "A+B noise (seeds 1, 2)" in page.text
+    assert "A+B2 seeds" in page.text
     assert "D has no curves: an export holds weights alone" in page.text
     assert f"C was not measured: v2f eval {folders[2]}" in page.text
     shown = [(str(image["alt"]), image["src"]) for image in page.all("img")]
