@@ -1,17 +1,21 @@
 """One audio file in, one PNG that says what it is out; anything else is one clear line and no file."""
 
+import datetime
+import io
 from pathlib import Path
+from xml.etree import ElementTree
 
 import av
 import numpy as np
 import pytest
 import soundfile
+import torch
 from fakes import RATE, SECONDS, FakeSystem, level, make_run, portrait, register
 from PIL import Image
 from torch import Tensor
 
 from v2f.errors import V2FError
-from v2f.generate import generate, windows
+from v2f.generate import generate, png, windows
 from v2f.run import Run
 
 Made = tuple[Run, FakeSystem]
@@ -90,6 +94,42 @@ def test_the_picture_says_what_it_is(made: Made, tmp_path: Path) -> None:
     assert "not a photograph" in text["Disclaimer"]
     assert text["Run"] == "fake-run"
     assert text["Stand-ins"] == "identity, perceptual"
+    made_at = datetime.datetime.fromisoformat(text["Creation Time"])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    assert datetime.timedelta(0) <= now - made_at < datetime.timedelta(minutes=5)
+
+
+def test_other_programs_know_it_for_synthetic(made: Made, tmp_path: Path) -> None:
+    generate(made[0], voice(tmp_path / "v.wav", 1, 1.0), str(tmp_path / "face.png"), system=made[1])
+    image = Image.open(tmp_path / "face.png")
+    packet = ElementTree.fromstring(image.info["XML:com.adobe.xmp"].partition("?>")[2].rpartition("<?")[0])
+    (about,) = packet.iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+    kind = about.get("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
+    assert kind == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+    assert about.get("{http://ns.adobe.com/xap/1.0/}CreateDate") == image.info["Creation Time"]
+    assert "not a photograph" in "".join(packet.itertext())
+
+
+def test_names_cannot_break_the_metadata() -> None:
+    notes = {"Title": '<b>"&', "Software": 'x"/><y', "Creation Time": "now"}
+    image = Image.open(io.BytesIO(png(torch.zeros(3, 4, 4), notes)))
+    packet = image.info["XML:com.adobe.xmp"].partition("?>")[2].rpartition("<?")[0]
+    assert '<b>"&' in "".join(ElementTree.fromstring(packet).itertext())
+    assert image.info["Title"] == '<b>"&'
+    assert Image.open(io.BytesIO(png(torch.zeros(3, 4, 4), {}))).info == {}
+
+
+def test_a_list_of_files_opens_none_of_them(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    voice(tmp_path / "secret.wav", 5, 1.0)
+    (tmp_path / "list.wav").write_text("ffconcat version 1.0\nfile secret.wav\n")
+    with pytest.raises(V2FError, match="cannot be decoded"):
+        generate(made[0], "list.wav", "face.png", system=made[1])
+
+
+def test_a_rate_that_no_kernel_fits_is_converted_all_the_same(made: Made, tmp_path: Path) -> None:
+    generate(made[0], voice(tmp_path / "v.wav", 5, 1.0, rate=96001), str(tmp_path / "face.png"), system=made[1])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "face.png")), portrait(5))
 
 
 def _bad(folder: Path, what: str) -> Path:

@@ -40,7 +40,7 @@ from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, Photo, square
 from v2f.errors import V2FError
 from v2f.run import Run
-from v2f.system import System, to_picture
+from v2f.system import System, device_of, to_picture
 from v2f.world import bounds, world_hash
 from v2f.world.people import VOICE, World, WorldConfig
 
@@ -308,11 +308,6 @@ def _judged(system: System, img_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     # Mean and spread of each channel: what is there, and how sharply.
     pooled = [statistic for m in maps for statistic in (m.mean((2, 3)), m.std((2, 3), correction=0))]
     return judges.identity(img_BCHW), torch.cat(pooled, 1)
-
-
-def device_of(system: System) -> torch.device:
-    """Where a system's nets are."""
-    return next(system.parameters(), torch.empty(0)).device
 
 
 def _styled(system: System) -> Styled | None:

@@ -1,14 +1,17 @@
 """A voice in, a face out: one audio file through a trained system, written as a PNG that says what it is.
 
-The picture carries its provenance in PNG text chunks: it is estimated from a voice and shows what a voice of this
-kind goes with in the training data; it is no photograph and identifies nobody.
+The picture carries its provenance in PNG text chunks and in XMP: it is estimated from a voice and shows what a voice of
+this kind goes with in the training data; it is no photograph and identifies nobody.
 
 Shape letters: T samples of the file, W windows, L styles, D style width.
 """
 
+import datetime
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
@@ -22,11 +25,11 @@ from v2f.data.audio import UnusableError, decode_voice
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
 from v2f.run import Run
-from v2f.system import System
+from v2f.system import System, device_of
 
 DISCLAIMER = "Estimated from a voice; not a photograph, and not a likeness that could identify anyone."
 
-_SHORTEST_S = 0.25
+SHORTEST_S = 0.25
 _QUIET_WINDOW = 0.03  # of the loudest window's RMS: a pause
 _MOST_WINDOWS = 64
 _BATCH = 16
@@ -49,11 +52,9 @@ def generate(run: Run, voice: str, output: str, *, size: int | None = None, syst
     if Path(output).suffix.lower() != ".png":
         raise V2FError(f"{output}: the face is written as PNG; name the output something.png")
     system = run.system() if system is None else system
-    hears = system.transforms().get("wav")
-    if not isinstance(hears, Waveform):
-        raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
+    hears = ear(run, system)
     wav_T = read_voice(voice, hears.sample_rate)
-    wav_WT = windows(wav_T, round(hears.seconds * hears.sample_rate))
+    wav_WT = windows(wav_T, hears.frames)
     picture = face_of(system, torch.from_numpy(wav_WT), size)
     notes = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
     store.write_bytes(output, png(picture, notes))
@@ -61,11 +62,19 @@ def generate(run: Run, voice: str, output: str, *, size: int | None = None, syst
     return output
 
 
+def ear(run: Run, system: System) -> Waveform:
+    """How long a clip the system of ``run`` hears, at which rate; V2FError if it makes no face from a voice."""
+    hears = system.transforms().get("wav")
+    if not isinstance(hears, Waveform):
+        raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
+    return hears
+
+
 def read_voice(path: str, sample_rate: int) -> NDArray[np.float32]:
     """The mono waveform [T] of a recording at ``sample_rate``; V2FError in one line if it holds no usable voice."""
     content = store.read_bytes(path)
     try:
-        return decode_voice(content, sample_rate=sample_rate, min_seconds=_SHORTEST_S)
+        return decode_voice(content, sample_rate=sample_rate, min_seconds=SHORTEST_S)
     except UnusableError as error:
         raise V2FError(f"{path}: {error}; give a recording of a voice, such as a WAV of two seconds") from error
 
@@ -87,34 +96,66 @@ def face_of(system: System, wav_WT: Tensor, size: int | None = None) -> Tensor:
 
     ``size``: another side than that of the training, where the system has a generator that can draw it.
     """
-    wav_WT = wav_WT.to(next(system.parameters(), wav_WT).device)
-    if hasattr(system, "styles") and hasattr(system, "face"):
-        styled: Any = system
-        w_WLD = torch.cat([styled.styles(part) for part in wav_WT.split(_BATCH)])
-        w_1LD = w_WLD.mean(0, keepdim=True)
-        picture = (styled.face(w_1LD) if size is None else styled.face(w_1LD, size))[0]
-    elif size is not None:
+    w_WLD = codes_of(system, wav_WT)
+    if w_WLD is not None:
+        return draw(system, w_WLD.mean(0, keepdim=True), size)[0]
+    if size is not None:
         raise V2FError(f"this system draws pictures of one size only; leave out the {size} px")
-    else:
-        middle = len(wav_WT) // 2
-        picture = system.sample({"wav": wav_WT[middle : middle + 1]})["face"][0]
-    if not picture.isfinite().all():
+    middle = len(wav_WT) // 2
+    return _finite(system.sample({"wav": wav_WT[middle : middle + 1].to(device_of(system))})["face"])[0]
+
+
+@torch.no_grad()
+def codes_of(system: System, wav_WT: Tensor) -> Tensor | None:
+    """w+ [W, L, D] of windows of a voice; None: the system is not built around a generator of styles."""
+    if not (hasattr(system, "styles") and hasattr(system, "face")):
+        return None
+    styled: Any = system
+    return torch.cat([styled.styles(part) for part in wav_WT.to(device_of(system)).split(_BATCH)])
+
+
+def faces_of(system: System, wav_N: Sequence[NDArray[np.float32]], frames: int) -> tuple[Tensor | None, Tensor]:
+    """What the system makes of each of some waveforms, cut into windows of ``frames`` samples: w+ [N, L, D], None where
+    it has no codes, and pictures [N, 3, H, W] in [-1, 1], each as :func:`face_of` makes it."""
+    wav_NWT = [torch.from_numpy(windows(wav_T, frames)) for wav_T in wav_N]
+    w_WLD = codes_of(system, torch.cat(wav_NWT))
+    if w_WLD is None:
+        return None, torch.stack([face_of(system, wav_WT) for wav_WT in wav_NWT])
+    w_NLD = torch.stack([part.mean(0) for part in w_WLD.split([len(wav_WT) for wav_WT in wav_NWT])])
+    return w_NLD, draw(system, w_NLD)
+
+
+@torch.no_grad()
+def draw(system: System, w_NLD: Tensor, size: int | None = None) -> Tensor:
+    """Pictures [N, 3, H, W] in [-1, 1] of codes w+ that :func:`codes_of` gave; V2FError if one is not finite."""
+    styled: Any = system
+    parts = w_NLD.split(_BATCH)
+    return _finite(torch.cat([styled.face(part) if size is None else styled.face(part, size) for part in parts]))
+
+
+def _finite(picture_NCHW: Tensor) -> Tensor:
+    if not picture_NCHW.isfinite().all():
         raise V2FError(
             "the system made a picture that is not finite; its training has diverged, use an earlier checkpoint"
         )
-    return picture.clamp(-1, 1)
+    return picture_NCHW.clamp(-1, 1)
 
 
-def provenance(run: Run, system: System) -> dict[str, str]:
-    """What a face of ``run`` should carry with it: what it is, and what made it."""
+def provenance(run: Run, system: System, *, step: int | None = None) -> dict[str, str]:
+    """What a face that ``run`` makes now should carry with it: what it is, what made it, and when.
+
+    ``step``: that of the checkpoint that was loaded; None: the newest.
+    """
     stand_ins: list[str] = getattr(system, "stand_ins", [])
+    step = run.step if step is None else step
     return {
         "Title": "A face estimated from a voice, not a photograph",
         "Disclaimer": DISCLAIMER,
         "Software": f"v2f {__version__}",
         "Run": run.config.name,
-        "Step": str(run.step if run.step is not None else "unknown"),
+        "Step": str(step if step is not None else "unknown"),
         "Stand-ins": ", ".join(stand_ins) or "none",
+        "Creation Time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
@@ -125,10 +166,31 @@ def to_image(picture: Tensor) -> Image.Image:
 
 
 def png(picture: Tensor, notes: dict[str, str]) -> bytes:
-    """The PNG of a tensor [3, H, W] in [-1, 1] with ``notes`` as text chunks."""
+    """The PNG of a tensor [3, H, W] in [-1, 1] with ``notes`` (of :func:`provenance`) as text chunks, and with the XMP
+    by which other programs know synthetic media; without notes, of pixels alone."""
     text = PngInfo()
     for key, value in notes.items():
         text.add_itxt(key, value) if not value.isascii() else text.add_text(key, value)
+    if notes:
+        text.add_itxt("XML:com.adobe.xmp", _xmp(notes))
     buffer = io.BytesIO()
     to_image(picture).save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()
+
+
+def _xmp(notes: dict[str, str]) -> str:
+    """An XMP packet (ISO 16684-1) that says what :func:`provenance` says; IPTC's digital source type is the one for
+    media that a trained model made."""
+    title, disclaimer, software, made = (
+        escape(notes.get(key, ""), {'"': "&quot;"}) for key in ("Title", "Disclaimer", "Software", "Creation Time")
+    )
+    return f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+ xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+ xmp:CreatorTool="{software}" xmp:CreateDate="{made}"
+ Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia">
+<dc:title><rdf:Alt><rdf:li xml:lang="x-default">{title}</rdf:li></rdf:Alt></dc:title>
+<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{disclaimer}</rdf:li></rdf:Alt></dc:description>
+</rdf:Description></rdf:RDF></x:xmpmeta>
+<?xpacket end="r"?>"""

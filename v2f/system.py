@@ -150,6 +150,11 @@ def trained(system: System) -> dict[str, nn.Module]:
     return modules
 
 
+def device_of(system: System) -> torch.device:
+    """Where a system's nets are."""
+    return next(system.parameters(), torch.empty(0)).device
+
+
 def freeze(module: M) -> M:
     """``module`` in eval mode for ever, without gradients for its own parameters (they still pass through it)."""
     module.eval().requires_grad_(False)
