@@ -52,6 +52,17 @@ def _parser() -> argparse.ArgumentParser:
 
     generate.add_argument("--size", type=int, metavar="PIXELS", help="side of the picture; default: what it trains on")
 
+    serve = _verb(verbs, "serve", _serve, "open a page to speak into: a face for your voice, and how sure it is")
+    serve.add_argument("run_path", metavar="RUN", help=_RUN)
+    serve.add_argument("--host", default="127.0.0.1", help="where to listen; default: 127.0.0.1, this machine only")
+    serve.add_argument("--port", type=_port, default=7860, help="default: 7860; 0: any that is free")
+    serve.add_argument(
+        "--checkpoint", type=_which, default="latest", metavar="best|latest|STEP", help="which; default: latest"
+    )
+    serve.add_argument("--max-seconds", type=_above_zero, default=30.0, metavar="S", help="of a clip; default: 30")
+    serve.add_argument("--max-mb", type=_above_zero, default=20.0, metavar="MB", help="of a file; default: 20")
+    serve.add_argument("--per-minute", type=_positive, default=12, metavar="N", help="clips of a client; default: 12")
+
     report = _verb(verbs, "report", _report, "write a run's page: references beside faces, curves, retrieval")
     report.add_argument("run_path", metavar="RUN", help="a run's folder")
 
@@ -139,7 +150,7 @@ def _verb(
 
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of samples")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
 
 
@@ -149,6 +160,22 @@ def _which(text: str) -> str | int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is neither best nor latest nor a step")
     return int(text)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
+    return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
 
 
 # Imports stand in the verbs: `--help` must not wait for torch.
@@ -172,6 +199,13 @@ def _generate(args: argparse.Namespace) -> None:
     from v2f.run import Run
 
     generate(Run.open(args.run_path), args.voice, args.output, size=args.size)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from v2f.web.serve import Limits, serve
+
+    bounds = Limits(max_seconds=args.max_seconds, max_mb=args.max_mb, per_minute=args.per_minute)
+    serve(args.run_path, host=args.host, port=args.port, which=args.checkpoint, bounds=bounds)
 
 
 def _report(args: argparse.Namespace) -> None:

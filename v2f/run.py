@@ -238,6 +238,10 @@ class Run:
             raise V2FError(f"{self.path}: there is no checkpoint {what}, but those of step {steps}")
         return found
 
+    def step_of(self, which: str | int = "latest") -> int | None:
+        """The step of a committed checkpoint (see :meth:`checkpoint`), or that of an export."""
+        return self.step if self.exported else checkpoint.step_of(self.checkpoint(which))
+
     def system(self, ema: bool = True, which: str | int = "latest") -> System:
         """The trained system of a committed checkpoint (see :meth:`checkpoint`), in eval mode; with ``ema`` the
         moving-average weights, where they are kept. An export has but one kind."""

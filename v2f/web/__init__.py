@@ -1,1 +1,1 @@
-"""Pages about runs: self-contained files for a browser, without a server and without scripts."""
+"""Pages about runs: self-contained files for a browser, without scripts; and one with a server, to speak into."""

@@ -1,0 +1,233 @@
+"""One clip in, everything that the page to speak into says of it out. No server in here, and nothing is written.
+
+    bytes --decode--> wav_T --windows--> w+ --mean--> the face
+                        |--its parts, heard apart--> other moments of the same voice
+                        |--its halves, the share of speech, its sound--> how sure
+    w+ + what voices leave open (:class:`Reference`) --> other people who could have such a voice
+
+The system is deterministic: one clip has one face. What is drawn around it is either what the same voice gave at other
+moments, or a sample of what no voice tells; the page calls each by its name. All randomness is keyed by the clip.
+
+Shape letters: T samples, P parts, L styles, D style width.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from v2f import evaluate, generate, store
+from v2f.data.audio import decode_voice, speech_share
+from v2f.data.sample import MAX_SECONDS
+from v2f.data.transforms import resample
+from v2f.errors import V2FError
+from v2f.keyed import keyed_rng
+from v2f.run import Run
+from v2f.web import reference, spectrum
+from v2f.web.page import data_uri, number
+from v2f.web.reference import Reference
+from v2f.web.report import sound_uri
+
+MOMENTS, OTHERS = 4, 6
+_OTHERS_STREAM = 0x6F746865  # "othe": no other stream shares keys with this one
+_SPEECH = 0.4  # a smaller share is hardly speech
+_QUIET = 0.03  # of the loudest part's RMS: a pause
+_PLAYED_HZ = 8000  # browsers play no slower rate
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One measure of how sure the system is, as a bar; the numbers are shares of the bar's length."""
+
+    title: str
+    words: str
+    detail: str
+    doubtful: bool
+    value: float | None = None
+    low: float = 0.0
+    high: float = 0.0
+    """``low`` to ``high``: what is usual."""
+    limit: float | None = None
+    limit_words: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the page shows of a clip; pictures and sound are data URIs, and every face carries its provenance."""
+
+    seconds: float
+    windows: int
+    face: str
+    side: int
+    """Of the face, in pixels."""
+    moments: list[tuple[str, str]]
+    """Picture, and which seconds of the clip it is from."""
+    others: list[str]
+    gauges: list[Gauge]
+    heard: spectrum.Heard
+    sound: str
+
+    @property
+    def doubtful(self) -> bool:
+        return any(gauge.doubtful for gauge in self.gauges)
+
+
+class Listener:
+    """A run that answers clips. ``without``: why there is nothing to compare with, in words; empty: there is."""
+
+    def __init__(self, run: Run, which: str | int = "latest") -> None:
+        """Loads the checkpoint ``which`` (see :meth:`Run.checkpoint`), on a GPU where there is one, and measures what
+        is usual on the run's data. V2FError if the system makes no face from a voice."""
+        self.run, self.step = run, run.step_of(which)
+        self.system = run.system(which=which).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.ear = generate.ear(run, self.system)
+        self.reference: Reference | None = None
+        self.without = ""
+        try:
+            self.reference = reference.measure(run, self.system)
+        except V2FError as error:
+            self.without = str(error)
+        self.retrieval = _retrieval(run)
+
+    def answer(self, content: bytes, max_seconds: float = MAX_SECONDS) -> Answer:
+        """What the page says of a recording's bytes. UnusableError if it is no recording of a voice, is silent, or not
+        between 0.25 s and ``max_seconds``; V2FError if the system's pictures are not finite."""
+        rate, frames = self.ear.sample_rate, self.ear.frames
+        wav_T = decode_voice(content, sample_rate=rate, min_seconds=generate.SHORTEST_S, max_seconds=max_seconds)
+        parts = moments(len(wav_T), frames)
+        loud_P = [float(np.sqrt((wav_T[start:stop] ** 2).mean())) for start, stop in parts]
+        parts = [part for part, loud in zip(parts, loud_P, strict=True) if loud >= _QUIET * max(loud_P)]
+        pieces = [wav_T, *(wav_T[start:stop] for start, stop in parts), *reference.halves(wav_T)]
+        w_PLD, face_P3HW = generate.faces_of(self.system, pieces, frames)
+        notes = generate.provenance(self.run, self.system, step=self.step)
+        others: list[str] = []
+        if w_PLD is not None and self.reference is not None:
+            rng = keyed_rng(_OTHERS_STREAM, crc32(wav_T.tobytes()))
+            w_OLD = self.reference.others(w_PLD[0], OTHERS, rng)
+            others = [] if w_OLD is None else [_uri(one, notes) for one in generate.draw(self.system, w_OLD)]
+        spans = [f"{start / rate:.1f} to {stop / rate:.1f} s" for start, stop in parts]
+        return Answer(
+            seconds=len(wav_T) / rate,
+            windows=len(generate.windows(wav_T, frames)),
+            face=_uri(face_P3HW[0], notes),
+            side=face_P3HW.shape[-1],
+            moments=[(_uri(one, notes), span) for one, span in zip(face_P3HW[1:-2], spans, strict=True)],
+            others=others,
+            gauges=self._gauges(wav_T, reference.identities(self.system, face_P3HW[-2:])),
+            heard=spectrum.heard(wav_T, rate),
+            sound=_sound(wav_T, rate),
+        )
+
+    def _gauges(self, wav_T: Floats, halves_2E: NDArray[np.float64] | None) -> list[Gauge]:
+        share = speech_share(wav_T, self.ear.sample_rate)
+        gauges = [_speech(share)]
+        known = self.reference
+        if known is None:
+            return gauges
+        gauges.append(_sounds_known(known, known.how_far(wav_T, self.ear.sample_rate)))
+        if halves_2E is not None and known.halves_N is not None and known.strangers is not None:
+            apart = float(reference.distance(halves_2E[:1], halves_2E[1:])[0])
+            gauges.append(_steady(known.halves_N, known.strangers, apart))
+        return gauges
+
+
+def moments(length: int, window: int) -> list[tuple[int, int]]:
+    """Which samples of a clip are heard apart: parts spread evenly, of half the clip where it is short, of what the
+    system hears at once where that fits, of a quarter where it is long."""
+    part = max(min(length // 2, window), length // 4)
+    starts = np.linspace(0, length - part, MOMENTS).round().astype(int).tolist()
+    return [(start, start + part) for start in starts]
+
+
+def _uri(picture: torch.Tensor, notes: dict[str, str]) -> str:
+    return data_uri(generate.png(picture, notes), "png")
+
+
+def _sound(wav_T: Floats, rate: int) -> str:
+    if rate < _PLAYED_HZ:
+        wav_T, rate = resample(wav_T, rate, _PLAYED_HZ), _PLAYED_HZ
+    return sound_uri(wav_T, rate)
+
+
+def _retrieval(run: Run) -> dict[str, Any] | None:
+    """What ``v2f eval`` found on unseen people: R@10 with its interval, chance and gallery; None: not measured."""
+    where = store.join(run.path, evaluate.FILE)
+    if not store.exists(where):
+        return None
+    try:
+        split = json.loads(store.read_bytes(where))["splits"]["test"]
+        return {"gallery": split["gallery"], "chance": split["chance"]["R@10"], **split["lines"]["voice"]["R@10"]}
+    except (ValueError, KeyError, TypeError):
+        return None  # of unseen people nothing was measured, or of a system of another kind
+
+
+# ------------------------------------------------------------------------------------------------ in words
+
+
+def _speech(share: float) -> Gauge:
+    doubtful = share < _SPEECH
+    words = (
+        "Hardly: music, noise and animals are given a face, too, and it means nothing."
+        if doubtful
+        else "Most of it could be."
+        if share >= 0.6
+        else "Part of it could be; what lies between is heard as well."
+    )
+    detail = (
+        f"{100 * share:.0f} % of the clip, by WebRTC’s voice activity detector, which takes steady noise and tones for "
+        "speech, too"
+    )
+    return Gauge("Is it speech?", words, detail, doubtful, value=share, limit=_SPEECH, limit_words="hardly speech")
+
+
+def _sounds_known(known: Reference, far: float) -> Gauge:
+    """Beyond the farthest of the known voices a sound is called unknown."""
+    most = float(known.sound_N.max())
+    low, high = np.quantile(known.sound_N, [0.05, 0.95]).tolist()
+    doubtful = far > most
+    words = (
+        "Unlike every voice this run knows: another kind of voice, microphone, room or noise. It draws all the same, "
+        "and has no grounds for it."
+        if doubtful
+        else "It sounds like voices this run knows."
+        if far <= high
+        else "At the edge of what this run knows."
+    )
+    detail = (
+        f"distance to the nearest of {known.people} known voices {number(far)}, usually {number(low)} to {number(high)}"
+    )
+    scale = 1.5 * most
+    return Gauge(
+        "Does it know such voices?", words, detail, doubtful, min(1.0, far / scale), low / scale, high / scale,
+        most / scale, "farthest known voice",
+    )  # fmt: skip
+
+
+def _steady(halves_N: NDArray[np.float64], strangers: float, apart: float) -> Gauge:
+    low, middle, high = np.quantile(halves_N, [0.1, 0.5, 0.9]).tolist()
+    if strangers <= high:
+        words = "Nothing can be said: this run draws nearly the same face for everyone."
+    elif apart <= middle:
+        words = "Steady: its first and its second half lead to nearly the same face."
+    elif apart <= high:
+        words = "As steady as usual: what is said moves the face a little."
+    elif apart < strangers:
+        words = "Unsteady: its two halves lead to faces farther apart than usual. Try a longer clip, without noise."
+    else:
+        words = "Its two halves lead to two different people. Read nothing into this face."
+    detail = (
+        f"the faces of the two halves are {number(apart, 2)} apart, usually {number(low, 2)} to {number(high, 2)}; "
+        f"two people’s {number(strangers, 2)} (1 − cosine of identity embeddings)"
+    )
+    doubtful = strangers <= high or apart > high
+    scale = 1.25 * max(strangers, high, 1e-6)
+    return Gauge(
+        "Would it draw the same again?", words, detail, doubtful, min(1.0, apart / scale), low / scale,
+        high / scale, strangers / scale, "two people",
+    )  # fmt: skip
