@@ -202,7 +202,7 @@ def _by_libsndfile(content: bytes, max_seconds: float) -> tuple[Floats, int]:
 def _by_ffmpeg(content: bytes, max_seconds: float) -> tuple[Floats, int]:
     import av
 
-    # A playlist is a file that names others: without a protocol FFmpeg can neither read them here nor fetch them.
+    # A list of files (ffconcat) names others: without a protocol FFmpeg can neither read them here nor fetch them.
     alone = {"protocol_whitelist": "none"}
     try:
         with av.open(io.BytesIO(content), "r", metadata_errors="ignore", options=alone) as container:

@@ -1,1 +1,1 @@
-"""Pages about runs: self-contained files for a browser, without scripts; and the one page with a server, to speak into."""
+"""Pages about runs: self-contained files for a browser, without scripts; and one with a server, to speak into."""

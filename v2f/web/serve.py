@@ -160,7 +160,7 @@ def _page(listener: Listener, folder: str, bounds: Limits) -> Any:
             )
             # Any file, and not Gradio's idea of a sound: what is none is refused here, in words, and a video is heard.
             clip = gradio.File(label="Or drop a recording", elem_id="clip", height=150, buttons=[])
-            clip.preprocess = _where  # type: ignore[method-assign]  # Gradio's own leaves an empty file each time
+            clip.preprocess = _where  # type: ignore[assignment, method-assign]  # Gradio's own leaves an empty file each time
         gradio.HTML(answer.hint(), apply_default_css=False)
         shown = gradio.HTML("", elem_id="answer", apply_default_css=False)
         gradio.HTML(answer.closing(), apply_default_css=False)
