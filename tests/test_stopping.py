@@ -178,6 +178,16 @@ sys.exit(stopping.report(0))
     assert (out, process.returncode) == ("profiled\n", 0), error
 
 
+def test_exec_lets_a_new_agent_join_in_a_lost_ones_place_unless_told_otherwise(monkeypatch, capfd):
+    name = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+    shows = ["exec", sys.executable, "-c", f"import os; print(os.environ[{name!r}])"]
+    monkeypatch.delenv(name, raising=False)
+    assert main(shows) == 0
+    monkeypatch.setenv(name, "0")
+    assert main(shows) == 0
+    assert capfd.readouterr().out.split() == ["1", "0"]
+
+
 def test_exec_names_what_it_cannot_start(capsys):
     assert main(["exec", "no-such-launcher"]) == 1
     assert "v2f exec: no-such-launcher cannot be started (No such file or directory)" in capsys.readouterr().err

@@ -20,6 +20,10 @@ import psutil
 from v2f.errors import V2FError
 from v2f.stopping import BROKEN, DONE, HUNG, MISTAKE, STATUS, STOPPED, reports
 
+REJOINED = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""torchrun's agents of torch 2.11 share the rendezvous' store with their ranks and keep its first address: an agent in a
+lost one's place could not join, and one that becomes the first dies."""
+
 
 def supervise(command: Sequence[str]) -> int:
     """Run ``command`` to its end; the exit code that its ranks meant."""
@@ -44,7 +48,7 @@ def supervise(command: Sequence[str]) -> int:
         # Ignored signals stay ignored in the program that is started; the ranks set handlers of their own.
         kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR1, signal.SIGUSR2)}
         try:
-            process = subprocess.Popen(list(command), env=os.environ | {STATUS: folder})
+            process = subprocess.Popen(list(command), env=REJOINED | os.environ | {STATUS: folder})
         except OSError as error:
             raise V2FError(f"v2f exec: {command[0]} cannot be started ({error.strerror})") from error
         finally:
