@@ -8,6 +8,7 @@ import pytest
 import torch
 from two_phases import GROUP, TwoPhases, batches
 
+import v2f.engine as engine_module
 from v2f.engine import Engine, StepResult, memory
 from v2f.errors import V2FError
 from v2f.nn import float32_products
@@ -54,6 +55,19 @@ def test_float32_is_rounded_to_tf32_where_it_is_asked_for_and_nowhere_else(preci
         assert engine.dtype == (torch.float64 if precision == "fp64" else torch.float32)
     finally:
         float32_products(tf32=False)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_auto_is_bf16_where_the_device_has_it_and_asking_for_what_it_emulates_is_told(monkeypatch, caplog, has_bf16):
+    monkeypatch.setattr(engine_module, "computes_bf16", lambda device: has_bf16)
+    assert Engine("auto", "ddp").precision == ("bf16" if has_bf16 else "fp32")
+    assert not caplog.records
+    assert Engine("bf16", "ddp").precision == "bf16"
+    assert [record.message for record in caplog.records if "emulates" in record.message] == (
+        []
+        if has_bf16
+        else ["train.precision bf16: a device here only emulates it, many times slower than fp32; take auto or fp32"]
+    )
 
 
 # ------------------------------------------------------------------------------------------------ phases

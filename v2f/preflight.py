@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from v2f.data.loader import read_usable
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError, guarded
-from v2f.nn import float32_products
+from v2f.nn import computes_bf16, float32_products
 from v2f.nn.batchnorm import discard_ghosts
 from v2f.nn.waveform import WaveformEncoder
 from v2f.run import build_system, load_config
@@ -187,8 +187,10 @@ def recipe_step(device: torch.device, recipe: str, overrides: Sequence[str], wor
     if batch is None or left_out or len(batch["slot"]) < size:
         reason = left_out[0] if left_out else f"the split {split.name} has fewer"
         raise V2FError(f"the first {size} samples of {config.data.home} cannot be used: {reason}")
-    dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-    float32_products(tf32=config.train.precision == "tf32")
+    precision = config.train.precision
+    bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    float32_products(tf32=precision == "tf32")
     system.to(device, dtype).train()
     batch = {
         key: value.to(device, dtype if value.is_floating_point() else value.dtype)
@@ -200,7 +202,7 @@ def recipe_step(device: torch.device, recipe: str, overrides: Sequence[str], wor
     def loss(phase: str) -> Callable[[], Tensor]:
         def total() -> Tensor:
             torch.manual_seed(config.seed)  # a dropout must not look like a broken device
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 return system.loss(phase, batch, 0)["total"]
 
         return total

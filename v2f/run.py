@@ -117,8 +117,10 @@ class TrainConfig(Config):
     """How long, in which precision, cut how."""
 
     steps: int = Field(gt=0, description="optimizer steps of the first phase, in all")
-    precision: Literal["fp32", "tf32", "bf16", "fp64"] = Field(
-        "fp32", description="tf32: as fp32, but a GPU rounds what it multiplies to 10 bits of mantissa"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp64"] = Field(
+        "fp32",
+        description="auto: bf16 where all devices have it, else fp32; tf32: as fp32, but a GPU rounds what it "
+        "multiplies to 10 bits of mantissa",
     )
     strategy: Literal["auto", "ddp", "zero1", "zero2"] = Field("auto", description="auto: as the launcher says, or DDP")
     micro_batch: int | None = Field(None, gt=0, description="samples a forward pass of one rank; null: all it has")

@@ -21,8 +21,8 @@ from v2f.errors import V2FError
 from v2f.stopping import BROKEN, DONE, HUNG, MISTAKE, STATUS, STOPPED, reports
 
 REJOINED = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""torchrun's agents of torch 2.11 share the rendezvous' store with their ranks and keep its first address: an agent in a
-lost one's place could not join, and one that becomes the first dies."""
+"""torchrun's agents of torch 2.11 share the rendezvous' store with their ranks and keep its first address: an agent in
+a lost one's place could not join, and one that becomes the first dies."""
 
 
 def supervise(command: Sequence[str]) -> int:

@@ -203,9 +203,11 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
         note = f"; stand-ins: {', '.join(system.stand_ins)}" if system.stand_ins else ""
         say(
             f"{config.name}: {_numbers(system):,} trained parameters on {engine.world_size} x {engine.device.type}, "
-            f"{engine.strategy}, {torch.get_num_threads()} threads, {train.precision}, batch {config.data.batch}, "
+            f"{engine.strategy}, {torch.get_num_threads()} threads, {engine.precision}, batch {config.data.batch}, "
             f"steps {step} to {train.steps}{note}"
         )
+        if state.get("precision", engine.precision) != engine.precision:
+            say(f"goes on in {engine.precision}: {found} was trained in {state['precision']}")
         _note_start(folder, attempt, engine, step, changed)
         tracker = _start(config, folder, engine, system, split, fingerprint, state.get("run_id"))
         _name_again(folder.local, quarantine)
@@ -319,6 +321,7 @@ def _start(
         "code": _code_version(),
         "world_size": engine.world_size,
         "strategy": engine.strategy,
+        "precision": engine.precision,
         "device": _device(engine),
         "versions": _versions(),
     }
@@ -499,6 +502,7 @@ def _save(job: _Job, wait: bool) -> None:
         "config": config.model_dump(mode="json"),
         "run_id": job.tracker.run_id if job.tracker else None,
         "versions": _versions(),
+        "precision": engine.precision,
         "metrics": job.meters,
         "clock": job.clock.state(),
         "norms": job.norms.past,

@@ -8,6 +8,7 @@ and moments lie on the ranks is the strategy's: ``ddp.py``, ``zero.py``; ``launc
 
 import contextlib
 import gc
+import logging
 import math
 import os
 import time
@@ -27,13 +28,16 @@ from v2f.engine.ddp import DDPPhase
 from v2f.engine.launcher import Asked
 from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule
 from v2f.errors import V2FError
-from v2f.nn import float32_products
+from v2f.nn import computes_bf16, float32_products
 from v2f.nn.batchnorm import collect_ghosts, commit_ghosts, discard_ghosts
 from v2f.system import Batch, Losses, Phase, System, trained
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
+AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
 Skipped = Literal["", "loss", "gradient", "spike"]
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _STEP_BYTES = 4  # Adam's count of a parameter's steps is one float32
 
@@ -58,7 +62,7 @@ class StepResult:
 class Engine:
     """One process of a data-parallel job (or the only one)."""
 
-    def __init__(self, precision: Precision = "fp32", strategy: Asked = "auto") -> None:
+    def __init__(self, precision: AskedPrecision = "fp32", strategy: Asked = "auto") -> None:
         self._launch = launcher.read(strategy, precision)
         self.strategy = self._launch.strategy
         with launcher.without_deepspeed():
@@ -70,17 +74,29 @@ class Engine:
             self._accelerator = Accelerator(
                 cpu=cpu, mixed_precision="no", kwargs_handlers=[kwargs], step_scheduler_with_optimizer=False
             )
-        float32_products(tf32=precision == "tf32")
-        self._bf16 = precision == "bf16"
-        self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.device = self._accelerator.device
         self.rank = self._accelerator.process_index
         self.local_rank = self._accelerator.local_process_index
         self.world_size = self._accelerator.num_processes
+        self.precision = self._agreed(precision)
+        float32_products(tf32=self.precision == "tf32")
+        self._bf16 = self.precision == "bf16"
+        self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         self._phases: dict[str, PhaseEngine] = {}
         self._modules: dict[str, nn.Module] = {}
         self._share = 0
         self._watch = _Stopwatch(self.device)
+
+    def _agreed(self, asked: AskedPrecision) -> Precision:
+        """The precision of all ranks; ``auto`` is bf16 where every device has it, else fp32. Collective."""
+        if asked not in ("auto", "bf16"):
+            return asked
+        every = all(self.gather(computes_bf16(self.device)))
+        if asked == "bf16" and not every and self.rank == 0:
+            log.warning(
+                "train.precision bf16: a device here only emulates it, many times slower than fp32; take auto or fp32"
+            )
+        return "bf16" if every or asked == "bf16" else "fp32"
 
     def wrap(self, system: System, *, share: int, micro_batch: int | None) -> None:
         """Move the system here and prepare every phase. Frozen modules are moved, never wrapped.

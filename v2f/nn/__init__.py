@@ -19,6 +19,13 @@ def float32_products(tf32: bool) -> None:
     torch.backends.cudnn.allow_tf32 = tf32
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; a CPU without them takes many times as long as for float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def widened(x: Tensor) -> Tensor:
     """``x`` in float32 where it is narrower, as under autocast: for norms, means and distances."""
     return x.float() if x.dtype.itemsize < 4 else x
