@@ -82,7 +82,9 @@ def main() -> int:
         if args.memory:
             results["memory"] = memory(spec)
         if not results:
-            results["swift" if args.swift else "local"] = rates(spec, pythons, args.rounds)
+            where = "swift" if args.swift else "local"
+            where += "" if set(READERS) <= set(args.readers) else ", some readers"
+            results[where] = rates(spec, pythons, args.rounds)
     write(results)
     missed = [line for name, result in results.items() for line in show(name, result)]
     for line in missed:
@@ -286,7 +288,7 @@ def show(name: str, result: dict[str, Any]) -> list[str]:
                     ratio = row[f"rate over {other}"]
                     line += f", {ratio['median']:.2f} of {other} ({ratio['least']:.2f} to {ratio['most']:.2f})"
             print(line)
-        beside = "alone" if name == "local" else SERVED
+        beside = "alone" if name.startswith("local") else SERVED
         ratio = readers.get("v2f", {}).get(f"rate over {beside}", {}).get("median", 1.0)
         if ratio < LEAST_OF_ALONE:
             missed.append(f"{name}: the loader reaches {ratio:.3f} of {beside}, below {LEAST_OF_ALONE}")
