@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from systems.small import SMALL
 
 from v2f import checkpoint
@@ -124,7 +125,9 @@ def test_a_run_says_what_it_is(run_values, tiny_shards):
     assert run.info["stand_ins"] == "generator, identity, perceptual, codes"
     assert run.info["fingerprint"] == json.loads((Path(tiny_shards) / "manifest.json").read_text())["fingerprint"]
     assert run.info["versions"]["torch"] == version("torch")
-    assert (Path(run.path) / "samples" / "step-00000001.png").stat().st_size > 1000
+    sheet = Image.open(Path(run.path) / "samples" / "step-00000001.png")
+    assert sheet.width > 6 * 64
+    assert (sheet.info["Run"], sheet.info["Step"]) == ("tiny", "1")
     names = {name for _, name in logged(run.path)}
     assert {"loss/supervised/total", "loss/supervised/id", "grad_norm/supervised", "rate/supervised/encoder"} <= names
     assert {"valid/identity_distance_ratio", "valid/w_norm", "valid/margin"} <= names

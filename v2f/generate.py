@@ -8,7 +8,7 @@ Shape letters: T samples of the file, W windows, L styles, D style width.
 
 import datetime
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -56,8 +56,8 @@ def generate(run: Run, voice: str, output: str, *, size: int | None = None, syst
     wav_T = read_voice(voice, hears.sample_rate)
     wav_WT = windows(wav_T, hears.frames)
     picture = face_of(system, torch.from_numpy(wav_WT), size)
-    notes = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
-    store.write_bytes(output, png(picture, notes))
+    told = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
+    store.write_bytes(output, png(picture, told))
     print(f"{output}: a face estimated from {len(wav_T) / hears.sample_rate:.1f} s of voice ({len(wav_WT)} window(s))")
     return output
 
@@ -142,21 +142,31 @@ def _finite(picture_NCHW: Tensor) -> Tensor:
 
 
 def provenance(run: Run, system: System, *, step: int | None = None) -> dict[str, str]:
-    """What a face that ``run`` makes now should carry with it: what it is, what made it, and when.
+    """What a face that ``run`` makes now should carry with it; see :func:`notes`.
 
     ``step``: that of the checkpoint that was loaded; None: the newest.
     """
+    return notes(run.config.name, system, run.step if step is None else step)
+
+
+def notes(name: str, system: System, step: int | None) -> dict[str, str]:
+    """What a picture that the run ``name`` makes now should carry with it: what it is, what made it, and when."""
     stand_ins: list[str] = getattr(system, "stand_ins", [])
-    step = run.step if step is None else step
+    voice = "wav" in system.transforms()
     return {
-        "Title": "A face estimated from a voice, not a photograph",
-        "Disclaimer": DISCLAIMER,
+        "Title": f"A face {'estimated from a voice' if voice else 'made from noise'}, not a photograph",
+        "Disclaimer": DISCLAIMER if voice else "Drawn by chance; not a photograph, and nobody's likeness.",
         "Software": f"v2f {__version__}",
-        "Run": run.config.name,
+        "Run": name,
         "Step": str(step if step is not None else "unknown"),
         "Stand-ins": ", ".join(stand_ins) or "none",
-        "Creation Time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "Creation Time": now(),
     }
+
+
+def now() -> str:
+    """The time in UTC, in ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def to_image(picture: Tensor) -> Image.Image:
@@ -165,7 +175,7 @@ def to_image(picture: Tensor) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def png(picture: Tensor, notes: dict[str, str]) -> bytes:
+def png(picture: Tensor, notes: Mapping[str, str]) -> bytes:
     """The PNG of a tensor [3, H, W] in [-1, 1] with ``notes`` (of :func:`provenance`) as text chunks, and with the XMP
     by which other programs know synthetic media; without notes, of pixels alone."""
     text = PngInfo()
@@ -178,7 +188,7 @@ def png(picture: Tensor, notes: dict[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def _xmp(notes: dict[str, str]) -> str:
+def _xmp(notes: Mapping[str, str]) -> str:
     """An XMP packet (ISO 16684-1) that says what :func:`provenance` says; IPTC's digital source type is the one for
     media that a trained model made."""
     title, disclaimer, software, made = (

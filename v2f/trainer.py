@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, SupportsInt
 
 import torch
-from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from v2f import checkpoint, store
+from v2f import checkpoint, generate, store
 from v2f.cache import Cache
 from v2f.config import dump_yaml, flatten
 from v2f.data.loader import Loader, check_batch, read_usable
@@ -414,7 +413,7 @@ def _validate(job: _Job) -> None:
     sheet = make_grid(torch.cat(rows), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
     path = job.folder.local / "samples" / f"step-{job.step:08d}.png"
     path.parent.mkdir(exist_ok=True)
-    to_pil_image(sheet).save(path)
+    path.write_bytes(generate.png(sheet * 2 - 1, generate.notes(job.config.name, job.system, job.step)))
     job.tracker.picture(job.step, job.step * job.config.data.batch, str(path), "samples")
 
 

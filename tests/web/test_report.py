@@ -1,6 +1,7 @@
 """The page stands alone, holds its figure and its numbers, and says what it is."""
 
 import base64
+import datetime
 import io
 import json
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import soundfile
 from fakes import RATE, SECONDS, level, make_data, make_run, portrait, register
 from pages import Page, pictures
+from PIL import Image
 
 from v2f.evaluate import evaluate
+from v2f.run import Run
 from v2f.web.curves import chart, charts, read_curves
 from v2f.web.page import fixed, number
 from v2f.web.report import report, voice_in_words
@@ -49,6 +52,19 @@ def test_the_face_is_the_systems_and_not_the_reference(tmp_path: Path) -> None:
     shown = pictures(made(tmp_path, kind="constant", measure=False))
     assert np.array_equal(shown[2], portrait(1))
     assert np.array_equal(shown[3], portrait(0))
+
+
+def test_a_face_tells_what_it_is_which_run_made_it_and_when_and_a_photo_does_not(tmp_path: Path) -> None:
+    page = made(tmp_path)
+    for image in page.all("img"):
+        content = base64.b64decode(str(image["src"]).partition(",")[2])
+        notes = Image.open(io.BytesIO(content)).info
+        if "face made" in str(image["alt"]):
+            assert notes["Title"] == "A face estimated from a voice, not a photograph"
+            assert notes["Run"] == Run.open(str(tmp_path / "run")).config.name
+            assert datetime.datetime.fromisoformat(notes["Creation Time"]).utcoffset() == datetime.timedelta(0)
+        else:
+            assert "Title" not in notes
 
 
 def test_synthetic_people_have_a_third_column(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def look(subjects: Sequence[Subject], count: int, recordings: Sequence[str], dat
             system = subject.run.system()
             hears = system.transforms().get("wav")
             if isinstance(hears, Waveform):
-                _hear(shown, subject.letter, system, hears, count, recordings)
+                _hear(shown, subject, system, hears, count, recordings)
             elif evaluate.from_noise(system) and shown.dataset is not None and count:
                 drawn, photos = report.from_noise(shown.dataset, subject.run, system, _DRAWN)
                 shown.drawn[subject.letter] = drawn
@@ -175,13 +175,16 @@ def _dataset(subjects: Sequence[Subject], data: str | None) -> Dataset:
     return next(iter(found.values()))
 
 
-def _hear(shown: Shown, letter: str, system: System, hears: Waveform, count: int, recordings: Sequence[str]) -> None:
+def _hear(
+    shown: Shown, subject: Subject, system: System, hears: Waveform, count: int, recordings: Sequence[str]
+) -> None:
     """Add the faces that one system makes."""
+    letter, notes = subject.letter, generate.provenance(subject.run, system)
     for path in recordings:
         wav_T = generate.read_voice(path, hears.sample_rate)
         heard = shown.heard.setdefault(path, Heard(Path(path).name))
         wav_WT = torch.from_numpy(generate.windows(wav_T, round(hears.seconds * hears.sample_rate)))
-        heard.faces[letter] = report.picture_uri(generate.face_of(system, wav_WT))
+        heard.faces[letter] = report.picture_uri(generate.face_of(system, wav_WT), notes)
         if not heard.sound:
             played_T = wav_T[: _PLAYED_S * hears.sample_rate]
             heard.sound, heard.seconds = (
@@ -190,7 +193,7 @@ def _hear(shown: Shown, letter: str, system: System, hears: Waveform, count: int
             )
     if shown.dataset is None or shown.split is None or not count:
         return
-    for pair in report.pairs(shown.dataset, shown.split, system, count):
+    for pair in report.pairs(shown.dataset, shown.split, subject.run, system, count):
         heard = shown.heard.setdefault(pair.name, Heard(pair.name, pair.words, pair.reference, pair.possible))
         heard.faces[letter] = pair.face
         if hears.seconds > heard.seconds:

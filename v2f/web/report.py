@@ -9,7 +9,9 @@ The page carries its pictures, sounds and plots inside, loads nothing, and runs 
 import base64
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -89,7 +91,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
         page = environment().get_template("noise.html.j2").render(**shared, **own)
     else:
         splits = [split for split in evaluate.SPLITS if split in dataset.splits]
-        figures = {split: pairs(dataset, split, system, people) for split in splits}
+        figures = {split: pairs(dataset, split, run, system, people) for split in splits}
         own = {
             "hears": getattr(system.transforms().get("wav"), "seconds", None),
             "figures": {split: shown for split, shown in figures.items() if shown},
@@ -107,9 +109,9 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
 # ---------------------------------------------------------------------------------------------- the figure
 
 
-def pairs(dataset: Dataset, name: str, system: System, count: int) -> list[Pair]:
-    """The first clip of each of the split's first ``count`` people, and the face made from it."""
-    split = dataset.split(name)
+def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> list[Pair]:
+    """The first clip of each of the split's first ``count`` people, and the face that ``run``'s system made from it."""
+    split, notes = dataset.split(name), generate.provenance(run, system)
     read = system.transforms()
     hears, sees = read.get("wav"), read.get("image")
     if not isinstance(hears, Waveform) or not isinstance(sees, Photo):
@@ -138,7 +140,7 @@ def pairs(dataset: Dataset, name: str, system: System, count: int) -> list[Pair]
                 Pair(
                     name=key,
                     reference=picture_uri(to_picture(batch["image"][row])),
-                    face=picture_uri(faces_BCHW[row]),
+                    face=picture_uri(faces_BCHW[row], notes),
                     possible=possible[row],
                     sound=sound_uri(batch["wav"][row].numpy(), hears.sample_rate),
                     words=words[row],
@@ -159,7 +161,8 @@ def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[
     photo_N3HW, noise_NZ, _ = found
     with torch.no_grad():
         made_N3HW = system.sample({"noise": noise_NZ.to(evaluate.device_of(system))})["face"]
-    return [picture_uri(one) for one in made_N3HW], [picture_uri(one) for one in to_picture(photo_N3HW)]
+    notes = generate.provenance(run, system)
+    return [picture_uri(one, notes) for one in made_N3HW], [picture_uri(one) for one in to_picture(photo_N3HW)]
 
 
 def _verdict(system: System, curves: Curves) -> str | None:
@@ -189,9 +192,9 @@ def voice_in_words(voice_V: NDArray[np.float32]) -> str:
     return ", ".join(told) or "an average voice"
 
 
-def picture_uri(picture: Tensor) -> str:
-    """A picture [3, H, W] in [-1, 1] as a PNG data URI."""
-    return "data:image/png;base64," + base64.b64encode(generate.png(picture, {})).decode()
+def picture_uri(picture: Tensor, notes: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A picture [3, H, W] in [-1, 1] as a PNG data URI; ``notes``: the provenance of one that a system made."""
+    return data_uri(generate.png(picture, notes), "png")
 
 
 def sound_uri(wav_T: NDArray[np.float32], rate: int) -> str:
