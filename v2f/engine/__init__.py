@@ -89,14 +89,16 @@ class Engine:
 
     def _agreed(self, asked: AskedPrecision) -> Precision:
         """The precision of all ranks; ``auto`` is bf16 where every device has it, else fp32. Collective."""
-        if asked not in ("auto", "bf16"):
+        if asked == "fp32" or asked == "tf32" or asked == "fp64":
             return asked
         every = all(self.gather(computes_bf16(self.device)))
-        if asked == "bf16" and not every and self.rank == 0:
+        if asked == "auto":
+            return "bf16" if every else "fp32"
+        if not every and self.rank == 0:
             log.warning(
                 "train.precision bf16: a device here only emulates it, many times slower than fp32; take auto or fp32"
             )
-        return "bf16" if every or asked == "bf16" else "fp32"
+        return asked
 
     def wrap(self, system: System, *, share: int, micro_batch: int | None) -> None:
         """Move the system here and prepare every phase. Frozen modules are moved, never wrapped.
