@@ -256,7 +256,7 @@ class Sandbox:
                 assert Path(path).exists(), f"there is no {path}"
 
     def _run(self, words: Words) -> str:
-        program, rest = words[0], list(words[1:])
+        program, rest = words[0].removeprefix(".venv/bin/"), list(words[1:])
         if program == "v2f":
             return self._v2f(rest)
         if program in ("accelerate", "torchrun"):

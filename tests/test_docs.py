@@ -36,6 +36,7 @@ def prepared(tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Sand
             shutil.copytree(path, root / path.name)  # a document may put something there
     (root / ".venv").mkdir()
     (root / ".venv" / ".installed").touch()
+    (root / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     shutil.copytree(tiny_shards, root / "data" / "quickstart")
     (root / "my" / "raw").mkdir(parents=True)
     rows = ["audio,image,identity,split"]
