@@ -122,10 +122,23 @@ def test_each_shell_reads_the_scripts(script, shell):
     subprocess.run([shell, "-n", script], cwd=REPOSITORY, check=True)
 
 
+def hear_all() -> None:
+    """In a child: a shell cannot trap what was ignored when it began, as under nohup or in a script's background."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def again(leaves: str, **variables: str) -> subprocess.Popen[str]:
     script = ". launch/again.sh; code=0; again v2f || code=$?; exit $code"
     environment = os.environ | {"LEAVES": leaves} | variables
-    return subprocess.Popen(["sh", "-c", script], cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        ["sh", "-c", script],
+        cwd=REPOSITORY,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_all,
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,7 +259,9 @@ def test_local_trains_on_two_processes_is_stopped_as_by_ctrl_c_and_goes_on(endle
     out, command = endless["out"], [LOCAL, recipe(endless, tmp_path, ENDLESS), "--allow-changes", "train.keep=3"]
     environment, log = os.environ | {"V2F_RANKS": "2"}, tmp_path / "log.txt"
     with log.open("wb") as said:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=said, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stderr=said, start_new_session=True, preexec_fn=hear_all
+        )
     until(lambda: steps_logged(out) > 2)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all in the foreground
     assert process.wait(120) == 75, log.read_text()[-3000:]

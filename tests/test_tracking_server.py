@@ -237,7 +237,7 @@ def test_a_real_server_that_is_killed_and_started_again_holds_every_point_once(t
         points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, name))
         assert points == [(step * 4, value(step)) for step in range(1, 71)]
     pictures = [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith("webp")]
-    assert sorted(path.split("+")[2] for path in pictures) == [str(step * 4) for step in range(10, 71, 10)]
+    assert sorted(int(path.split("+")[2]) for path in pictures) == [step * 4 for step in range(10, 71, 10)]
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "0"}

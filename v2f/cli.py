@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help=help_text)
 
     doctor = _verb(verbs, "doctor", _doctor, "look whether everything here is as a run needs it: a verdict a line")
-    doctor.add_argument("--run-config", metavar="RECIPE.yaml", help="a run's recipe: its places, data and weights, too")
+    doctor.add_argument("--run-config", metavar="FILE", help="a run's recipe: its places, data and weights, too")
     doctor.add_argument("--store", metavar="PATH", help="make a round trip to this s3:// prefix or folder")
     doctor.add_argument("--tracking", metavar="URI", help="make a round trip to this MLflow; default: the recipe's")
     doctor.add_argument("--weights", metavar="PATH", help="where the recipe's frozen nets lie; default: as it says")

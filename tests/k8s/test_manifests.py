@@ -73,7 +73,7 @@ FREE = [
     r"NetworkPolicy/.*/policyTypes(/\d+)?",  # follows from the rest, but for the first one, which is tested
     r"Job/train/spec/(template/)?.*/(affinity|tolerations|nodeSelector)(/.*)?",  # the site's nodes
     r"TrainingRuntime/.*/(tolerations|nodeSelector)(/.*)?",
-    r"Job/.*/args/\d+",  # tests/k8s/test_commands.py, but for what rules say
+    r"Job/.*/args/\d+",  # tests/k8s/test_kubernetes_commands.py, but for what rules say
     r"TrainJob/.*/args/\d+",
     r"Job/.*/spec/template/spec/containers/\d+/(ports|ports/\d+|ports/\d+/name)",
     r"(Job|Deployment)/.*/resources/(requests|limits)/(nvidia\.com/gpu|rdma/hca_shared)",

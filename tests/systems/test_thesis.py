@@ -23,10 +23,10 @@ from v2f.generate import face_of, generate, png
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.stylegan2 import Generator
 from v2f.nn.waveform import WaveformEncoder
-from v2f.run import Run, RunConfig, build_system, check_weights, load_config
+from v2f.run import Run, RunConfig, build_system, changes, check_weights, load_config
 from v2f.system import to_picture
 from v2f.systems.voice_styled_face import VoiceStyledFace
-from v2f.trainer import _changes, fit
+from v2f.trainer import fit
 from v2f.web.report import report
 from v2f.weights import IRSE50Weights, LPIPSWeights, PSPCodes, StyleGAN2Weights
 from v2f.weights.nvidia import convert
@@ -257,9 +257,9 @@ def test_the_style_loss_wants_codes_and_a_system_with_wrong_ones_is_refused() ->
 def test_weights_may_lie_elsewhere_when_a_run_goes_on_but_be_no_others(tmp_path: Path) -> None:
     before = recipe("thesis-final")
     elsewhere = recipe("thesis-final", "system.frozen.path=s3://lab/weights", "system.frozen.codes.file=psp.pt")
-    assert _changes(before, elsewhere) == []
+    assert changes(before, elsewhere) == []
     bgr = recipe("thesis-final", "system.frozen.identity.channels=bgr")
-    assert _changes(before, bgr) == ["system.frozen.identity.channels: rgb -> bgr"]
+    assert changes(before, bgr) == ["system.frozen.identity.channels: rgb -> bgr"]
 
 
 class Net:
