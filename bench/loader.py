@@ -7,9 +7,8 @@
 Samples are 6 s of FLAC at 16 kHz and a 256 px JPEG of synthetic people; two worker processes decode; v2f checks each
 sample's CRC-32, the others nothing. A round measures each reader once, one after the other, each in a process of its
 own and the next round in another order (a reading of another library that fails is counted and made again); what counts
-is the median over the rounds of a reader's rate over that of decoding alone in the same round. A store on the same two
-cores takes its part of them, so through it this loader is held against ``served``: decoding alone while the same bytes
-come out of the store and are thrown away. The libraries that pin older packages than ours get environments of their
+is the median over the rounds of a reader's rate over that of decoding alone in the same round. The store runs on the
+same two cores and takes its part of them. The libraries that pin older packages than ours get environments of their
 own, which take torch from this one. Writes bench/results/loader.json; exit code 1 if a target is missed.
 """
 
@@ -41,8 +40,7 @@ RESULTS = REPOSITORY / "bench" / "results" / "loader.json"
 PLOT = REPOSITORY / "docs" / "loader-memory.png"
 PINNED = {"streaming": "mosaicml-streaming==0.13.0", "litdata": "litdata==0.2.76"}
 READERS = ("alone", "v2f", "webdataset", *PINNED)
-OURS = ("alone", "served", "v2f")
-SERVED = "served"  # through the store only: decoding alone on what the store, on the same cores, leaves of them
+OURS = ("alone", "v2f")
 SAMPLES, BATCH, SKIP, BATCHES = 3000, 32, 10, 77  # of the 93 batches of an epoch the last six are not timed
 EPOCH_SHARES = {"fresh": 0.0, "10 %": 0.1, "90 %": 0.9}
 FAR = 10_000  # epochs
@@ -64,12 +62,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", default="data/bench-loader", help="folder for samples and environments")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--readers", nargs="+", default=list(READERS), choices=(*READERS, SERVED))
+    parser.add_argument("--readers", nargs="+", default=list(READERS), choices=READERS)
     parser.add_argument("--swift", action="store_true", help="through an object store instead of local files")
     parser.add_argument("--first", action="store_true", help="time to the first batch instead")
     parser.add_argument("--memory", action="store_true", help="memory over 100,000 samples instead")
     args = parser.parse_args()
-    args.readers += [SERVED] if args.swift and SERVED not in args.readers else []
     work = Path(args.work).resolve()
     pythons = {name: environment(work, name) if name in PINNED else sys.executable for name in args.readers}
     spec = prepared(work, pythons)
@@ -288,10 +285,9 @@ def show(name: str, result: dict[str, Any]) -> list[str]:
                     ratio = row[f"rate over {other}"]
                     line += f", {ratio['median']:.2f} of {other} ({ratio['least']:.2f} to {ratio['most']:.2f})"
             print(line)
-        beside = "alone" if name.startswith("local") else SERVED
-        ratio = readers.get("v2f", {}).get(f"rate over {beside}", {}).get("median", 1.0)
+        ratio = readers.get("v2f", {}).get("rate over alone", {}).get("median", 1.0)
         if ratio < LEAST_OF_ALONE:
-            missed.append(f"{name}: the loader reaches {ratio:.3f} of {beside}, below {LEAST_OF_ALONE}")
+            missed.append(f"{name}: the loader reaches {ratio:.3f} of decoding alone, below {LEAST_OF_ALONE}")
         for reader, row in readers.items():
             ahead = row.get("rate over v2f", {}).get("median", 0.0)
             if reader not in OURS and ahead > 1.0:

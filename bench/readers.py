@@ -10,11 +10,10 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,27 +36,6 @@ def decoded(spec: Spec, sample: Sample) -> dict[str, np.ndarray]:
 
 def alone(spec: Spec) -> Spec:
     """Two processes decode what they hold in memory, and throw it away: samples and CPU seconds of both."""
-    return _decoding(spec, lambda decoded_by: None)
-
-
-def served(spec: Spec) -> Spec:
-    """As :func:`alone`, while the same bytes come from the store at the same pace, by curl, and are thrown away: what
-    decoding reaches on the cores that the store leaves it."""
-    per_shard = [sum(1 for _ in _stored([path])) for path in spec["shards"]]
-
-    def fetch(decoded_by: list[Any]) -> None:
-        count, fetched, at = (spec["skip"] + spec["batches"]) * spec["batch"], 0, 0
-        while fetched < count:
-            subprocess.run(spec["urls"][at].removeprefix("pipe:"), shell=True, check=True, stdout=subprocess.DEVNULL)
-            fetched += per_shard[at]
-            at = (at + 1) % len(per_shard)
-            while sum(each.value for each in decoded_by) < min(fetched, count) - per_shard[at]:  # at most one ahead
-                time.sleep(0.01)
-
-    return _decoding(spec, fetch)
-
-
-def _decoding(spec: Spec, beside: Callable[[list[Any]], None]) -> Spec:
     raws = [
         (key, b"".join(_header_and_content(member, content) for member, content in members))
         for key, members in _stored(spec["shards"])
@@ -65,7 +43,6 @@ def _decoding(spec: Spec, beside: Callable[[list[Any]], None]) -> Spec:
     count = (spec["skip"] + spec["batches"]) * spec["batch"]
     context = multiprocessing.get_context("fork")
     start, results = context.Barrier(spec["workers"]), context.SimpleQueue()
-    done = [context.Value("q", 0, lock=False) for _ in range(spec["workers"])]
 
     def run(which: int) -> None:
         mine = [raws[i % len(raws)] for i in range(which, count, spec["workers"])]
@@ -75,14 +52,12 @@ def _decoding(spec: Spec, beside: Callable[[list[Any]], None]) -> Spec:
             if i == skip:
                 begun, cpu = time.perf_counter(), time.process_time()
             decoded(spec, Sample.from_tar(key, raw))
-            done[which].value = i + 1
         seconds = time.perf_counter() - begun
         results.put(((len(mine) - skip) / seconds, (time.process_time() - cpu) / (len(mine) - skip)))
 
     processes = [context.Process(target=run, args=(which,)) for which in range(spec["workers"])]
     for process in processes:
         process.start()
-    beside(done)
     found = [results.get() for _ in processes]
     for process in processes:
         process.join()
@@ -295,9 +270,7 @@ def _resident(pid: int, kind: str) -> float:
 
 def main() -> None:
     name, spec = sys.argv[1], json.loads(sys.argv[2])
-    if name == "alone":
-        found = alone(spec)
-    elif name in ("write_streaming", "write_litdata", "first", "memory"):
+    if name in ("alone", "write_streaming", "write_litdata", "first", "memory"):
         found = globals()[name](spec)
     else:
         import torch

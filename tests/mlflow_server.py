@@ -52,9 +52,9 @@ class MlflowServer:
         return False
 
 
-def until(happened: Callable[[], object], seconds: float = 120.0) -> None:
+def until(happened: Callable[[], object], seconds: float = 120.0, pause: float = 0.02) -> None:
     """Wait for an event; AssertionError if it has not come in so many seconds."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
-        threading.Event().wait(0.02)
+        threading.Event().wait(pause)

@@ -44,5 +44,9 @@ class Page(HTMLParser):
 
 def pictures(page: Page) -> list[np.ndarray]:
     """The pictures that it holds."""
-    sources = [str(image["src"]) for image in page.all("img")]
-    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(s.partition(",")[2])))) for s in sources]
+    return [pixels(str(image["src"])) for image in page.all("img")]
+
+
+def pixels(source: str) -> np.ndarray:
+    """What a ``data:`` address shows, without the notes that its file holds."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))

@@ -25,7 +25,10 @@ from mlflow_server import until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 OVER = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"})
+LOOK_S = 0.2  # a look is a process
 
+# The timeouts: a machine under load is slow, not gone, and Slurm would queue a job again that has begun. FirstJobId: a
+# job's ranks meet at a port made of its number, and another test's cluster may run beside this one.
 # proctrack/linuxproc and task/none do without cgroups. CR_CPU shares a node between jobs by its CPUs, of which it
 # claims more than there are: config_overrides believes it. KillWait: what `scancel` gives a job. A job of the partition
 # `urgent` preempts those of `main`, which have a minute.
@@ -59,6 +62,9 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=1
 ReturnToService=2
 KillWait=60
 MinJobAge=3600
+MessageTimeout=90
+BatchStartTimeout=120
+FirstJobId={controller}
 {nodes}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -101,12 +107,23 @@ class Slurm:
 
     def end(self, job: str, seconds: float = 300.0) -> str:
         """The state in which a job ends."""
-        until(lambda: self.told(job)["JobState"] in OVER, seconds)
+        until(lambda: self.told(job)["JobState"] in OVER, seconds, LOOK_S)
         return self.told(job)["JobState"]
 
     def wait_queued_again(self, job: str, times: int = 1, seconds: float = 300.0) -> None:
-        """Wait until a job that has run waits to run again, for so many times."""
-        until(lambda: self.told(job)["JobState"] == "PENDING" and self.told(job)["Restarts"] == str(times), seconds)
+        """Wait until a job that has run waits to run again, for so many times; AssertionError with what is known."""
+
+        def queued() -> bool:
+            told = self.told(job)
+            return (told["JobState"], told["Restarts"]) == ("PENDING", str(times))
+
+        try:
+            until(queued, seconds, LOOK_S)
+        except AssertionError:
+            told = self.told(job)
+            logs = [Path(told["StdOut"]), *sorted(self._conf.parent.glob("slurm*.log"))]
+            said = "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in logs if path.exists())
+            raise AssertionError(f"job {job} is not queued again but {told['JobState']}\n{said}") from None
 
     def start_soon(self, job: str) -> None:
         """Shorten the two minutes' rest that Slurm gives a job that is queued again, and limit it to a day anew.

@@ -1,19 +1,21 @@
 """A real object store on loopback, for tests and benchmarks: OpenStack Swift from PyPI with its S3 door, no container.
 
     botocore --S3, signed--> proxy server --> account, container and object server --> files with xattrs in one folder
+                                  '--> memcached, where it is installed: what the proxy knows of accounts and buckets
 
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as swift:
         os.environ.update(swift.environment())
         store.write_bytes(f"s3://{swift.bucket}/a", b"...")
 
-Four small processes and one copy of everything. Signatures are enforced, and ranges, listings, multipart uploads and
-conditional reads are Swift's own, so that a test against it says something about an object store.
+Four or five small processes and one copy of everything. Signatures are enforced, and ranges, listings, multipart
+uploads and conditional reads are Swift's own, so that a test against it says something about an object store.
 """
 
 import contextlib
 import errno
 import os
 import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -52,12 +54,22 @@ pipeline = {name}-server
 use = egg:swift#{name}
 disk_chunk_size = 1048576
 network_chunk_size = 1048576
+# what was read stays in the page cache, as in a store with memory to spare; else each read is one of the disk
+keep_cache_size = 1073741824
+keep_cache_private = true
 """
 
-# What s3api needs before and behind it; a memcached is not among it.
+# Without it each request asks for its account and bucket anew, which doubles the proxy's work.
+_CACHE = """
+[filter:cache]
+use = egg:swift#memcache
+memcache_servers = 127.0.0.1:{port}
+"""
+
+# What s3api needs before and behind it.
 _PROXY = """
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck bulk s3api tempauth slo dlo symlink versioned_writes proxy-server
+pipeline = catch_errors gatekeeper healthcheck {cache} bulk s3api tempauth slo dlo symlink versioned_writes proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -93,10 +105,9 @@ allow_versioned_writes = true
 
 # A server must not outlive tests that were killed: PR_SET_PDEATHSIG.
 _UNDER_US = """
-import ctypes, runpy, signal, sys
+import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-del sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
+os.execv(sys.argv[1], sys.argv[1:])
 """
 
 _RINGS = """
@@ -152,24 +163,30 @@ class Swift:
 def serving(folder: Path) -> Iterator[Swift]:
     """Serve from ``folder``, which is empty, until the block ends; :class:`NoSwiftError` where that is impossible."""
     _check(folder)
-    *ports, proxy = _free_ports(4)
-    user = pwd.getpwuid(os.getuid()).pw_name
+    *ports, proxy, memory = _free_ports(5)
+    user, memcached = pwd.getpwuid(os.getuid()).pw_name, shutil.which("memcached")
     (folder / "devices" / "d1").mkdir(parents=True)
     (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_prefix = v2f\nswift_hash_path_suffix = test\n")
     values = {"user": user, "folder": folder}
     for name, port in zip(_SERVERS, ports, strict=True):
         (folder / f"{name}.conf").write_text((_COMMON + _STORAGE).format(name=name, port=port, **values))
+    cache = "cache" if memcached else ""
     account, user_name, secret = "v2f", "test", "a-secret-of-no-value"
     (folder / "proxy.conf").write_text(
-        (_COMMON + _PROXY).format(port=proxy, account=account, user_name=user_name, secret=secret, **values)
+        (_COMMON + _PROXY).format(
+            port=proxy, account=account, user_name=user_name, secret=secret, cache=cache, **values
+        )
+        + (_CACHE.format(port=memory) if memcached else "")
     )
     rings = [sys.executable, "-c", _RINGS, str(folder), *map(str, ports)]
     subprocess.run(rings, check=True, cwd=folder)  # not in the tests' folder, where a `swift.py` lies: this file
     with contextlib.ExitStack() as stack:
-        servers = {
-            name: stack.enter_context(_server(name, port, folder))
-            for name, port in zip([*_SERVERS, "proxy"], [*ports, proxy], strict=True)
-        }
+        commands = {name: [str(_program(name)), str(folder / f"{name}.conf"), "--verbose"] for name in _SERVERS}
+        if memcached:
+            commands["memcached"] = [memcached, "-u", user, "-l", "127.0.0.1", "-p", str(memory)]
+            ports.append(memory)
+        commands["proxy"] = [str(_program("proxy")), str(folder / "proxy.conf"), "--verbose"]
+        servers = {name: stack.enter_context(_server(name, command, folder)) for name, command in commands.items()}
         deadline = time.monotonic() + START_S
         for name, port in zip(servers, [*ports, proxy], strict=True):
             _wait(servers[name], name, port, deadline, folder)
@@ -206,10 +223,10 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _server(name: str, port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _server(name: str, command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     with open(folder / f"{name}.log", "wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-c", _UNDER_US, str(_program(name)), str(folder / f"{name}.conf"), "--verbose"],
+            [sys.executable, "-c", _UNDER_US, *command],
             stdout=output, stderr=output, cwd=folder, start_new_session=True,
         )  # fmt: skip
     try:
