@@ -14,7 +14,6 @@ Shape letters: N photos, D embedding width, P people, G genuine pairs, I imposto
 import argparse
 import datetime
 import json
-import os
 import platform
 import sys
 import time
@@ -25,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import cpus
 from numpy.typing import NDArray
-from seeds import cpu
 from torch import Tensor, nn
 
 from v2f import standins, weights
@@ -77,7 +76,7 @@ def measure(data: str, split_name: str, spec: str, samples: int, out: str) -> No
     cosine_N = (both_N2D[:, 0] * both_N2D[:, 1]).sum(1)
     found = {
         "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} x {cpu()}",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpus(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy")}},
         "identity": about,
         "data": {"path": data, "fingerprint": dataset.fingerprint, "split": split_name},

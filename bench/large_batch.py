@@ -15,8 +15,6 @@ import datetime
 import itertools
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,7 +32,12 @@ from v2f.run import RunConfig, load_config
 from v2f.system import Optimizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from bench.machine import cpus  # noqa: E402 - after the path
+
 RECIPE = "launch/recipes/large-batch.yaml"
+CODES = "data/quick-codes"  # the recipe's data with the targets of its loss, so that no step computes them anew
 RESULTS = REPOSITORY / "bench" / "results" / "large_batch.json"
 PLOT = REPOSITORY / "docs" / "large-batch.png"
 BASE = 16  # where the arms meet
@@ -61,10 +64,12 @@ def main() -> int:
         return 0
     recipe = load_config(RECIPE)
     samples = args.samples or recipe.train.steps * recipe.data.batch
+    v2f("shards", "pack", "shards/quickstart.yaml", f"out={recipe.data.path}")
+    v2f("shards", "precompute", str(recipe.data.path), "--out", CODES, "codes.net=stand_in")
     with ThreadPoolExecutor(args.together) as pool:  # the longest, of the most steps, begin
         wanted = sorted(((batch, arm, seed) for seed in args.seeds for batch, arm in RUNS), key=lambda each: each[0])
         results = list(pool.map(lambda each: one(recipe, *each, samples), wanted))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} x {cpu()}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpus()
     found = {
         "recipe": RECIPE,
         "samples": samples,
@@ -129,15 +134,16 @@ def one(recipe: RunConfig, batch: int, arm: str, seed: int, samples: int) -> dic
     base = load_config(RECIPE, [f"{key}={value}" for key, value in derived(recipe, BASE, samples=samples).items()])
     most = 1024 if torch.cuda.is_available() else 64  # changes nothing but time
     changes = derived(base, batch, arm, samples) | {"train.micro_batch": str(min(batch, most)), "tracking.uri": "null"}
+    changes |= {"data.path": CODES, "system.frozen.codes.net": "precomputed"}
     steps = int(changes["train.steps"])
     for name, times in {"log_every": POINTS, "validate_every": VALIDATIONS, "checkpoint_every": SAVES}.items():
         changes[f"train.{name}"] = str(max(1, steps // times))
     name = f"large-batch-{samples}-{batch}-{arm}-{seed}"
-    command = [sys.executable, "v2f/train.py", "--config", RECIPE, "--resume", "auto", f"name={name}", f"seed={seed}"]
+    overrides = [f"name={name}", f"seed={seed}", *(f"{key}={value}" for key, value in changes.items())]
     start = time.monotonic()
-    subprocess.run([*command, *(f"{key}={value}" for key, value in changes.items())], check=True, cwd=REPOSITORY)
+    v2f("train", "--config", RECIPE, "--resume", "auto", *overrides)
     trained = time.monotonic()
-    subprocess.run([sys.executable, "-m", "v2f.cli", "eval", f"runs/{name}"], check=True, cwd=REPOSITORY)
+    v2f("eval", f"runs/{name}")
     folder = REPOSITORY / "runs" / name
     evaluated = json.loads((folder / "eval.json").read_text())
     seconds = [round(trained - start), round(time.monotonic() - trained)]
@@ -160,6 +166,10 @@ def one(recipe: RunConfig, batch: int, arm: str, seed: int, samples: int) -> dic
     tail = [loss for _, loss in curve[-max(1, len(curve) // 8) :]]
     scores["loss at the end"] = round(statistics.mean(tail), 4)
     return scores | {"versions": evaluated["versions"]}
+
+
+def v2f(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "v2f.cli", *arguments], check=True, cwd=REPOSITORY)
 
 
 def summary(results: list[dict[str, Any]], batch: int, arm: str) -> dict[str, Any]:
@@ -227,13 +237,6 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         below = max(y, below + 16)
         draw.text((width - right + 8, below), label, colour, font, anchor="lm")
     image.save(path, optimize=True)
-
-
-def cpu() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from machine import cpus
 from PIL import Image, ImageDraw, ImageFont
 
 from v2f import store
@@ -251,7 +252,7 @@ def write(results: dict[str, Any]) -> None:
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     about = {
         "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} x {cpu()}",
+        "device": cpus(),
         "python": platform.python_version(),
     }
     known |= {name: {**about, **result} for name, result in results.items()}
@@ -323,14 +324,6 @@ def plot(points: Sequence[Sequence[float]], path: Path) -> None:
         draw.text((left + 20 + 90 * (column - 1), top + 4), name, colour, font)
     path.parent.mkdir(exist_ok=True)
     image.save(path, optimize=True)
-
-
-def cpu() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import datetime
 import json
 import multiprocessing
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -29,6 +28,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from machine import cpus
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SECONDS, SIDE, DIFFERENT = 6.0, 256, 64  # so many different people are drawn; the others repeat them
@@ -68,7 +69,7 @@ def main() -> int:
     summary = {name: spread([each[name] for each in rounds]) for name in rounds[0]}
     result = {
         "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
+        "device": cpus(),
         "samples": args.samples,
         "photo": args.photo,
         "processes": args.workers,

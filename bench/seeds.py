@@ -9,14 +9,14 @@ is finished already is only evaluated. Exit code 1 if a floor given by --floor (
 import argparse
 import datetime
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import cpus
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAUNCHER = REPOSITORY / "launch" / "accelerate" / "one-process.yaml"
@@ -34,7 +34,7 @@ def main() -> int:
     found = {
         "recipe": args.recipe,
         "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} x {cpu()}",
+        "device": cpus(),
         "versions": json.loads(Path(f"runs/{name}-{args.seeds[0]}/eval.json").read_text())["versions"],
         "seeds": results,
         "summary": summary,
@@ -76,13 +76,6 @@ def one(recipe: str, name: str, seed: int) -> dict[str, Any]:
 
 def spread(values: list[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values), "least": min(values), "most": max(values)}
-
-
-def cpu() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ clips of some length took 3 s or more.
 import argparse
 import datetime
 import json
-import os
 import platform
 import statistics
 import sys
@@ -25,7 +24,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
-from served import Site, speak  # noqa: E402 - after the path
+from machine import cpus  # noqa: E402 - after the path
+from served import Site, speak  # noqa: E402
 
 MOST_S = 3.0
 
@@ -43,7 +43,7 @@ def main() -> int:
             served = {f"{seconds:g}": _timed(site.url, Path(folder), seconds, args.clips) for seconds in args.seconds}
     found = {
         "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
+        "device": cpus(),
         "versions": {name: version(name) for name in ("v2f", "torch", "gradio")}
         | {"python": platform.python_version()},
         "run": Path(args.run_path).name,

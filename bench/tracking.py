@@ -33,6 +33,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch  # noqa: E402 - after the number of threads
+from machine import cpus  # noqa: E402
 from mlflow_server import MlflowServer  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
@@ -66,7 +67,7 @@ def main() -> int:
             server.kill()
     found = {
         "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
+        "device": cpus(),
         "versions": {name: version(name) for name in ("v2f", "torch", "mlflow")}
         | {"python": platform.python_version()},
         "seconds": {"before": args.before, "away": args.away, "after": args.after},

@@ -227,6 +227,7 @@ def killed_saves(root: str) -> list[dict[str, Any]]:
     return killed
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_deed_leaves_the_previous_checkpoint_whole(tmp_path: Path) -> None:
     killed = killed_saves(str(tmp_path / "checkpoints"))
     assert len([each for each in killed if not each["cut"]]) >= 15

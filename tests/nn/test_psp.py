@@ -92,6 +92,7 @@ def test_the_offsets_are_those_of_the_slow_encoder(state, encoder):
     torch.testing.assert_close(encoder(img), torch.stack(wanted, dim=1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_picture_of_256_px_has_18_styles_in_float32_under_autocast_too(encoder):
     img = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):

@@ -168,6 +168,7 @@ def first_clip(tar: Path) -> bytes:
     raise AssertionError(f"{tar} holds no clip")
 
 
+@pytest.mark.slow
 def test_a_run_with_weights_of_its_own_is_trained_measured_and_reported(
     tmp_path: Path, run_values: Callable[..., dict[str, Any]], random_weights: Path
 ) -> None:
