@@ -1,11 +1,11 @@
-# `make quickstart` shows what v2f is; `make test` runs the fast tests, `make test-all` all. Each sets up .venv first.
+# `make quickstart` shows what v2f is; `make test` and `make test-slow` run the tests. Each sets up .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: quickstart test test-all check lint golden standins synthetic clean
+.PHONY: quickstart test test-slow check lint golden standins synthetic clean
 
 # Exact versions for the Python that CI uses; another Python takes what pyproject.toml allows.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -23,9 +23,9 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-# Also real trainings, kills, launchers, Slurm, PostgreSQL, and the documents' commands.
-test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2
+# The others: real trainings, kills, launchers, Slurm, PostgreSQL, and the documents' commands.
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
