@@ -1,6 +1,6 @@
 """Does a run learn alike at batches of 16, 256 and 1,024? The rule of docs/scaling.md, and what happens without it.
 
-    python bench/large_batch.py                                         # trains and evaluates: an hour on 2 cores
+    python bench/large_batch.py                                         # trains and evaluates: hours on 2 cores
     python bench/large_batch.py --seeds 0 1 --together 12               # on a GPU
     python bench/large_batch.py --derive launch/recipes/thesis-final.yaml --batch 1024    # prints overrides, no run
 
