@@ -37,7 +37,7 @@ sys.path.insert(0, str(REPOSITORY))
 from bench.machine import cpus  # noqa: E402 - after the path
 
 RECIPE = "launch/recipes/large-batch.yaml"
-CODES = "data/quick-codes"  # the recipe's data with the targets of its loss, so that no step computes them anew
+CODES = "data/large-batch-codes"  # the recipe's data with the targets of its loss, so that no step computes them anew
 RESULTS = REPOSITORY / "bench" / "results" / "large_batch.json"
 PLOT = REPOSITORY / "docs" / "large-batch.png"
 BASE = 16  # where the arms meet

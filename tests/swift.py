@@ -163,35 +163,34 @@ class Swift:
 def serving(folder: Path) -> Iterator[Swift]:
     """Serve from ``folder``, which is empty, until the block ends; :class:`NoSwiftError` where that is impossible."""
     _check(folder)
-    *ports, proxy, memory = _free_ports(5)
+    ports = dict(zip((*_SERVERS, "proxy", "memcached"), _free_ports(5), strict=True))
     user, memcached = pwd.getpwuid(os.getuid()).pw_name, shutil.which("memcached")
     (folder / "devices" / "d1").mkdir(parents=True)
     (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_prefix = v2f\nswift_hash_path_suffix = test\n")
     values = {"user": user, "folder": folder}
-    for name, port in zip(_SERVERS, ports, strict=True):
-        (folder / f"{name}.conf").write_text((_COMMON + _STORAGE).format(name=name, port=port, **values))
+    for name in _SERVERS:
+        (folder / f"{name}.conf").write_text((_COMMON + _STORAGE).format(name=name, port=ports[name], **values))
     cache = "cache" if memcached else ""
     account, user_name, secret = "v2f", "test", "a-secret-of-no-value"
     (folder / "proxy.conf").write_text(
         (_COMMON + _PROXY).format(
-            port=proxy, account=account, user_name=user_name, secret=secret, cache=cache, **values
+            port=ports["proxy"], account=account, user_name=user_name, secret=secret, cache=cache, **values
         )
-        + (_CACHE.format(port=memory) if memcached else "")
+        + (_CACHE.format(port=ports["memcached"]) if memcached else "")
     )
-    rings = [sys.executable, "-c", _RINGS, str(folder), *map(str, ports)]
+    rings = [sys.executable, "-c", _RINGS, str(folder), *(str(ports[name]) for name in _SERVERS)]
     subprocess.run(rings, check=True, cwd=folder)  # not in the tests' folder, where a `swift.py` lies: this file
     with contextlib.ExitStack() as stack:
-        commands = {name: [str(_program(name)), str(folder / f"{name}.conf"), "--verbose"] for name in _SERVERS}
+        own = (*_SERVERS, "proxy")
+        commands = {name: [str(_program(name)), str(folder / f"{name}.conf"), "--verbose"] for name in own}
         if memcached:
-            commands["memcached"] = [memcached, "-u", user, "-l", "127.0.0.1", "-p", str(memory)]
-            ports.append(memory)
-        commands["proxy"] = [str(_program("proxy")), str(folder / "proxy.conf"), "--verbose"]
+            commands["memcached"] = [memcached, "-u", user, "-l", "127.0.0.1", "-p", str(ports["memcached"])]
         servers = {name: stack.enter_context(_server(name, command, folder)) for name, command in commands.items()}
         deadline = time.monotonic() + START_S
-        for name, port in zip(servers, [*ports, proxy], strict=True):
-            _wait(servers[name], name, port, deadline, folder)
+        for name, server in servers.items():
+            _wait(server, name, ports[name], deadline, folder)
         pids = tuple(server.pid for server in servers.values())
-        swift = Swift(f"http://127.0.0.1:{proxy}", f"{account}:{user_name}", secret, "v2f", pids)
+        swift = Swift(f"http://127.0.0.1:{ports['proxy']}", f"{account}:{user_name}", secret, "v2f", pids)
         swift.client().create_bucket(Bucket=swift.bucket)
         yield swift
 
