@@ -118,6 +118,35 @@ def test_a_signal_to_the_wrapper_reaches_the_ranks_and_its_code_the_scheduler(nu
     assert (out, process.returncode) == ("SIGUSR1\n", STOPPED), error
 
 
+LINGERS = """
+import signal, subprocess, sys
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # torchrun, too, leaves with 1
+rank.wait()
+print("lingers", flush=True)
+print(sys.stdin.readline(), end="", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_signal_does_not_end_a_launcher_that_waits_for_other_nodes_after_its_ranks_have_saved(number):
+    command = [sys.executable, "-m", "v2f.cli", "exec", sys.executable, "-c", LINGERS, RANK.format(body=WAITS)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(number)
+    assert [process.stdout.readline() for _ in range(2)] == ["SIGUSR1\n", "lingers\n"]
+    process.send_signal(number)
+    out, _ = process.communicate("the others are done\n", timeout=60)
+    assert (out, process.returncode) == ("the others are done\n", STOPPED)
+
+
+def test_ranks_that_have_saved_count_even_where_their_launcher_is_killed():
+    process = launched("stopping.report(stopping.STOPPED); import os, signal; os.kill(os.getppid(), signal.SIGKILL)")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, error
+
+
 def test_a_signal_before_there_are_ranks_ends_the_launcher_and_nothing_is_lost(tmp_path):
     ready = tmp_path / "ready"
     os.mkfifo(ready)

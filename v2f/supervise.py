@@ -78,16 +78,25 @@ def _tell(folder: str, number: int) -> int:
     return running
 
 
+def _over(codes: Sequence[int | None]) -> bool:
+    """Whether the ranks of this node have left as they should: their run is complete, or saved."""
+    return bool(codes) and set(codes) <= {DONE, STOPPED}
+
+
 def _stop(folder: str, launcher: "subprocess.Popen[bytes]") -> None:
-    """Ask the ranks of this node to save and leave; before there are any, end the launcher: nothing is lost."""
-    if not _tell(folder, signal.SIGUSR1):
+    """Ask the ranks of this node to save and leave; before there are any, end the launcher: nothing is lost.
+
+    Once they are over, nothing more: torchrun's agents wait for each other, and those of the other nodes would wait
+    minutes for one that was ended.
+    """
+    if not _tell(folder, signal.SIGUSR1) and not _over([each["code"] for each in reports(folder)]):
         with contextlib.suppress(ProcessLookupError):
             launcher.send_signal(signal.SIGTERM)
 
 
 def _meant(code: int, codes: list[int | None], asked: bool) -> int:
     """The launcher's exit code and what the ranks of its newest start left with, as one code."""
-    if code == 0:
+    if code == 0 or _over(codes):
         return STOPPED if STOPPED in codes else DONE
     for told in (MISTAKE, HUNG):
         if told in codes:
