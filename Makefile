@@ -25,7 +25,7 @@ test: $(VENV)/.installed
 
 # The others: real trainings, kills, launchers, Slurm, PostgreSQL, and the documents' commands.
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

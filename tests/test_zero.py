@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from systems.small import SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("zero")]  # one process sets the ranks up, for all
 
 WORKER = Path(__file__).parent / "workers" / "ranks.py"
 SYSTEM = pytest.mark.parametrize("system", ["two_phases", *sorted(SMALL)])
