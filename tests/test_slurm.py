@@ -379,11 +379,14 @@ def test_a_part_that_meets_its_time_limit_is_queued_again(slurm, notes, tmp_path
     until(lambda: len(starts(notes)) == 2)
     slurm.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
     slurm.wait_queued_again(f"{job}_1")
+    (ended,) = [start for start in starts(notes) if (start / "heard").exists()]  # and not the other part
+    assert (heard(ended), (ended / "arguments").read_text().split()[-1]) == ({"TERM"}, "1/2")
     slurm.start_soon(f"{job}_1")
     until(lambda: len(starts(notes)) == 3)
     told = sorted((start / "arguments").read_text().strip() for start in starts(notes))
     assert told == [f"shards pack recipe.yaml workers=1 out=here --part {part}/2" for part in (0, 1, 1)]
     slurm.run("scancel", job)
+    until(lambda: set(slurm.states(job)) == {"CANCELLED"}, 120)
 
 
 @pytest.mark.slow

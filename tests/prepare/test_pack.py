@@ -3,10 +3,14 @@
 import itertools
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from v2f.config import build
@@ -199,3 +203,24 @@ def test_a_wrong_recipe_is_one_clear_line(tmp_path: Path, values: dict[str, Any]
 def test_the_recipes_that_ship_can_be_read(name: str) -> None:
     path = Path(__file__).parents[2] / "shards" / f"{name}.yaml"
     assert load_recipe(str(path), ["workers=3"]).workers == 3
+
+
+PACKS = """
+import os, sys
+from v2f.prepare.processes import pool
+
+with pool(2) as processes:
+    print(*{processes.submit(os.getpid).result() for _ in range(20)}, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_packing_processes_outlive_no_parent(number: int) -> None:
+    command = [sys.executable, "-c", PACKS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert workers
+        parent.send_signal(number)
+    assert psutil.wait_procs(workers, timeout=60)[1] == []

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -38,7 +39,8 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that start on demand and compute in one thread each: they share the cores already."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
-    processes = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    processes = ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
     try:
         yield processes
     except BrokenProcessPool as error:
@@ -52,6 +54,18 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _die_with_parent() -> None:
+    """End this process when the one that started it is gone, however it was killed; else it waits for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only a process that was started by another is a worker"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
 
 
 @contextmanager
