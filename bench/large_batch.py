@@ -59,7 +59,11 @@ def main() -> int:
     parser.add_argument("--together", type=int, help="runs at a time; default: one for each core that there is, or GPU")
     parser.add_argument("--derive", metavar="RECIPE.yaml", help="only print the overrides for another batch")
     parser.add_argument("--batch", type=int, help="the batch that --derive is for")
+    parser.add_argument("--draw", action="store_true", help="only draw the plot anew, from the results that are there")
     args = parser.parse_args()
+    if args.draw:
+        plot(json.loads(RESULTS.read_text())["runs"], PLOT)
+        return 0
     if args.derive:
         if args.batch is None:
             parser.error("--derive wants --batch")
@@ -207,42 +211,56 @@ def show(summaries: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Training loss over samples, a line for each run of the first seed."""
-    width, height, left, top, bottom, right = 900, 420, 70, 20, 50, 150
+    """Training loss over samples, a line for each run of the first seed; what lies above the rule's runs is cut off."""
+    width, height, left, top, bottom, right = 1000, 520, 70, 20, 60, 150
     runs = [run for run in results if run["seed"] == results[0]["seed"]]
     most = max(seen for run in runs for seen, _ in run["curve"])
-    losses = [loss for run in runs for seen, loss in run["curve"] if seen > most / 20]
-    low, high = min(losses), max(losses)
+    low = min(loss for run in runs for _, loss in run["curve"])
+    high = max(loss for run in runs if run["arm"] == "rule" for seen, loss in run["curve"] if seen > most / 50)
     image = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
 
     def at(seen: float, loss: float) -> tuple[float, float]:
-        down = min(1.0, (high - loss) / (high - low)) if loss < high else 0.0
+        down = (high - min(loss, high)) / (high - low)
         return left + (width - left - right) * seen / most, top + (height - top - bottom) * down
 
     for part in range(6):
         loss = low + (high - low) * part / 5
         draw.line([at(0, loss), at(most, loss)], "#dddddd")
         draw.text((left - 8, at(0, loss)[1]), f"{loss:.3f}", "black", font, anchor="rm")
-        draw.text(
-            (at(most * part / 5, 0)[0], height - bottom + 8), f"{most * part // 5:,.0f}", "black", font, anchor="ma"
-        )
-    draw.text(
-        ((width + left - right) / 2, height - 6), "samples seen; training loss (style)", "black", font, anchor="mb"
-    )
+    unit = 10 ** math.floor(math.log10(most))
+    for seen in range(0, most + 1, unit if most >= 3 * unit else max(1, unit // 4)):
+        draw.text((at(seen, low)[0], height - bottom + 8), f"{seen:,}", "black", font, anchor="ma")
+    middle = (width + left - right) / 2
+    draw.text((middle, height - 8), "training loss (style) over samples seen", "black", font, anchor="mb")
     ends: list[tuple[float, str, str]] = []
     for run in runs:
         points = [at(seen, loss) for seen, loss in run["curve"]]
         thick = {16: 3, 256: 2, 1024: 1}[run["batch"]]
-        for i, (one_, two) in enumerate(itertools.pairwise(points)):
-            if run["arm"] == "rule" or i % 2:  # the others are dashed
-                draw.line([one_, two], COLOURS[run["arm"]], thick)
+        for line in [points] if run["arm"] == "rule" else dashes(points):
+            draw.line(line, COLOURS[run["arm"]], thick)
         ends.append((points[-1][1], f"{run['batch']:,} {run['arm']}", COLOURS[run["arm"]]))
-    below = -math.inf
-    for y, label, colour in sorted(ends):  # labels do not lie on one another
-        below = max(y, below + 16)
-        draw.text((width - right + 8, below), label, colour, font, anchor="lm")
+    next_up = float(height - bottom) + 16
+    for y, label, colour in sorted(ends, reverse=True):  # labels do not lie on one another, nor below the axis
+        next_up = min(y, next_up - 16)
+        draw.text((width - right + 8, next_up), label, colour, font, anchor="lm")
     image.save(path, optimize=True)
+
+
+def dashes(points: list[tuple[float, float]], length: int = 6) -> Iterator[list[tuple[float, float]]]:
+    """Every other stretch of a line that goes through ``points``, each ``length`` pixels to the right."""
+    (first, _), (last, _) = points[0], points[-1]
+    for start in range(round(first), round(last), 2 * length):
+        end = min(start + length, last)
+        between = [point for point in points if start < point[0] < end]
+        yield [(start, height_at(points, start)), *between, (end, height_at(points, end))]
+
+
+def height_at(points: list[tuple[float, float]], x: float) -> float:
+    for (x1, y1), (x2, y2) in itertools.pairwise(points):
+        if x <= x2:
+            return y1 + (y2 - y1) * (max(x, x1) - x1) / (x2 - x1)
+    return points[-1][1]
 
 
 if __name__ == "__main__":
