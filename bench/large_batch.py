@@ -12,7 +12,6 @@ the rule, or where leaving it out costs nothing.
 
 import argparse
 import datetime
-import itertools
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
@@ -249,18 +249,11 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 def dashes(points: list[tuple[float, float]], length: int = 6) -> Iterator[list[tuple[float, float]]]:
     """Every other stretch of a line that goes through ``points``, each ``length`` pixels to the right."""
-    (first, _), (last, _) = points[0], points[-1]
-    for start in range(round(first), round(last), 2 * length):
-        end = min(start + length, last)
+    xs, ys = zip(*points, strict=True)
+    for start in range(round(xs[0]), round(xs[-1]), 2 * length):
+        end = min(start + length, xs[-1])
         between = [point for point in points if start < point[0] < end]
-        yield [(start, height_at(points, start)), *between, (end, height_at(points, end))]
-
-
-def height_at(points: list[tuple[float, float]], x: float) -> float:
-    for (x1, y1), (x2, y2) in itertools.pairwise(points):
-        if x <= x2:
-            return y1 + (y2 - y1) * (max(x, x1) - x1) / (x2 - x1)
-    return points[-1][1]
+        yield [(start, float(np.interp(start, xs, ys))), *between, (end, float(np.interp(end, xs, ys)))]
 
 
 if __name__ == "__main__":
