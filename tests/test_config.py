@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from v2f.config import Config, build, dump_yaml, flatten, override, parse_yaml, read_yaml
+from v2f.config import Config, build, dump_yaml, flatten, override, parse_yaml, read_yaml, without_credentials
 from v2f.errors import V2FError
 
 
@@ -142,3 +142,50 @@ def test_every_configuration_survives_its_yaml(name, count, rate, kind):
 
 def test_flatten_gives_dotted_leaves():
     assert flatten(Outer(name="n"))["inner.rate"] == 1e-3
+
+
+class Place(Config):
+    uri: str
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://u:pa@h/x", "http://***@h/x"),
+        ("http://u:pa/ss@h", "http://***@h"),
+        ("http://u:pa/ss@h:5000/x", "http://***@h:5000/x"),
+        ("http://u:/ss@h/x", "http://***@h/x"),
+        ("http://u:pa@ss@h/x", "http://***@h/x"),
+        ("http://u:12pa/ss@h/x", "http://***@h/x"),
+        ("https://token@h/x", "https://***@h/x"),
+        ("postgresql://u:pa/ss@h/db", "postgresql://***@h/db"),
+        ("postgresql+psycopg2://u:12/ss@h/db", "postgresql+psycopg2://***@h/db"),  # no port, says SQLAlchemy
+        ("s3://KEY:se/cret@bucket/x", "s3://***@bucket/x"),
+    ],
+)
+def test_a_password_is_refused_and_hidden_whatever_is_in_it(address, shown):
+    with pytest.raises(V2FError, match=r"here: uri: an address carries no credentials"):
+        build(Place, {"uri": address}, "here")
+    assert without_credentials(address) == shown
+    text = f"GET 'http://host/a' after {address} and http://host:5000/b failed; ask me@example.org"
+    assert without_credentials(text) == text.replace(address, shown)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("http://host:5000/path@v2", "http://host:5000", "http://host/a:b@c", "http://[::1]:5000/path@v2"),
+        *("s3://bucket/key@x", "s3://bucket/a:b@c/x", "https://host/a:b@c", "https://host:443/a:b@c"),
+        *("sqlite:////tmp/a@b/db", "sqlite:////tmp/a:c@b/db", "file:///a:c@b", "postgresql://host:5432/db"),
+        *("me@example.org", "runs/a:b@c"),
+    ],
+)
+def test_an_at_in_a_path_is_nobody_s_password(address):
+    assert build(Place, {"uri": address}, "here").uri == address
+    assert without_credentials(address) == address
+
+
+def test_the_user_of_a_database_may_be_named_and_is_not_shown():
+    for address in ("postgresql://mlflow@db/mlflow", "postgresql://mlflow@db:5432/mlflow", "mysql://mlflow@[::1]:1/x"):
+        assert build(Place, {"uri": address}, "here").uri == address
+        assert "mlflow@" not in without_credentials(address)

@@ -94,6 +94,23 @@ def test_a_local_write_is_never_seen_half(tmp_path: Path) -> None:
     assert stat.S_IMODE(os.stat(path).st_mode) == stat.S_IMODE(plain.stat().st_mode)  # others may read it, too
 
 
+def test_writing_leaves_the_umask_of_all_threads_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("for a moment every thread writes with another mask"))
+    store.write_bytes(str(tmp_path / "f"), b"x")
+    assert store.read_bytes(str(tmp_path / "f")) == b"x"
+
+
+def test_what_cannot_be_removed_of_a_folder_keeps_nothing_else_of_it(tmp_path: Path) -> None:
+    for name in ("a/b", "c", "last"):
+        store.write_bytes(store.join(str(tmp_path), name), b"x")
+    with pytest.raises(V2FError, match=r"/a: cannot remove it"):
+        store.remove_folder(str(tmp_path), first="last")
+    assert store.tree(str(tmp_path)) == ["a/b"]
+    with pytest.raises(V2FError, match=r"/b: cannot remove it, it is a file and no folder$"):
+        store.remove_folder(str(tmp_path / "a" / "b"), first="last")
+    assert store.tree(str(tmp_path)) == ["a/b"]
+
+
 def test_removing(root: str) -> None:
     path = store.join(root, "f")
     store.write_bytes(path, b"x")
@@ -108,7 +125,11 @@ def test_join_keeps_roots_and_schemes() -> None:
 
 
 def test_no_secret_stands_in_a_message() -> None:
-    for path in ("s3://KEY:SECRET@bucket/x", "s3://SECRET@bucket/x", "ftp://user:SECRET@host/x"):
+    for path in (
+        *("s3://KEY:SECRET@bucket/x", "s3://SECRET@bucket/x", "ftp://user:SECRET@host/x"),
+        *("s3://KEY:SE/SECRET@bucket/x", "s3://KEY:/SECRET@bucket/x", "s3://KEY:SE@SECRET@bucket/x"),
+        "s3://KEY:SE CRET/SECRET@bucket/x",
+    ):
         for act in (store.read_bytes, store.exists, store.names):
             with pytest.raises(V2FError, match="carries no credentials") as caught:
                 act(path)

@@ -18,12 +18,15 @@ from v2f.errors import V2FError
 
 C = TypeVar("C", bound="Config")
 
-_USER = re.compile(r"(\w[\w+.-]*)://([^/\s@]*)@")
+_DATABASE = r"(?:postgres|postgresql|mysql|mssql|oracle)(?:\+\w+)?"
+_HOST = r"(?:[^/\s:@\[]*|\[[^/\s@\]]*\])(?::\d+)?"
+# Scheme, and what stands before the last @, whatever a password holds; but an @ in the path behind a host is of nobody.
+# To SQLAlchemy a database's host:5432/x@y is the password 5432/x of a user.
+_USER = re.compile(rf"((?i:{_DATABASE})(?=://[^/\s:]*:)|\w[\w+.-]*(?!://{_HOST}(?:[/\s]|$)))://(\S*)@")
 _SECRET_KEY = re.compile(
     r"[?&]([\w.-]*(?:password|passwd|pwd|secret|token|signature|credential|api_?key|access_?key)[\w.-]*)=", re.I
 )
 _SECRET_VARIABLE = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY")
-_DATABASE = re.compile(r"(postgres|postgresql|mysql|mssql|oracle)(\+\w+)?", re.I)
 
 
 class Config(BaseModel):
@@ -127,6 +130,11 @@ def without_credentials(text: str) -> str:
     return text
 
 
+def user_in(address: str) -> re.Match[str] | None:
+    """The beginning of one address: its scheme and who it names before the host; None where it names nobody."""
+    return _USER.match(re.sub(r"\s", "_", address))
+
+
 def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
     """A configuration is written into the run's folder, every checkpoint and the tracker, and is no place for a secret.
 
@@ -140,7 +148,7 @@ def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
             _refuse_credentials(value, where, f"{prefix}{number}.")
     elif isinstance(values, str):
         user = _USER.search(values)
-        if (user and not (_DATABASE.fullmatch(user[1]) and ":" not in user[2])) or (
+        if (user and not (re.fullmatch(_DATABASE, user[1], re.I) and ":" not in user[2])) or (
             "://" in values and _SECRET_KEY.search(values)
         ):
             raise V2FError(

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from v2f import s3
+from v2f.config import user_in
 from v2f.errors import V2FError
 
 log = logging.getLogger("v2f")
@@ -44,6 +45,10 @@ _FINAL = (
     *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError),
 )
 _T = TypeVar("_T")
+
+# To read the mask is to set it, for all threads: only here, where there is one.
+_MASK = os.umask(0)
+os.umask(_MASK)
 
 
 class UnreachableError(V2FError):
@@ -307,11 +312,24 @@ def remove(path: str) -> None:
 
 
 def remove_folder(path: str, first: str) -> None:
-    """Remove a flat folder or prefix of files, ``first`` before the others: it is what tells that the rest is whole."""
-    remove(join(path, first))
-    for name in names(path):
-        remove(join(path, name))
+    """Remove a flat folder or prefix of files, ``first`` before the others: it is what tells that the rest is whole.
+
+    One that cannot be removed does not keep the others; the error comes at the end.
+    """
     local = local_path(path)
+    if local is not None and os.path.isfile(local):
+        raise V2FError(f"{path}: cannot remove it, it is a file and no folder")
+    remove(join(path, first))
+    failures: list[V2FError] = []
+    for name in names(path):
+        try:
+            remove(join(path, name))
+        except UnreachableError:  # nor would it take the next
+            raise
+        except V2FError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
     if local is not None and os.path.isdir(local):
         with _explained(path, "remove"):
             os.rmdir(local)
@@ -364,9 +382,7 @@ def _put_in_parts(temporary: str, path: str) -> None:
 
 
 def _commit(temporary: str, local: str) -> None:
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)  # mkstemp's 0600 would hide shards from other users
+    os.chmod(temporary, 0o666 & ~_MASK)  # mkstemp's 0600 would hide shards from other users
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, local)
@@ -379,10 +395,9 @@ def _commit(temporary: str, local: str) -> None:
 
 def _on_s3(remote: str) -> bool:
     """Whether a remote path is S3's; every one passes here, before anything else is told of it."""
-    scheme, _, rest = remote.partition("://")
-    if "@" in rest.split("/", 1)[0]:
+    if user_in(remote):
         raise V2FError(f"{_shown(remote)}: a path carries no credentials; put them into the environment or a profile")
-    return scheme.lower() in ("s3", "s3a")
+    return remote.partition("://")[0].lower() in ("s3", "s3a")
 
 
 def _filesystem(path: str) -> Any:
@@ -433,8 +448,10 @@ def _retried(path: str, verb: str, act: Callable[[], _T]) -> _T:
 
 
 def _shown(path: str) -> str:
-    """``path`` without what may stand before an @ of its bucket, and without a query."""
-    return re.sub(r"^(\w[\w+.-]*://)[^/]*@", r"\1***@", path).split("?", 1)[0] if "://" in path else path
+    """``path`` without who may be named before its bucket, and without a query."""
+    user = user_in(path)
+    shown = f"{user[1]}://***@{path[user.end() :]}" if user else path
+    return shown.split("?", 1)[0] if "://" in path else path
 
 
 @contextlib.contextmanager
