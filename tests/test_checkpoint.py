@@ -1,5 +1,6 @@
 """Checkpoints (promise 4): one format for any world size, committed by the last file, never a half one."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from v2f import checkpoint, store
 from v2f.errors import V2FError
+from v2f.run import TrainConfig
 
 Tensors = dict[str, torch.Tensor]
 
@@ -162,12 +164,39 @@ def test_rank_0_learns_at_once_that_another_rank_cannot_write(tmp_path: Path, mo
     monkeypatch.setattr(store, "replacing", full)
     ranks = Ranks(str(tmp_path), 2)
     ranks.start(1)
-    ranks.wait()  # far less than half an hour
+    ranks.wait()  # far less than a saver's patience
     here, there = ranks.failures()
     assert "rank 1 could not write its part" in here
     assert "the disk is full" in here
     assert "the disk is full" in there
     assert checkpoint.latest(str(tmp_path)) is None
+
+
+def test_rank_0_learns_at_once_that_another_rank_cannot_write_its_receipt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refused = store.replacing, Event()
+
+    def failing_once(path: str) -> Any:
+        if path.endswith(".json") and "part-00001" in path and not refused.is_set():
+            refused.set()
+            raise V2FError(f"{path}: cannot write it (Input/output error)")
+        return real(path)
+
+    monkeypatch.setattr(store, "replacing", failing_once)
+    ranks = Ranks(str(tmp_path), 2, patience_s=10.0)
+    ranks.start(1)
+    ranks.wait()
+    here, there = ranks.failures()
+    assert "rank 1 could not write its part" in here
+    assert "Input/output error" in here
+    assert "Input/output error" in there
+    assert checkpoint.latest(str(tmp_path)) is None
+
+
+def test_a_saver_gives_up_before_the_watchdog_ends_the_training() -> None:
+    patience_s = inspect.signature(checkpoint.Saver).parameters["patience_s"].default
+    assert patience_s < 60 * TrainConfig.model_fields["watchdog_minutes"].default
 
 
 def test_a_rank_whose_part_never_comes_is_named(tmp_path: Path) -> None:
@@ -268,6 +297,20 @@ def test_every_nth_and_the_best_are_kept_too(tmp_path: Path) -> None:
     assert steps(root) == [4, 8, 9, 10, 11]
 
 
+def test_a_number_that_an_earlier_step_measured_makes_none_the_best(tmp_path: Path) -> None:
+    root, ranks = str(tmp_path), Ranks(str(tmp_path), best=("margin", "max"))
+    ranks.save(1, metrics={"margin": 0.5}, measured_at=1)
+    ranks.save(2, metrics={"margin": 0.9}, measured_at=1)
+    ranks.save(3, metrics={}, measured_at=None)
+    ranks.save(4, metrics={"margin": 0.9}, measured_at=3)
+    assert steps(root) == [1, 3, 4]
+    assert checkpoint.best(root, "margin", "max") == f"{root}/step-00000001"
+    ranks.save(5, metrics={"margin": 0.7}, measured_at=5)
+    ranks.save(6, metrics={"margin": 0.7}, measured_at=5)
+    ranks.save(7, metrics={"margin": 0.7}, measured_at=5)
+    assert steps(root) == [5, 6, 7]
+
+
 def test_what_cannot_be_removed_does_not_undo_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -279,7 +322,90 @@ def test_what_cannot_be_removed_does_not_undo_a_save(
     for step in (1, 2, 3):
         ranks.save(step)
     assert steps(str(tmp_path)) == [1, 2, 3]
-    assert "older checkpoints cannot be removed" in caplog.text
+    assert f"kept what cannot be removed or read: {tmp_path}/step-00000001: cannot remove it" in caplog.text
+
+
+def test_a_folder_in_an_old_checkpoint_keeps_neither_its_bytes_nor_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ranks = Ranks(str(tmp_path))
+    inner = Path(ranks.save(1)) / "@eaDir"  # as a NAS makes them
+    inner.mkdir()
+    (inner / "index").touch()
+    for step in (2, 3, 4, 5):
+        ranks.save(step)
+    assert store.names(str(tmp_path)) == ["step-00000001", "step-00000004", "step-00000005"]
+    assert store.tree(f"{tmp_path}/step-00000001") == ["@eaDir/index"]
+    assert steps(str(tmp_path)) == [4, 5]
+    (told,) = caplog.messages  # once, not at every save
+    assert f"{inner}: cannot remove it" in told
+
+
+def test_a_folder_in_the_newest_checkpoint_is_left_and_the_rest_of_a_killed_attempt_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "step-00000001"
+    (folder / "@eaDir").mkdir(parents=True)
+    for name in ("@eaDir/index", "part-00000-killed-1.safetensors"):
+        (folder / name).touch()
+    Ranks(str(tmp_path)).save(1)
+    assert store.names(str(folder)) == [
+        "@eaDir",
+        "checkpoint.json",
+        "part-00000-a-1.safetensors",
+        "part-00000-a-1.safetensors.json",
+    ]
+    assert (folder / "@eaDir" / "index").exists()
+    assert caplog.messages == []
+
+
+def test_a_file_with_a_checkpoint_s_name_stays_and_the_others_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "step-00000001").write_text("a note")
+    ranks = Ranks(str(tmp_path))
+    for step in (2, 3, 4):
+        ranks.save(step)
+    assert store.names(str(tmp_path)) == ["step-00000001", "step-00000003", "step-00000004"]
+    assert (tmp_path / "step-00000001").read_text() == "a note"
+    (told,) = caplog.messages
+    assert f"{tmp_path}/step-00000001: cannot remove it, it is a file and no folder" in told
+
+
+def test_an_unreadable_record_stays_while_the_best_is_kept_and_the_others_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = str(tmp_path)
+    ranks = Ranks(root, attempt="a", best=("margin", "max"))
+    for step, margin in ((1, 0.1), (2, 0.9)):
+        ranks.save(step, metrics={"margin": margin})
+    spoil(f"{root}/step-00000001", "record")
+    again = Ranks(root, attempt="b", best=("margin", "max"))  # which has read neither yet
+    for step in (3, 4, 5):
+        again.save(step, metrics={"margin": 0.2})
+    assert steps(root) == [1, 2, 4, 5]
+    (told,) = caplog.messages
+    assert f"{root}/step-00000001/checkpoint.json: damaged (it is no JSON record)" in told
+    with pytest.raises(V2FError, match=r"step-00000001/checkpoint\.json: damaged"):  # who asks for the best is told
+        checkpoint.best(root, "margin", "max")
+
+
+def test_a_store_that_is_away_is_not_asked_for_every_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def away(path: str, first: str) -> None:
+        asked.append(path)
+        raise store.UnreachableError(f"{path}: cannot remove it, 10 attempts in 45 s failed")
+
+    for step in (1, 2, 3):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    monkeypatch.setattr(store, "remove_folder", away)
+    ranks = Ranks(str(tmp_path))
+    ranks.save(4)
+    assert asked == [f"{tmp_path}/step-00000001"] * 2  # before the save and after it
+    assert len(caplog.messages) == 1
 
 
 # ------------------------------------------------------------------------------------------------------ damage
@@ -324,6 +450,27 @@ def test_of_one_damaged_checkpoint_it_is_said_that_there_is_no_other(tmp_path: P
     spoil(folder, "flipped")
     with pytest.raises(V2FError, match=r"there is no older one$"):
         checkpoint.load(folder)
+
+
+def test_of_a_damaged_copy_under_another_name_no_older_one_is_named(tmp_path: Path) -> None:
+    folder = Ranks(str(tmp_path)).save(1)
+    spoil(folder, "flipped")
+    copy = Path(folder).rename(tmp_path / "mybest")
+    with pytest.raises(V2FError, match=r"mybest/part-00000-a-1\.safetensors: damaged .*; copy it anew$"):
+        checkpoint.load(str(copy))
+
+
+def test_older_ones_are_named_from_inside_the_damaged_folder_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = Ranks(str(tmp_path))
+    ranks.save(1)
+    folder = ranks.save(2)
+    spoil(folder, "flipped")
+    for inside, name in ((folder, "."), (str(tmp_path), "step-00000002")):
+        monkeypatch.chdir(inside)
+        with pytest.raises(V2FError, match=r"; remove it to go on from step-00000001$"):
+            checkpoint.load(name)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -166,6 +167,24 @@ def test_verify_passes_what_is_whole(run_folder: str, capsys: Any) -> None:
     assert "4 committed checkpoints are as they were written, whole and finite" in capsys.readouterr().out
     assert main(["checkpoint", "verify", f"{run_folder}/checkpoints/step-00000010"]) == 0
     assert "1 committed checkpoints" in capsys.readouterr().out
+
+
+def test_verify_takes_a_copy_under_another_name_and_the_folder_that_one_is_in(
+    run_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    whole = f"{run_folder}/checkpoints/step-00000010"
+    for name in ("mybest", "best-20", "step-00000020"):
+        shutil.copytree(whole, tmp_path / name)
+    for name in ("mybest", "best-20"):
+        assert main(["checkpoint", "verify", str(tmp_path / name)]) == 0
+        assert "1 committed checkpoints" in capsys.readouterr().out
+    monkeypatch.chdir(whole)
+    assert main(["checkpoint", "verify", "."]) == 0
+    assert "1 committed checkpoints" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "step-00000020")
+    for name in (".", str(tmp_path / "step-00000020")):
+        assert main(["checkpoint", "verify", name]) == 1
+        assert f"{name}: its record is that of step 10" in capsys.readouterr().out
 
 
 def test_verify_names_each_problem_in_a_line(tiny_shards: str, system: System, tmp_path: Path, capsys: Any) -> None:

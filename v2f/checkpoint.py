@@ -14,12 +14,13 @@ import hashlib
 import json
 import logging
 import math
+import os
 import re
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -40,6 +41,7 @@ Best = tuple[str, Literal["min", "max"]]
 _STEP = re.compile(r"step-(\d{8,})")
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _LONGEST_PAUSE_S = 2.0  # between two looks for the other ranks' parts
+_TROUBLES = 4  # in one warning
 
 
 def deal(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
@@ -62,8 +64,9 @@ class Saver:
     The thread does no collectives: ranks meet in the store only. Every name that it writes carries ``attempt``, a
     token that all ranks share and that no other start has, and the number of the save: what a killed attempt left is
     never taken for a part of this one, and a step that was committed before stays whole until it is committed anew.
-    Kept are the newest ``keep`` (at least 2), every step that ``keep_every`` divides, and the best by ``best``.
-    A save that fails is told by :meth:`take_failures`, never raised.
+    Kept are the newest ``keep`` (at least 2), every step that ``keep_every`` divides, and the best by ``best`` among
+    those that were measured at their own step. A save that fails is told by :meth:`take_failures`, never raised; rank 0
+    waits ``patience_s`` for the others' parts, which is less than the training's watchdog waits.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Saver:
         keep: int,
         keep_every: int | None = None,
         best: Best | None = None,
-        patience_s: float = 1800.0,
+        patience_s: float = 1200.0,
     ) -> None:
         assert keep >= 2, "1 would leave none while the next is written"
         assert re.fullmatch(r"[0-9A-Za-z-]+", attempt), attempt
@@ -89,6 +92,7 @@ class Saver:
         self._failures: list[str] = []
         self._committed: list[str] = []
         self._known: dict[str, float | None] = {}
+        self._told: set[str] = set()
 
     @property
     def busy(self) -> bool:
@@ -155,11 +159,11 @@ class Saver:
             own = store.join(folder, self._part(self._rank))
             try:
                 receipt = write_tensors(own, mine)
+                store.write_bytes(own + ".json", json.dumps(receipt).encode())
             except Exception as error:
                 with contextlib.suppress(Exception):  # rank 0 need not wait for it
                     store.write_bytes(own + ".json", json.dumps({"failed": _line(error)}).encode())
                 raise
-            store.write_bytes(own + ".json", json.dumps(receipt).encode())
             if self._rank == 0:
                 parts = self._parts(folder)
                 before_commit()
@@ -198,24 +202,40 @@ class Saver:
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _tidy(self, but: str | None = None) -> None:
-        """Remove the checkpoints that are not kept and all that belongs to none, ``but`` the one under way."""
+        """Remove the checkpoints that are not kept and all that belongs to none, ``but`` the one under way.
+
+        A folder that cannot be read or removed is kept, and the others go all the same.
+        """
+        troubles: list[str] = []
         try:
             found = _listed(self._root)
             folders = [folder for folder, files in found.items() if COMMIT in files]
             kept = set(folders[-self._keep :]) | {but}
             kept |= {folder for folder in folders if self._keep_every and step_of(folder) % self._keep_every == 0}
             if self._best is not None:
-                self._known |= {each: _metric(each, self._best[0]) for each in folders if each not in self._known}
-                kept.add(_best({folder: self._known[folder] for folder in folders}, self._best[1]))
+                for folder in folders:
+                    if folder not in self._known:
+                        with _noted(troubles, folder):
+                            self._known[folder] = _metric(folder, self._best[0])
+                kept.add(_best({folder: self._known.get(folder) for folder in folders}, self._best[1]))
+                kept |= {folder for folder in folders if folder not in self._known}  # any may be the best
             for folder in found:
                 if folder not in kept:
-                    store.remove_folder(folder, first=COMMIT)  # half a folder must not pass for a checkpoint
+                    with _noted(troubles, folder):
+                        store.remove_folder(folder, first=COMMIT)  # half a folder must not pass for a checkpoint
             for folder in folders[-1:] if but is None else []:  # a killed attempt may have come as far as this
-                parts = [part["name"] for part in read_state(folder)["parts"]]
-                for name in found[folder] - {COMMIT, *parts, *(part + ".json" for part in parts)}:
-                    store.remove(store.join(folder, name))
+                with _noted(troubles, folder):
+                    parts = [part["name"] for part in read_state(folder)["parts"]]
+                    for name in found[folder] - {COMMIT, *parts, *(part + ".json" for part in parts)}:
+                        if "/" not in name:  # a folder in it is none of ours
+                            store.remove(store.join(folder, name))
         except Exception as error:
-            log.warning("%s: older checkpoints cannot be removed: %s", self._root, _line(error))
+            troubles.append(_line(error))
+        new = [trouble for trouble in troubles if trouble not in self._told]
+        if new:
+            more = f"; and {len(new) - _TROUBLES} more" if new[_TROUBLES:] else ""
+            log.warning("%s: kept what cannot be removed or read: %s%s", self._root, "; ".join(new[:_TROUBLES]), more)
+        self._told.update(new)
 
 
 def write_tensors(path: str, tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> dict[str, Any]:
@@ -233,6 +253,18 @@ def write_tensors(path: str, tensors: Mapping[str, Tensor], notes: dict[str, str
 def _line(error: Exception) -> str:
     text = (str(error).splitlines() or [""])[0]
     return text if isinstance(error, V2FError) else f"unexpected {type(error).__name__}: {text}"
+
+
+@contextlib.contextmanager
+def _noted(troubles: list[str], folder: str) -> Iterator[None]:
+    """A folder's own trouble becomes a line; a store that does not answer would not for the next one either."""
+    try:
+        yield
+    except store.UnreachableError:
+        raise
+    except Exception as error:
+        line = _line(error)
+        troubles.append(line if folder in line else f"{folder}: {line}")
 
 
 def committed(root: str) -> list[str]:
@@ -260,24 +292,40 @@ def latest(root: str) -> str | None:
 
 
 def best(root: str, metric: str, mode: Literal["min", "max"]) -> str | None:
-    """The folder of the committed checkpoint with the best ``metric`` in its state, the oldest of equals, or None."""
+    """The folder of the committed checkpoint with the best ``metric``, measured at its step; the oldest of equals."""
     return _best({folder: _metric(folder, metric) for folder in committed(root)}, mode)
 
 
 def _best(values: Mapping[str, float | None], mode: Literal["min", "max"]) -> str | None:
     known = {folder: value for folder, value in values.items() if value is not None and math.isfinite(value)}
-    # The oldest of equals: later ones may only carry a number on that was measured before them.
+    # The oldest of equals: where nothing tells when it was measured, later ones may only carry its number on.
     return (min if mode == "min" else max)(known, key=lambda folder: known[folder], default=None)
 
 
 def _metric(folder: str, name: str) -> float | None:
-    value = read_state(folder)["state"].get("metrics", {}).get(name)
-    return None if value is None else float(value)
+    """What was measured of this checkpoint itself: a number that an earlier step left in its state is not of it."""
+    record = read_state(folder)
+    state = record["state"]
+    value = state.get("metrics", {}).get(name)
+    own = state.get("measured_at", record["step"]) == record["step"]
+    return float(value) if own and value is not None else None
 
 
 def step_of(folder: str) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(folder.rstrip("/").rsplit("-", 1)[1])
+
+
+def step_named(folder: str) -> int | None:
+    """The same of any folder: None where a checkpoint was copied under a name of its own."""
+    match = _STEP.fullmatch(_whole(folder).rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def _whole(folder: str) -> str:
+    """The path as it ends in the folder's name, which ``.`` does not tell."""
+    local = store.local_path(folder)
+    return folder.rstrip("/") if local is None else os.path.abspath(local)
 
 
 def read_state(folder: str) -> dict[str, Any]:
@@ -352,8 +400,11 @@ def read_header(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def _damaged(folder: str, name: str, why: str) -> V2FError:
-    root, _, own = folder.rstrip("/").rpartition("/")
-    older = [each.rsplit("/", 1)[1] for each in committed(root) if step_of(each) < step_of(own)]
+    own = step_named(folder)
+    if own is None:
+        return V2FError(f"{folder}/{name}: damaged ({why}); copy it anew")
+    root = _whole(folder).rpartition("/")[0]
+    older = [each.rsplit("/", 1)[1] for each in committed(root) if step_of(each) < own]
     way = f"remove it to go on from {older[-1]}" if older else "there is no older one"
     more = f" (older still: {', '.join(reversed(older[:-1]))})" if len(older) > 1 else ""
     return V2FError(f"{folder}/{name}: damaged ({why}); {way}{more}")
