@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from v2f import stopping
 from v2f.cli import main
 from v2f.errors import V2FError
-from v2f.stopping import HUNG, STATUS, STOPPED, Watchdog, Wish, report, reports, seconds_of
+from v2f.stopping import HUNG, STARTED, STATUS, STOPPED, Watchdog, Wish, report, reports, seconds_of
 
 # A launcher as torchrun is one: it starts a rank, passes SIGTERM on, and turns every failure into 1.
 LAUNCHER = """
@@ -86,6 +90,48 @@ def test_the_watchdog_writes_all_stacks_and_leaves(tmp_path, capfd):
     assert "rank 3: no step has ended for 0.001 minutes (train.watchdog_minutes)" in error
     assert "test_the_watchdog_writes_all_stacks" in error
     assert "test_the_watchdog_writes_all_stacks" in (tmp_path / "stacks-rank-3.txt").read_text()
+
+
+def test_the_watchdog_leaves_although_the_disk_hangs_and_keeps_what_nccl_has_recorded(tmp_path, monkeypatch):
+    left = threading.Event()
+    monkeypatch.setattr(stopping, "_PATIENCE_S", 0.1)
+    monkeypatch.setitem(
+        sys.modules, "torch._C._distributed_c10d", SimpleNamespace(_dump_nccl_trace=lambda: b"the last collectives")
+    )
+    monkeypatch.setenv("TORCH_FR_DUMP_TEMP_FILE", str(tmp_path / "nccl-rank-"))
+    monkeypatch.setenv(STATUS, str(tmp_path))
+    os.mkfifo(tmp_path / "stacks-rank-3.txt")  # who opens it waits for a reader
+    with Watchdog(0.001, str(tmp_path), 3, lambda code: left.set()):
+        assert left.wait(30)
+    assert [each["code"] for each in reports(str(tmp_path))] == [HUNG]
+    assert (tmp_path / "nccl-rank-3").read_bytes() == b"the last collectives"
+    (tmp_path / "stacks-rank-3.txt").read_text()  # lets the writer go
+
+
+def test_a_time_limit_counts_from_the_jobs_start_however_often_its_ranks_are_started(monkeypatch):
+    now = time.time()
+    monkeypatch.setenv(STARTED, f"{now - 50}")
+    assert (int(Wish(60.0)), int(Wish(40.0))) == (0, 1)
+    monkeypatch.setenv(STARTED, "yesterday")
+    with pytest.raises(V2FError, match=r"V2F_STARTED='yesterday': seconds since 1970 are wanted there; unset it"):
+        Wish(60.0)
+    monkeypatch.delenv(STARTED)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # without `v2f exec`: since torchrun began, here who runs pytest
+    parent = psutil.Process().parent()
+    assert parent is not None
+    age = time.time() - parent.create_time()
+    assert (int(Wish(age + 3600)), int(Wish(age - 1e-3))) == (0, 1)
+
+
+def test_exec_tells_its_ranks_when_the_job_began_unless_they_know_it(monkeypatch, capfd):
+    shows = ["exec", sys.executable, "-c", f"import os; print(os.environ[{STARTED!r}])"]
+    monkeypatch.delenv(STARTED, raising=False)
+    assert main(shows) == 0
+    monkeypatch.setenv(STARTED, "1234.5")
+    assert main(shows) == 0
+    own, known = capfd.readouterr().out.split()
+    assert float(own) == pytest.approx(psutil.Process().create_time(), abs=0.01)
+    assert known == "1234.5"
 
 
 def test_the_watchdog_leaves_who_lives_alone(tmp_path):
@@ -163,6 +209,8 @@ def test_a_signal_before_there_are_ranks_ends_the_launcher_and_nothing_is_lost(t
         ("sys.exit(stopping.report(0))", 0),
         ("sys.exit(stopping.report(75))", 75),
         ("sys.exit(stopping.report(78))", 78),
+        ("sys.exit(stopping.report(78, together=True))", 78),  # the launcher sees 0 and starts nobody again
+        ("sys.argv[1:] = ['--resume', 'yes']; from v2f.train import main; sys.exit(main())", 78),
         ("sys.exit(stopping.report(70))", 70),
         ("sys.exit(stopping.report(1))", 1),
         ("import os; os.abort()", 1),
@@ -178,14 +226,30 @@ def test_signals_to_the_whole_job_do_not_end_the_launcher():
     process = launched(WAITS)
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
-    import psutil
-
     launcher = psutil.Process(process.pid).children()[0]
     launcher.send_signal(signal.SIGUSR1)
     launcher.send_signal(signal.SIGUSR2)
     process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=60)
     assert process.returncode == STOPPED
+
+
+def test_who_is_told_to_stop_and_cannot_save_is_told_again_after_a_restart():
+    """As torch elastic does: the second start of the rank has not heard of the signal to the first."""
+    twice = """
+import os, subprocess, sys
+fails = sys.argv[1].replace("stopping.report(stopping.STOPPED)", "stopping.report(1)")
+subprocess.run([sys.executable, "-c", fails])
+os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+sys.exit(1 if subprocess.run([sys.executable, "-c", sys.argv[1]]).returncode else 0)
+"""
+    command = [sys.executable, "-m", "v2f.cli", "exec", sys.executable, "-c", twice, RANK.format(body=WAITS)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (out.splitlines(), process.returncode) == (["SIGUSR1", "running", "SIGUSR1"], STOPPED)
 
 
 def test_the_signal_for_a_profile_reaches_the_ranks_and_ends_nobody():

@@ -31,9 +31,12 @@ DONE, BROKEN, HUNG, STOPPED, MISTAKE = 0, 1, 70, 75, 78
 and saved, start again with ``--resume auto``; a mistake that starting again would repeat."""
 
 STATUS = "V2F_STATUS"
+STARTED = "V2F_STARTED"
+"""Seconds since 1970 at which this job was started, for ``--max-time``: ranks that a launcher starts anew keep it."""
 REASONS = {1: "--max-time is over", 2: "SIGUSR1", 3: "SIGTERM"}
 _SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3}
 _PR_SET_PDEATHSIG = 1
+_PATIENCE_S = 5.0  # with each file of a process that hangs
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
 
 
@@ -41,11 +44,18 @@ class Stopped(Exception):
     """A run that was asked to stop has saved and is over, before its last step."""
 
 
+class GivenUpError(V2FError):
+    """A mistake that all ranks have found together, each after its last collective: none waits for another."""
+
+
 class Wish:
-    """What this process was asked: 0, go on, or a key of :data:`REASONS`. As a context it listens to the signals."""
+    """What this process was asked: 0, go on, or a key of :data:`REASONS`. As a context it listens to the signals.
+
+    ``max_seconds`` count from the job's start (:data:`STARTED`), else from the launcher's, else from this process's.
+    """
 
     def __init__(self, max_seconds: float | None) -> None:
-        self._deadline = None if max_seconds is None else psutil.Process().create_time() + max_seconds
+        self._deadline = None if max_seconds is None else _started() + max_seconds
         self._signalled = 0
         self._before: dict[int, Any] = {}
 
@@ -66,6 +76,18 @@ class Wish:
         return max(self._signalled, int(over))
 
 
+def _started() -> float:
+    told = os.environ.get(STARTED)
+    if told:
+        try:
+            return float(told)
+        except ValueError:
+            raise V2FError(f"{STARTED}={told!r}: seconds since 1970 are wanted there; unset it") from None
+    own = psutil.Process()
+    agent = own.parent() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return (agent or own).create_time()
+
+
 def seconds_of(text: str) -> float:
     """Seconds of a duration such as ``23h``, ``1h30m``, ``90m`` or ``3600s``."""
     found = _DURATION.fullmatch(text.strip())
@@ -78,7 +100,8 @@ def seconds_of(text: str) -> float:
 class Watchdog:
     """Ends a process in which no step ends: a hung collective or storage would hold its GPUs for days.
 
-    Before it leaves with :data:`HUNG` it writes the stacks of all threads to stderr and to ``folder``.
+    Before it leaves with :data:`HUNG` it writes the stacks of all threads to stderr and to ``folder``, and NCCL's
+    last collectives to where launch/nccl's settings say.
     """
 
     def __init__(self, minutes: float | None, folder: str, rank: int, leave: Callable[[int], None] = os._exit) -> None:
@@ -113,11 +136,24 @@ class Watchdog:
                 flush=True,
             )
             faulthandler.dump_traceback(sys.stderr.fileno(), all_threads=True)
-            with contextlib.suppress(OSError), self._path.open("w") as file:  # the disk may be what hangs
-                faulthandler.dump_traceback(file, all_threads=True)
             report(HUNG)
+            for write in (self._write_stacks, self._write_collectives):
+                thread = threading.Thread(target=write, daemon=True)
+                thread.start()
+                thread.join(_PATIENCE_S)  # the disk may be what hangs
             self._leave(HUNG)
             return
+
+    def _write_stacks(self) -> None:
+        with contextlib.suppress(OSError), self._path.open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+
+    def _write_collectives(self) -> None:
+        """What NCCL's own timeout, which comes after this one, would have written."""
+        path, nccl = os.environ.get("TORCH_FR_DUMP_TEMP_FILE"), sys.modules.get("torch._C._distributed_c10d")
+        if path and nccl is not None and hasattr(nccl, "_dump_nccl_trace"):
+            with contextlib.suppress(OSError, RuntimeError):
+                Path(f"{path}{self._rank}").write_bytes(nccl._dump_nccl_trace())
 
 
 def die_with_launcher() -> None:
@@ -142,10 +178,11 @@ def _own_file() -> Path | None:
     return Path(folder) / f"rank-{os.environ.get('RANK', '0')}.json" if folder else None
 
 
-def report(code: int | None) -> int | None:
+def report(code: int | None, *, together: bool = False) -> int | None:
     """Tell ``v2f exec`` that this rank runs (None) or what it leaves with; the code to leave with under the launcher.
 
-    Who was stopped and has saved leaves a supervised launcher with 0: torch elastic would start a failed rank again.
+    Who was stopped and has saved leaves a supervised launcher with 0, since torch elastic would start a failed rank
+    again; so do ranks that leave ``together``, all with the same ``code``.
     """
     path = _own_file()
     if path is None:
@@ -156,7 +193,7 @@ def report(code: int | None) -> int | None:
     with contextlib.suppress(OSError):  # no code for the scheduler is worth no checkpoint
         temporary.write_text(json.dumps(line))
         temporary.replace(path)
-    return DONE if code == STOPPED else code
+    return DONE if code == STOPPED or together else code
 
 
 def reports(folder: str) -> list[dict[str, Any]]:

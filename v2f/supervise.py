@@ -18,11 +18,13 @@ from types import FrameType
 import psutil
 
 from v2f.errors import V2FError
-from v2f.stopping import BROKEN, DONE, HUNG, MISTAKE, STATUS, STOPPED, reports
+from v2f.stopping import BROKEN, DONE, HUNG, MISTAKE, STARTED, STATUS, STOPPED, reports
 
 REJOINED = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """torchrun's agents of torch 2.11 share the rendezvous' store with their ranks and keep its first address: an agent in
 a lost one's place could not join, and one that becomes the first dies."""
+
+_LOOK_S = 1.0
 
 
 def supervise(command: Sequence[str]) -> int:
@@ -48,7 +50,8 @@ def supervise(command: Sequence[str]) -> int:
         # Ignored signals stay ignored in the program that is started; the ranks set handlers of their own.
         kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR1, signal.SIGUSR2)}
         try:
-            process = subprocess.Popen(list(command), env=REJOINED | os.environ | {STATUS: folder})
+            started = {STARTED: f"{psutil.Process().create_time():.3f}"}
+            process = subprocess.Popen(list(command), env=REJOINED | started | os.environ | {STATUS: folder})
         except OSError as error:
             raise V2FError(f"v2f exec: {command[0]} cannot be started ({error.strerror})") from error
         finally:
@@ -57,9 +60,12 @@ def supervise(command: Sequence[str]) -> int:
         if asked:  # while it was being started
             _stop(folder, process)
         while True:
-            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches the launcher, too, and that ends its ranks
-                code = process.wait()
+            # Ctrl-C reaches the launcher, too, and that ends its ranks.
+            with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+                code = process.wait(_LOOK_S)
                 break
+            if asked:  # ranks that the launcher has started since have not heard it
+                _tell(folder, signal.SIGUSR1)
         return _meant(code, [each["code"] for each in reports(folder)], bool(asked))
     finally:
         for number, handler in before.items():
@@ -96,11 +102,12 @@ def _stop(folder: str, launcher: "subprocess.Popen[bytes]") -> None:
 
 def _meant(code: int, codes: list[int | None], asked: bool) -> int:
     """The launcher's exit code and what the ranks of its newest start left with, as one code."""
+    if MISTAKE in codes:
+        return MISTAKE
     if code == 0 or _over(codes):
         return STOPPED if STOPPED in codes else DONE
-    for told in (MISTAKE, HUNG):
-        if told in codes:
-            return told
+    if HUNG in codes:
+        return HUNG
     if asked and not any(codes):  # stopped before the first step, or killed by the launcher: go on from the last save
         return STOPPED
     print(f"v2f exec: the launcher left with {code}", file=sys.stderr)

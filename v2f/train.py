@@ -26,11 +26,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def parsed(parser: argparse.ArgumentParser, command: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of a command line in which overrides may stand before, between and behind the options."""
-    args, others = parser.parse_known_args(command)
-    if "overrides" in args and all("=" in each and not each.startswith("-") for each in others):
-        args.overrides += others  # argparse takes them only before the first option
-    elif others:
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    try:
+        args, others = parser.parse_known_args(command)
+        if "overrides" in args and all("=" in each and not each.startswith("-") for each in others):
+            args.overrides += others  # argparse takes them only before the first option
+        elif others:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
+    except SystemExit as left:
+        if left.code:
+            from v2f import stopping
+
+            stopping.report(stopping.MISTAKE)  # under a launcher it would be a code that is worth another try
+        raise
     return args
 
 
@@ -54,9 +61,14 @@ def run(args: argparse.Namespace) -> int | None:
             except stopping.Stopped as stopped:
                 say(f"v2f: {stopped}")
                 return stopping.STOPPED
+            except stopping.GivenUpError:
+                together.append(True)
+                raise
         return stopping.DONE
 
-    return stopping.report(guarded(train, debug=args.debug, mistake=stopping.MISTAKE))
+    together: list[bool] = []
+    code = guarded(train, debug=args.debug, mistake=stopping.MISTAKE)
+    return stopping.report(code, together=bool(together))
 
 
 def main() -> int | None:
