@@ -2,10 +2,13 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from v2f.window import Clock, Norms, SlotLog, read_slots
+from v2f.engine import StepResult
+from v2f.window import Clock, Norms, SlotLog, Window, read_slots
 
 
 def test_a_spike_is_measured_against_the_norms_before_it_and_a_resumed_run_knows_them():
@@ -25,6 +28,26 @@ def test_a_spike_is_measured_against_the_norms_before_it_and_a_resumed_run_knows
         norms.add("g", 10.0)
     assert norms.limit("g") == pytest.approx(10.0)
     assert len(norms.past["g"]) == 128
+
+
+def test_a_step_that_is_not_finite_takes_nothing_from_the_means_of_the_others():
+    reader = SimpleNamespace(bytes_read=0, requests=0)
+    window = Window()
+    for loss, norm, skipped in [
+        (1.0, 2.0, ""),
+        (math.nan, math.nan, "loss"),
+        (5.0, math.inf, "gradient"),
+        (3.0, 4, ""),
+    ]:
+        window.add("g", StepResult({"total": torch.tensor(loss)}, norm, {"g": 0.1}, skipped, 0, 0.0))
+    numbers = window.take(reader)
+    assert (numbers["loss/g/total"], numbers["grad_norm/g"], numbers["skipped/g"]) == (2.0, 3.0, 0.5)
+    window.add("g", StepResult({"total": torch.tensor(9.0)}, 9.0, {"g": 0.1}, "spike", 0, 0.0))
+    assert window.take(reader)["loss/g/total"] == 9.0
+    window.add("g", StepResult({"total": torch.tensor(math.nan)}, math.nan, {"g": 0.1}, "loss", 0, 0.0))
+    numbers = window.take(reader)
+    assert "loss/g/total" not in numbers
+    assert numbers["skipped/g"] == 1.0
 
 
 def test_without_a_sigma_nothing_is_a_spike():
@@ -53,6 +76,13 @@ def test_goodput_counts_steps_that_are_kept_over_all_starts(monkeypatch):
     now[0] += 1
     second.step(1.0)
     assert second.numbers() == {"time/goodput": 13 / 121, "time/starts": 2.0, "time/restart_seconds": 110.0}
+
+
+def test_starts_that_came_to_no_checkpoint_are_counted():
+    state = Clock(None).state()
+    assert Clock(state, 1).numbers()["time/starts"] == 2
+    assert Clock(state, 5).numbers()["time/starts"] == 5
+    assert Clock(Clock(state, 5).state(), 1).numbers()["time/starts"] == 6
 
 
 def test_the_slots_that_count_are_those_of_the_last_start_that_made_a_step(tmp_path):

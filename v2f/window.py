@@ -48,10 +48,15 @@ class Window:
         return self._stepped
 
     def add(self, phase: str, result: StepResult) -> None:
-        values: dict[str, Any] = {f"loss/{phase}/{k}": v for k, v in result.losses.items()}
-        values |= {f"rate/{phase}/{k}": v for k, v in result.rate.items()}
-        values |= {f"grad_norm/{phase}": result.grad_norm, f"skipped/{phase}": float(bool(result.skipped))}
-        values |= {"time/forward_seconds": result.forward_seconds}
+        """A step that was skipped for what is not finite counts in ``skipped/`` alone: one would blank all the means.
+
+        Ranks skip alike, so that they have means of the same names.
+        """
+        values: dict[str, Any] = {f"rate/{phase}/{k}": v for k, v in result.rate.items()}
+        values |= {f"skipped/{phase}": float(bool(result.skipped)), "time/forward_seconds": result.forward_seconds}
+        if result.skipped not in ("loss", "gradient"):
+            values |= {f"loss/{phase}/{k}": v for k, v in result.losses.items()}
+            values |= {f"grad_norm/{phase}": result.grad_norm}
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
@@ -77,10 +82,11 @@ class Clock:
     validating, being away and starting again.
     """
 
-    def __init__(self, state: Mapping[str, Any] | None) -> None:
+    def __init__(self, state: Mapping[str, Any] | None, starts: int = 1) -> None:
+        """``state``: the checkpoint's; ``starts``: as many as are known of, those that came to no checkpoint, too."""
         now = time.time()
         self._first = state["first_start"] if state else now
-        self._starts = state["starts"] + 1 if state else 1
+        self._starts = max(starts, state["starts"] + 1 if state else 1)
         self._productive = state["step_seconds"] if state else 0.0
         self._saved: float | None = state["saved"] if state else None
         self._restart_seconds: float | None = None
