@@ -121,6 +121,21 @@ def test_a_parameter_that_no_loss_touches_decays_and_is_counted_as_under_zero():
     assert not any("frozen" in name for name in tensors if name.startswith("optim/"))
 
 
+def test_the_half_life_of_a_moving_average_is_in_samples_seen_however_seldom_its_phase_steps(monkeypatch):
+    """Two half-lives, 64 samples, in 4 steps of a phase that steps every second time: a quarter is left."""
+    engine, system = wrapped()
+    own = engine._phases["generator"]
+    name = next(name for name in own.averages if name.endswith("layers.0.weight"))
+    monkeypatch.setattr(own, "update", lambda norm: None)  # the weights stay
+    own.averages[name].copy_(own.tensors()[name] + 1.0)
+    phase = system.phases()[1]
+    for step in range(0, 8, 2):
+        batch = next(batches(8, start=step))
+        engine.step(phase, batch, step, micro_batch=4, seen=10_000 + step * 8, total=20_000)
+    left = own.averages[name] - own.tensors()[name]
+    torch.testing.assert_close(left, torch.full_like(left, 0.25))
+
+
 # ------------------------------------------------------------------------------------------------ skipped steps
 
 

@@ -1,11 +1,13 @@
 """A pre-flight names the device that is wrong, the one that is slow, and the rank that hangs; and nobody else."""
 
 import dataclasses
+import datetime
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -211,6 +213,37 @@ def test_one_process_needs_no_launcher(quick, tmp_path, capsys, monkeypatch):
     assert [sorted(each["rates"]) for each in found["ranks"]] == [["matmul TFLOP/s", "memory GB/s", "step samples/s"]]
     assert preflight.main(["--seconds", "0.01", "--recipe", str(tmp_path / "none.yaml")]) == 1
     assert "look at" in capsys.readouterr().out
+
+
+def test_a_stage_may_take_its_limit_beyond_the_time_that_a_measurement_is_asked_to_take(quick, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    limits = []
+
+    class Alarm(threading.Timer):
+        def __init__(self, interval, *arguments):
+            limits.append(interval)
+            super().__init__(interval, *arguments)
+
+    monkeypatch.setattr(preflight.threading, "Timer", Alarm)
+    monkeypatch.setattr(preflight, "timed", lambda task, device, seconds: 1.0)
+    assert preflight.main(["--seconds", "1000", "--limit", "300"]) == 0
+    assert limits == [1900.0] + [1300.0] * 6  # three preparations and measurements, and the comparison
+
+
+def test_a_stage_that_blocks_the_store_s_client_is_told_at_the_limit(monkeypatch, capsys):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    meeting = preflight.Meeting(0.05)
+    other = preflight.dist.TCPStore("127.0.0.1", port, is_master=False)
+    monkeypatch.setattr(preflight.os, "_exit", lambda code: other.set("given up by", str(code)))
+    with meeting.stage("joining the network", "here"):  # which waits in C++ for who does not come
+        meeting.store.wait(["given up by"], datetime.timedelta(seconds=20))
+    assert meeting.store.get("given up by") == b"1"
+    assert "preflight: joining the network does not end, waited 0 s: all ranks are in it" in capsys.readouterr().err
 
 
 def test_bus_bandwidth_is_nccl_tests(monkeypatch):

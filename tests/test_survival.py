@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from v2f import checkpoint
+from v2f import checkpoint, store
 from v2f.config import build
 from v2f.errors import V2FError
 from v2f.folder import SCRATCH, RunFolder
@@ -203,6 +204,41 @@ def test_a_batch_whose_numbers_are_bad_is_named_in_a_file(run_values, monkeypatc
     found = json.loads(path.read_text())
     assert found["ranks"][0]["slot"] == list(range(16, 24))
     assert len(set(found["ranks"][0]["key"])) == 8
+
+
+def test_on_s3_the_file_of_a_bad_batch_and_the_newest_points_outlive_the_machine(
+    run_values, s3_root, tmp_path, monkeypatch
+):
+    from v2f.systems.voice_styled_face import VoiceStyledFace
+
+    real = VoiceStyledFace.loss
+
+    def broken(self, phase, batch, step):
+        losses = real(self, phase, batch, step)
+        return {**losses, "total": losses["total"] * (float("nan") if step else 1.0)}
+
+    monkeypatch.setattr(VoiceStyledFace, "loss", broken)
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "a machine that is lost"))
+    values = run_values(steps=6, max_skipped=3) | {"out": f"{s3_root}/bad"}
+    with pytest.raises(V2FError, match=rf"all are in {s3_root}/bad/bad-batch-step-00000003\.json"):
+        fit(build(RunConfig, values, "test"))
+    assert json.loads(store.read_bytes(f"{s3_root}/bad/bad-batch-step-00000003.json"))["step"] == 3
+    lines = [json.loads(line) for line in store.read_bytes(f"{s3_root}/bad/metrics.jsonl").splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "training"] == [1, 2, 3]
+
+
+def test_a_run_that_is_saved_is_over_although_its_last_points_cannot_be_published(run_values, monkeypatch, capsys):
+    real = RunFolder.publish
+
+    def away(self):
+        if threading.current_thread() is threading.main_thread():
+            raise V2FError("the store cannot be reached")
+        real(self)
+
+    monkeypatch.setattr(RunFolder, "publish", away)
+    folder = fit(build(RunConfig, run_values(steps=2), "test"))
+    assert checkpoint.latest(f"{folder}/checkpoints").endswith("step-00000002")
+    assert "the store cannot be reached; the newest points and pictures are in" in capsys.readouterr().err
 
 
 def test_a_spike_is_skipped_and_counted(run_values, monkeypatch):

@@ -44,13 +44,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from v2f.data.loader import read_usable
+from v2f.data.loader import micro_batch_of, read_usable
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError, guarded
 from v2f.nn import computes_bf16, float32_products
-from v2f.nn.batchnorm import discard_ghosts
+from v2f.nn.batchnorm import common_group, discard_ghosts
 from v2f.nn.waveform import WaveformEncoder
 from v2f.run import build_system, load_config
+from v2f.system import trained
 from v2f.tracking import say
 
 MIB = 1 << 20
@@ -179,8 +180,8 @@ def recipe_step(device: torch.device, recipe: str, overrides: Sequence[str], wor
     share, rest = divmod(config.data.batch, world_size)
     if rest or not share:
         raise V2FError(f"data.batch: {config.data.batch} is not a multiple of {world_size} ranks")
-    size = config.train.micro_batch or share
     system = build_system(config)
+    size = micro_batch_of(share, config.train.micro_batch, common_group(trained(system).values())) or share
     left_out: list[str] = []
     split = open_dataset(config.data.home).split(config.data.split)
     batch = next(iter(read_usable(split, system.transforms(), size, left_out, limit=size)), None)
@@ -262,14 +263,18 @@ def _wait_for(device: torch.device) -> None:
 
 
 class Meeting:
-    """What the ranks tell each other, through the launcher's store; and who is behind, where a stage does not end."""
+    """What the ranks tell each other, through the launcher's store; and who is behind, where a stage does not end.
 
-    def __init__(self, limit_s: float) -> None:
+    ``limit_s`` comes on top of ``work_s``, for which a rank may be asked to work before the others see it again.
+    """
+
+    def __init__(self, limit_s: float, work_s: float = 0.0) -> None:
         self.store: Any = dist.HashStore()
         self.rank, self.world_size = 0, 1
         if "RANK" in os.environ:
             self.store, self.rank, self.world_size = next(dist.rendezvous("env://"))
-        self._limit_s = limit_s
+        self._alarm_store = self.store.clone()  # a client answers one thread at a time, and may be stuck in a stage
+        self._limit_s, self._work_s = limit_s, work_s
         self._stage = 0
 
     @contextlib.contextmanager
@@ -277,7 +282,8 @@ class Meeting:
         """Begin a stage together, in the same order on all ranks. One that outlasts the limit ends the process."""
         self._stage += 1
         self.store.set(f"at/{self.rank}", f"{self._stage:04d}|{name}|{where}")
-        limit_s = self._limit_s * (_START if self._stage == 1 else 1)
+        # With the work in every stage: whose own measurement failed waits in the next one for the others' to end.
+        limit_s = self._limit_s * (_START if self._stage == 1 else 1) + self._work_s
         alarm = threading.Timer(limit_s, self._give_up, [limit_s])
         alarm.daemon = True
         alarm.start()
@@ -300,7 +306,7 @@ class Meeting:
             time.sleep(_POLL_S)
 
     def _all_here(self, key: str) -> None:
-        """Polls instead of waiting in the store: its client answers one thread at a time, and ``_give_up`` asks too."""
+        """Polls instead of waiting in the store, whose own limit is not ours."""
         if self.store.add(key, 1) == self.world_size:
             self.store.set(f"{key}/all", "")
         while not self.store.check([f"{key}/all"]):
@@ -309,11 +315,11 @@ class Meeting:
     def _give_up(self, waited_s: float) -> None:
         marks = {}
         for rank in range(self.world_size):
-            here = self.store.check([f"at/{rank}"])
-            marks[rank] = self.store.get(f"at/{rank}").decode() if here else f"0000|the start|rank {rank}"
+            here = self._alarm_store.check([f"at/{rank}"])
+            marks[rank] = self._alarm_store.get(f"at/{rank}").decode() if here else f"0000|the start|rank {rank}"
         number, name, _ = max(marks.values()).split("|")
         behind = {rank: mark.split("|") for rank, mark in marks.items() if not mark.startswith(number)}
-        if self.store.add("given up", 1) == 1:  # one rank speaks for all
+        if self._alarm_store.add("given up", 1) == 1:  # one rank speaks for all
             who = _places([f"{where} in {stage}" for _, stage, where in behind.values()], self.world_size)
             say(
                 f"preflight: {name} does not end, waited {waited_s:.0f} s: "
@@ -456,7 +462,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement; heat shows after a minute")
     parser.add_argument("--least-gb-s", type=float, help="smallest bus bandwidth of all ranks that is right here")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds after which a stage counts as hanging")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds beyond --seconds that a stage may take")
     parser.add_argument("--json", metavar="FILE", help="write what was measured and found")
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
     args = parser.parse_args(arguments)
@@ -465,7 +471,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def preflight(args: argparse.Namespace) -> int:
     """Measure, compare, show; the exit code. Collective over the ranks of the launcher."""
-    meeting = Meeting(args.limit)
+    meeting = Meeting(args.limit, work_s=args.seconds)
     own, device = introduce(meeting.rank)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     makers: dict[str, Callable[[], Task]] = {"matmul": lambda: matmul(device), "memory": lambda: memory(device)}
@@ -492,7 +498,7 @@ def preflight(args: argparse.Namespace) -> int:
                 store=dist.PrefixStore("group", meeting.store),
                 rank=meeting.rank,
                 world_size=meeting.world_size,
-                timeout=datetime.timedelta(seconds=2 * args.limit),  # ours is over sooner, and says more
+                timeout=2 * datetime.timedelta(seconds=args.limit + args.seconds),  # ours is over sooner, and says more
             )
         for together in rounds(ranks):
             with meeting.stage(f"all-reduce, {together[0].scope}", own.where):

@@ -123,7 +123,7 @@ class TrainConfig(Config):
         "multiplies to 10 bits of mantissa",
     )
     strategy: Literal["auto", "ddp", "zero1", "zero2"] = Field("auto", description="auto: as the launcher says, or DDP")
-    micro_batch: int | None = Field(None, gt=0, description="samples a forward pass of one rank; null: all it has")
+    micro_batch: int | None = Field(None, gt=0, description="most samples of one forward pass; null: all a rank has")
     threads: int | None = Field(None, gt=0, description="CPU threads of each rank; null leaves torch's choice")
     log_every: int = Field(10, gt=0)
     validate_every: int = Field(200, gt=0)
@@ -202,6 +202,11 @@ def changes(before: RunConfig, now: RunConfig) -> list[str]:
     old, new = flatten(before), flatten(now)
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not k.startswith(FREE)]
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys]
+
+
+def config_of(folder: str) -> RunConfig:
+    """What the checkpoint in ``folder`` was trained with."""
+    return _from_values(checkpoint.read_state(folder)["state"]["config"], f"the configuration in {folder}")
 
 
 def build_system(config: RunConfig) -> System:

@@ -8,13 +8,14 @@ gathered; rank 0 alone tracks, validates, and names what is wrong.
 
 import contextlib
 import json
-import math
+import os
 import platform
 import secrets
 import statistics
 import subprocess
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from v2f import checkpoint, generate, store
 from v2f.cache import Cache
 from v2f.config import dump_yaml, flatten
-from v2f.data.loader import Loader, check_batch, read_usable
+from v2f.data.loader import Loader, check_batch, micro_batch_of, read_usable
 from v2f.data.manifest import Samples, open_dataset
 from v2f.data.mix import MixOrder, Union
 from v2f.data.order import Order
@@ -35,10 +36,10 @@ from v2f.data.quarantine import Entry
 from v2f.engine import Engine
 from v2f.errors import V2FError
 from v2f.folder import RunFolder
-from v2f.nn.batchnorm import ghost_norms
+from v2f.nn.batchnorm import common_group
 from v2f.profiling import Profiler
-from v2f.run import DataConfig, Run, RunConfig, build_system, changes, check_weights, what_is
-from v2f.stopping import REASONS, Stopped, Watchdog
+from v2f.run import DataConfig, RunConfig, build_system, changes, check_weights, config_of, what_is
+from v2f.stopping import REASONS, GivenUpError, Stopped, Watchdog
 from v2f.system import Batch, System, trained
 from v2f.tracking import NOTE, Tracker, read_state, say
 from v2f.window import Clock, Norms, SlotLog, Window
@@ -52,7 +53,8 @@ _HISTORY = 200  # logged points of each number that a system's verdict looks at
 @dataclass
 class _Job:
     """What the loop works with. ``fingerprint`` is the data's; ``tracker``, ``watched`` (the validation batches),
-    ``left_out`` (samples that these would have, could they be used) and ``history`` are rank 0's."""
+    ``left_out`` (samples that these would have, could they be used) and ``history`` are rank 0's. ``meters`` are those
+    of the step ``measured_at``."""
 
     config: RunConfig
     folder: RunFolder
@@ -65,10 +67,12 @@ class _Job:
     watched: list[Batch]
     left_out: int
     step: int
+    micro_batch: int | None
     clock: Clock
     norms: Norms
     slots: SlotLog | None
     meters: dict[str, float] = field(default_factory=dict)
+    measured_at: int | None = None
     history: dict[str, deque[float]] = field(default_factory=dict)
     failed_saves: int = 0
 
@@ -81,15 +85,28 @@ def fit(config: RunConfig, resume: str = "none", *, allow_changes: bool = False,
     with ``allow_changes``. Once ``wish`` (a :class:`~v2f.stopping.Wish`) of any rank is not 0, all ranks save after the
     same step and raise :class:`~v2f.stopping.Stopped`.
     """
+    local, rank = str(RunFolder(config.folder).local), int(os.environ.get("RANK", "0"))
+    with Watchdog(config.train.watchdog_minutes, local, rank) as watchdog:
+        return _fit(config, resume, allow_changes, wish, watchdog)
+
+
+def _fit(config: RunConfig, resume: str, allow_changes: bool, wish: SupportsInt, watchdog: Watchdog) -> str:
     job = _prepare(config, resume, allow_changes)
+    watchdog.alive()
     engine, system, train, batch_size = job.engine, job.system, config.train, config.data.batch
     window, stop, skipped_in_a_row = Window(), 0, dict.fromkeys((phase.name for phase in system.phases()), 0)
     system.train()
     bar = tqdm(total=train.steps, initial=job.step, desc=config.name, unit="step", disable=engine.rank != 0)
-    watchdog = Watchdog(train.watchdog_minutes, str(job.folder.local), engine.rank)
     profiler = Profiler(str(job.folder.local), engine.rank)
     profiler.install()
-    with bar, job.loader, job.saver, job.tracker or contextlib.nullcontext(), watchdog, contextlib.closing(profiler):
+    with (
+        bar,
+        _published(job),
+        job.loader,
+        job.saver,
+        job.tracker or contextlib.nullcontext(),
+        contextlib.closing(profiler),
+    ):
         batches = iter(job.loader)
         while job.step < train.steps and not stop:
             with window.waiting():
@@ -103,7 +120,7 @@ def fit(config: RunConfig, resume: str = "none", *, allow_changes: bool = False,
                         phase,
                         batch,
                         job.step,
-                        micro_batch=train.micro_batch,
+                        micro_batch=job.micro_batch,
                         seen=seen,
                         total=total,
                         limit=job.norms.limit(phase.name),
@@ -126,39 +143,56 @@ def fit(config: RunConfig, resume: str = "none", *, allow_changes: bool = False,
             profiler.step(job.step)
             _tell_saves(job)
             last = job.step == train.steps
+            save = last or bool(stop) or job.step % train.checkpoint_every == 0
             if last or stop or job.step % train.log_every == 0:
                 _log(job, bar, window)
-            if last or (job.step % train.validate_every == 0 and not stop):
+            # A checkpoint is the best by what was measured on it. Who is stopped has no time for that.
+            due = job.step % train.validate_every == 0 or (save and train.best is not None)
+            if last or (due and not stop):
                 _validate(job)
                 window.restart()
                 watchdog.alive()
-            if last or stop or job.step % train.checkpoint_every == 0:
+            if save:
                 _save(job, wait=last or bool(stop))
                 window.restart()
                 watchdog.alive()
         if job.tracker is not None and job.step < train.steps:
             job.tracker.status, job.tracker.patience_s = "SCHEDULED", _HURRY_S
-    if engine.rank == 0:
-        job.folder.publish()
+    watchdog.alive()
     engine.close()
     if stop and job.step < train.steps:
         raise Stopped(f"{REASONS[stop]}: saved at step {job.step} of {train.steps}; go on with --resume auto")
     return config.folder
 
 
+@contextlib.contextmanager
+def _published(job: _Job) -> Iterator[None]:
+    """Whichever way the run ends, what has grown is put to its prefix; a store that is away takes nothing from that."""
+    try:
+        yield
+    finally:
+        try:
+            if job.engine.rank == 0:
+                job.folder.publish()
+        except V2FError as error:
+            say(f"{error}; the newest points and pictures are in {job.folder.local}; the next start here takes them")
+
+
 def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
     """Build everything from the configuration and, where the run goes on, from its newest checkpoint."""
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    engine = Engine(config.train.precision, config.train.strategy)
+    engine = Engine(config.train.precision, config.train.strategy, patience_minutes=config.train.watchdog_minutes)
     attempt = engine.gather(f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}")[0]
     folder = RunFolder(config.folder)
     found, changed = _take_up(config, resume, engine, folder, attempt, allow_changes)
     fingerprint, split, order = _ordered(config.data, config.seed)
     system = build_system(config)
-    bn_group = math.lcm(*(norm.group for module in trained(system).values() for norm in ghost_norms(module)))
+    bn_group = common_group(trained(system).values())
     check_batch(config.data.batch, engine.world_size, bn_group)
-    engine.wrap(system, share=config.data.batch // engine.world_size, micro_batch=config.train.micro_batch)
+    share = config.data.batch // engine.world_size
+    micro_batch = micro_batch_of(share, config.train.micro_batch, bn_group)
+    engine.wrap(system, share=share, micro_batch=micro_batch)
     state: dict[str, Any] = {}
     if found is not None:
         tensors, state = checkpoint.load(found)
@@ -197,8 +231,9 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
         keep_every=train.keep_every,
         best=None if train.best is None else (train.best.metric, train.best.mode),
     )
-    tracker, watched, left_out = None, [], 0
+    tracker, watched, left_out, starts = None, [], 0, 1
     if engine.rank == 0:
+        store.write_bytes(store.join(folder.path, "config.yaml"), dump_yaml(config).encode())
         note = f"; stand-ins: {', '.join(system.stand_ins)}" if system.stand_ins else ""
         say(
             f"{config.name}: {_numbers(system):,} trained parameters on {engine.world_size} x {engine.device.type}, "
@@ -207,7 +242,9 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
         )
         if state.get("precision", engine.precision) != engine.precision:
             say(f"goes on in {engine.precision}: {found} was trained in {state['precision']}")
-        _note_start(folder, attempt, engine, step, changed)
+        if micro_batch is not None and micro_batch < min(share, config.train.micro_batch or share):
+            say(f"train.micro_batch: {micro_batch}, the most that divides a rank's {share} samples")
+        starts = _note_start(folder, attempt, engine, step, changed)
         tracker = _start(config, folder, engine, system, split, fingerprint, state.get("run_id"))
         _name_again(folder.local, quarantine)
         batches, left_out = _validation(config, system)
@@ -225,10 +262,12 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
         watched,
         left_out,
         step,
-        clock=Clock(state.get("clock")),
+        micro_batch=micro_batch,
+        clock=Clock(state.get("clock"), starts),
         norms=Norms(train.spike_sigma, state.get("norms", {})),
         slots=slots,
         meters=state.get("metrics", {}),
+        measured_at=state.get("measured_at"),
     )
 
 
@@ -266,38 +305,39 @@ def _take_up(
     config: RunConfig, resume: str, engine: Engine, folder: RunFolder, attempt: str, allow_changes: bool
 ) -> tuple[str | None, list[str]]:
     """The checkpoint to go on from, and what the configuration has changed since; rank 0 refuses what must not be
-    overwritten, fetches what lies elsewhere, and writes the configuration."""
+    overwritten, and fetches what lies elsewhere."""
     if resume not in ("auto", "none"):
         raise V2FError(f"--resume {resume}: auto or none")
-    checkpoints, changed = store.join(folder.path, "checkpoints"), []
+    checkpoints, newest, changed = store.join(folder.path, "checkpoints"), None, []
     if engine.rank == 0:
-        there = store.join(folder.path, "config.yaml")
-        if store.exists(there):
-            if resume == "none":
-                raise V2FError(
-                    f"{folder.path}: a run is there already; go on with --resume auto, or choose another name or out="
-                )
-            changed = changes(Run(folder.path).config, config)
-            if changed and not allow_changes:
-                raise V2FError(
-                    f"{folder.path}: the configuration changed, {'; '.join(changed)}; resume with the old one, start "
-                    "under another name, or allow it with --allow-changes"
-                )
-        store.write_bytes(there, dump_yaml(config).encode())
+        newest = checkpoint.latest(checkpoints)
+        if resume == "none" and (newest is not None or store.exists(store.join(folder.path, "config.yaml"))):
+            raise V2FError(
+                f"{folder.path}: a run is there already; go on with --resume auto, or choose another name or out="
+            )
+        # Against what the checkpoint was trained with: a start that came to none has trained nothing.
+        changed = [] if newest is None else changes(config_of(newest), config)
+        if changed and not allow_changes:
+            raise V2FError(
+                f"{folder.path}: the configuration changed, {'; '.join(changed)}; resume with the old one, start "
+                "under another name, or allow it with --allow-changes"
+            )
         folder.fetch(attempt)
-    found = engine.gather(checkpoint.latest(checkpoints) if engine.rank == 0 and resume == "auto" else None)[0]
+    found = engine.gather(newest)[0]
     checkpoint.check_shared(checkpoints, rank=engine.rank, gather=engine.gather)
     return found, changed
 
 
-def _note_start(folder: RunFolder, attempt: str, engine: Engine, step: int, changed: list[str]) -> None:
-    """A line for this start: the slots that earlier starts logged from its step on were not kept."""
+def _note_start(folder: RunFolder, attempt: str, engine: Engine, step: int, changed: list[str]) -> int:
+    """A line for this start: what earlier starts logged from its step on was not kept. How many starts there are."""
     for difference in changed:
         say(f"changed and allowed: {difference}")
     facts = {"attempt": attempt, "step": step, "time": time.time(), "world_size": engine.world_size}
     facts |= {"strategy": engine.strategy, "changed": changed}
-    with (folder.local / "starts.jsonl").open("a", encoding="utf-8") as file:
+    with (folder.local / "starts.jsonl").open("a+", encoding="utf-8") as file:
         file.write(json.dumps(facts) + "\n")
+        file.seek(0)
+        return len(file.readlines())
 
 
 def _start(
@@ -402,18 +442,29 @@ def _validate(job: _Job) -> None:
     if job.tracker is None or not job.watched:
         return
     with job.engine.averaged(job.system):
-        job.meters = job.system.meters(job.watched)
+        job.meters, job.measured_at = job.system.meters(job.watched), job.step
         pictures = job.system.sample({k: v[:16] for k, v in job.watched[0].items()})
     named = {f"valid/{k}": v for k, v in job.meters.items()}
     job.tracker.log(job.step, job.step * job.config.data.batch, named, "validation")
+    best = job.config.train.best
+    if best is not None and best.metric not in job.meters:
+        say(
+            f"step {job.step}: train.best.metric: {best.metric} is no meter, so no checkpoint is kept as the best; "
+            f"there are {', '.join(sorted(job.meters))}"
+        )
     verdict = job.system.verdict(job.meters, job.history)
     if verdict:
         say(f"step {job.step}: {verdict}")
     rows = [p.float().cpu().clamp(-1, 1) for _, p in sorted(pictures.items(), reverse=True)]
     sheet = make_grid(torch.cat(rows), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
     path = job.folder.local / "samples" / f"step-{job.step:08d}.png"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(generate.png(sheet * 2 - 1, generate.notes(job.config.name, job.system, job.step)))
+    content = generate.png(sheet * 2 - 1, generate.notes(job.config.name, job.system, job.step))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        say(f"cannot write {path}: {error.strerror}; training goes on")
+        return
     job.tracker.picture(job.step, job.step * job.config.data.batch, str(path), "samples")
 
 
@@ -433,10 +484,10 @@ def _share_quarantine(job: _Job) -> None:
         say(f"step {job.step}: {len(quarantine)} samples are in quarantine; the newest: {news[-1]}")
     allowed, split = config.data.max_bad_fraction, job.loader.split
     if len(quarantine) > allowed * split.samples:
-        raise V2FError(
+        raise GivenUpError(
             f"{len(quarantine)} of the {split.samples} samples of {split.name} cannot be used, more than "
             f"data.max_bad_fraction={allowed:g} allows; {'; '.join(map(str, news[:3]))}; all are in "
-            f"{job.folder.local / QUARANTINE}; `v2f shards verify` lists all damage: mend it, or allow more"
+            f"{store.join(job.folder.path, QUARANTINE)}; `v2f shards verify` lists all damage: mend it, or allow more"
         )
 
 
@@ -463,15 +514,22 @@ def _name_again(folder: Path, numbers: list[int]) -> None:
     store.write_bytes(str(path), "".join(kept.values()).encode())
 
 
-def _given_up(job: _Job, batch: Batch, phase: str, why: str, times: int) -> V2FError:
+def _given_up(job: _Job, batch: Batch, phase: str, why: str, times: int) -> GivenUpError:
     """Skipped too often: name the batch of all ranks in a file; collective."""
     batches = job.engine.gather({"key": list(batch["key"]), "slot": batch["slot"].tolist()})
-    path = job.folder.local / f"bad-batch-step-{job.step:08d}.json"
+    name = f"bad-batch-step-{job.step:08d}.json"
+    path = store.join(job.folder.path, name)
     if job.engine.rank == 0:
         found = {"step": job.step, "phase": phase, "skipped_for": why, "ranks": batches}
-        store.write_bytes(str(path), json.dumps(found, indent=1).encode())
+        content = json.dumps(found, indent=1).encode()
+        try:
+            store.write_bytes(path, content)
+        except V2FError as error:
+            path = str(job.folder.local / name)
+            store.write_bytes(path, content)
+            say(f"{error}; instead it is in {path}")
     what = "the gradient is a spike" if why == "spike" else f"the {why} is not finite"
-    return V2FError(
+    return GivenUpError(
         f"step {job.step}, phase {phase}: {what} for {times} steps in a row; lower the rate or clip harder "
         f"(samples: {', '.join(batches[0]['key'][:4])} ...; all are in {path})"
     )
@@ -503,6 +561,7 @@ def _save(job: _Job, wait: bool) -> None:
         "versions": _versions(),
         "precision": engine.precision,
         "metrics": job.meters,
+        "measured_at": job.measured_at,
         "clock": job.clock.state(),
         "norms": job.norms.past,
     }

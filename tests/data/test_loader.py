@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from odd_transforms import Deadly, Picky, Uneven, Wrong
 
 from v2f.data.farm import Farm
-from v2f.data.loader import Batch, Loader, check_batch, read_split
+from v2f.data.loader import Batch, Loader, check_batch, micro_batch_of, read_split
 from v2f.data.manifest import Dataset, Split, write_manifest, write_shard
 from v2f.data.order import Order
 from v2f.data.sample import encode
@@ -184,6 +184,20 @@ def test_a_world_size_that_would_change_the_mathematics_is_refused(
 ) -> None:
     with pytest.raises(V2FError, match=message):
         check_batch(batch, world_size, bn_group)
+
+
+@given(groups=st.integers(1, 96), bn_group=st.integers(1, 12), most=st.integers(1, 600))
+def test_a_micro_batch_is_the_most_that_deals_a_share_in_whole_norm_groups(
+    groups: int, bn_group: int, most: int
+) -> None:
+    share = groups * bn_group
+    fits = [size for size in range(bn_group, min(most, share) + 1, bn_group) if share % size == 0]
+    if not fits:
+        with pytest.raises(V2FError, match=f"train.micro_batch: {most} is less than a batch-norm group of {bn_group}"):
+            micro_batch_of(share, most, bn_group)
+    else:
+        assert (micro_batch_of(share, most, bn_group) or share) == max(fits)
+    assert micro_batch_of(share, None, bn_group) is None
 
 
 def test_what_does_not_fit_together_is_refused(dataset: Dataset, train: Split) -> None:

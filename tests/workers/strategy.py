@@ -1,7 +1,10 @@
-"""One rank that says under which strategy its launcher started it, after one real step."""
+"""One rank that says under which strategy its launcher started it, after one real step, and how long it would wait."""
 
 import sys
 from pathlib import Path
+
+import torch
+import torch.distributed as dist
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
@@ -12,14 +15,15 @@ from v2f.engine import Engine  # noqa: E402
 
 
 def main() -> None:
-    engine, system = Engine("fp32"), TwoPhases()
+    engine, system = Engine("fp32", patience_minutes=90), TwoPhases()
     engine.wrap(system, share=8 // engine.world_size, micro_batch=None)
     system.train()
     batch = next(batches(8, engine.rank, engine.world_size))
     result = engine.step(system.phases()[0], batch, 0, micro_batch=None, seen=0, total=80)
     everywhere = engine.gather((engine.strategy, engine.rank, result.skipped))
     if engine.rank == 0:
-        print(f"{engine.device.type} {everywhere}", flush=True)
+        waits = dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+        print(f"{engine.device.type} {everywhere}, others are given up after {waits}", flush=True)
     engine.close()
 
 

@@ -207,6 +207,18 @@ def check_batch(batch: int, world_size: int, bn_group: int) -> None:
         )
 
 
+def micro_batch_of(share: int, most: int | None, bn_group: int) -> int | None:
+    """Samples of a forward pass: as many of a rank's ``share`` as divide it, at most ``most``, in whole norm groups.
+
+    So a recipe that says one holds for every number of processes; V2FError where it is less than a group.
+    """
+    if most is None or most >= share:
+        return None
+    if most < bn_group:
+        raise V2FError(f"train.micro_batch: {most} is less than a batch-norm group of {bn_group}; raise it")
+    return max(size for size in range(bn_group, most + 1, bn_group) if share % size == 0)
+
+
 def _check_transforms(split: Samples, transforms: Mapping[str, Transform], workers: int) -> None:
     for name, transform in transforms.items():
         if name in RESERVED:

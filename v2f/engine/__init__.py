@@ -14,12 +14,13 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from v2f import checkpoint
@@ -39,6 +40,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+_LATER, _NO_END = 5.0, 24 * 60.0  # minutes
 _STEP_BYTES = 4  # Adam's count of a parameter's steps is one float32
 
 
@@ -62,7 +64,10 @@ class StepResult:
 class Engine:
     """One process of a data-parallel job (or the only one)."""
 
-    def __init__(self, precision: AskedPrecision = "fp32", strategy: Asked = "auto") -> None:
+    def __init__(
+        self, precision: AskedPrecision = "fp32", strategy: Asked = "auto", *, patience_minutes: float | None = None
+    ) -> None:
+        """``patience_minutes``: how long a rank may wait for the others; a collective fails some minutes later."""
         self._launch = launcher.read(strategy, precision)
         self.strategy = self._launch.strategy
         with launcher.without_deepspeed():
@@ -71,8 +76,11 @@ class Engine:
             # find_unused_parameters keeps DDP from re-bucketing after its first step, which would make a resumed run
             # on three or more ranks differ from the undisturbed one in the last bits (promise 5).
             kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+            # NCCL's own 10 minutes would end a long save or validation, and all ranks before any watchdog has told why.
+            minutes = _NO_END if patience_minutes is None else patience_minutes + _LATER
+            group = InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))
             self._accelerator = Accelerator(
-                cpu=cpu, mixed_precision="no", kwargs_handlers=[kwargs], step_scheduler_with_optimizer=False
+                cpu=cpu, mixed_precision="no", kwargs_handlers=[kwargs, group], step_scheduler_with_optimizer=False
             )
         self.device = self._accelerator.device
         self.rank = self._accelerator.process_index
@@ -158,7 +166,7 @@ class Engine:
         own.first = False
         if not skipped:
             self._commit_statistics(own.module)
-            self._average(own, seen, len(batch["slot"]) * self.world_size)
+            self._average(own, seen, len(batch["slot"]) * self.world_size * phase.every)
         return StepResult(losses, value, rate, skipped, largest, self._watch.seconds())
 
     def backward(self, phase: Phase, batch: Batch, step: int, micro_batch: int | None) -> dict[str, Tensor]:
@@ -336,15 +344,15 @@ class Engine:
             dist.all_reduce(sums)
         commit_ghosts(module, sums)
 
-    def _average(self, own: PhaseEngine, seen: int, batch: int) -> None:
+    def _average(self, own: PhaseEngine, seen: int, since: int) -> None:
         """The moving average: its half-life in samples is at most a tenth of the run so far (the ramp-up of ADA, 2020).
 
-        Buffers (running statistics) are copied.
+        ``since``: samples that the run has seen since the phase's step before. Buffers (running statistics) are copied.
         """
         if own.phase.ema is None:
             return
-        half_life = min(own.phase.ema, max(batch, 0.1 * seen))
-        keep = 0.5 ** (batch / half_life)
+        half_life = min(own.phase.ema, max(since, 0.1 * seen))
+        keep = 0.5 ** (since / half_life)
         for name, tensor in own.tensors().items():
             if isinstance(tensor, nn.Parameter):
                 own.averages[name].lerp_(tensor.detach(), 1 - keep)

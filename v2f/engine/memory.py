@@ -1,13 +1,12 @@
 """Out of memory in a first step: one line that names what to turn down."""
 
-import math
 import re
 
 import torch
 from torch import nn
 
 from v2f.errors import V2FError
-from v2f.nn.batchnorm import ghost_norms
+from v2f.nn.batchnorm import common_group
 
 _WANTED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 
@@ -26,7 +25,7 @@ def explained(
 
     A micro-batch divides a rank's ``share`` of the global batch and is a multiple of every batch norm's group.
     """
-    group = math.lcm(*(norm.group for module in modules.values() for norm in ghost_norms(module)))
+    group = common_group(modules.values())
     now = micro_batch or share
     smaller = [size for size in range(group, now, group) if share % size == 0]
     wanted = _WANTED.search(str(error))

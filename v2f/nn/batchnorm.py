@@ -14,7 +14,8 @@ each group. Whoever owns the step adds up what every micro-batch and every rank 
 Letters: B batch, G groups, C channels.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -120,6 +121,11 @@ class GhostBatchNorm(nn.Module):
 def ghost_norms(module: nn.Module) -> list[GhostBatchNorm]:
     """The ghost norms of a module tree, each once, in the order of definition (the same on every rank)."""
     return [m for m in module.modules() if isinstance(m, GhostBatchNorm)]
+
+
+def common_group(modules: Iterable[nn.Module]) -> int:
+    """The least number of samples in which every ghost norm of the modules has whole groups; 1 without any."""
+    return math.lcm(*(norm.group for module in modules for norm in ghost_norms(module)))
 
 
 def collect_ghosts(module: nn.Module) -> Tensor | None:
