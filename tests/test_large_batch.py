@@ -70,11 +70,29 @@ def test_the_recipe_trains_without_drawing_a_picture(monkeypatch, tiny_shards):
     assert found["total"].item() == pytest.approx(found["style"].item())
 
 
+def test_what_is_claimed_runs_with_every_seed_and_the_rest_once():
+    runs = large_batch.wanted([3, 4])
+    assert {run for run in runs if run[2] == 4} == {(batch, "rule", 4) for batch in (16, 256, 1024)}
+    assert [run[:2] for run in runs if run[2] == 3] == large_batch.RUNS
+
+
+def test_the_miss_is_judged_by_the_mean_of_the_runs():
+    def run(r10: float) -> dict:
+        return {"batch": 16, "arm": "rule", "steps": 1, "rate": {}, "seen/R@10": 0.5, "test/R@10": r10} | {
+            "test/identity distance": 0.5,
+            "loss at the end": 0.9,
+        }
+
+    found = large_batch.summary([run(0.4), run(0.6), run(0.7) | {"arm": "linear"}], 16, "rule")
+    assert found["runs"] == 2
+    assert found["test/R@10"] == {"mean": 0.5, "least": 0.4, "most": 0.6}
+
+
 def test_what_does_not_learn_alike_is_a_miss():
     def row(r10: float) -> dict:
         spread = {"mean": r10, "least": r10, "most": r10}
         names = ("test/R@10", "seen/R@10", "test/identity distance", "loss at the end")
-        return {"steps": 1, **dict.fromkeys(names, spread)}
+        return {"steps": 1, "runs": 1, **dict.fromkeys(names, spread)}
 
     reached = {"16 rule": 0.50, "256 rule": 0.51, "1024 rule": 0.48, "256 unscaled": 0.45, "1024 unscaled": 0.30}
     alike = {name: row(r10) for name, r10 in reached.items()} | {"1024 linear": row(0.50)}
