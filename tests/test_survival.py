@@ -23,6 +23,7 @@ from v2f.errors import V2FError
 from v2f.folder import SCRATCH, RunFolder
 from v2f.run import Run, RunConfig
 from v2f.stopping import STOPPED, Stopped
+from v2f.supervise import REJOINED
 from v2f.trainer import fit
 from v2f.window import read_slots
 
@@ -106,12 +107,11 @@ def test_training_survives_the_loss_of_an_agent(run_values, tmp_path):
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc_per_node=1", "--max_restarts=3"]
     agent += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test", "--monitor_interval=0.1"]
     agent += ["--rdzv_conf=last_call_timeout=10,join_timeout=240"]
-    first = subprocess.Popen([*agent, *train], env=os.environ | ENVIRONMENT, stderr=subprocess.DEVNULL)
+    environment = os.environ | ENVIRONMENT | REJOINED  # else a machine that is slow to start the second loses it
+    first = subprocess.Popen([*agent, *train], env=environment, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: _listens(port), first)  # who comes first hosts the rendezvous
-        second = subprocess.Popen(
-            [*agent, *train], env=os.environ | ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL
-        )
+        second = subprocess.Popen([*agent, *train], env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
         wait_for(lambda: _starts(out)[-1:] == [2] and steps_logged(out) > 6, first, second)
         os.killpg(second.pid, signal.SIGKILL)
         second.wait()
