@@ -241,6 +241,15 @@ def test_a_run_that_is_saved_is_over_although_its_last_points_cannot_be_publishe
     assert "the store cannot be reached; the newest points and pictures are in" in capsys.readouterr().err
 
 
+def test_the_watchdog_watches_the_start_of_a_run_too(run_values, monkeypatch):
+    def looks(*_: object) -> None:
+        raise V2FError(f"watched: {'watchdog' in {thread.name for thread in threading.enumerate()}}")
+
+    monkeypatch.setattr("v2f.trainer._prepare", looks)
+    with pytest.raises(V2FError, match="watched: True"):
+        fit(build(RunConfig, run_values(), "test"))
+
+
 def test_a_spike_is_skipped_and_counted(run_values, monkeypatch):
     from v2f.systems.voice_styled_face import VoiceStyledFace
 
