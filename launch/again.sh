@@ -36,6 +36,7 @@ run() {
 
 again() {
     left=${V2F_RESTARTS:-3}
+    export V2F_STARTED="${V2F_STARTED:-$(date +%s)}" # what --max-time counts from, however often COMMAND is started
     trap wish TERM USR1 INT HUP
     while [ -z "$asked" ]; do
         run "$@"

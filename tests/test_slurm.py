@@ -159,6 +159,18 @@ def test_what_broke_or_hung_is_started_again_a_few_times_and_nothing_else(notes,
     assert said.count("once more in 0 s") == times - 1
 
 
+def test_every_start_is_told_when_the_first_began(notes, monkeypatch):
+    clock = notes.parent / "clock"
+    clock.mkdir()
+    (clock / "date").write_text('#!/bin/sh\necho >> "$0.asked"; wc -l < "$0.asked"\n')
+    (clock / "date").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{clock}:{os.environ['PATH']}")
+    for known, told in (({}, "1"), ({"V2F_STARTED": "1234"}, "1234")):
+        seen = clock / f"seen-{told}"
+        again(f"$(echo $V2F_STARTED >> {seen}; echo 1)", **known).communicate(timeout=60)
+        assert seen.read_text().split() == [told] * 4
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_whoever_ends_the_script_ends_the_run_and_it_saves(notes, number):
     process = again("waits")
