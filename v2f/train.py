@@ -46,7 +46,10 @@ def run(args: argparse.Namespace) -> int | None:
     from v2f import stopping
     from v2f.errors import guarded
 
+    together = False
+
     def train() -> int:
+        nonlocal together
         stopping.die_with_launcher()
         seconds = None if args.max_time is None else stopping.seconds_of(args.max_time)
         with stopping.Wish(seconds) as wish:
@@ -62,13 +65,12 @@ def run(args: argparse.Namespace) -> int | None:
                 say(f"v2f: {stopped}")
                 return stopping.STOPPED
             except stopping.GivenUpError:
-                together.append(True)
+                together = True
                 raise
         return stopping.DONE
 
-    together: list[bool] = []
     code = guarded(train, debug=args.debug, mistake=stopping.MISTAKE)
-    return stopping.report(code, together=bool(together))
+    return stopping.report(code, together=together)
 
 
 def main() -> int | None:

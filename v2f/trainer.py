@@ -242,7 +242,7 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
         )
         if state.get("precision", engine.precision) != engine.precision:
             say(f"goes on in {engine.precision}: {found} was trained in {state['precision']}")
-        if micro_batch is not None and micro_batch < min(share, config.train.micro_batch or share):
+        if micro_batch not in (None, train.micro_batch):
             say(f"train.micro_batch: {micro_batch}, the most that divides a rank's {share} samples")
         starts = _note_start(folder, attempt, engine, step, changed)
         tracker = _start(config, folder, engine, system, split, fingerprint, state.get("run_id"))
