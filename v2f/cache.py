@@ -7,9 +7,9 @@
 
 An entry is a file named by what it holds: the data set's fingerprint, path, offset, length. While it is fetched it is
 named ``.part`` and locked by whoever fetches; the kernel drops the lock of a process that dies, and the next one takes
-over. Files are made, and the ledger of their bytes is written, under one lock, so that the total is within its limit
-at every moment, whatever the number of processes. Time of last use is the file's time. An entry that is evicted while
-somebody reads it stays readable until then.
+over. Files grow and get their names, and the ledger of their bytes is written, under one lock, so that the total is
+within its limit at every moment, whatever the number of processes. Time of last use is the file's time. An entry that
+is evicted while somebody reads it stays readable until then.
 
 The cache never stops a read: a full disk, a folder that goes away or a process that stops with a lock in its hand means
 that the store is asked, and is said once.
@@ -133,13 +133,12 @@ class Cache:
             while done < len(view):
                 done += os.pwrite(part, view[done:], done)
             os.utime(part, ns=(now := time.time_ns(), now))
-            os.rename(entry + ".part", entry)
+            with self._ledger():  # or whoever counts might miss it: a list has what is renamed meanwhile twice or never
+                os.rename(entry + ".part", entry)
 
     def _make_room(self, part: int, length: int) -> bool:
         """Grow the part to ``length`` where the limit allows it, after evicting what must go."""
-        ledger = os.open(os.path.join(self.folder, _LEDGER), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            _flock(ledger, LEDGER_PATIENCE_S, self.folder)
+        with self._ledger() as ledger:
             text = os.pread(ledger, 32, 0)
             total = int(text) if text.isdigit() else 0
             if total + length > self.max_bytes or not self._counted or not text.isdigit():
@@ -151,6 +150,14 @@ class Cache:
             os.pwrite(ledger, b"%032d" % (total + length), 0)
             os.ftruncate(part, length)
             return True
+
+    @contextlib.contextmanager
+    def _ledger(self) -> Iterator[int]:
+        """The ledger, open and locked."""
+        ledger = os.open(os.path.join(self.folder, _LEDGER), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _flock(ledger, LEDGER_PATIENCE_S, self.folder)
+            yield ledger
         finally:
             os.close(ledger)
 
