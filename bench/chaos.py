@@ -13,6 +13,7 @@ slots of all steps, each once. Writes bench/results/chaos.json; exit code 1 wher
 import argparse
 import contextlib
 import datetime
+import glob
 import json
 import os
 import platform
@@ -86,12 +87,10 @@ class Trial:
         logs = sorted((self.local / "slots").glob("*-rank-00000.jsonl"))
         return logs[-1].read_bytes().count(b"\n") if logs else 0
 
-    def writing(self) -> bool:
-        """Whether a file of a checkpoint, or of the run's folder in a store, is being written."""
+    def writing(self) -> set[str]:
+        """Files of a checkpoint, or in a store of the run's folder, that are being written, or that a kill left so."""
         folder = store.local_path(self.out)
-        if folder is None:
-            return any(self.temporary.glob(".writing-*"))
-        return any(Path(folder, "checkpoints").glob("step-*/.writing-*"))
+        return set(glob.glob(f"{folder}/checkpoints/step-*/.writing-*" if folder else f"{self.temporary}/.writing-*"))
 
 
 def main() -> int:
@@ -134,9 +133,9 @@ def trial(work: Path, prefix: str, ranks: int, kills: int, seed: int, steps: int
     moments, wrong, committed = Counter[str](), list[str](), 0
     for number in range(kills):
         moment = rng.choice(MOMENTS)
-        before, old = killed.starts(), uncommitted(killed)
+        before, old, left = killed.starts(), uncommitted(killed), killed.writing()
         process = killed.start()
-        alive = wait_until(moment, rng, process, killed, before, started_s)
+        alive = wait_until(moment, rng, process, killed, before, left, started_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -146,7 +145,9 @@ def trial(work: Path, prefix: str, ranks: int, kills: int, seed: int, steps: int
                 break
             sys.exit((killed.temporary / "log.txt").read_text()[-3000:])
         folders = checkpoint.committed(killed.checkpoints)
-        moments[f"{moment}, which cut a save" if uncommitted(killed) - old else moment] += 1
+        if uncommitted(killed) - old or killed.writing() - left:  # a store shows nothing of a file that is not whole
+            moment += f", which cut {'an upload' if store.local_path(killed.out) is None else 'a save'}"
+        moments[moment] += 1
         for folder in folders:
             try:
                 checkpoint.load(folder)
@@ -178,9 +179,10 @@ def wait_until(
     process: "subprocess.Popen[bytes]",
     run: Trial,
     starts: int,
+    left: set[str],
     started_s: float,
 ) -> bool:
-    """Return at the moment to kill; False if the process was over before."""
+    """Return at the moment to kill; False if the process was over before. ``left`` are files of earlier kills."""
     if moment == "start":
         end = time.monotonic() + rng.uniform(0, started_s)
         return wait_for(lambda: time.monotonic() >= end, process, run)
@@ -192,7 +194,7 @@ def wait_until(
     alive = alive and wait_for(lambda: run.steps_of_start() >= steps, process, run)
     if moment == "step":
         return alive
-    alive = alive and wait_for(run.writing, process, run)
+    alive = alive and wait_for(lambda: bool(run.writing() - left), process, run)
     time.sleep(rng.uniform(0, 0.02))
     return alive
 
