@@ -126,10 +126,11 @@ def measure(loop: "Loop", server: MlflowServer, folder: Path, args: argparse.Nam
     alone += loop.run(args.alone)
 
     client = tracking._client(server.uri)
-    there_as = {name: f"system/{name}" if name.startswith("speed/") else name for name in NAMES}
-    histories = {name: client.get_metric_history(tracker.run_id, there_as[name]) for name in NAMES}
-    history = [(name, m.step, m.value) for name, points in histories.items() for m in points]
-    history += [(m.key, m.step, m.value) for m in client.get_metric_history(tracker.run_id, "valid/margin")]
+    history = [
+        (name, m.step, m.value)
+        for name in [*NAMES, "valid/margin"]
+        for m in client.get_metric_history(tracker.run_id, tracking._shown(name))
+    ]
     steps_there = Counter(m.step for m in client.get_metric_history(tracker.run_id, "step"))
     there = Counter(history)
     pictures = Counter(
