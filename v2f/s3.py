@@ -56,6 +56,14 @@ class TransientError(S3Error):
     """Why a request failed that may succeed when it is made again."""
 
 
+class ExistsError(S3Error):
+    """The condition of a write does not hold: something, or something else, is there."""
+
+
+class UnknownConditionError(S3Error):
+    """The store does not know this condition of a write."""
+
+
 class BeyondEndError(S3Error):
     """The range starts beyond the object's end."""
 
@@ -139,10 +147,45 @@ def page(path: str, token: str | None, limit: int = 1000, deep: bool = False) ->
     return [name for name in names if name], answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
 
 
-def put(path: str, body: bytes) -> None:
+def put(path: str, body: bytes, *, match: str | None = None) -> str | None:
+    """Write an object, only in place of the one with the ETag ``match`` where the store can compare; its ETag."""
+    return _put(path, body, {"IfMatch": match} if match else {})
+
+
+def create(path: str, body: bytes) -> bool:
+    """Write an object where none is; False where one is, as far as the store looks."""
+    try:
+        _put(path, body, {"IfNoneMatch": "*"})
+    except ExistsError:
+        return False
+    return True
+
+
+def _put(path: str, body: bytes, condition: dict[str, str]) -> str | None:
+    bucket, key = _named(path)
+    try:
+        with _translated():
+            return _client().put_object(Bucket=bucket, Key=key, Body=body, **condition).get("ETag")
+    except UnknownConditionError:
+        if "IfNoneMatch" in condition and _there(path):
+            raise ExistsError("it is there") from None
+        return _put(path, body, {})
+
+
+def _there(path: str) -> bool:
+    try:
+        size(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read(path: str) -> tuple[bytes, str | None]:
+    """The whole of a small object, and its ETag."""
     bucket, key = _named(path)
     with _translated():
-        _client().put_object(Bucket=bucket, Key=key, Body=body)
+        answer = _client().get_object(Bucket=bucket, Key=key)
+        return answer["Body"].read(), answer.get("ETag")
 
 
 def delete(path: str) -> None:
@@ -266,13 +309,15 @@ def _translation(error: Exception) -> Exception:
 
 def _answered(response: Any) -> Exception:
     code, status = str(response["Error"].get("Code", "")), response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    if code == "NotImplemented":
+        return UnknownConditionError("the store does not know what was asked of it")
     shown = f"HTTP {status} {code}" if _CODE.fullmatch(code) and code != str(status) else f"HTTP {status}"
     if code in _AGAIN_CODES or status in _AGAIN or status >= 500:
         return TransientError(shown)
     if status == 416:
         return BeyondEndError(shown)
     if status == 412:
-        return S3Error("it was replaced while it was read")
+        return ExistsError("it was replaced while it was read")
     if status == 404 or code in _MISSING:
         return FileNotFoundError(shown)
     if status in (401, 403):

@@ -298,6 +298,107 @@ def replacing(path: str) -> Iterator[str]:
             os.unlink(temporary)
 
 
+class ConflictError(V2FError):
+    """What was to be replaced is not what it was."""
+
+
+def create(path: str, data: bytes) -> bool:
+    """Write ``data`` where nothing is yet, whole or not at all; False where something else is there already.
+
+    Of several that try at once one succeeds: on a disk by a link, on S3 by ``If-None-Match``. Stores that do not know
+    it, and Swift, which looks before it writes, may let a second one through: read it back.
+    """
+    with _explained(path, "write"):
+        local = local_path(path)
+        if local is not None:
+            made = _create_locally(local, data)
+        elif _on_s3(path):
+            made = _retried(path, "write", lambda: s3.create(path, data))
+        else:
+            filesystem = _filesystem(path)
+            made = not _retried(path, "write", lambda: bool(filesystem.exists(path)))
+            if made:
+                _retried(path, "write", lambda: filesystem.pipe_file(path, data))
+    if made:
+        _count(bytes_written=len(data))
+    return made or read_tagged(path)[0] == data  # an attempt before, whose answer was lost
+
+
+def _create_locally(local: str, data: bytes) -> bool:
+    folder = os.path.dirname(local) or "."
+    os.makedirs(folder, exist_ok=True)
+    temporary = _written(folder, data)
+    try:
+        os.link(temporary, local)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        try:
+            with open(local, "xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+    finally:
+        os.unlink(temporary)
+    return True
+
+
+def _written(folder: str, data: bytes) -> str:
+    """A temporary file with ``data`` in a folder that is there."""
+    handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=folder)
+    with open(handle, "wb") as file:
+        file.write(data)
+    os.chmod(temporary, 0o666 & ~_MASK)
+    return temporary
+
+
+def read_tagged(path: str) -> tuple[bytes | None, str | None]:
+    """The content of a small file or object, None where there is none; and its ETag, where its store has such."""
+    with _explained(path, "read"):
+        try:
+            if local_path(path) is None and _on_s3(path):
+                content, tag = _retried(path, "read", lambda: s3.read(path))
+                _count(bytes_read=len(content))
+                return content, tag
+            if local_path(path) is not None and not os.path.exists(str(local_path(path))):
+                return None, None
+        except FileNotFoundError:
+            return None, None
+    try:
+        return read_bytes(path), None
+    except V2FError:
+        if exists(path):
+            raise
+        return None, None  # it went in between
+
+
+def renew(path: str, data: bytes, tag: str | None) -> str | None:
+    """Replace the content of a small file that is its caller's alone, and that has ``tag``; its new tag.
+
+    :class:`ConflictError` where a store that can compare finds another; FileNotFoundError where a local folder is gone,
+    which is not made anew.
+    """
+    local = local_path(path)
+    if local is None and _on_s3(path):
+        with _explained(path, "write"):
+            try:
+                return _retried(path, "write", lambda: s3.put(path, data, match=tag))
+            except s3.ExistsError:
+                raise ConflictError(f"{_shown(path)}: another has written it") from None
+    if local is None:
+        write_bytes(path, data)
+        return None
+    try:
+        temporary = _written(os.path.dirname(local) or ".", data)
+        os.replace(temporary, local)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        with _explained(path, "write"):
+            raise
+    return None
+
+
 def remove(path: str) -> None:
     """Remove one file or object; it is no error if it is not there."""
     with _explained(path, "remove"), contextlib.suppress(FileNotFoundError):
