@@ -314,7 +314,7 @@ def test_a_number_that_an_earlier_step_measured_makes_none_the_best(tmp_path: Pa
 def test_what_cannot_be_removed_does_not_undo_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def denied(path: str, first: str) -> None:
+    def denied(path: str, **_: object) -> None:
         raise V2FError(f"{path}: cannot remove it, access is denied")
 
     ranks = Ranks(str(tmp_path))
@@ -395,7 +395,7 @@ def test_a_store_that_is_away_is_not_asked_for_every_old_folder(
 ) -> None:
     asked = []
 
-    def away(path: str, first: str) -> None:
+    def away(path: str, **_: object) -> None:
         asked.append(path)
         raise store.UnreachableError(f"{path}: cannot remove it, 10 attempts in 45 s failed")
 

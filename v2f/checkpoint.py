@@ -10,6 +10,7 @@ knows what a system is, beyond the modules that it trains; loading runs no code.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -21,6 +22,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -31,6 +33,8 @@ from torch import Tensor
 
 from v2f import store
 from v2f.errors import V2FError
+from v2f.fencing import Fences
+from v2f.lease import Lease, LostError, highest_term
 from v2f.system import System, trained
 
 log = logging.getLogger("v2f")
@@ -67,6 +71,9 @@ class Saver:
     Kept are the newest ``keep`` (at least 2), every step that ``keep_every`` divides, and the best by ``best`` among
     those that were measured at their own step. A save that fails is told by :meth:`take_failures`, never raised; rank 0
     waits ``patience_s`` for the others' parts, which is less than the training's watchdog waits.
+
+    ``lease``: rank 0's on ``root``. Each commit is made, and each file removed, only while it is this run's; the commit
+    carries its number, so that a reader can tell those of an owner that was superseded.
     """
 
     def __init__(
@@ -80,12 +87,13 @@ class Saver:
         keep_every: int | None = None,
         best: Best | None = None,
         patience_s: float = 1200.0,
+        lease: Lease | None = None,
     ) -> None:
         assert keep >= 2, "1 would leave none while the next is written"
         assert re.fullmatch(r"[0-9A-Za-z-]+", attempt), attempt
         self._root, self._rank, self._world_size, self._attempt = root, rank, world_size, attempt
         self._keep, self._keep_every, self._best = keep, keep_every, best
-        self._patience_s = patience_s
+        self._patience_s, self._lease = patience_s, lease
         self._count = 0
         self._thread: threading.Thread | None = None
         self._given_up = threading.Event()
@@ -166,15 +174,33 @@ class Saver:
                 raise
             if self._rank == 0:
                 parts = self._parts(folder)
-                before_commit()
+                with self._holding():
+                    before_commit()
                 now = datetime.now(timezone.utc).isoformat(timespec="seconds")
                 record = {"format": FORMAT, "step": step, "saved": now, "parts": parts, "state": json.loads(state)}
-                store.write_bytes(store.join(folder, COMMIT), json.dumps(record, indent=1).encode())
+                self._commit(folder, record)
                 self._committed.append(folder)
                 self._known.pop(folder, None)
                 self._tidy()
         except Exception as error:  # whatever it is, training goes on
             self._failures.append(f"step {step} is not saved: {_line(error)}")
+
+    def _holding(self) -> contextlib.AbstractContextManager[None]:
+        return self._lease.holding() if self._lease is not None else contextlib.nullcontext()
+
+    def _commit(self, folder: str, record: dict[str, Any]) -> None:
+        """Put the record in its place, where none is or one that this owner may replace."""
+        if self._lease is not None:
+            record["lease"] = [self._lease.number, self._lease.owner]
+        path, content = store.join(folder, COMMIT), json.dumps(record, indent=1).encode()
+        with self._holding():
+            if store.create(path, content):
+                return
+            with contextlib.suppress(V2FError):  # one that cannot be read is nobody's loss
+                other = lease_of(read_state(folder))
+                if self._lease is not None and other is not None and other[0] > self._lease.number:
+                    raise LostError(f"{folder}: it was committed by a later start of this run, which goes on")
+            store.write_bytes(path, content)
 
     def _part(self, rank: int) -> str:
         return f"part-{rank:05d}-{self._attempt}-{self._count}.safetensors"
@@ -209,7 +235,7 @@ class Saver:
         troubles: list[str] = []
         try:
             found = _listed(self._root)
-            folders = [folder for folder, files in found.items() if COMMIT in files]
+            folders = _counting(self._root, [folder for folder, files in found.items() if COMMIT in files])
             kept = set(folders[-self._keep :]) | {but}
             kept |= {folder for folder in folders if self._keep_every and step_of(folder) % self._keep_every == 0}
             if self._best is not None:
@@ -221,10 +247,12 @@ class Saver:
                 kept |= {folder for folder in folders if folder not in self._known}  # any may be the best
             for folder in found:
                 if folder not in kept:
-                    with _noted(troubles, folder):
-                        store.remove_folder(folder, first=COMMIT)  # half a folder must not pass for a checkpoint
+                    with _noted(troubles, folder), self._holding():
+                        # half a folder must not pass for a checkpoint; and only what was there at the look
+                        there = {name.partition("/")[0] for name in found[folder]}
+                        store.remove_folder(folder, first=COMMIT, only=there)
             for folder in folders[-1:] if but is None else []:  # a killed attempt may have come as far as this
-                with _noted(troubles, folder):
+                with _noted(troubles, folder), self._holding():
                     parts = [part["name"] for part in read_state(folder)["parts"]]
                     for name in found[folder] - {COMMIT, *parts, *(part + ".json" for part in parts)}:
                         if "/" not in name:  # a folder in it is none of ours
@@ -260,7 +288,7 @@ def _noted(troubles: list[str], folder: str) -> Iterator[None]:
     """A folder's own trouble becomes a line; a store that does not answer would not for the next one either."""
     try:
         yield
-    except store.UnreachableError:
+    except (store.UnreachableError, LostError):
         raise
     except Exception as error:
         line = _line(error)
@@ -268,8 +296,39 @@ def _noted(troubles: list[str], folder: str) -> Iterator[None]:
 
 
 def committed(root: str) -> list[str]:
-    """The folders of all committed checkpoints, oldest first."""
-    return [folder for folder, files in _listed(root).items() if COMMIT in files]
+    """The folders of all committed checkpoints that count, oldest first."""
+    return _counting(root, [folder for folder, files in _listed(root).items() if COMMIT in files])
+
+
+def _counting(root: str, folders: Sequence[str]) -> list[str]:
+    """Those of committed ``folders`` that no superseded owner of the run has committed."""
+    fences = Fences.of(highest_term(root))
+    if fences.trivial:
+        return list(folders)
+    with ThreadPoolExecutor(16) as pool:  # each record is a round trip where the run is remote
+        return [
+            folder
+            for folder, counts in zip(folders, pool.map(functools.partial(_counts, fences), folders), strict=True)
+            if counts
+        ]
+
+
+def _counts(fences: Fences, folder: str) -> bool:
+    if fences.trivial:
+        return True
+    try:
+        record = read_state(folder)
+    except store.UnreachableError:
+        raise
+    except V2FError:  # who reads it is told what is wrong
+        return True
+    return fences.counts(int(record["step"]), lease_of(record))
+
+
+def lease_of(record: Mapping[str, Any]) -> tuple[int, str] | None:
+    """The owner under which a record was committed: number and token; None where it does not say."""
+    found = record.get("lease")
+    return (int(found[0]), str(found[1])) if found else None
 
 
 def _listed(root: str) -> dict[str, set[str]]:
@@ -285,10 +344,16 @@ def _listed(root: str) -> dict[str, set[str]]:
 
 
 def latest(root: str) -> str | None:
-    """The folder of the newest committed checkpoint, or None."""
+    """The folder of the newest committed checkpoint that counts, or None."""
     steps = sorted((int(m[1]), name) for name in store.names(root) if (m := _STEP.fullmatch(name)))
-    folders = (store.join(root, name) for _, name in reversed(steps))
-    return next((folder for folder in folders if store.exists(store.join(folder, COMMIT))), None)
+    fences = Fences.of(highest_term(root))
+    for _, name in reversed(steps):
+        folder = store.join(root, name)
+        if store.exists(store.join(folder, COMMIT)):
+            if _counts(fences, folder):
+                return folder
+            log.warning("%s: left out, it was committed by a start that another one had superseded", folder)
+    return None
 
 
 def best(root: str, metric: str, mode: Literal["min", "max"]) -> str | None:

@@ -49,9 +49,13 @@ class HeldError(V2FError):
 
 
 class LostError(V2FError):
-    """It is this owner's no more: another one has taken over, or the folder is gone."""
+    """It is this owner's no more: another one has taken over, or (``gone``) the folder is not there any more."""
 
     again = True
+
+    def __init__(self, message: str, *, gone: bool = False) -> None:
+        super().__init__(message)
+        self.gone = gone
 
 
 class Clock:
@@ -95,8 +99,9 @@ class Term:
 class Lease:
     """An owner's hold on ``root``, from :meth:`take` to the end of the ``with`` block."""
 
-    def __init__(self, root: str, term: Term, tag: str | None, lasting: bool) -> None:
-        self._root, self._term, self._tag, self._lasting = root, term, tag, lasting
+    def __init__(self, root: str, term: Term, tag: str | None, lasting: bool, clock: Clock) -> None:
+        self._root, self._term, self._tag, self._lasting, self._clock = root, term, tag, lasting, clock
+        self._looked = clock.now()
         self._lost: LostError | None = None
         self._renewing = threading.Lock()
         self._held, self._depth = threading.RLock(), 0
@@ -197,7 +202,7 @@ class Lease:
             before = _read(root, number) if share is not None else None
             if before is None or not before.together(share):
                 store.remove(_path(root, number))
-        return cls(root, term, tag, lasting)
+        return cls(root, term, tag, lasting, clock)
 
     @property
     def number(self) -> int:
@@ -232,8 +237,16 @@ class Lease:
                 self._check()  # else it was this very request, made again after its answer was lost
                 self._tag = _tagged(self._root, self.number)[1]
             except FileNotFoundError:
-                self._lose(self._gone())
+                self._lose(self._gone(), gone=True)
             self._term = term
+
+    def look(self) -> None:
+        """:meth:`check`, but only if nobody has for a while: for what happens often, after a process was paused."""
+        if self._lost is not None:
+            raise self._lost
+        if self._clock.now() - self._looked > 2 * RENEW_S:
+            with contextlib.suppress(store.UnreachableError):
+                self.check()
 
     def check(self) -> None:
         """:class:`LostError` if another owner has taken over, or what was owned is no longer there."""
@@ -303,7 +316,8 @@ class Lease:
                     f"{self._root}: {other} has taken it over from {self._term}, which stops without another word"
                 )
         if self.number not in numbers:
-            self._lose(self._gone())
+            self._lose(self._gone(), gone=True)
+        self._looked = self._clock.now()
         mine = _read(self._root, self.number)
         if mine is not None and mine.owner != self.owner:
             self._lose(f"{self._root}: {mine} owns it, not {self._term}, which stops")
@@ -314,12 +328,12 @@ class Lease:
             "lost: restore it or start anew"
         )
 
-    def _lose(self, why: str) -> None:
-        self._lost = LostError(why)
+    def _lose(self, why: str, *, gone: bool = False) -> None:
+        self._lost = LostError(why, gone=gone)
         raise self._lost
 
 
-def newest(root: str) -> Term | None:
+def highest_term(root: str) -> Term | None:
     """The highest term of ``root``, whether it is over or not; None where there never was one."""
     numbers = _numbers(root)
     return _read(root, numbers[-1]) if numbers else None

@@ -18,7 +18,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -412,17 +412,21 @@ def remove(path: str) -> None:
             _retried(path, "remove", lambda: filesystem.rm_file(path))
 
 
-def remove_folder(path: str, first: str) -> None:
+def remove_folder(path: str, first: str, only: Collection[str] | None = None) -> None:
     """Remove a flat folder or prefix of files, ``first`` before the others: it is what tells that the rest is whole.
 
-    One that cannot be removed does not keep the others; the error comes at the end.
+    One that cannot be removed does not keep the others; the error comes at the end. ``only``: the files that may go;
+    others stay, and with them the folder.
     """
     local = local_path(path)
     if local is not None and os.path.isfile(local):
         raise V2FError(f"{path}: cannot remove it, it is a file and no folder")
-    remove(join(path, first))
+    if only is None or first in only:
+        remove(join(path, first))
     failures: list[V2FError] = []
     for name in names(path):
+        if only is not None and name not in only:
+            continue
         try:
             remove(join(path, name))
         except UnreachableError:  # nor would it take the next
@@ -433,7 +437,11 @@ def remove_folder(path: str, first: str) -> None:
         raise failures[0]
     if local is not None and os.path.isdir(local):
         with _explained(path, "remove"):
-            os.rmdir(local)
+            try:
+                os.rmdir(local)
+            except OSError:
+                if only is None or not os.listdir(local):
+                    raise
 
 
 def _put(temporary: str, path: str, local: str | None) -> None:

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int | None:
         seconds = None if args.max_time is None else stopping.seconds_of(args.max_time)
         with stopping.Wish(seconds) as wish:
             stopping.report(None)  # from here on a signal is heard
+            from v2f.lease import HeldError, LostError
             from v2f.run import load_config
             from v2f.tracking import say
             from v2f.trainer import fit
@@ -64,6 +65,11 @@ def run(args: argparse.Namespace) -> int | None:
             except stopping.Stopped as stopped:
                 say(f"v2f: {stopped}")
                 return stopping.STOPPED
+            except (HeldError, LostError) as error:
+                if isinstance(error, LostError) and error.gone:
+                    raise
+                say(f"v2f: {error}")
+                return stopping.STOPPED  # another start goes on with it
             except stopping.GivenUpError:
                 together = True
                 raise
