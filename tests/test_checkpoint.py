@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -475,10 +476,114 @@ def test_older_ones_are_named_from_inside_the_damaged_folder_too(
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     folder = Ranks(str(tmp_path)).save(1)
-    record = Path(folder) / "checkpoint.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 99}))
+    record = checkpoint.read_state(folder)
+    checkpoint.write_record(folder, 1, record["parts"], {}, format=99)
     with pytest.raises(V2FError, match="checkpoint format 99, this version of v2f reads 1"):
         checkpoint.load(folder)
+
+
+STATE = {
+    "slot": 160,
+    "config": {"data": {"batch": 8}, "train": {"steps": 24}},
+    "metrics": {"margin": float("nan"), "other": None, "third": 1e-7},
+    "measured_at": 20,
+    "norms": {"p": [0.1, 3.0]},
+    "clock": {"first_start": 1.5, "starts": 1, "step_seconds": 2, "saved": 3.5},
+    "quarantine": [3, 7],
+    "run_id": None,
+}
+
+
+def as_before_checksums(folder: str) -> dict[str, Any]:
+    """The record as an older version wrote it."""
+    record = checkpoint.read_state(folder)
+    del record["sha256"]
+    return record
+
+
+def test_no_flipped_bit_of_a_record_goes_unseen(tmp_path: Path) -> None:
+    folder = Ranks(str(tmp_path)).save(20, slot=160, config=STATE["config"])
+    path = Path(folder, checkpoint.COMMIT)
+    content, whole = path.read_bytes(), json.dumps(checkpoint.read_state(folder), sort_keys=True)
+    told, taken = set(), set()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            taken.add(json.dumps(checkpoint.read_state(folder), sort_keys=True))
+        except V2FError as error:
+            told.add(str(error).partition(" (")[0])
+    assert told == {f"{folder}/checkpoint.json: damaged"}
+    assert taken <= {whole}  # the same, in other bytes
+
+
+def test_a_record_without_a_checksum_is_one_that_an_older_version_wrote(tmp_path: Path) -> None:
+    folder = Ranks(str(tmp_path)).save(20, **STATE)
+    record, path = as_before_checksums(folder), Path(folder, checkpoint.COMMIT)
+    path.write_text(json.dumps(record))
+    assert same(checkpoint.load(folder)[0], some_tensors())
+    path.write_text(json.dumps(record | {"sha25v": "0"}))
+    with pytest.raises(V2FError, match="its own checksum is missing"):
+        checkpoint.read_state(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda r: r.update(step=24), "it says both step 24 and step 20"),
+        (lambda r: (r.update(step=24), r["state"].update(step=24)), "step 24 of batches of 8 is not slot 160"),
+        (lambda r: r["state"].update(slot=161), "step 20 of batches of 8 is not slot 161"),
+        (lambda r: r["state"]["config"]["data"].update(batch=4), "step 20 of batches of 4 is not slot 160"),
+        (lambda r: r.pop("state"), "state: field required"),
+        (lambda r: r.update(state=[]), "state: "),
+        (lambda r: r.update(parts=[]), "parts: list should have at least 1 item"),
+        (lambda r: r.update(parts=3), "parts: "),
+        (lambda r: r["parts"][0].pop("sha256"), r"parts\.0\.sha256: field required"),
+        (lambda r: r["parts"][0].update(name="../part"), r"parts\.0\.name: "),
+        (lambda r: r["parts"][0].update(bytes="12"), r"parts\.0\.bytes: input should be a valid integer"),
+        (lambda r: r.update(step="20"), "step: input should be a valid integer"),
+        (lambda r: r.update(step=True), "step: input should be a valid integer"),
+        (lambda r: r["state"].update(metrics=[1]), r"state\.metrics: "),
+        (lambda r: r["state"].update(norms={"p": ["x"]}), r"state\.norms\.p\.0: "),
+        (lambda r: r["state"].update(quarantine=None), r"state\.quarantine: "),
+        (lambda r: r["state"].update(config={"data": None}), r"state\.config\.data: "),
+    ],
+)
+@pytest.mark.parametrize("checksum", [False, True])
+def test_a_record_that_cannot_be_one_is_refused_in_one_line(
+    tmp_path: Path, change: Any, why: str, checksum: bool
+) -> None:
+    ranks = Ranks(str(tmp_path))
+    ranks.save(12, slot=96)
+    folder = ranks.save(20, **STATE)
+    record = as_before_checksums(folder)
+    change(record)
+    if checksum:
+        record["sha256"] = checkpoint._checksum(record)
+    Path(folder, checkpoint.COMMIT).write_text(json.dumps(record))
+    with pytest.raises(V2FError, match=rf"^[^\n]*step-00000020/checkpoint\.json: damaged \({why}[^\n]*$") as raised:
+        checkpoint.load(folder)
+    assert str(raised.value).endswith("; remove it to go on from step-00000012")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b"3"])
+def test_what_is_no_record_at_all_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    folder = Ranks(str(tmp_path)).save(1)
+    Path(folder, checkpoint.COMMIT).write_bytes(content)
+    with pytest.raises(V2FError, match=r"checkpoint\.json: damaged \(it is no JSON record\); there is no older one$"):
+        checkpoint.read_state(folder)
+
+
+def test_a_folder_is_named_after_the_step_of_its_record_or_by_a_name_of_its_own(tmp_path: Path) -> None:
+    folder = Ranks(str(tmp_path)).save(20, **STATE)
+    for name in ("mybest", "step-20"):
+        shutil.copytree(folder, tmp_path / name)
+        assert same(checkpoint.load(str(tmp_path / name))[0], some_tensors())
+    shutil.copytree(folder, tmp_path / "step-00000024")
+    newest = checkpoint.latest(str(tmp_path)) or ""
+    with pytest.raises(V2FError, match=r"its record is that of step 20; name the folder step-00000020, or remove it"):
+        checkpoint.load(newest)
 
 
 @pytest.mark.parametrize(

@@ -90,12 +90,20 @@ def test_a_finished_run_goes_nowhere_and_a_longer_one_is_another_function(run_va
 
 def test_other_data_are_refused_by_their_fingerprint(run_values, tmp_path, tiny_shards):
     folder = fit(build(RunConfig, run_values(steps=1), "test"))
-    record = Path(checkpoint.latest(f"{folder}/checkpoints")) / "checkpoint.json"
-    state = json.loads(record.read_text())
-    state["state"]["fingerprint"] = "another"
-    record.write_text(json.dumps(state))
+    newest = checkpoint.latest(f"{folder}/checkpoints")
+    record = checkpoint.read_state(newest)
+    checkpoint.write_record(newest, 1, record["parts"], record["state"] | {"fingerprint": "another"})
     with pytest.raises(V2FError, match=r"its fingerprint is \w+, another in"):
         fit(build(RunConfig, run_values(steps=1), "test"), resume="auto")
+
+
+def test_a_record_with_a_flipped_bit_is_not_gone_on_from(run_values):
+    config = build(RunConfig, run_values(steps=2), "test")
+    newest = checkpoint.latest(f"{fit(config)}/checkpoints")
+    record = Path(newest) / "checkpoint.json"
+    record.write_bytes(record.read_bytes().replace(b'"step": 2', b'"step": 3', 1))
+    with pytest.raises(V2FError, match=r"checkpoint\.json: damaged \(its own checksum differs\); there is no older"):
+        fit(config, resume="auto")
 
 
 def test_numbers_that_are_not_finite_are_skipped_and_then_stop_the_run(run_values, monkeypatch):

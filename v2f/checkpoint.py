@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from v2f import store
@@ -167,9 +168,7 @@ class Saver:
             if self._rank == 0:
                 parts = self._parts(folder)
                 before_commit()
-                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                record = {"format": FORMAT, "step": step, "saved": now, "parts": parts, "state": json.loads(state)}
-                store.write_bytes(store.join(folder, COMMIT), json.dumps(record, indent=1).encode())
+                write_record(folder, step, parts, json.loads(state))
                 self._committed.append(folder)
                 self._known.pop(folder, None)
                 self._tidy()
@@ -328,17 +327,118 @@ def _whole(folder: str) -> str:
     return folder.rstrip("/") if local is None else os.path.abspath(local)
 
 
+class _Known(BaseModel):
+    """What is known of a part of a record; it may hold more."""
+
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+
+class _Part(_Known):
+    name: str = Field(pattern=r"^[^/]+$")
+    bytes: int = Field(ge=0)
+    sha256: str
+    tensors: int = 0
+
+
+class _Data(_Known):
+    batch: int | None = Field(None, gt=0)
+    path: str | None = None
+    split: str = ""
+
+
+class _Config(_Known):
+    data: _Data = _Data()
+
+
+class _Clock(_Known):
+    first_start: float
+    starts: int
+    step_seconds: float
+    saved: float
+
+
+class _State(_Known):
+    step: int | None = None
+    slot: int | None = None
+    fingerprint: str = ""
+    order: str = ""
+    quarantine: list[int] = []
+    weights: dict[str, str] = {}
+    config: _Config = _Config()
+    run_id: str | None = None
+    versions: dict[str, str] = {}
+    precision: str = ""
+    metrics: dict[str, float | None] = {}
+    measured_at: int | None = None
+    clock: _Clock | None = None
+    norms: dict[str, list[float]] = {}
+
+
+class _Record(_Known):
+    step: int = Field(ge=0)
+    saved: str = ""
+    parts: list[_Part] = Field(min_length=1)
+    state: _State
+
+
+_BEFORE_CHECKSUMS = {"format", *_Record.model_fields}  # the keys of a record that has none
+
+
+def write_record(folder: str, step: int, parts: list[dict[str, Any]], state: Mapping[str, Any], **more: Any) -> None:
+    """Commit a checkpoint, all of whose parts are there. ``more``: further keys of the record, plain JSON."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record = {"format": FORMAT, "step": step, "saved": now, "parts": parts, "state": dict(state), **more}
+    record["sha256"] = _checksum(record)
+    store.write_bytes(store.join(folder, COMMIT), json.dumps(record, indent=1).encode())
+
+
 def read_state(folder: str) -> dict[str, Any]:
-    """The record of a checkpoint: its step, parts and state."""
+    """The record of a checkpoint: its step, parts and state. Every reader comes through here.
+
+    V2FError, with the way out, if it is not what was written: its own checksum differs, or its step, slot and batch
+    contradict each other. A folder that is named after a step holds the checkpoint of that step.
+    """
     content = store.read_bytes(store.join(folder, COMMIT))
     try:
-        record: dict[str, Any] = json.loads(content)
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise _damaged(folder, COMMIT, "it is no JSON record")
+    if "sha256" in record:
+        if record["sha256"] != _checksum(record):
+            raise _damaged(folder, COMMIT, "its own checksum differs")
+    elif record.keys() - _BEFORE_CHECKSUMS:
+        raise _damaged(folder, COMMIT, "its own checksum is missing")
+    if record.get("format") != FORMAT:
         known = record.get("format")
-    except (ValueError, AttributeError):
-        raise _damaged(folder, COMMIT, "it is no JSON record") from None
-    if known != FORMAT:
         raise V2FError(f"{folder}: checkpoint format {known!r}, this version of v2f reads {FORMAT}")
+    try:
+        known = _Record.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(folder, COMMIT, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+    step, slot, batch = known.step, known.state.slot, known.state.config.data.batch
+    if known.state.step not in (None, step):
+        raise _damaged(folder, COMMIT, f"it says both step {step} and step {known.state.step}")
+    if slot is not None and batch is not None and slot != step * batch:
+        raise _damaged(folder, COMMIT, f"step {step} of batches of {batch} is not slot {slot}")
+    if step_named(folder) not in (None, step):
+        raise V2FError(f"{folder}: its record is that of step {step}; name the folder step-{step:08d}, or remove it")
     return record
+
+
+def needed(state: Mapping[str, Any], key: str, folder: str) -> Any:
+    """What the state of the checkpoint in ``folder`` holds under ``key``, which no run can go on without."""
+    if key not in state:
+        raise _damaged(folder, COMMIT, f"its state has no {key!r}")
+    return state[key]
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """The SHA-256 of a record without its checksum, however it is spaced and sorted in the file."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def load(folder: str, wanted: Callable[[str], bool] = lambda name: True) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -349,10 +449,20 @@ def load(folder: str, wanted: Callable[[str], bool] = lambda name: True) -> tupl
     record = read_state(folder)
     tensors: dict[str, Tensor] = {}
     for part in record["parts"]:
-        payload = read_part(folder, part)
-        tensors |= {name: t for name, t in safetensors.torch.load(payload).items() if wanted(name)}
-        del payload  # before the next one comes
+        tensors |= {name: t for name, t in read_tensors(folder, part).items() if wanted(name)}
     return tensors, record["state"]
+
+
+def read_tensors(folder: str, part: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a part that a record names, on the CPU; errors as of :func:`read_part`."""
+    return _decoded(folder, part, read_part(folder, part))
+
+
+def _decoded(folder: str, part: Mapping[str, Any], payload: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(payload)
+    except safetensors.SafetensorError:
+        raise _damaged(folder, part["name"], "it is no safetensors file") from None
 
 
 def read_part(folder: str, part: Mapping[str, Any]) -> bytes:

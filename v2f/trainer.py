@@ -196,8 +196,9 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
     state: dict[str, Any] = {}
     if found is not None:
         tensors, state = checkpoint.load(found)
-        if state["fingerprint"] != fingerprint:
-            raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {state['fingerprint']} in {found}")
+        trained_on = checkpoint.needed(state, "fingerprint", found)
+        if trained_on != fingerprint:
+            raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {trained_on} in {found}")
         if state.get("order", order.fingerprint) != order.fingerprint:
             raise V2FError(
                 f"the order of the samples is not that of {found}: data.mix, data.batch, data.partitions, data.window "
@@ -206,7 +207,7 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
         check_weights(system, state, found)
         engine.load(system, tensors, found)
         del tensors
-    step, quarantine = state.get("step", 0), state.get("quarantine", [])
+    step, quarantine = 0 if found is None else checkpoint.step_of(found), state.get("quarantine", [])
     loader = Loader(
         split,
         order,
