@@ -159,6 +159,25 @@ def test_a_start_that_is_refused_leaves_the_configuration_as_it_was(run_values):
     assert fit(config, resume="auto") == folder
 
 
+def test_steps_trained_again_under_another_configuration_have_its_points_alone(run_values, capsys):
+    values = run_values(steps=4, checkpoint_every=2, validate_every=2)
+    folder = fit(build(RunConfig, values, "test"))
+    before, spool = logged(folder), Path(folder, "metrics.jsonl").read_bytes().splitlines()
+    shutil.rmtree(f"{folder}/checkpoints/step-00000004")  # as if killed before it was saved
+    system = values["system"]
+    rates = {module: 8 * rate for module, rate in system["optimizer"]["lr"].items()}
+    changed = values | {"system": system | {"optimizer": system["optimizer"] | {"lr": rates}}}
+    fit(build(RunConfig, changed, "test"), resume="auto", allow_changes=True)
+    assert "steps after 2 are trained again: what was logged of them" in capsys.readouterr().err
+    after = logged(folder)  # each point once
+    assert after.keys() == before.keys()
+    for (step, name), value in after.items():
+        if name.startswith("rate/"):
+            assert value == pytest.approx(before[step, name] * (8 if step > 2 else 1))
+    rolled_back = Path(folder, "rolled-back.jsonl").read_bytes().splitlines()
+    assert rolled_back == [line for line in spool if json.loads(line)["step"] > 2]
+
+
 def test_checkpoints_without_their_configuration_are_a_run_too(run_values):
     config = build(RunConfig, run_values(steps=2), "test")
     folder = fit(config)

@@ -41,7 +41,7 @@ from v2f.profiling import Profiler
 from v2f.run import DataConfig, RunConfig, build_system, changes, check_weights, config_of, what_is
 from v2f.stopping import REASONS, GivenUpError, Stopped, Watchdog
 from v2f.system import Batch, System, trained
-from v2f.tracking import NOTE, Tracker, read_state, say
+from v2f.tracking import NOTE, ROLLED_BACK, Tracker, read_state, roll_back, say
 from v2f.window import Clock, Norms, SlotLog, Window
 
 _NO_PARAMETER = ("name", "out", "tracking.")  # MLflow has them as the run's name, tag and experiment
@@ -330,9 +330,11 @@ def _take_up(
 
 
 def _note_start(folder: RunFolder, attempt: str, engine: Engine, step: int, changed: list[str]) -> int:
-    """A line for this start: what earlier starts logged from its step on was not kept. How many starts there are."""
+    """A line for this start: what earlier starts logged from its step on does not count. How many starts there are."""
     for difference in changed:
         say(f"changed and allowed: {difference}")
+    if again := roll_back(str(folder.local), step):
+        say(f"steps after {step} are trained again: what was logged of them ({again} lines) is now in {ROLLED_BACK}")
     facts = {"attempt": attempt, "step": step, "time": time.time(), "world_size": engine.world_size}
     facts |= {"strategy": engine.strategy, "changed": changed}
     with (folder.local / "starts.jsonl").open("a+", encoding="utf-8") as file:
