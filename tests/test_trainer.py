@@ -15,8 +15,9 @@ import torch
 import yaml
 from PIL import Image
 from systems.small import SMALL
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from v2f import checkpoint
+from v2f import checkpoint, trainer
 from v2f.config import build
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.errors import V2FError
@@ -332,6 +333,34 @@ def test_too_many_bad_samples_stop_the_run_with_one_line_that_names_some(run_val
     assert len(quarantined(values["out"])) == int(str(caught.value).split()[0]) > 2
     with pytest.raises(V2FError, match=r"more than data\.max_bad_fraction=0\.01 allows"):  # the default
         fit(on(values | {"out": str(tmp_path / "other")}, dataset))
+
+
+@pytest.mark.parametrize("system", sorted(SMALL))
+def test_validation_is_no_larger_than_a_forward_pass_and_tells_the_same(run_values, monkeypatch, system):
+    sizes: set[int] = set()
+    validate = trainer._validate
+
+    def watched(job):
+        hook = register_module_forward_pre_hook(
+            lambda module, inputs: sizes.add(len(inputs[0])) if isinstance(module, torch.nn.Conv2d) else None
+        )
+        try:
+            validate(job)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(trainer, "_validate", watched)
+    told, pictures = [], []
+    for micro in (None, 2):
+        sizes.clear()
+        values = run_values(system, steps=1, micro_batch=micro)
+        folder = fit(build(RunConfig, values | {"out": f"{values['out']}-{micro}"}, "test"))
+        assert max(sizes) == (micro or 6)  # train.validate_samples of these tests
+        told.append({name: value for (_, name), value in logged(folder).items() if name.startswith("valid/")})
+        pictures.append(Image.open(f"{folder}/samples/step-00000001.png").size)
+    assert told[0]
+    assert told[1] == pytest.approx(told[0], rel=1e-3, nan_ok=True)
+    assert pictures[0] == pictures[1]
 
 
 def test_validation_leaves_out_and_counts_what_cannot_be_used(run_values, damaged, capsys):

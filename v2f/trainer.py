@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, SupportsInt
 
 import torch
+from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -47,6 +48,7 @@ from v2f.window import Clock, Norms, SlotLog, Window
 _NO_PARAMETER = ("name", "out", "tracking.")  # MLflow has them as the run's name, tag and experiment
 QUARANTINE = "quarantine.jsonl"
 _HURRY_S = 5.0  # for MLflow, after a stop: the next start delivers the rest, and a scheduler's patience is short
+_WATCHED, _SHOWN = 32, 16  # samples of a validation batch at most; those in a picture of a validation
 _HISTORY = 200  # logged points of each number that a system's verdict looks at
 
 
@@ -286,7 +288,8 @@ def _ordered(config: DataConfig, seed: int) -> tuple[str, Samples, Order | MixOr
 
 
 def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
-    """The batches that the meters watch. Nothing stands in here: what cannot be used is left out, counted, and said."""
+    """The batches that the meters watch, none larger than a forward pass may be. Nothing stands in here: what cannot be
+    used is left out, counted, and said."""
     data = config.data
     if data.valid is None:
         return [], 0
@@ -296,7 +299,8 @@ def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
         return [], 0
     left_out: list[str] = []
     split, limit = dataset.split(data.valid), config.train.validate_samples
-    batches = list(read_usable(split, system.transforms(), 32, left_out, limit=limit))
+    size = min(_WATCHED, config.train.micro_batch or _WATCHED)
+    batches = list(read_usable(split, system.transforms(), size, left_out, limit=limit))
     if left_out:
         say(f"validation leaves out {len(left_out)} samples that cannot be used, the first: {left_out[0]}")
     return batches, len(left_out)
@@ -446,7 +450,7 @@ def _validate(job: _Job) -> None:
         return
     with job.engine.averaged(job.system):
         job.meters, job.measured_at = job.system.meters(job.watched), job.step
-        pictures = job.system.sample({k: v[:16] for k, v in job.watched[0].items()})
+        pictures = _shown(job.system, job.watched)
     named = {f"valid/{k}": v for k, v in job.meters.items()}
     job.tracker.log(job.step, job.step * job.config.data.batch, named, "validation")
     best = job.config.train.best
@@ -469,6 +473,18 @@ def _validate(job: _Job) -> None:
         say(f"cannot write {path}: {error.strerror}; training goes on")
         return
     job.tracker.picture(job.step, job.step * job.config.data.batch, str(path), "samples")
+
+
+def _shown(system: System, batches: list[Batch]) -> dict[str, Tensor]:
+    """What the system makes of the first samples of the batches, a batch at a time."""
+    parts: list[dict[str, Tensor]] = []
+    left = _SHOWN
+    for batch in batches:
+        parts.append(system.sample({k: v[:left] for k, v in batch.items()}))
+        left -= len(batch["key"])
+        if left <= 0:
+            break
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _share_quarantine(job: _Job) -> None:
