@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
@@ -601,29 +602,102 @@ def test_filling_is_strict(change: Any, told: str) -> None:
         checkpoint.fill(some_tensors(), source, "here")
 
 
+# ----------------------------------------------------------------------------------------------- read together
+
+
+class Thread:
+    """A rank of ``world_size`` that are threads of this process."""
+
+    def __init__(self, rank: int, world_size: int, meeting: Barrier, board: list[Any]) -> None:
+        self.rank, self.world_size, self._meeting, self._board = rank, world_size, meeting, board
+
+    def gather(self, value: Any) -> list[Any]:
+        self._board[self.rank] = value
+        self._meeting.wait()
+        values = list(self._board)
+        self._meeting.wait()
+        return values
+
+    def broadcast(self, tensors: Sequence[torch.Tensor], source: int) -> None:
+        for here, there in zip(tensors, self.gather(tensors)[source], strict=True):
+            assert (here.shape, here.dtype) == (there.shape, there.dtype)
+            here.copy_(there)
+
+
+def on_ranks(world_size: int, act: Callable[[Thread], Any]) -> list[Any]:
+    """What ``act`` gives on every rank, or the error that it raises there."""
+    meeting, board = Barrier(world_size, timeout=30), [None] * world_size
+
+    def of(rank: int) -> Any:
+        try:
+            return act(Thread(rank, world_size, meeting, board))
+        except (V2FError, OSError) as error:
+            return error
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(of, range(world_size)))
+
+
+@pytest.mark.parametrize("wrote", [1, 2, 3, 5])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_read_every_byte_of_a_checkpoint_once_and_each_gets_it_whole(
+    tmp_path: Path, wrote: int, world_size: int
+) -> None:
+    folder = Ranks(str(tmp_path), wrote).save(7, slot=70)
+    size = sum(Path(folder, part["name"]).stat().st_size for part in checkpoint.read_state(folder)["parts"])
+    before = store.statistics().bytes_read
+    found = on_ranks(world_size, lambda rank: checkpoint.load(folder, peers=rank))
+    assert store.statistics().bytes_read - before == size + Path(folder, checkpoint.COMMIT).stat().st_size
+    for tensors, state in found:
+        assert same(tensors, some_tensors())
+        assert {name: t.dtype for name, t in tensors.items()} == {name: t.dtype for name, t in some_tensors().items()}
+        assert state == {"step": 7, "slot": 70}
+    wanted = on_ranks(world_size, lambda rank: checkpoint.load(folder, lambda n: n.startswith("ema/"), rank)[0])
+    assert [list(tensors) for tensors in wanted] == [["ema/a.weight"]] * world_size
+
+
+@pytest.mark.parametrize("how", ["flipped", "gone", "record", "away", "unexpected"])
+def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    ranks = Ranks(str(tmp_path), 5, keep=2)
+    ranks.save(1)
+    folder = ranks.save(2)
+    (part,) = Path(folder).glob("part-00003-*.safetensors")  # read in the second round of three, by rank 0
+    name = part.name
+    if how == "flipped":
+        part.write_bytes(part.read_bytes()[:-1] + b"\0")
+    elif how == "gone":
+        part.unlink()
+    elif how == "record":
+        name = checkpoint.COMMIT
+        Path(folder, name).write_text("{")
+    else:
+        real, error = store.read_bytes, store.UnreachableError if how == "away" else OSError
+        monkeypatch.setattr(store, "read_bytes", lambda path: real(path) if name not in path else raised(error(path)))
+    first, *others = on_ranks(3, lambda rank: checkpoint.load(folder, peers=rank))
+    assert isinstance(first, OSError if how == "unexpected" else V2FError)
+    assert name in str(first)
+    told = {f"rank 0: {'unexpected OSError: ' if how == 'unexpected' else ''}{first}"}
+    assert {str(other) for other in others} == told
+    assert all(isinstance(other, V2FError) for other in others)
+    assert {other.again for other in others} == {how in ("away", "unexpected")}
+    if how in ("flipped", "gone", "record"):
+        assert str(first).endswith("; remove it to go on from step-00000001")
+
+
+def raised(error: Exception) -> bytes:
+    raise error
+
+
 # ---------------------------------------------------------------------------------------------- a shared folder
 
 
 def look(roots: list[str], patience_s: float) -> list[str | None]:
     """What ``check_shared`` tells each rank, each with its own idea of the folder."""
-    meeting, board = Barrier(len(roots), timeout=30), list[Any](roots)
 
-    def rank_of(rank: int) -> str | None:
-        def gather(value: Any) -> list[Any]:
-            board[rank] = value
-            meeting.wait()
-            values = list(board)
-            meeting.wait()
-            return values
+    def shared(rank: Thread) -> None:
+        checkpoint.check_shared(roots[rank.rank], rank=rank.rank, gather=rank.gather, patience_s=patience_s)
 
-        try:
-            checkpoint.check_shared(roots[rank], rank=rank, gather=gather, patience_s=patience_s)
-        except V2FError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(len(roots)) as pool:
-        return list(pool.map(rank_of, range(len(roots))))
+    return [told if told is None else str(told) for told in on_ranks(len(roots), shared)]
 
 
 def test_a_folder_that_all_ranks_share_is_taken_and_left_clean(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@
                      rank 0's thread: the store lists all receipts -> checkpoint.json -> older ones are removed
 
 ``ROOT/step-00000040/part-00000-ATTEMPT.safetensors ... checkpoint.json``. Whole tensors are dealt to the ranks by
-bytes; any world size reads every other's. A folder without ``checkpoint.json`` is no checkpoint. Names:
-``model/MODULE.PARAMETER``, ``ema/MODULE.PARAMETER``, ``optim/PHASE/MODULE.PARAMETER/SLOT``. Nothing here
-knows what a system is, beyond the modules that it trains; loading runs no code.
+bytes; any world size reads every other's, each part once, by the rank that sends it to the others. A folder without
+``checkpoint.json`` is no checkpoint. Names: ``model/MODULE.PARAMETER``, ``ema/MODULE.PARAMETER``,
+``optim/PHASE/MODULE.PARAMETER/SLOT``. Nothing here knows what a system is, beyond the modules that it trains; loading
+runs no code.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -23,10 +25,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
@@ -39,6 +42,7 @@ log = logging.getLogger("v2f")
 FORMAT = 1
 COMMIT = "checkpoint.json"
 Best = tuple[str, Literal["min", "max"]]
+T = TypeVar("T")
 _STEP = re.compile(r"step-(\d{8,})")
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _LONGEST_PAUSE_S = 2.0  # between two looks for the other ranks' parts
@@ -441,16 +445,81 @@ def _checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def load(folder: str, wanted: Callable[[str], bool] = lambda name: True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+class Peers(Protocol):
+    """The ranks that read a checkpoint together; both calls are collective."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's ``value``, on all of them."""
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrite ``tensors`` by those of the rank ``source``, which are as many and alike in shape and kind."""
+
+
+class _Alone:
+    rank, world_size = 0, 1
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
+        """There is nobody to send them to."""
+
+
+_ALONE = _Alone()
+
+
+def load(
+    folder: str, wanted: Callable[[str], bool] = lambda name: True, peers: Peers = _ALONE
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All ``wanted`` tensors of a committed checkpoint, on the CPU, and its state. Checksums are verified.
 
-    Each part is read once; above the tensors this takes the memory of about one part.
+    Collective over ``peers``: each part is read from the store once, by one of them, and sent to the others; what
+    fails on one fails on all. Above the tensors this takes the memory of about one part.
     """
-    record = read_state(folder)
+    rank, world_size = peers.rank, peers.world_size
+    record = _alike(peers, lambda: read_state(folder) if rank == 0 else {})[0]
     tensors: dict[str, Tensor] = {}
-    for part in record["parts"]:
-        tensors |= {name: t for name, t in read_tensors(folder, part).items() if wanted(name)}
+    for first in range(0, len(record["parts"]), world_size):
+        some = record["parts"][first : first + world_size]
+        mine: dict[str, Tensor] = {}
+
+        def read(own: Sequence[Mapping[str, Any]], found: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+            for part in own:
+                found |= {name: t for name, t in read_tensors(folder, part).items() if wanted(name)}
+            return {name: (tuple(t.shape), t.dtype) for name, t in found.items()}
+
+        everyones = _alike(peers, functools.partial(read, some[rank : rank + 1], mine))
+        for source, kinds in enumerate(everyones[: len(some)]):
+            whole = mine if source == rank else {n: torch.empty(shape, dtype=d) for n, (shape, d) in kinds.items()}
+            peers.broadcast([whole[name] for name in kinds], source)
+            tensors |= whole
     return tensors, record["state"]
+
+
+def _alike(peers: Peers, act: Callable[[], T]) -> list[T]:
+    """What ``act`` gives on every rank; collective. An error of one is raised on all, so that none waits for it."""
+    own: T | None = None
+    error: Exception | None = None
+    try:
+        own = act()
+    except Exception as raised:
+        error = raised
+    failed = None if error is None else (_line(error), getattr(error, "again", True))
+    everyones = peers.gather((own, failed))
+    if error is not None:
+        raise error
+    for rank, (_, other) in enumerate(everyones):
+        if other is not None:
+            elsewhere = V2FError(f"rank {rank}: {other[0]}")
+            elsewhere.again = other[1]
+            raise elsewhere
+    return [value for value, _ in everyones]  # type: ignore[misc]
 
 
 def read_tensors(folder: str, part: Mapping[str, Any]) -> dict[str, Tensor]:

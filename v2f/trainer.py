@@ -197,7 +197,7 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
     engine.wrap(system, share=share, micro_batch=micro_batch)
     state: dict[str, Any] = {}
     if found is not None:
-        tensors, state = checkpoint.load(found)
+        tensors, state = checkpoint.load(found, peers=engine)
         trained_on = checkpoint.needed(state, "fingerprint", found)
         if trained_on != fingerprint:
             raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {trained_on} in {found}")
