@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, SupportsInt
 
 import torch
+from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -43,12 +44,13 @@ from v2f.profiling import Profiler
 from v2f.run import DataConfig, RunConfig, build_system, changes, check_weights, config_of, what_is
 from v2f.stopping import REASONS, TAKEN, GivenUpError, Stopped, Watchdog
 from v2f.system import Batch, System, trained
-from v2f.tracking import NOTE, Tracker, read_state, say
+from v2f.tracking import NOTE, ROLLED_BACK, Tracker, read_state, roll_back, say
 from v2f.window import Clock, Norms, SlotLog, Window
 
 _NO_PARAMETER = ("name", "out", "tracking.")  # MLflow has them as the run's name, tag and experiment
 QUARANTINE = "quarantine.jsonl"
 _HURRY_S = 5.0  # for MLflow, after a stop: the next start delivers the rest, and a scheduler's patience is short
+_WATCHED, _SHOWN = 32, 16  # samples of a validation batch at most; those in a picture of a validation
 _HISTORY = 200  # logged points of each number that a system's verdict looks at
 
 
@@ -239,9 +241,10 @@ def _prepare(
     engine.wrap(system, share=share, micro_batch=micro_batch)
     state: dict[str, Any] = {}
     if found is not None:
-        tensors, state = checkpoint.load(found)
-        if state["fingerprint"] != fingerprint:
-            raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {state['fingerprint']} in {found}")
+        tensors, state = checkpoint.load(found, peers=engine)
+        trained_on = checkpoint.needed(state, "fingerprint", found)
+        if trained_on != fingerprint:
+            raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {trained_on} in {found}")
         if state.get("order", order.fingerprint) != order.fingerprint:
             raise V2FError(
                 f"the order of the samples is not that of {found}: data.mix, data.batch, data.partitions, data.window "
@@ -250,7 +253,7 @@ def _prepare(
         check_weights(system, state, found)
         engine.load(system, tensors, found)
         del tensors
-    step, quarantine = state.get("step", 0), state.get("quarantine", [])
+    step, quarantine = 0 if found is None else checkpoint.step_of(found), state.get("quarantine", [])
     loader = Loader(
         split,
         order,
@@ -331,7 +334,8 @@ def _ordered(config: DataConfig, seed: int) -> tuple[str, Samples, Order | MixOr
 
 
 def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
-    """The batches that the meters watch. Nothing stands in here: what cannot be used is left out, counted, and said."""
+    """The batches that the meters watch, none larger than a forward pass may be. Nothing stands in here: what cannot be
+    used is left out, counted, and said."""
     data = config.data
     if data.valid is None:
         return [], 0
@@ -341,7 +345,8 @@ def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
         return [], 0
     left_out: list[str] = []
     split, limit = dataset.split(data.valid), config.train.validate_samples
-    batches = list(read_usable(split, system.transforms(), 32, left_out, limit=limit))
+    size = min(_WATCHED, config.train.micro_batch or _WATCHED)
+    batches = list(read_usable(split, system.transforms(), size, left_out, limit=limit))
     if left_out:
         say(f"validation leaves out {len(left_out)} samples that cannot be used, the first: {left_out[0]}")
     return batches, len(left_out)
@@ -383,9 +388,11 @@ def _take_up(
 
 
 def _note_start(folder: RunFolder, attempt: str, engine: Engine, step: int, changed: list[str]) -> int:
-    """A line for this start: what earlier starts logged from its step on was not kept. How many starts there are."""
+    """A line for this start: what earlier starts logged from its step on does not count. How many starts there are."""
     for difference in changed:
         say(f"changed and allowed: {difference}")
+    if again := roll_back(str(folder.local), step):
+        say(f"steps after {step} are trained again: what was logged of them ({again} lines) is now in {ROLLED_BACK}")
     facts = {"attempt": attempt, "step": step, "time": time.time(), "world_size": engine.world_size}
     facts |= {"strategy": engine.strategy, "changed": changed}
     with (folder.local / "starts.jsonl").open("a+", encoding="utf-8") as file:
@@ -497,7 +504,7 @@ def _validate(job: _Job) -> None:
         return
     with job.engine.averaged(job.system):
         job.meters, job.measured_at = job.system.meters(job.watched), job.step
-        pictures = job.system.sample({k: v[:16] for k, v in job.watched[0].items()})
+        pictures = _shown(job.system, job.watched)
     named = {f"valid/{k}": v for k, v in job.meters.items()}
     job.tracker.log(job.step, job.step * job.config.data.batch, named, "validation")
     best = job.config.train.best
@@ -530,6 +537,18 @@ def _still_ours(job: _Job) -> bool:
     except LostError:
         return False  # the next step tells all ranks
     return True
+
+
+def _shown(system: System, batches: list[Batch]) -> dict[str, Tensor]:
+    """What the system makes of the first samples of the batches, a batch at a time."""
+    parts: list[dict[str, Tensor]] = []
+    left = _SHOWN
+    for batch in batches:
+        parts.append(system.sample({k: v[:left] for k, v in batch.items()}))
+        left -= len(batch["key"])
+        if left <= 0:
+            break
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _share_quarantine(job: _Job) -> None:
