@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -28,12 +27,12 @@ from v2f.errors import V2FError
 from v2f.prepare import Converter, Item, LeftOut, Made, Plan, parts, share, yields
 from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig
 from v2f.prepare.pairs import Pairs, PairsConfig
-from v2f.prepare.parts import LEFT_OUT, WHOLE, Packing, Part, PartRecord, ShardRecord
+from v2f.prepare.parts import WHOLE, Packing, Part, PartRecord, ShardRecord
 from v2f.prepare.processes import CHUNK, Make, cores, maker
 from v2f.prepare.steps import StepsConfig
 from v2f.prepare.synthetic import Synthetic, SyntheticConfig
 from v2f.prepare.voxceleb import VoxCeleb, VoxCelebConfig
-from v2f.prepare.yields import YIELD
+from v2f.prepare.yields import LEFT_OUT, YIELD
 
 CONVERTERS: dict[str, Callable[[Any], Converter]] = {
     "synthetic": Synthetic,
@@ -243,12 +242,13 @@ def _commit(out: str) -> Dataset:
     if not ordered:
         for part in wanted:
             store.remove(store.join(out, part.record))
-        raise V2FError(f"{out}: all of the {len(left_out)} inputs were left out, there is nothing to pack")
+        raise V2FError(
+            f"{out}: all of the {len(left_out)} inputs were left out, there is nothing to pack ({yields.why(left_out)})"
+        )
     kept = Counter((record.rows.shard.split, identity) for record in ordered for identity in record.rows.identity)
     rejected = [photo for record in ordered for photo in record.rejected]
     report = yields.yield_report(kept, left_out, rejected)
-    lines = [json.dumps(asdict(each), ensure_ascii=False) for each in left_out]
-    store.write_bytes(store.join(out, LEFT_OUT), "".join(f"{line}\n" for line in lines).encode())
+    yields.write_left_out(out, left_out)
     store.write_bytes(store.join(out, YIELD), yields.to_json(report))
     dataset = write_manifest(out, [record.rows for record in ordered], packing.provenance)
     parts.leave(out)
@@ -275,7 +275,7 @@ def _summarise(dataset: Dataset, seconds: dict[str, float], report: dict[str, An
     )
     for name, split in manifest.splits.items():
         print(f"  {name}: {split.samples} samples of {split.people} people, {seconds[name] / 3600:.2f} hours")
-    if report["left_out"]["samples"] or report["rejected_photos"]:
+    if report["left_out"]["reasons"] or report["rejected_photos"]:
         for line in yields.lines(report):
             print(f"  {line}")
         print(f"  each of them is in {LEFT_OUT}, the counts by person in {YIELD}")
