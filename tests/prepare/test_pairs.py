@@ -19,8 +19,9 @@ from v2f.data.manifest import Dataset
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
 from v2f.prepare.names import on_disk
-from v2f.prepare.pack import PackConfig, pack
+from v2f.prepare.pack import PackConfig, finalize, pack, pack_part
 from v2f.prepare.pairs import Pairs, PairsConfig
+from v2f.prepare.parts import Part
 from v2f.prepare.verify import verify
 
 TONE = 0.4 * np.sin(2 * np.pi * 300 * np.arange(16000) / 16000)
@@ -520,3 +521,80 @@ def test_where_no_row_can_be_used_it_is_said_why(tmp_path: Path) -> None:
         "pairs.csv: it has no row that could be used (3 x empty field, 1 x too many fields; the first: "
         "line 3 (a.wav, ): empty field (image))"
     )
+
+
+# ------------------------------------------------------------------------------------------- mended inputs
+
+
+def again(folder: Path, rows: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a pack of a recipe says that is packed already, and that it changes nothing."""
+    out = folder.parent / "out"
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
+    capsys.readouterr()
+    packed(folder, rows)
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()} == before
+    said, *more = capsys.readouterr().out.splitlines()
+    assert "packed already from this recipe, nothing to do" in said
+    return "\n".join(more)
+
+
+def test_an_input_that_is_mended_after_packing_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was missing, or is another file now; what is as it was is not tried again."""
+    rows = ["a.wav,p.png,ada", "late.wav,p.png,bob", "short.wav,p.png,eve", "never.wav,p.png,dan", "a.wav,cut.png,cy"]
+    packed(folder, rows)
+    assert again(folder, rows, capsys) == ""
+    shutil.copy(folder / "a.wav", folder / "late.wav")
+    out = folder.parent / "out"
+    way_out = "choose another `out`, or remove this folder to pack anew"
+    assert again(folder, rows, capsys) == (
+        f"{out}: inputs that were left out and may be usable now: 1, the first: line 3 (late.wav, p.png) (it was left "
+        f"out because: audio is missing); nothing is added to a data set that is committed: {way_out}"
+    )
+    shutil.copy(folder / "a.wav", folder / "short.wav")
+    shutil.copy(folder / "p.png", folder / "cut.png")
+    assert "may be usable now: 3, the first: line 3 (late.wav, p.png)" in again(folder, rows, capsys)
+
+
+def test_what_is_not_mended_costs_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["a.wav,p.png,ada", *(f"a.wav,text.png,{n}" for n in range(40)), "none.wav,p.png,bob"]
+    packed(folder, rows)
+    monkeypatch.setattr(Pairs, "make", lambda self, items: 1 / 0)
+    assert again(folder, rows, capsys) == ""
+
+
+def test_of_many_mended_inputs_a_few_are_tried(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["a.wav,p.png,ada", *(f"late.wav,p.png,{n}" for n in range(40))]
+    packed(folder, rows)
+    shutil.copy(folder / "a.wav", folder / "late.wav")
+    assert "may be usable now: at least 32, the first: " in again(folder, rows, capsys)
+
+
+def test_a_part_that_is_whole_says_what_is_mended_and_how_to_take_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = write_csv(folder, ["a.wav,p.png,ada", "late.wav,p.png,ada"])
+    pairs = {"csv": csv, "align": "none", "size": 30, "seen": 0.0, "people": {"train": 1.0, "valid": 0.0, "test": 0.0}}
+    out = folder.parent / "out"
+    recipe = build(PackConfig, {"out": str(out), "source": "pairs", "pairs": pairs, "workers": 1}, "the test")
+    pack_part(recipe, Part(0, 2))
+    pack_part(recipe, Part(1, 2))
+    shutil.copy(folder / "a.wav", folder / "late.wav")
+    capsys.readouterr()
+    for number in range(2):
+        pack_part(recipe, Part(number, 2))
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "may be usable now" in line]
+    record = told.partition("to have the part packed again, remove ")[2].removesuffix(" first")
+    Path(record).unlink()
+    for number in range(2):
+        pack_part(recipe, Part(number, 2))
+    assert len(finalize(recipe).index.key) == 2
+
+
+def test_a_list_that_was_mended_is_other_inputs(folder: Path) -> None:
+    packed(folder, ["a.wav,p.png,ada"])
+    with pytest.raises(
+        V2FError, match=r"a data set of other inputs is there \(csv_sha256 differ\); choose another `out`"
+    ):
+        packed(folder, ["a.wav,p.png,ada", "b.flac,p.png,bob"])

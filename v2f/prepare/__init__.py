@@ -67,6 +67,10 @@ class Converter(Protocol):
 
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]: ...
 
+    def inputs(self, item: Item) -> list[str]:
+        """The files that an item is made from."""
+        ...
+
 
 def share(*words: str) -> float:
     """A number in [0, 1) that depends on the words alone: what splits people and mixes samples, whatever the order."""

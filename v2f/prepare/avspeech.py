@@ -178,6 +178,9 @@ class AVSpeech:
                 there[stem] = path
         return there, left_out
 
+    def inputs(self, item: Item) -> list[str]:
+        return [item.what.path] if item.what.path is not None else []
+
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "avspeech", items, self.config.align == "mtcnn", self._read)
 

@@ -93,6 +93,11 @@ class Pairs:
         items = [Item(_key(row), row.split, row.identity, row.name, row) for row in rows]
         return Plan(items, left_out, {"csv_sha256": sha256(text).hexdigest(), **steps.provenance(config)})
 
+    def inputs(self, item: Item) -> list[str]:
+        row = item.what
+        landmarks = [row.landmarks] if self.config.align == "landmarks" else []
+        return [self._path(path) for path in (row.audio, row.image, *landmarks)]
+
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "pairs", items, self.config.align == "mtcnn", self._read)
 

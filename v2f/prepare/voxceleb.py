@@ -145,6 +145,9 @@ class VoxCeleb:
         }
         return Plan(items, left_out, {**found, **steps.provenance(config)})
 
+    def inputs(self, item: Item) -> list[str]:
+        return [item.what.path, *(photo.path for photo in item.what.photos)]
+
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "voxceleb", items, self.config.align == "mtcnn", self._read)
 
