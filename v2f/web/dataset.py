@@ -162,8 +162,8 @@ def _chosen(dataset: Dataset, count: int, split: str | None, identity: str | Non
     turn: dict[int, int] = {}
     place = {}
     for row in ranked:
-        person = int(index.identity[row])
-        place[row] = turn[person] = turn.get(person, -1) + 1
+        who = int(index.identity[row])
+        place[row] = turn[who] = turn.get(who, -1) + 1
     return np.sort(np.array(sorted(ranked, key=lambda row: place[row])[:count], dtype=np.int64))
 
 
