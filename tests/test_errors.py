@@ -94,18 +94,26 @@ def test_an_output_that_cannot_be_written_is_one_line() -> None:
     assert done.stderr == ("v2f: what it says cannot be written to where stdout leads (No space left on device)\n")
 
 
-def test_a_name_that_the_terminal_cannot_print_is_escaped(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "ok.wav", voice(1), 16000)
+@pytest.mark.parametrize("locale", [{}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["output", "all"])
+def test_a_name_that_the_terminal_cannot_print_is_escaped(tmp_path: Path, locale: dict[str, str]) -> None:
+    """Also where Python takes everything for ASCII: then the names of files and of people on the command line, too."""
+    soundfile.write(tmp_path / "\u00f1.wav", voice(1), 16000)
     Image.new("RGB", (40, 40)).save(tmp_path / "ok.png")
-    rows = ["audio,image,identity", "ok.wav,ok.png,Jos\u00e9", "ni\u00f1o.wav,ok.png,Ana"]
+    rows = ["audio,image,identity", "\u00f1.wav,ok.png,Jos\u00e9", "ni\u00f1o.wav,ok.png,Ana"]
     (tmp_path / "pairs.csv").write_text("\n".join(rows), encoding="utf-8")
-    command = [sys.executable, "-m", "v2f", "shards", "pack", str(REPOSITORY / "shards" / "pairs.yaml"), "workers=1"]
-    command += [f"pairs.csv={tmp_path}/pairs.csv", f"out={tmp_path}/d\u00e9", "pairs.align=none", "pairs.size=32"]
-    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command, capture_output=True, env=environment, cwd=REPOSITORY)
+    command = ["pack", str(REPOSITORY / "shards" / "pairs.yaml"), "workers=1", f"pairs.csv={tmp_path}/pairs.csv"]
+    command += [f"out={tmp_path}/d", "pairs.align=none", "pairs.size=32"]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"} | locale
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
+        whole = [sys.executable, "-m", "v2f", "shards", *arguments]
+        return subprocess.run(whole, capture_output=True, env=environment, cwd=REPOSITORY)
+
+    done = run(*command)
     assert done.returncode == 0, done.stderr
     assert rb"left out: line 3 (ni\xf1o.wav, ok.png): audio is missing" in done.stdout
     assert b"1 samples of 1 people" in done.stdout
+    assert run("verify", f"{tmp_path}/d", "--absent", "Jos\u00e9").returncode == 1
 
 
 def test_python_m_v2f_is_v2f() -> None:

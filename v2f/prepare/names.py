@@ -22,6 +22,8 @@ _FOLDERS = 64  # whose names are kept, where many files of a folder are looked f
 
 def same(name: str) -> str:
     """A name as it compares with others: in NFC. ASCII stays as it is."""
+    with contextlib.suppress(UnicodeEncodeError):  # under a locale of ASCII Python keeps other letters as bytes
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return unicodedata.normalize("NFC", name)
 
 
@@ -37,7 +39,7 @@ def person(identity: str) -> str:
 
 def is_text(name: str) -> bool:
     """Whether a file's name can be written anywhere: the bytes of one that is no UTF-8 cannot."""
-    return printable(name) == name
+    return printable(same(name)) == same(name)
 
 
 def printable(text: str) -> str:
