@@ -282,6 +282,16 @@ def test_every_video_below_the_folder_is_taken_or_counted(tmp_path: Path) -> Non
     }
 
 
+def test_a_video_that_is_mended_after_packing_is_named(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(corpus, tmp_path / "elsewhere"))
+    packed(moved, tmp_path / "out", align="none")
+    shutil.copy(moved / f"videos/{TALK}.mp4", moved / f"videos/{BROKEN}.mp4")
+    packed(moved, tmp_path / "out", align="none")
+    assert f"may be usable now: 1, the first: {BROKEN} 0.00-3.00 s (it was left out" in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------------- fetch
 
 YT_DLP = """#!/bin/sh

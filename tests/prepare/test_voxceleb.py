@@ -421,3 +421,17 @@ def test_where_there_is_no_clip_at_all_the_first_file_is_named(trees: Path) -> N
     with pytest.raises(V2FError, match=r"1 x it does not lie where clips do") as error:
         VoxCeleb(config(trees)).plan()
     assert "; the first: " in str(error.value)
+
+
+def test_a_clip_that_is_mended_after_packing_is_named(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(corpus, tmp_path / "elsewhere"))
+    packed(moved, tmp_path / "out", align="none")
+    clips = moved / "vox1/dev/wav/id10001/1zcIwhmdeo4"
+    shutil.copy(clips / "00001.wav", clips / "00004.wav")
+    packed(moved, tmp_path / "out", align="none")
+    assert "may be usable now: 1, the first: id10001/1zcIwhmdeo4/00004 (it was left" in capsys.readouterr().out
+    shutil.copy(clips / "00001.wav", clips / "00005.wav")
+    with pytest.raises(V2FError, match=r"a data set of other inputs is there \(files_sha256 differ\)"):
+        packed(moved, tmp_path / "out", align="none")
