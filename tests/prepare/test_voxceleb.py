@@ -365,6 +365,8 @@ def test_every_photo_below_the_roots_is_taken_or_counted(trees: Path) -> None:
         ("VGGFace/Nobody", "the folder is of nobody in the metadata"): (0, 2),
         ("VGGFace", "the folder is of nobody in the metadata"): (0, 1),
     }
+    identities = {each.reason: each.identity for each in plan.left_out if each.photos > 0}
+    assert identities["no kind of photo that is taken"] == "id10001"  # so `remove` finds the line
 
 
 def test_a_link_back_packs_nothing_twice(trees: Path) -> None:

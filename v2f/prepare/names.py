@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import re
+import time
 import unicodedata
 
 from v2f import store
@@ -18,6 +19,7 @@ _UNSEEN = (
 )
 _AROUND = re.compile(rf"^[\s{_UNSEEN}]+|[\s{_UNSEEN}]+$")
 _FOLDERS = 64  # whose names are kept, where many files of a folder are looked for
+_SETTLED_NS = 2_000_000_000  # a folder that changed less than this ago may change again without a newer time
 
 
 def same(name: str) -> str:
@@ -67,7 +69,9 @@ def on_disk(path: str) -> str:
 
 def _listed(folder: str) -> dict[str, str]:
     local = store.local_path(folder)
-    return _spellings(folder, os.stat(local).st_mtime_ns if local is not None else None)
+    changed = os.stat(local).st_mtime_ns if local is not None else None
+    settled = changed is None or time.time_ns() - changed > _SETTLED_NS
+    return (_spellings if settled else _spellings.__wrapped__)(folder, changed)
 
 
 @functools.lru_cache(_FOLDERS)

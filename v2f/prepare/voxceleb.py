@@ -205,7 +205,7 @@ class VoxCeleb:
         for name, id in exact.items():
             loose[_loose(name)].add(id)
         photos: dict[str, list[_Photo]] = {id: [] for id in people}
-        others: dict[tuple[str, str], list[str]] = defaultdict(list)
+        others: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         for root in map(on_disk, self.config.faces):
             for path in store.tree(root):
                 name = same(path)
@@ -219,11 +219,12 @@ class VoxCeleb:
                 if owner and not why:
                     photos[owner].append(_Photo(name, store.join(root, path)))
                 else:
-                    others[store.join(root, path).rpartition("/")[0], why].append(path)
+                    folder = store.join(root, path).rpartition("/")[0]
+                    others[folder, owner or folder.rpartition("/")[2], why].append(path)
         left_out = []
-        for (folder, why), names in others.items():
+        for (folder, identity, why), names in others.items():
             detail = f"{len(names)} photos, the first: {names[0].rpartition('/')[2]}"
-            left_out.append(LeftOut(folder, folder.rpartition("/")[2], why, detail, 0, len(names)))
+            left_out.append(LeftOut(folder, identity, why, detail, 0, len(names)))
         return photos, left_out
 
     def _with_photos(self, person: Person, clips: list[_Clip], photos: list[_Photo]) -> list[_Clip]:
