@@ -138,7 +138,10 @@ def names(path: str) -> list[str]:
 
 
 def tree(path: str) -> list[str]:
-    """All files below a folder or prefix, relative to it with slashes, sorted; empty where it does not exist."""
+    """All files below a folder or prefix, relative to it with slashes, sorted; empty where it does not exist.
+
+    Links to folders are followed, but not back into a folder that they lie in.
+    """
     with _explained(path, "list"):
         local = local_path(path)
         if local is None:
@@ -147,10 +150,24 @@ def tree(path: str) -> list[str]:
             except FileNotFoundError:
                 return []
         found: list[str] = []
-        for folder, _, files in os.walk(local, followlinks=True):  # corpora are linked together from several disks
+        above: dict[str, frozenset[tuple[int, int]]] = {}  # folder -> those that lead to it, as the disk knows them
+        for folder, folders, files in os.walk(
+            local, followlinks=True, onerror=_unlisted
+        ):  # corpora are linked together
+            there = os.stat(folder)
+            itself, leading = (there.st_dev, there.st_ino), above.pop(folder, frozenset())
+            if itself in leading:
+                folders.clear()
+                continue
+            above.update((os.path.join(folder, name), leading | {itself}) for name in folders)
             below = os.path.relpath(folder, local).replace(os.sep, "/")
             found += files if below == "." else [f"{below}/{name}" for name in files]
         return sorted(found)
+
+
+def _unlisted(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        log.warning("%s: cannot list it (%s); what lies in it is not seen", error.filename, error.strerror)
 
 
 def _s3_names(path: str, deep: bool = False) -> list[str]:

@@ -90,4 +90,6 @@ if __name__ == "__main__":
     # A script's own folder stands first on sys.path, where evaluate.py or config.py would shadow other packages'.
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p or ".").resolve() != here)]
-    sys.exit(main())
+    from v2f.errors import spoken
+
+    sys.exit(spoken(main)())

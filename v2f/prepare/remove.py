@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,23 +33,25 @@ from v2f.data.manifest import (
 )
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
-from v2f.prepare import LeftOut, parts, yields
-from v2f.prepare.parts import LEFT_OUT
-from v2f.prepare.yields import YIELD
+from v2f.prepare import parts, yields
+from v2f.prepare.names import person
+from v2f.prepare.yields import LEFT_OUT, YIELD
 
 _WHAT = "what.json"  # in ROOT/removing/: who goes, and which shards
 _REWRITTEN = re.compile(rf"(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}-r\d+\.tar")
 
 
 def remove(root: str, identities: Sequence[str]) -> Dataset:
-    """Take all samples of ``identities`` out of the data set under ``root``, print what that changed, and open it.
+    """Take all samples of ``identities``, however they are spelled (``names.py``), out of the data set under ``root``,
+    print what that changed, and open it.
 
     :class:`V2FError` where one of them is not in it, before anything is changed.
     """
-    gone = _finish(root)
+    identities = [*dict.fromkeys(map(person, identities))]
+    gone = [*map(person, _finish(root))]
     dataset = open_dataset(root)
     parts.leave(root)  # records of packing name people, too
-    there = {*dataset.manifest.identities, *_named_beside(root)}
+    there = {person(identity) for identity in (*dataset.manifest.identities, *_named_beside(root))}
     for identity in identities:
         if identity not in there and identity not in gone:
             nearest = difflib.get_close_matches(identity, there, 1)
@@ -91,7 +93,9 @@ def _decide(dataset: Dataset, identities: Sequence[str]) -> None:
     for name in store.names(root):  # of a removal that was killed here
         if _REWRITTEN.fullmatch(name) and name not in {shard.name for shard in manifest.shards}:
             store.remove(store.join(root, name))
-    leaving_N = np.isin(dataset.index.identity, [i for i, who in enumerate(manifest.identities) if who in identities])
+    leaving_N = np.isin(
+        dataset.index.identity, [i for i, who in enumerate(manifest.identities) if person(who) in identities]
+    )
     shards: list[ShardRows] = []
     old: list[str] = []
     for number, shard in enumerate(tqdm(manifest.shards, unit="shard", desc=f"removing from {root}", disable=None)):
@@ -160,28 +164,18 @@ def _finish(root: str) -> list[str]:
     return list(what["identities"])
 
 
-def _left_out(root: str) -> Iterator[LeftOut]:
-    path = store.join(root, LEFT_OUT)
-    if store.exists(path):
-        try:
-            for line in store.read_bytes(path).decode().splitlines():
-                yield LeftOut(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise V2FError(f"{path}: this is no list of what was left out ({error}); restore or remove it") from error
-
-
 def _named_beside(root: str) -> set[str]:
     """Who is named beside the data: people of whom samples were left out."""
-    return {each.identity for each in _left_out(root)}
+    return {each.identity for each in yields.read_left_out(root)}
 
 
 def _clean_beside(root: str, folder: str, identities: Sequence[str]) -> None:
     """The reports of packing without ``identities``; ``folder`` holds the manifest and index of what stays."""
     dataset = open_dataset(folder)
-    left_out = [each for each in _left_out(root) if each.identity not in identities]
+    identities = [person(identity) for identity in identities]
+    left_out = [each for each in yields.read_left_out(root) if person(each.identity) not in identities]
     if store.exists(store.join(root, LEFT_OUT)):
-        lines = [json.dumps(vars(each), ensure_ascii=False) + "\n" for each in left_out]
-        store.write_bytes(store.join(root, LEFT_OUT), "".join(lines).encode())
+        yields.write_left_out(root, left_out)
     path = store.join(root, YIELD)
     if store.exists(path):
         split_N = [dataset.manifest.shards[shard].split for shard in dataset.index.shard]
