@@ -433,7 +433,7 @@ class _State(_Known):
 
 
 class _Record(_Known):
-    lease: tuple[int, str] | None = None
+    lease: list[int | str] | None = Field(None, min_length=2, max_length=2)
     step: int = Field(ge=0)
     saved: str = ""
     parts: list[_Part] = Field(min_length=1)
