@@ -30,7 +30,8 @@ import safetensors.torch
 from torch import Tensor
 
 from v2f import store
-from v2f.errors import V2FError
+from v2f.errors import V2FError, unexpected
+from v2f.local import PassingError
 from v2f.system import System, trained
 
 log = logging.getLogger("v2f")
@@ -251,8 +252,7 @@ def write_tensors(path: str, tensors: Mapping[str, Tensor], notes: dict[str, str
 
 
 def _line(error: Exception) -> str:
-    text = (str(error).splitlines() or [""])[0]
-    return text if isinstance(error, V2FError) else f"unexpected {type(error).__name__}: {text}"
+    return (str(error).splitlines() or [""])[0] if isinstance(error, V2FError) else unexpected(error)
 
 
 @contextlib.contextmanager
@@ -420,7 +420,7 @@ def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], pa
     try:
         store.write_bytes(own, socket.gethostname().encode())
     except V2FError as error:
-        failure = str(error)
+        failure = str(error), error.again
     failures = gather(failure)
     absent: list[int] = []
     listed: list[str] = []
@@ -440,7 +440,8 @@ def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], pa
             store.remove(store.join(root, name))
     for other, told in enumerate(failures):
         if told:
-            raise V2FError(f"rank {other} cannot write where the run is to be: {told}")
+            kind = PassingError if told[1] else V2FError
+            raise kind(f"rank {other} cannot write where the run is to be: {told[0]}")
     for other, (host, missing) in enumerate(seen):
         if missing:
             raise V2FError(

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from v2f import local as files
 from v2f.errors import V2FError
 
 C = TypeVar("C", bound="Config")
@@ -73,7 +74,8 @@ def parse_yaml(text: str, where: str) -> Any:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with files.opened(path, "r", encoding="utf-8") as file:
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise V2FError(
             f"{path}: cannot read this configuration ({getattr(error, 'strerror', None) or error})"

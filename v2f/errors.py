@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 
 
@@ -32,9 +33,14 @@ def guarded(command: Callable[[], int | None], *, debug: bool, mistake: int = 1)
     except Exception as error:  # a defect of ours: one line for the user, the traceback for whoever asks
         if debug:
             raise
-        text = (str(error).splitlines() or [""])[0]
-        print(
-            f"v2f: unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)",
-            file=sys.stderr,
-        )
+        print(f"v2f: {unexpected(error)} (run again with --debug for the traceback)", file=sys.stderr)
         return 1
+
+
+def unexpected(error: BaseException) -> str:
+    """An error that nobody has foreseen in one line: its kind, its text, and, where it has none, where it arose."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if not text:
+        frames = traceback.extract_tb(error.__traceback__)
+        text = f"at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "without a word"
+    return f"unexpected {type(error).__name__}: {text}"

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from v2f import local as files
 from v2f import s3
 from v2f.config import user_in
 from v2f.errors import V2FError
@@ -100,7 +101,7 @@ def exists(path: str) -> bool:
     local = local_path(path)
     if local is not None:
         return os.path.exists(local)
-    with _explained(path, "look up"):
+    with explained(path, "look up"):
         if not _on_s3(path):
             filesystem = _filesystem(path)
             return _retried(path, "look up", lambda: bool(filesystem.exists(path)))
@@ -115,10 +116,10 @@ def exists(path: str) -> bool:
 
 def size(path: str) -> int:
     """Bytes of one file or object."""
-    with _explained(path, "look up"):
+    with explained(path, "look up"):
         local = local_path(path)
         if local is not None:
-            return os.path.getsize(local)
+            return files.check_file(local).st_size
         if _on_s3(path):
             return _retried(path, "look up", lambda: s3.size(path))
         filesystem = _filesystem(path)
@@ -127,7 +128,7 @@ def size(path: str) -> int:
 
 def names(path: str) -> list[str]:
     """Names (without folder) of what a folder or prefix holds, sorted; empty where it does not exist."""
-    with _explained(path, "list"):
+    with explained(path, "list"):
         local = local_path(path)
         if local is not None:
             return sorted(os.listdir(local)) if os.path.isdir(local) else []
@@ -139,7 +140,7 @@ def names(path: str) -> list[str]:
 
 def tree(path: str) -> list[str]:
     """All files below a folder or prefix, relative to it with slashes, sorted; empty where it does not exist."""
-    with _explained(path, "list"):
+    with explained(path, "list"):
         local = local_path(path)
         if local is None:
             try:
@@ -186,10 +187,10 @@ def _other_tree(path: str) -> list[str]:
 
 def read_bytes(path: str) -> bytes:
     """The whole content."""
-    with _explained(path, "read"):
+    with explained(path, "read"):
         local = local_path(path)
         if local is not None:
-            with open(local, "rb") as file:
+            with files.opened(local) as file:
                 data = file.read()
             _count(requests=1)
         elif _on_s3(path):
@@ -203,10 +204,10 @@ def read_bytes(path: str) -> bytes:
 
 def read_range(path: str, offset: int, length: int) -> bytes:
     """Exactly ``length`` bytes from ``offset``; fewer are an error."""
-    with _explained(path, "read"):
+    with explained(path, "read"):
         local = local_path(path)
         if local is not None:
-            with open(local, "rb") as file:
+            with files.opened(local) as file:
                 file.seek(offset)
                 data = file.read(length)
             _count(requests=1)
@@ -278,29 +279,60 @@ def write_bytes(path: str, data: bytes) -> None:
 def replacing(path: str) -> Iterator[str]:
     """A temporary local file that takes the place of ``path`` when the block ends without an error.
 
-    Locally it is synced and renamed, remotely it is put as one object (S3 shows an object only when whole).
+    Locally it is synced and renamed, remotely it is put as one object (S3 shows an object only when whole), by way of
+    this machine's scratch folder. What the block's own writing to the file runs into is explained, too.
     """
     local = local_path(path)
-    folder = os.path.dirname(local) or "." if local is not None else None
-    with _explained(path, "write"):
-        if folder is not None:
-            os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=folder)
-        os.close(handle)
+    shown = _shown(path)
+    if local is None:
+        where, place = f"{shown}: by way of {files.scratch()} ({files.SCRATCH})", files.scratch()
+        with files.explained(where, place=place):
+            temporary = files.scratch_file()
+    else:
+        where, place = shown, local
+        with explained(path):
+            _check_place(local)
+            os.makedirs(os.path.dirname(local) or ".", exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=os.path.dirname(local) or ".")
+            os.close(handle)
     try:
-        yield temporary
-        with _explained(path, "write"):
+        with _explained_of(temporary, where, place):
+            yield temporary
+        with explained(path):
             length = os.path.getsize(temporary)
             _put(temporary, path, local)
             _count(bytes_written=length)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _explained_of(temporary: str, where: str, place: str) -> Iterator[None]:
+    """Explains what writing ``temporary`` raises, and nothing of other files."""
+    try:
+        yield
+    except Exception as error:
+        others = {getattr(error, name, None) for name in ("filename", "filename2")} - {None}
+        if isinstance(error, (V2FError, ConnectionError, TimeoutError)) or (others and temporary not in others):
+            raise
+        line = files.explanation(where, "write", error, place)
+        if line is None or (isinstance(error, OSError) and error.errno is None):
+            raise
+        raise line from None
+
+
+def _check_place(local: str) -> None:
+    """Refuse to put a file in the place of a folder or, by its name, of a device."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.isdir(local):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), local)
+        files.check_file(local)
 
 
 def remove(path: str) -> None:
     """Remove one file or object; it is no error if it is not there."""
-    with _explained(path, "remove"), contextlib.suppress(FileNotFoundError):
+    with explained(path, "remove"), contextlib.suppress(FileNotFoundError):
         local = local_path(path)
         if local is not None:
             os.unlink(local)
@@ -331,7 +363,7 @@ def remove_folder(path: str, first: str) -> None:
     if failures:
         raise failures[0]
     if local is not None and os.path.isdir(local):
-        with _explained(path, "remove"):
+        with explained(path, "remove"):
             os.rmdir(local)
 
 
@@ -455,31 +487,49 @@ def _shown(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: str, verb: str) -> Iterator[None]:
-    """Turns what a file system or a library raises into one line; foreign texts stay out of it."""
+def explained(path: str, verb: str = "write") -> Iterator[None]:
+    """Turns what a file system or a library raises into one line; foreign texts stay out of it.
+
+    Also for who writes a local file by other means than :func:`replacing`.
+    """
     try:
         yield
     except V2FError:
         raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise V2FError(f"{_shown(path)}: cannot {verb} it, there is no such file") from None
-    except PermissionError as error:
-        code = f" ({error})" if isinstance(error, s3.DeniedError) else ""
-        raise V2FError(
-            f"{_shown(path)}: cannot {verb} it, access is denied{code}; check its rights or credentials"
-        ) from None
-    except s3.S3Error as error:
-        raise V2FError(f"{_shown(path)}: cannot {verb} it: {error}") from None
-    except OSError as error:
-        reason = (
-            "the disk is full" if error.errno == errno.ENOSPC else os.strerror(error.errno) if error.errno else None
-        )
-        raise V2FError(f"{_shown(path)}: cannot {verb} it ({reason or type(error).__name__})") from None
-    except (ImportError, ValueError) as error:
-        raise V2FError(f"{_shown(path)}: cannot {verb} it, this kind of path is not understood") from error
     except Exception as error:
-        if local_path(path) is not None:
+        line = _explanation(path, verb, error)
+        if line is None:
             raise
-        raise V2FError(
-            f"{_shown(path)}: cannot {verb} it ({type(error).__name__}); check endpoint and credentials"
-        ) from None
+        raise line from (error if isinstance(error, (ImportError, ValueError)) else None)
+
+
+def _explanation(path: str, verb: str, error: Exception) -> V2FError | None:
+    shown, remote = _shown(path), local_path(path) is None
+    if isinstance(error, s3.DeniedError):
+        return V2FError(f"{shown}: cannot {verb} it, access is denied ({error}); check its rights or credentials")
+    if isinstance(error, s3.S3Error):
+        return V2FError(f"{shown}: cannot {verb} it: {error}")
+    missing = remote and isinstance(error, FileNotFoundError) and error.filename is None  # else one of this machine
+    if missing and (verb == "write" or _has_no_bucket(path)):
+        return V2FError(f"{shown}: cannot {verb} it: {s3.NO_BUCKET}")
+    line = files.explanation(shown, verb, error, local_path(path))
+    if line is not None:
+        return line
+    if isinstance(error, (ImportError, ValueError)):
+        return V2FError(f"{shown}: cannot {verb} it, this kind of path is not understood")
+    if remote:
+        return V2FError(f"{shown}: cannot {verb} it ({type(error).__name__}); check endpoint and credentials")
+    return None
+
+
+def _has_no_bucket(path: str) -> bool:
+    """Whether an object is missing because its bucket is: the answer to a HEAD, and of some stores to a GET, does not
+    tell them apart."""
+    if _on_s3(path):
+        try:
+            s3.page(path, None, limit=1)
+        except s3.NoBucketError:
+            return True
+        except Exception:  # it was but a question; what is known already is told
+            return False
+    return False

@@ -41,6 +41,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from v2f import local as files
 from v2f import store
 from v2f.config import without_credentials
 from v2f.errors import V2FError
@@ -56,6 +57,7 @@ _PARAMETER, _TAG = 6000, 5000  # characters that MLflow keeps
 _CHECKED = 4096  # bytes before the mark by which the spool is known again
 _GIB = 2.0**30
 
+_CA = "MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE"
 _MACHINERY = ("checkpoint/", "data/", "skew/", "speed/", "time/", "tracking/")  # of the trainer, not of what it trains
 _KIND = "custom_model_development"  # else MLflow's page takes an experiment for one of language models
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
@@ -169,7 +171,7 @@ class Tracker:
             self._spool.append(line)
             self._sayer.over("disk", f"{self._spool.path} is written again, with the points that have waited")
         except OSError as error:  # a full disk must not end a training
-            reason = error.strerror or type(error).__name__
+            reason = files.strerror(error)
             self._sayer.say("disk", f"cannot write {self._spool.path}: {reason}; training goes on, points wait")
         if self._delivery is not None:
             self._delivery.news.set()
@@ -236,9 +238,10 @@ class _Spool:
     """``metrics.jsonl``, appended to line by line: a line is there whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self._last, self._size = _taken_up(self.path)
+        with files.explained(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._last, self._size = _taken_up(self.path)
         self._waiting: deque[bytes] = deque()
         self._file: Any = None
         self._torn = False
@@ -266,7 +269,7 @@ class _Spool:
     def _flush(self) -> None:
         while self._waiting:
             if self._file is None:
-                self._file = self.path.open("ab", buffering=0)
+                self._file = files.opened(self.path, "ab", buffering=0)
             if self._torn:  # the disk took a part of a line: away with it
                 os.truncate(self._file.fileno(), self._size)
             self._torn = True
@@ -284,7 +287,7 @@ def _taken_up(spool: Path) -> tuple[dict[str, int], int]:
     if not spool.exists():
         return last, 0
     whole = 0
-    with spool.open("rb") as lines:
+    with files.opened(spool) as lines:
         for raw in lines:
             if raw.endswith(b"\n"):
                 whole += len(raw)
@@ -479,7 +482,7 @@ class _Delivery(threading.Thread):
         if not self._spool.exists() or self._spool.stat().st_size < mark:
             return None
         start = max(0, mark - _CHECKED)
-        with self._spool.open("rb") as spool:
+        with files.opened(self._spool) as spool:
             spool.seek(start)
             return zlib.crc32(spool.read(mark - start))
 
@@ -488,7 +491,7 @@ class _Delivery(threading.Thread):
         lines: list[dict[str, Any]] = []
         size = points = 0
         if self._spool.exists():
-            with self._spool.open("rb") as spool:
+            with files.opened(self._spool) as spool:
                 spool.seek(mark)
                 for raw in spool:
                     if not raw.endswith(b"\n") or points >= _BATCH:
@@ -538,7 +541,7 @@ class _Delivery(threading.Thread):
             return
         path = self._folder / line["picture"]
         try:
-            with Image.open(path) as file:
+            with files.opened(path) as content, Image.open(content) as file:
                 picture = file.copy()
         except OSError:
             self._sayer.say("picture", f"{path} is not there or no picture any more, and left out")
@@ -691,7 +694,8 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        with files.explained(uri.removeprefix("sqlite:///")):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
@@ -720,6 +724,10 @@ def _reason(error: BaseException) -> str:
     import requests
 
     first_line = (str(error).splitlines() or [""])[0]
+    if "CERTIFICATE_VERIFY_FAILED" in first_line:
+        return f"its certificate is not trusted; name the file of its CA in {_CA}"
+    if "[X509" in first_line or "TLS CA certificate bundle" in first_line:
+        return f"the file that {_CA} names is not there or holds no certificate"
     code = re.search(r"(?:error code |too many )(\d{3})", first_line)
     if code is not None:
         denied = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
