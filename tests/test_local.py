@@ -158,12 +158,12 @@ def test_a_line_is_there_whole_or_not_at_all(tmp_path: Path, room: int) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"one\ncut by a ki")
     with contextlib.closing(Lines(path)) as lines:
-        with no_file_beyond(4 + room), pytest.raises(OSError, match="too large|No space"):
+        with no_file_beyond(4 + room), pytest.raises(OSError, match=r"too large|No space"):
             lines.write(b"twotwo\n")
         assert path.read_bytes() == b"one\ntwotwo\n"[: 4 + room]
         lines.write(b"three\n")
         assert path.read_bytes() == b"one\nthree\n"
-        with no_file_beyond(12), pytest.raises(OSError, match="too large|No space"):
+        with no_file_beyond(12), pytest.raises(OSError, match=r"too large|No space"):
             lines.write(b"fourfour\n")
     assert path.read_bytes() == b"one\nthree\n"
 

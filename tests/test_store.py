@@ -15,6 +15,7 @@ import botocore.exceptions as known
 import fsspec
 import pytest
 from botocore.parsers import ResponseParserError
+from certificates import serving
 
 from v2f import s3, store
 from v2f.errors import V2FError
@@ -250,6 +251,7 @@ def _client_error(status: int, code: str) -> known.ClientError:
         (_client_error(403, "InvalidAccessKeyId"), s3.DeniedError, "HTTP 403 InvalidAccessKeyId"),
         (_client_error(400, "ExpiredToken"), s3.S3Error, "HTTP 400 ExpiredToken"),
         (_client_error(404, "NoSuchKey"), FileNotFoundError, "404"),
+        (_client_error(404, "NoSuchBucket"), s3.NoBucketError, "there is no such bucket"),
         (_client_error(416, "InvalidRange"), s3.BeyondEndError, "416"),
     ],
 )
@@ -289,3 +291,33 @@ def test_a_tree_is_all_files_below_a_folder_whatever_it_is_linked_of(tmp_path: P
     assert store.tree(f"{tmp_path}/root") == ["3.wav", "a/2.wav", "a/b/1.wav", "aa/4.wav", "linked/5.wav"]
     assert store.tree("memory://tree/root/a") == ["2.wav", "b/1.wav"]
     assert store.tree(f"{tmp_path}/nowhere") == store.tree("memory://nowhere") == []
+
+
+def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "x")
+    (tmp_path / "junk.pem").write_text("no certificate")
+    with serving(tmp_path) as (address, certificate):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        for bundle, why in (
+            ("", "the endpoint's certificate is not trusted; name the file of its CA in AWS_CA_BUNDLE"),
+            (f"{tmp_path}/none.pem", "the file that AWS_CA_BUNDLE names is not there or holds no certificate"),
+            (f"{tmp_path}/junk.pem", "the file that AWS_CA_BUNDLE names is not there or holds no certificate"),
+        ):
+            if bundle:
+                monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
+            before = store.statistics()
+            for act in (store.read_bytes, store.names, lambda path: store.write_bytes(path, b"x")):
+                with pytest.raises(V2FError, match=rf"s3://b/k: cannot \w+ it: {why}"):
+                    act("s3://b/k")
+            assert store.statistics().retries == before.retries
+        monkeypatch.setenv("AWS_CA_BUNDLE", certificate)
+        assert store.names("s3://b/k") == []
+    with serving(tmp_path, tls=False) as (address, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(
+            V2FError, match="the endpoint does not speak TLS; is AWS_ENDPOINT_URL to begin with http://"
+        ):
+            store.names("s3://b/k")
