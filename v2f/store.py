@@ -224,6 +224,27 @@ def read_range(path: str, offset: int, length: int) -> bytes:
     return data
 
 
+def chunks(path: str, length: int = 16 << 20) -> Iterator[bytes]:
+    """The whole content in pieces of at most ``length`` bytes, of which one is held at a time."""
+    local = local_path(path)
+    if local is None:
+        there = size(path)
+        for offset in range(0, there, length):
+            yield read_range(path, offset, min(length, there - offset))
+        return
+    with explained(path, "read"):
+        file = files.opened(local)
+    with file:
+        _count(requests=1)
+        while True:
+            with explained(path, "read"):
+                piece: bytes = file.read(length)
+            if not piece:
+                return
+            _count(bytes_read=len(piece))
+            yield piece
+
+
 def _s3_bytes(path: str, offset: int, stop: int | None) -> bytes:
     """Bytes [offset, stop) of an object, or as many of them as it has."""
     attempts = _Attempts(path, "read")
