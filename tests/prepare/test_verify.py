@@ -55,6 +55,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+KINDS = ["flipped", "cut", "missing", "fifo", "more", "zeros", "empty"]
 DAMAGES: list[tuple[Callable[[Path], object], list[str]]] = [
     (flip, ["SHA-256", "sample s0: its CRC-32"]),
     (lambda path: path.write_bytes(path.read_bytes()[:-9000]), ["bytes, the manifest says", "SHA-256", "sample s3: "]),
@@ -74,7 +75,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("pieces")
-@pytest.mark.parametrize(("change", "expected"), DAMAGES, ids=["flipped", "cut", "missing", "fifo", "more", "zeros", "empty"])
+@pytest.mark.parametrize(("change", "expected"), DAMAGES, ids=KINDS)
 def test_damage_is_found_where_it_is(sound: str, change: Callable[[Path], object], expected: list[str]) -> None:
     change(Path(sound) / "train-00000.tar")
     found = said(sound)
@@ -90,7 +91,7 @@ def test_gaps_and_an_index_that_goes_back_are_named(tmp_path: Path, remote: bool
     items = [item(n, f"p{n}", "train") for n in range(3)]
     rows = write_shard(root, "train-00000.tar", "train", items)
     a, b, _ = rows.offset
-    write_manifest(root, [replace(rows, offset=[b, a, a + 512], length=rows.length[:2] + [512])], {})
+    write_manifest(root, [replace(rows, offset=[b, a, a + 512], length=[*rows.length[:2], 512])], {})
     found = said(root)
     assert [line.removeprefix("train-00000.tar: sample ") for line in found[:4]] == [
         f"s0: {b} bytes before it belong to no sample",

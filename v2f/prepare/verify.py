@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 from tqdm import tqdm
 
 from v2f import store
@@ -159,7 +160,7 @@ class _Stream:
         """Whether from ``start`` on there is anything but zeros. Reads to the end, in any case."""
         more = False
         while True:
-            more = more or bool(self._piece[max(0, start - self._begins) :].tobytes().strip(b"\0"))
+            more = more or bool(np.frombuffer(self._piece, np.uint8)[max(0, start - self._begins) :].any())
             if not self._next():
                 return more
 
