@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import operator
 import os
 import re
 import secrets
@@ -27,9 +28,11 @@ from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
+from pydantic import Field
 from torch import Tensor
 
 from v2f import store
+from v2f.config import Record, problem_of
 from v2f.errors import V2FError, unexpected
 from v2f.local import PassingError
 from v2f.system import System, trained
@@ -189,7 +192,9 @@ class Saver:
             listed = set(store.names(folder))
             for rank, name in enumerate(names):
                 if name not in receipts and name + ".json" in listed:
-                    receipts[name] = json.loads(store.read_bytes(store.join(folder, name + ".json")))
+                    receipts[name] = store.read_record(
+                        store.join(folder, name + ".json"), _Receipt, "look at the disk and the store"
+                    )
                     if "failed" in receipts[name]:
                         raise V2FError(f"rank {rank} could not write its part ({receipts[name]['failed']})")
             absent = [rank for rank, name in enumerate(names) if name not in receipts or name not in listed]
@@ -334,10 +339,65 @@ def read_state(folder: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(content)
         known = record.get("format")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise _damaged(folder, COMMIT, "it is no JSON record") from None
     if known != FORMAT:
         raise V2FError(f"{folder}: checkpoint format {known!r}, this version of v2f reads {FORMAT}")
+    return _checked(folder, record)
+
+
+class _Part(Record):
+    name: str = Field(pattern=r"^[^/]+$")
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class _Receipt(Record):
+    """What a rank has written; or why it could not."""
+
+    bytes: int = 0
+    sha256: str = ""
+    failed: str = ""
+
+
+class _Clock(Record):
+    first_start: float
+    starts: int
+    step_seconds: float
+    saved: float
+
+
+class _State(Record):
+    """What a run goes on from. Who saves less than a training does leaves out what it has not."""
+
+    step: int | None = None
+    slot: int | None = None
+    fingerprint: str | None = None
+    order: str | None = None
+    quarantine: list[int] = []
+    weights: dict[str, str | None] = {}
+    config: dict[str, Any] = {}
+    run_id: str | None = None
+    versions: dict[str, str] = {}
+    precision: str | None = None
+    metrics: dict[str, float | None] = {}
+    measured_at: int | None = None
+    clock: _Clock | None = None
+    norms: dict[str, list[float]] = {}
+
+
+class _Commit(Record):
+    step: int = Field(ge=0)
+    saved: str = ""
+    parts: list[_Part] = Field(min_length=1)
+    state: _State
+
+
+def _checked(folder: str, record: dict[str, Any]) -> dict[str, Any]:
+    """``record`` if it is what a checkpoint commits; V2FError, with the way out, if a part of it is something else."""
+    problem = problem_of(_Commit, record)
+    if problem is not None:
+        raise _damaged(folder, COMMIT, problem)
     return record
 
 
@@ -389,12 +449,16 @@ def read_header(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
         if length > _LARGEST_HEADER:
             raise ValueError(length)
         header = json.loads(store.read_range(path, 8, length))
-        notes = header.pop("__metadata__", {})
+        notes = {str(name): str(text) for name, text in header.pop("__metadata__", {}).items()}
         entries = {
-            name: Entry(about["dtype"], tuple(about["shape"]), about["data_offsets"][1] - about["data_offsets"][0])
+            name: Entry(
+                str(about["dtype"]),
+                tuple(map(operator.index, about["shape"])),
+                operator.index(about["data_offsets"][1]) - operator.index(about["data_offsets"][0]),
+            )
             for name, about in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise V2FError(f"{path}: no safetensors file; it was cut or damaged, copy it anew") from None
     return entries, notes
 

@@ -38,6 +38,25 @@ class Config(BaseModel):
     )
 
 
+class Record(BaseModel):
+    """Base of what is relied on in a file that the program has written; whatever else stands there is let through."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+def problem_of(record: type[Record], value: Any) -> str | None:
+    """Why ``value`` of a file is no such record, in few words; None if it is one."""
+    if not isinstance(value, dict):
+        return f"it holds {type(value).__name__} and no mapping"
+    try:
+        record.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return None
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe subset, with numbers such as ``1e-3`` read as numbers and duplicate keys refused."""
 
@@ -69,6 +88,9 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f" line {mark.line + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise V2FError(f"{where}:{line} not valid YAML ({problem})") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        # PyYAML's constructors of numbers and dates, and a nesting without end
+        raise V2FError(f"{where}: not valid YAML ({type(error).__name__}: {error})".splitlines()[0]) from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ forbidden is not asked for again. Errors are :class:`V2FError` with the path and
 import contextlib
 import errno
 import functools
+import json
 import logging
 import os
 import random
@@ -27,7 +28,7 @@ import fsspec
 
 from v2f import local as files
 from v2f import s3
-from v2f.config import user_in
+from v2f.config import Record, problem_of, user_in
 from v2f.errors import V2FError
 
 log = logging.getLogger("v2f")
@@ -200,6 +201,21 @@ def read_bytes(path: str) -> bytes:
             data = _retried(path, "read", lambda: bytes(filesystem.cat_file(path)))
     _count(bytes_read=len(data))
     return data
+
+
+def read_record(path: str, record: type[Record], way_out: str) -> dict[str, Any]:
+    """The JSON mapping in a file that the program has written, as ``record`` wants it; V2FError, which ends with
+    ``way_out``, where it was cut, damaged or edited into something else."""
+    content = read_bytes(path)
+    try:
+        value: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        raise V2FError(f"{path}: it is damaged, not valid JSON; {way_out}") from None
+    problem = problem_of(record, value)
+    if problem is not None:
+        raise V2FError(f"{path}: it is damaged, {problem}; {way_out}")
+    found: dict[str, Any] = value
+    return found
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:

@@ -40,10 +40,11 @@ from typing import Any, Literal
 
 import psutil
 import torch
+from pydantic import Field
 
 from v2f import local as files
 from v2f import store
-from v2f.config import without_credentials
+from v2f.config import Record, problem_of, without_credentials
 from v2f.errors import V2FError
 
 log = logging.getLogger("v2f")
@@ -309,11 +310,28 @@ def _shown(name: str) -> str:
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:
     """A line of the spool, or None where a crash of the machine has left something else."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         line = json.loads(raw)
-        if isinstance(line, dict) and line.keys() >= {"step", "samples"}:
-            return line
+        if problem_of(_Picture if isinstance(line, dict) and "picture" in line else _Points, line) is None:
+            found: dict[str, Any] = line
+            return found
     return None
+
+
+class _Line(Record):
+    step: int
+    samples: int
+    time: float
+
+
+class _Points(_Line):
+    kind: str
+    metrics: dict[str, float]
+
+
+class _Picture(_Line):
+    picture: str
+    name: str
 
 
 # ------------------------------------------------------------------------------------------------ delivering
@@ -583,17 +601,46 @@ def read_state(folder: str) -> dict[str, Any]:
     A broken file counts as none: the checkpoint knows the ``run_id``, too, and MLflow what it has.
     """
     try:
-        state = json.loads(store.read_bytes(store.join(folder, "tracking.json")))
-    except (V2FError, OSError, ValueError):
+        return store.read_record(store.join(folder, "tracking.json"), _State, "remove it")
+    except V2FError:
         return {}
-    return state if isinstance(state, dict) else {}
+
+
+class _Mark(Record):
+    bytes: int = Field(ge=0)
+    crc: int | None
+
+
+class _Dataset(Record):
+    name: str
+    digest: str
+    source: str
+    profile: dict[str, Any]
+
+
+class _State(Record):
+    """What ``tracking.json`` holds; a start completes it."""
+
+    id: str = ""
+    run_id: str | None = None
+    status: str | None = None
+    uri: str = ""
+    experiment: str = ""
+    name: str = ""
+    parameters: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    marks: dict[str, _Mark] = {}
+    datasets: list[_Dataset] = []
 
 
 def deliver(folder: str, patience_s: float = 600.0) -> None:
     """Bring MLflow what it has missed of a run that is over; V2FError where that does not succeed."""
     state = read_state(folder)
-    if "parameters" not in state:
-        raise V2FError(f"{folder}: no tracking.json: the run was trained with tracking.uri=null, and is not at MLflow")
+    if not state.keys() >= {"uri", "experiment", "name", "parameters", "tags", "status"}:
+        raise V2FError(
+            f"{folder}: no tracking.json, or a damaged one: the run was trained with tracking.uri=null and is not at "
+            "MLflow; or start it once more with --resume auto, which writes the file anew"
+        )
     delivery = _Delivery(Path(folder), state, _Sayer())
     delivery.start()
     if not delivery.finish(state["status"] or "KILLED", patience_s):  # None: it could not even say how it ended

@@ -91,10 +91,10 @@ def _reported(content: bytes, identity: str) -> bool:
     text = content.decode("utf-8", "replace")
     try:
         return _names(json.loads(text), identity)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             return any(_names(json.loads(line), identity) for line in text.splitlines())
-        except ValueError:
+        except (ValueError, RecursionError):
             return True
 
 
