@@ -508,7 +508,7 @@ def _name_again(folder: Path, numbers: list[int]) -> None:
         return
     known, kept = set(numbers), {}
     for line in store.read_bytes(str(path)).decode("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError, LookupError, TypeError):  # a kill may have cut the last line
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # a kill may have cut a line
             number = json.loads(line)["number"]
             if number in known:
                 kept[number] = line + "\n"

@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from v2f import local as files
 from v2f import store
+from v2f.config import Record, problem_of
 from v2f.data.loader import Loader
 from v2f.engine import StepResult
 from v2f.errors import V2FError
@@ -140,8 +143,8 @@ class Norms:
 class SlotLog:
     """Which sample each slot of each step was: ``RUN/slots/ATTEMPT-rank-N.jsonl``, a line a step.
 
-    A full disk does not end a training: it is said once, and when there is room again, a line tells which steps are
-    not in the log: ``{"lost": [FIRST, LAST]}``. V2FError where there can be no log, for another reason than room.
+    A full disk does not end a training: it is said once, and when there is room again, a line without slots tells which
+    steps are not in the log: ``"lost": [FIRST, LAST]``. V2FError where there can be no log, for another reason.
     """
 
     def __init__(self, folder: Path, attempt: str, rank: int) -> None:
@@ -160,7 +163,8 @@ class SlotLog:
             lines = self._open()
             with files.explained(self.path):
                 if self._lost:
-                    lines.write(json.dumps({"lost": self._lost}).encode() + b"\n")
+                    gap = {"step": self._lost[1], "slot": [], "key": [], "lost": self._lost}
+                    lines.write(json.dumps(gap).encode() + b"\n")
                     say(f"{self.path} is written again; steps {self._lost[0]} to {self._lost[1]} are not in it")
                     self._lost, self._said = [], False
                 lines.write(json.dumps(line).encode() + b"\n")
@@ -192,18 +196,45 @@ def read_slots(folder: str) -> list[tuple[int, int, str]]:
 
     Steps that a log has lost are not among them.
     """
-    starts = [json.loads(line) for line in _lines(Path(folder, "starts.jsonl"))]
+    starts = _records(Path(folder, "starts.jsonl"), _Start)
     found = []
     for i, start in enumerate(starts):
         end = min((later["step"] for later in starts[i + 1 :]), default=float("inf"))
         for path in sorted(Path(folder, "slots").glob(f"{start['attempt']}-rank-*.jsonl")):
-            for text in _lines(path):
-                line = json.loads(text)
-                if "lost" not in line and line["step"] < end:
+            for line in _records(path, _Slots):
+                if line["step"] < end:
                     found += [(line["step"], *pair) for pair in zip(line["slot"], line["key"], strict=True)]
     return sorted(found)
 
 
-def _lines(path: Path) -> list[bytes]:
+class _Start(Record):
+    attempt: str
+    step: int
+
+
+class _Slots(Record):
+    step: int
+    slot: list[int]
+    key: list[str]
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "_Slots":
+        if len(self.slot) != len(self.key):
+            raise ValueError("there are not as many keys as slots")
+        return self
+
+
+def _records(path: Path, record: type[Record]) -> list[dict[str, Any]]:
     """The whole lines of a file: a kill may have cut the last one."""
-    return [line for line in store.read_bytes(str(path)).splitlines(keepends=True) if line.endswith(b"\n")]
+    found = []
+    for number, line in enumerate(store.read_bytes(str(path)).splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                raise V2FError(f"{path}: line {number} is damaged, not valid JSON; remove the line") from None
+            problem = problem_of(record, value)
+            if problem is not None:
+                raise V2FError(f"{path}: line {number} is damaged, {problem}; remove the line")
+            found.append(value)
+    return found
