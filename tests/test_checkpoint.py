@@ -475,10 +475,12 @@ def test_older_ones_are_named_from_inside_the_damaged_folder_too(
             checkpoint.load(name)
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
+def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Ranks(str(tmp_path)).save(1)
     record = checkpoint.read_state(folder)
-    checkpoint.write_record(folder, 1, record["parts"], {}, format=99)
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    checkpoint.write_record(folder, 1, record["parts"], {})
+    monkeypatch.undo()
     with pytest.raises(V2FError, match="checkpoint format 99, this version of v2f reads 1"):
         checkpoint.load(folder)
 
@@ -536,19 +538,19 @@ def test_a_record_without_a_checksum_is_one_that_an_older_version_wrote(tmp_path
         (lambda r: (r.update(step=24), r["state"].update(step=24)), "step 24 of batches of 8 is not slot 160"),
         (lambda r: r["state"].update(slot=161), "step 20 of batches of 8 is not slot 161"),
         (lambda r: r["state"]["config"]["data"].update(batch=4), "step 20 of batches of 4 is not slot 160"),
-        (lambda r: r.pop("state"), "state: field required"),
-        (lambda r: r.update(state=[]), "state: "),
-        (lambda r: r.update(parts=[]), "parts: list should have at least 1 item"),
-        (lambda r: r.update(parts=3), "parts: "),
-        (lambda r: r["parts"][0].pop("sha256"), r"parts\.0\.sha256: field required"),
-        (lambda r: r["parts"][0].update(name="../part"), r"parts\.0\.name: "),
-        (lambda r: r["parts"][0].update(bytes="12"), r"parts\.0\.bytes: input should be a valid integer"),
-        (lambda r: r.update(step="20"), "step: input should be a valid integer"),
-        (lambda r: r.update(step=True), "step: input should be a valid integer"),
-        (lambda r: r["state"].update(metrics=[1]), r"state\.metrics: "),
-        (lambda r: r["state"].update(norms={"p": ["x"]}), r"state\.norms\.p\.0: "),
-        (lambda r: r["state"].update(quarantine=None), r"state\.quarantine: "),
-        (lambda r: r["state"].update(config={"data": None}), r"state\.config\.data: "),
+        (lambda r: r.pop("state"), "'state': field required"),
+        (lambda r: r.update(state=[]), "'state': "),
+        (lambda r: r.update(parts=[]), "'parts': list should have at least 1 item"),
+        (lambda r: r.update(parts=3), "'parts': "),
+        (lambda r: r["parts"][0].pop("sha256"), r"'parts\.0\.sha256': field required"),
+        (lambda r: r["parts"][0].update(name="../part"), r"'parts\.0\.name': "),
+        (lambda r: r["parts"][0].update(bytes="12"), r"'parts\.0\.bytes': input should be a valid integer"),
+        (lambda r: r.update(step="20"), "'step': input should be a valid integer"),
+        (lambda r: r.update(step=True), "'step': input should be a valid integer"),
+        (lambda r: r["state"].update(metrics=[1]), r"'state\.metrics': "),
+        (lambda r: r["state"].update(norms={"p": ["x"]}), r"'state\.norms\.p\.0': "),
+        (lambda r: r["state"].update(quarantine=None), r"'state\.quarantine': "),
+        (lambda r: r["state"].update(config={"data": None}), r"'state\.config\.data': "),
     ],
 )
 @pytest.mark.parametrize("checksum", [False, True])

@@ -15,6 +15,7 @@ import botocore.exceptions as known
 import fsspec
 import pytest
 from botocore.parsers import ResponseParserError
+from certificates import serving
 
 from v2f import s3, store
 from v2f.errors import V2FError
@@ -250,6 +251,7 @@ def _client_error(status: int, code: str) -> known.ClientError:
         (_client_error(403, "InvalidAccessKeyId"), s3.DeniedError, "HTTP 403 InvalidAccessKeyId"),
         (_client_error(400, "ExpiredToken"), s3.S3Error, "HTTP 400 ExpiredToken"),
         (_client_error(404, "NoSuchKey"), FileNotFoundError, "404"),
+        (_client_error(404, "NoSuchBucket"), s3.NoBucketError, "there is no such bucket"),
         (_client_error(416, "InvalidRange"), s3.BeyondEndError, "416"),
     ],
 )
@@ -320,3 +322,33 @@ def test_a_folder_that_cannot_be_listed_is_named(
     monkeypatch.setattr(os, "scandir", scandir)
     assert store.tree(str(tmp_path)) == ["a/1.wav"]
     assert caplog.messages == [f"{tmp_path}/shut: cannot list it (Permission denied); what lies in it is not seen"]
+
+
+def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "x")
+    (tmp_path / "junk.pem").write_text("no certificate")
+    with serving(tmp_path) as (address, certificate):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        for bundle, why in (
+            ("", "the endpoint's certificate is not trusted; name the file of its CA in AWS_CA_BUNDLE"),
+            (f"{tmp_path}/none.pem", "the file that AWS_CA_BUNDLE names is not there or holds no certificate"),
+            (f"{tmp_path}/junk.pem", "the file that AWS_CA_BUNDLE names is not there or holds no certificate"),
+        ):
+            if bundle:
+                monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
+            before = store.statistics()
+            for act in (store.read_bytes, store.names, lambda path: store.write_bytes(path, b"x")):
+                with pytest.raises(V2FError, match=rf"s3://b/k: cannot \w+ it: {why}"):
+                    act("s3://b/k")
+            assert store.statistics().retries == before.retries
+        monkeypatch.setenv("AWS_CA_BUNDLE", certificate)
+        assert store.names("s3://b/k") == []
+    with serving(tmp_path, tls=False) as (address, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        with pytest.raises(
+            V2FError, match="the endpoint does not speak TLS; is AWS_ENDPOINT_URL to begin with http://"
+        ):
+            store.names("s3://b/k")

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import serving
 from mlflow_server import MlflowServer, until
 from PIL import Image
 
 from v2f import tracking
+from v2f.errors import V2FError
 from v2f.tracking import Tracker, read_state
 
 
@@ -241,3 +243,21 @@ def test_a_real_server_that_is_killed_and_started_again_holds_every_point_once(t
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "0"}
+
+
+def test_a_certificate_that_is_not_trusted_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    said = "its certificate is not trusted; name the file of its CA in MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA"
+    with serving(tmp_path) as (address, certificate):
+        with pytest.raises(V2FError, match=f"^{address}: MLflow cannot be reached: {said}"):
+            tracking.round_trip(address)
+        for name in names[:2]:
+            monkeypatch.setenv(name, str(tmp_path / "none.pem"))
+            with pytest.raises(V2FError, match="REQUESTS_CA_BUNDLE names is not there or holds no certificate"):
+                tracking.round_trip(address)
+            monkeypatch.setenv(name, certificate)
+            with pytest.raises(V2FError, match="it answers with HTTP 404"):
+                tracking.round_trip(address)
+            monkeypatch.delenv(name)

@@ -1,5 +1,6 @@
 """Promise 5: a run that was killed goes on, bit for bit, as if nothing had happened."""
 
+import errno
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from PIL import Image
 from systems.small import SMALL
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from v2f import checkpoint, trainer
+from v2f import checkpoint, cli, store, trainer
 from v2f.config import build
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.errors import V2FError
@@ -195,8 +196,34 @@ def test_a_picture_that_cannot_be_written_stops_nothing(run_values, capsys):
     Path(values["out"], "samples").write_text("in the way")
     folder = fit(build(RunConfig, values, "test"))
     assert checkpoint.latest(f"{folder}/checkpoints").endswith("step-00000002")
-    assert "step-00000001.png: File exists; training goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "step-00000001.png: cannot write it, " in said
+    assert "/samples is in the way; move it away, or choose another place; training goes on" in said
     assert any(name.startswith("valid/") for _, name in logged(folder))
+
+
+def test_a_file_in_the_way_is_a_mistake_and_a_full_disk_is_worth_another_start(
+    run_values, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(run_values(steps=1)))
+    (tmp_path / "file").write_bytes(b"")
+
+    def start(out: Path) -> tuple[int, str]:
+        code = cli.main(["train", "--config", str(tmp_path / "recipe.yaml"), f"out={out}"])
+        return code, capsys.readouterr().err.splitlines()[-1]
+
+    code, told = start(tmp_path / "file" / "run")
+    assert code == MISTAKE
+    assert f"the file {tmp_path}/file is in the way; move it away" in told
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(store.tempfile, "mkstemp", full)
+    code, told = start(tmp_path / "run")
+    assert code == 1
+    assert f"rank 0 cannot write where the run is to be: {tmp_path}/run/checkpoints/.shared-" in told
+    assert "cannot write it, the disk is full; make room" in told
 
 
 def test_the_best_is_judged_by_what_was_measured_on_it(run_values, capsys):

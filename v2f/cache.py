@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from v2f.errors import V2FError
+from v2f.local import opened, strerror
 
 log = logging.getLogger("v2f")
 
@@ -84,7 +85,7 @@ class Cache:
     def _content(self, entry: str, length: int) -> bytes | None:
         """What an entry holds, marked as used; None where there is none, or where a crash left less than all of it."""
         with self._excused(), contextlib.suppress(FileNotFoundError):
-            with open(entry, "rb") as file:
+            with opened(entry) as file:
                 content = file.read()
                 if len(content) == length:
                     os.utime(file.fileno(), ns=(now := time.time_ns(), now))
@@ -197,7 +198,7 @@ class Cache:
             with self._lock:
                 said, self._said = self._said, True
             if not said:
-                reason = os.strerror(error.errno) if error.errno else str(error)
+                reason = strerror(error)
                 log.warning("cache %s: %s; what it cannot hold is read from the store again", self.folder, reason)
 
 

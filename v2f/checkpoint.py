@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import math
+import operator
 import os
 import re
 import secrets
@@ -31,13 +32,15 @@ from typing import Any, Literal, Protocol, TypeVar
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from v2f import store
-from v2f.errors import V2FError
+from v2f.config import Record, problem_of
+from v2f.errors import V2FError, unexpected
 from v2f.fencing import Fences
 from v2f.lease import Lease, LostError, highest_term
+from v2f.local import PassingError
 from v2f.system import System, trained
 
 log = logging.getLogger("v2f")
@@ -202,7 +205,9 @@ class Saver:
             listed = set(store.names(folder))
             for rank, name in enumerate(names):
                 if name not in receipts and name + ".json" in listed:
-                    receipts[name] = json.loads(store.read_bytes(store.join(folder, name + ".json")))
+                    receipts[name] = store.read_record(
+                        store.join(folder, name + ".json"), _Receipt, "look at the disk and the store"
+                    )
                     if "failed" in receipts[name]:
                         raise V2FError(f"rank {rank} could not write its part ({receipts[name]['failed']})")
             absent = [rank for rank, name in enumerate(names) if name not in receipts or name not in listed]
@@ -267,8 +272,7 @@ def write_tensors(path: str, tensors: Mapping[str, Tensor], notes: dict[str, str
 
 
 def _line(error: Exception) -> str:
-    text = (str(error).splitlines() or [""])[0]
-    return text if isinstance(error, V2FError) else f"unexpected {type(error).__name__}: {text}"
+    return (str(error).splitlines() or [""])[0] if isinstance(error, V2FError) else unexpected(error)
 
 
 @contextlib.contextmanager
@@ -385,43 +389,47 @@ def _whole(folder: str) -> str:
     return folder.rstrip("/") if local is None else os.path.abspath(local)
 
 
-class _Known(BaseModel):
-    """What is known of a part of a record; it may hold more."""
-
-    model_config = ConfigDict(strict=True, protected_namespaces=())
-
-
-class _Part(_Known):
+class _Part(Record):
     name: str = Field(pattern=r"^[^/]+$")
     bytes: int = Field(ge=0)
     sha256: str
     tensors: int = 0
 
 
-class _Data(_Known):
+class _Receipt(Record):
+    """What a rank has written; or why it could not."""
+
+    bytes: int = 0
+    sha256: str = ""
+    failed: str = ""
+
+
+class _Data(Record):
     batch: int | None = Field(None, gt=0)
     path: str | None = None
     split: str = ""
 
 
-class _Config(_Known):
+class _Config(Record):
     data: _Data = _Data()
 
 
-class _Clock(_Known):
+class _Clock(Record):
     first_start: float
     starts: int
     step_seconds: float
     saved: float
 
 
-class _State(_Known):
+class _State(Record):
+    """What a run goes on from. Who saves less than a training does leaves out what it has not."""
+
     step: int | None = None
     slot: int | None = None
     fingerprint: str = ""
     order: str = ""
     quarantine: list[int] = []
-    weights: dict[str, str] = {}
+    weights: dict[str, str | None] = {}
     config: _Config = _Config()
     run_id: str | None = None
     versions: dict[str, str] = {}
@@ -432,7 +440,7 @@ class _State(_Known):
     norms: dict[str, list[float]] = {}
 
 
-class _Record(_Known):
+class _Commit(Record):
     lease: list[int | str] | None = Field(None, min_length=2, max_length=2)
     step: int = Field(ge=0)
     saved: str = ""
@@ -486,11 +494,10 @@ def read_state(folder: str) -> dict[str, Any]:
     if record.get("format") != FORMAT:
         known = record.get("format")
         raise V2FError(f"{folder}: checkpoint format {known!r}, this version of v2f reads {FORMAT}")
-    try:
-        known = _Record.model_validate(record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise _damaged(folder, COMMIT, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+    problem = problem_of(_Commit, record)
+    if problem is not None:
+        raise _damaged(folder, COMMIT, problem)
+    known = _Commit.model_validate(record)
     step, slot, batch = known.step, known.state.slot, known.state.config.data.batch
     if known.state.step not in (None, step):
         raise _damaged(folder, COMMIT, f"it says both step {step} and step {known.state.step}")
@@ -637,12 +644,16 @@ def read_header(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
         if length > _LARGEST_HEADER:
             raise ValueError(length)
         header = json.loads(store.read_range(path, 8, length))
-        notes = header.pop("__metadata__", {})
+        notes = {str(name): str(text) for name, text in header.pop("__metadata__", {}).items()}
         entries = {
-            name: Entry(about["dtype"], tuple(about["shape"]), about["data_offsets"][1] - about["data_offsets"][0])
+            name: Entry(
+                str(about["dtype"]),
+                tuple(map(operator.index, about["shape"])),
+                operator.index(about["data_offsets"][1]) - operator.index(about["data_offsets"][0]),
+            )
             for name, about in header.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise V2FError(f"{path}: no safetensors file; it was cut or damaged, copy it anew") from None
     return entries, notes
 
@@ -668,7 +679,7 @@ def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], pa
     try:
         store.write_bytes(own, socket.gethostname().encode())
     except V2FError as error:
-        failure = str(error)
+        failure = str(error), error.again
     failures = gather(failure)
     absent: list[int] = []
     listed: list[str] = []
@@ -688,7 +699,8 @@ def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], pa
             store.remove(store.join(root, name))
     for other, told in enumerate(failures):
         if told:
-            raise V2FError(f"rank {other} cannot write where the run is to be: {told}")
+            kind = PassingError if told[1] else V2FError
+            raise kind(f"rank {other} cannot write where the run is to be: {told[0]}")
     for other, (host, missing) in enumerate(seen):
         if missing:
             raise V2FError(

@@ -294,8 +294,7 @@ def _last_parts(value: Any) -> Any:
 
 def _evaluated(run: Run, step: int) -> dict[str, Any]:
     """``eval.json`` of the run, if it is of this step."""
-    path = store.join(run.path, "eval.json")
-    found: dict[str, Any] = json.loads(store.read_bytes(path)) if store.exists(path) else {}
+    found = run.evaluated or {}
     return found if found.get("step") == step else {}
 
 

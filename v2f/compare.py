@@ -37,7 +37,7 @@ from rich.table import Table
 from rich.text import Text
 
 from v2f import evaluate, metrics, store
-from v2f.config import flatten
+from v2f.config import Record, flatten, problem_of
 from v2f.errors import V2FError
 from v2f.metrics import Floats, Interval
 from v2f.run import FREE, Run
@@ -208,12 +208,16 @@ def _number(line: Mapping[str, Any], metric: Metric) -> Interval | None:
     return Interval(value=value, low=math.nan, high=math.nan)
 
 
+class _Start(Record):
+    changed: list[str] = []
+
+
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:  # cut by a kill
+    except (ValueError, RecursionError):  # cut by a kill
         return None
-    return value if isinstance(value, dict) else None
+    return value if problem_of(_Start, value) is None else None
 
 
 def gather(names: Sequence[str]) -> list[Subject]:

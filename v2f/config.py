@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from v2f import local as files
 from v2f.errors import V2FError
 
 C = TypeVar("C", bound="Config")
@@ -35,6 +36,25 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
+
+
+class Record(BaseModel):
+    """Base of what is relied on in a file that the program has written; whatever else stands there is let through."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+def problem_of(record: type[Record], value: Any) -> str | None:
+    """Why ``value`` of a file is no such record, in few words; None if it is one."""
+    if not isinstance(value, dict):
+        return f"it holds {type(value).__name__} and no mapping"
+    try:
+        record.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return None
 
 
 class _Loader(yaml.SafeLoader):
@@ -68,12 +88,16 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f" line {mark.line + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise V2FError(f"{where}:{line} not valid YAML ({problem})") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        # PyYAML's constructors of numbers and dates, and a nesting without end
+        raise V2FError(f"{where}: not valid YAML ({type(error).__name__}: {error})".splitlines()[0]) from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with files.opened(path, "r", encoding="utf-8") as file:
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise V2FError(
             f"{path}: cannot read this configuration ({getattr(error, 'strerror', None) or error})"

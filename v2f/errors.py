@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
@@ -111,11 +112,19 @@ def guarded(command: Callable[[], int | None], *, debug: bool, mistake: int = 1)
             return UNREAD
         if debug:
             raise
-        text = (str(error).splitlines() or [""])[0]
-        _tell(f"v2f: unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)")
+        _tell(f"v2f: {unexpected(error)} (run again with --debug for the traceback)")
         return 1
 
 
 def _tell(line: str) -> None:
     with contextlib.suppress(OSError):  # the exit code counts for more than the line, if nobody is there to read it
         print(line, file=sys.stderr)
+
+
+def unexpected(error: BaseException) -> str:
+    """An error that nobody has foreseen in one line: its kind, its text, and, where it has none, where it arose."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if not text:
+        frames = traceback.extract_tb(error.__traceback__)
+        text = f"at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "without a word"
+    return f"unexpected {type(error).__name__}: {text}"

@@ -42,13 +42,13 @@ from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, Photo, square
 from v2f.errors import V2FError
 from v2f.nn import float32_products
+from v2f.run import EVALUATION as FILE
 from v2f.run import Run
 from v2f.system import System, device_of, to_picture
 from v2f.world import bounds, world_hash
 from v2f.world.people import VOICE, World, WorldConfig
 
 SPLITS = {"test": "unseen people", "seen": "seen people, unseen clips"}
-FILE = "eval.json"
 PEOPLE_FILE = "eval-people.json"
 _BATCH = 32  # what the nets see at once, always; the table depends on it no more than rounding does
 _HELD_EQUAL = 20
@@ -177,15 +177,8 @@ def evaluate(
 
 
 def read(run: Run) -> dict[str, Any] | None:
-    """What ``eval.json`` of ``run`` holds; None where it was not measured."""
-    path = store.join(run.path, FILE)
-    if not store.exists(path):
-        return None
-    try:
-        value: dict[str, Any] = json.loads(store.read_bytes(path))
-    except ValueError as error:
-        raise V2FError(f"{path}: not valid JSON ({error}); write it anew with `v2f eval`") from error
-    return value
+    """What ``eval.json`` of ``run`` holds; None where it was not measured. V2FError where it was damaged."""
+    return run.evaluated
 
 
 def trained_on(run: Run, dataset: Dataset) -> list[str]:

@@ -9,12 +9,12 @@ published to it before each checkpoint is committed, so that the prefix holds al
 import contextlib
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
+from v2f import local as files
 from v2f import store
+from v2f.local import SCRATCH as SCRATCH
 
-SCRATCH = "V2F_SCRATCH"
 # Before the spool: tracking.json, whose mark of how much was delivered must not point beyond it, and what was taken
 # out of it.
 _GROWS = ("tracking.json", "rolled-back.jsonl", "metrics.jsonl", "quarantine.jsonl", "starts.jsonl")
@@ -30,8 +30,7 @@ class RunFolder:
         own = store.local_path(path)
         self.remote = own is None
         if own is None:
-            scratch = os.environ.get(SCRATCH) or os.path.join(tempfile.gettempdir(), f"v2f-scratch-{os.getuid()}")
-            own = os.path.join(scratch, hashlib.sha256(path.encode()).hexdigest()[:16])
+            own = os.path.join(files.scratch(), hashlib.sha256(path.encode()).hexdigest()[:16])
         self.local = Path(own)
         self._published: dict[str, tuple[int, int]] = {}
         self._attempt: str | None = None
@@ -39,13 +38,14 @@ class RunFolder:
     def fetch(self, attempt: str) -> None:
         """Bring the growing files here, unless those here are what was published last, or more; for rank 0, before it
         writes. ``attempt`` names this start."""
-        self.local.mkdir(parents=True, exist_ok=True)
+        with files.explained(self.local):
+            self.local.mkdir(parents=True, exist_ok=True)
         if not self.remote:
             return
         self._attempt = attempt
         owner, mine = store.join(self.path, _OWNER), self.local / _OWNER
-        last = store.read_bytes(owner).decode() if store.exists(owner) else None
-        here = mine.read_text(encoding="utf-8").splitlines() if mine.exists() else []
+        last = _text(owner) if store.exists(owner) else None
+        here = _text(str(mine)).splitlines() if mine.exists() else []
         if last not in here:
             here = []
             for name in _GROWS:
@@ -68,8 +68,13 @@ class RunFolder:
                 continue
             now = facts.st_size, facts.st_mtime_ns
             if self._published.get(name) != now:
-                store.write_bytes(store.join(self.path, name), (self.local / name).read_bytes())
+                store.write_bytes(store.join(self.path, name), store.read_bytes(str(self.local / name)))
                 self._published[name] = now
         if self._attempt is not None:
             store.write_bytes(store.join(self.path, _OWNER), self._attempt.encode())
             self._attempt = None  # it stays the last until another start publishes
+
+
+def _text(path: str) -> str:
+    """The names of starts in a file; what a damaged one holds is no start that there was."""
+    return store.read_bytes(path).decode("utf-8", "replace")

@@ -35,7 +35,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from v2f import store
 from v2f.data.loader import micro_batch_of, read_usable
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError, guarded, spoken
@@ -526,7 +526,7 @@ def preflight(args: argparse.Namespace) -> int:
                 "all-reduce": [asdict(link) for link in links],
                 "findings": findings,
             }
-            Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            store.write_bytes(args.json, json.dumps(found, indent=1).encode() + b"\n")
     meeting.close()
     return 1 if findings else 0
 

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from v2f import local as files
+from v2f.errors import V2FError
 from v2f.tracking import say
 
 STEPS = 3
@@ -66,7 +68,8 @@ class Profiler:
             self._abandon()
             if not self._failed:
                 self._failed = True
-                log.warning("profile: step %d: %s: %s; training goes on", n, type(error).__name__, _first_line(error))
+                name = "" if isinstance(error, V2FError) else f"{type(error).__name__}: "
+                log.warning("profile: step %d: %s%s; training goes on", n, name, _first_line(error))
 
     def close(self) -> None:
         """Give the signal back; a profile under way is dropped."""
@@ -101,6 +104,11 @@ class Profiler:
             torch.cuda.synchronize()  # else the trace lacks the kernels that the last step has only queued
         recorder.stop()
         self._running = None
+        with files.explained(self._folder):
+            self._write(recorder, n)
+        self._asked = False  # signals that came meanwhile are answered by this profile
+
+    def _write(self, recorder: profile, n: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         stem = self._folder / f"step-{n - STEPS + 1:08d}-rank-{self._rank:04d}"
         recorder.export_chrome_trace(f"{stem}.json.gz")
@@ -110,7 +118,6 @@ class Profiler:
         if torch.cuda.is_available():
             torch.cuda.memory._dump_snapshot(f"{stem}.pickle")
             torch.cuda.memory._record_memory_history(enabled=None)
-        self._asked = False  # signals that came meanwhile are answered by this profile
         say(f"step {n}: profiled {STEPS} steps of rank {self._rank}: {stem}.json.gz and what lies beside it")
 
     def _enter(self, n: int) -> None:

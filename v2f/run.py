@@ -18,14 +18,16 @@ import torch
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from v2f import checkpoint, store
-from v2f.config import Config, build, flatten, override, parse_yaml, read_yaml
+from v2f.config import Config, Record, build, flatten, override, parse_yaml, problem_of, read_yaml
 from v2f.errors import V2FError
 from v2f.system import System
 from v2f.systems import SYSTEMS
 from v2f.tracking import folder_of
 
 MODEL = "model.safetensors"
+EVALUATION = "eval.json"
 NOTES = "v2f"  # what identifies an exported run, in the notes that its weights carry
+_CONFIG_LOST = "restore it: the record of each checkpoint holds the configuration, too (state.config)"
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -228,6 +230,70 @@ def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
             )
 
 
+class _Info(Record):
+    """What identifies a run."""
+
+    fingerprint: str | None = None
+    code: str | None = None
+    data: str | None = None
+    stand_ins: str | None = None
+    step: int | None = None
+    weights: dict[str, str | None] = {}
+    versions: dict[str, str] = {}
+    metrics: dict[str, float | None] = {}
+
+
+class _LeftOut(Record):
+    samples: int = 0
+    first: list[str] = []
+
+
+class _HeldEqual(Record):
+    factor: str
+    gallery: int
+    lines: dict[str, dict[str, Any]]
+    chance: dict[str, float | None]
+
+
+class _Split(Record):
+    """The numbers of a split; a number stands alone or with its interval."""
+
+    lines: dict[str, dict[str, float | dict[str, float | None] | None]]
+    people: int | None = None
+    clips: int | None = None
+    gallery: int | None = None
+    chance: dict[str, float | None] | None = None
+    meters: dict[str, float | None] = {}
+    left_out: _LeftOut = _LeftOut()
+    held_equal: _HeldEqual | None = None
+    verdict: str | None = None
+    notes: list[str] = []
+
+
+class _Data(Record):
+    fingerprint: str
+    path: str | None = None
+
+
+class _People(Record):
+    sha256: str
+
+
+class _Evaluated(Record):
+    """What ``eval.json`` holds."""
+
+    data: _Data
+    splits: dict[str, _Split]
+    step: int | None = None
+    weights: dict[str, str | None] = {}
+    stand_ins: list[str] = []
+    seconds: float | None = None
+    device: str | None = None
+    threads: int | None = None
+    versions: dict[str, str] = {}
+    people: _People | None = None
+
+
 @dataclass(frozen=True)
 class Run:
     """A run that exists: its folder or prefix, and what lies there."""
@@ -247,15 +313,39 @@ class Run:
     @cached_property
     def config(self) -> RunConfig:
         where = store.join(self.path, "config.yaml")
-        return _from_values(parse_yaml(store.read_bytes(where).decode(), where), where)
+        try:
+            text = store.read_bytes(where).decode()
+        except UnicodeDecodeError:
+            raise V2FError(f"{where}: it is damaged, no text in UTF-8; {_CONFIG_LOST}") from None
+        values = parse_yaml(text, where)
+        if not isinstance(values, dict):
+            raise V2FError(f"{where}: it is damaged, it holds {type(values).__name__}; {_CONFIG_LOST}")
+        return _from_values(values, where)
 
     @cached_property
     def info(self) -> dict[str, Any]:
         """What identifies the run: code version, data fingerprint, stand-ins; of an export also its step."""
         where = store.join(self.path, "run.json")
         if store.exists(where):
-            return dict(json.loads(store.read_bytes(where)))
-        return dict(json.loads(checkpoint.read_header(self._model)[1].get(NOTES, "{}"))) if self.exported else {}
+            return store.read_record(where, _Info, "restore it, or remove it to go on without it")
+        if not self.exported:
+            return {}
+        try:
+            found: Any = json.loads(checkpoint.read_header(self._model)[1].get(NOTES, "{}"))
+        except (ValueError, RecursionError):
+            found = None
+        problem = problem_of(_Info, found)
+        if problem is not None:
+            raise V2FError(f"{self._model}: its notes are damaged, {problem}; copy it or export it anew")
+        return dict(found)
+
+    @property
+    def evaluated(self) -> dict[str, Any] | None:
+        """What ``v2f eval`` has measured; None where nothing was."""
+        where = store.join(self.path, EVALUATION)
+        if not store.exists(where):
+            return None
+        return store.read_record(where, _Evaluated, f"write it anew with `v2f eval {self.path}`")
 
     @cached_property
     def exported(self) -> bool:

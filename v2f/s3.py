@@ -2,6 +2,7 @@
 
     s3://bucket/key -> botocore's client (signs, finds endpoint, profile and keys) -> answer, or one of these errors:
     FileNotFoundError; TransientError: worth another attempt; S3Error: not, with a reason that names no secret
+    (NoBucketError: where the store says that it is not the object but the whole bucket that is missing)
 
 botocore's own retries are off, because they know nothing of a body that breaks off in its middle. Endpoint, profile,
 keys, roles and certificates come from the environment and the files that boto3 users know: AWS_ENDPOINT_URL,
@@ -23,7 +24,8 @@ _CONNECTIONS = 64  # kept open for the reading threads of a rank
 
 _PATH = re.compile(r"^s3a?://([^/]+)/*(.*)$", re.IGNORECASE)
 _CODE = re.compile(r"[A-Za-z0-9]{1,40}")
-_MISSING = ("NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NotFound", "404")
+_MISSING = ("NoSuchKey", "NoSuchUpload", "NotFound", "404")
+NO_BUCKET = "there is no such bucket; make it, or mend its name or AWS_ENDPOINT_URL"
 _AGAIN = (408, 409, 429)  # beside all of 5xx: a request that took too long, a conflict of writers, too many requests
 _AGAIN_CODES = (
     *("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException"),
@@ -50,6 +52,10 @@ class S3Error(OSError):
 
 class DeniedError(S3Error, PermissionError):
     """These credentials may not do this."""
+
+
+class NoBucketError(S3Error):
+    """The bucket does not exist."""
 
 
 class TransientError(S3Error):
@@ -289,7 +295,11 @@ def _translation(error: Exception) -> Exception:
         case known.ParamValidationError():
             return S3Error("S3 allows no such bucket or key")
         case known.SSLError() if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return S3Error("the endpoint's certificate is not trusted; AWS_CA_BUNDLE names others")
+            return S3Error("the endpoint's certificate is not trusted; name the file of its CA in AWS_CA_BUNDLE")
+        case known.SSLError() if re.search(r"\[X509|\[PEM|\[Errno 2\]", str(error)):
+            return S3Error("the file that AWS_CA_BUNDLE names is not there or holds no certificate")
+        case known.SSLError() if "WRONG_VERSION_NUMBER" in str(error):
+            return S3Error("the endpoint does not speak TLS; is AWS_ENDPOINT_URL to begin with http://?")
         case known.EndpointConnectionError() | known.ConnectTimeoutError() | known.ProxyConnectionError():
             return TransientError("no connection to the endpoint")
         case known.ReadTimeoutError():
@@ -318,6 +328,8 @@ def _answered(response: Any) -> Exception:
         return BeyondEndError(shown)
     if status == 412:
         return ExistsError("it was replaced while it was read")
+    if code == "NoSuchBucket":
+        return NoBucketError(NO_BUCKET)
     if status == 404 or code in _MISSING:
         return FileNotFoundError(shown)
     if status in (401, 403):

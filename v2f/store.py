@@ -11,6 +11,7 @@ forbidden is not asked for again. Errors are :class:`V2FError` with the path and
 import contextlib
 import errno
 import functools
+import json
 import logging
 import os
 import random
@@ -25,8 +26,9 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from v2f import local as files
 from v2f import s3
-from v2f.config import user_in
+from v2f.config import Record, problem_of, user_in
 from v2f.errors import V2FError
 
 log = logging.getLogger("v2f")
@@ -100,7 +102,7 @@ def exists(path: str) -> bool:
     local = local_path(path)
     if local is not None:
         return os.path.exists(local)
-    with _explained(path, "look up"):
+    with explained(path, "look up"):
         if not _on_s3(path):
             filesystem = _filesystem(path)
             return _retried(path, "look up", lambda: bool(filesystem.exists(path)))
@@ -115,10 +117,10 @@ def exists(path: str) -> bool:
 
 def size(path: str) -> int:
     """Bytes of one file or object."""
-    with _explained(path, "look up"):
+    with explained(path, "look up"):
         local = local_path(path)
         if local is not None:
-            return os.path.getsize(local)
+            return files.check_file(local).st_size
         if _on_s3(path):
             return _retried(path, "look up", lambda: s3.size(path))
         filesystem = _filesystem(path)
@@ -127,7 +129,7 @@ def size(path: str) -> int:
 
 def names(path: str) -> list[str]:
     """Names (without folder) of what a folder or prefix holds, sorted; empty where it does not exist."""
-    with _explained(path, "list"):
+    with explained(path, "list"):
         local = local_path(path)
         if local is not None:
             return sorted(os.listdir(local)) if os.path.isdir(local) else []
@@ -142,7 +144,7 @@ def tree(path: str) -> list[str]:
 
     Links to folders are followed, but not back into a folder that they lie in.
     """
-    with _explained(path, "list"):
+    with explained(path, "list"):
         local = local_path(path)
         if local is None:
             try:
@@ -203,10 +205,10 @@ def _other_tree(path: str) -> list[str]:
 
 def read_bytes(path: str) -> bytes:
     """The whole content."""
-    with _explained(path, "read"):
+    with explained(path, "read"):
         local = local_path(path)
         if local is not None:
-            with open(local, "rb") as file:
+            with files.opened(local) as file:
                 data = file.read()
             _count(requests=1)
         elif _on_s3(path):
@@ -218,12 +220,27 @@ def read_bytes(path: str) -> bytes:
     return data
 
 
+def read_record(path: str, record: type[Record], way_out: str) -> dict[str, Any]:
+    """The JSON mapping in a file that the program has written, as ``record`` wants it; V2FError, which ends with
+    ``way_out``, where it was cut, damaged or edited into something else."""
+    content = read_bytes(path)
+    try:
+        value: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        raise V2FError(f"{path}: it is damaged, not valid JSON; {way_out}") from None
+    problem = problem_of(record, value)
+    if problem is not None:
+        raise V2FError(f"{path}: it is damaged, {problem}; {way_out}")
+    found: dict[str, Any] = value
+    return found
+
+
 def read_range(path: str, offset: int, length: int) -> bytes:
     """Exactly ``length`` bytes from ``offset``; fewer are an error."""
-    with _explained(path, "read"):
+    with explained(path, "read"):
         local = local_path(path)
         if local is not None:
-            with open(local, "rb") as file:
+            with files.opened(local) as file:
                 file.seek(offset)
                 data = file.read(length)
             _count(requests=1)
@@ -238,6 +255,27 @@ def read_range(path: str, offset: int, length: int) -> bytes:
         )
     _count(bytes_read=length)
     return data
+
+
+def chunks(path: str, length: int = 16 << 20) -> Iterator[bytes]:
+    """The whole content in pieces of at most ``length`` bytes, of which one is held at a time."""
+    local = local_path(path)
+    if local is None:
+        there = size(path)
+        for offset in range(0, there, length):
+            yield read_range(path, offset, min(length, there - offset))
+        return
+    with explained(path, "read"):
+        file = files.opened(local)
+    with file:
+        _count(requests=1)
+        while True:
+            with explained(path, "read"):
+                piece: bytes = file.read(length)
+            if not piece:
+                return
+            _count(bytes_read=len(piece))
+            yield piece
 
 
 def _s3_bytes(path: str, offset: int, stop: int | None) -> bytes:
@@ -295,23 +333,31 @@ def write_bytes(path: str, data: bytes) -> None:
 def replacing(path: str) -> Iterator[str]:
     """A temporary local file that takes the place of ``path`` when the block ends without an error.
 
-    Locally it is synced and renamed, remotely it is put as one object (S3 shows an object only when whole).
+    Locally it is synced and renamed, remotely it is put as one object (S3 shows an object only when whole), by way of
+    this machine's scratch folder. What the block's own writing to the file runs into is explained, too.
     """
     local = local_path(path)
-    folder = os.path.dirname(local) or "." if local is not None else None
-    with _explained(path, "write"):
-        if folder is not None:
-            os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=folder)
-        os.close(handle)
+    shown = _shown(path)
+    if local is None:
+        where, place = f"{shown}: by way of {files.scratch()} ({files.SCRATCH})", files.scratch()
+        with files.explained(where, place=place):
+            temporary = files.scratch_file()
+    else:
+        where, place = shown, local
+        with explained(path):
+            _check_place(local)
+            os.makedirs(os.path.dirname(local) or ".", exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=os.path.dirname(local) or ".")
+            os.close(handle)
     try:
-        yield temporary
-        with _explained(path, "write"):
+        with _explained_of(temporary, where, place):
+            yield temporary
+        with explained(path):
             length = os.path.getsize(temporary)
             _put(temporary, path, local)
             _count(bytes_written=length)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # the first error is the one to tell
             os.unlink(temporary)
 
 
@@ -325,7 +371,7 @@ def create(path: str, data: bytes) -> bool:
     Of several that try at once one succeeds: on a disk by a link, on S3 by ``If-None-Match``. Stores that do not know
     it, and Swift, which looks before it writes, may let a second one through: read it back.
     """
-    with _explained(path, "write"):
+    with explained(path, "write"):
         local = local_path(path)
         if local is not None:
             made = _create_locally(local, data)
@@ -371,7 +417,7 @@ def _written(folder: str, data: bytes) -> str:
 
 def read_tagged(path: str) -> tuple[bytes | None, str | None]:
     """The content of a small file or object, None where there is none; and its ETag, where its store has such."""
-    with _explained(path, "read"):
+    with explained(path, "read"):
         try:
             if local_path(path) is None and _on_s3(path):
                 content, tag = _retried(path, "read", lambda: s3.read(path))
@@ -397,7 +443,7 @@ def renew(path: str, data: bytes, tag: str | None) -> str | None:
     """
     local = local_path(path)
     if local is None and _on_s3(path):
-        with _explained(path, "write"):
+        with explained(path, "write"):
             try:
                 return _retried(path, "write", lambda: s3.put(path, data, match=tag))
             except s3.ExistsError:
@@ -411,14 +457,37 @@ def renew(path: str, data: bytes, tag: str | None) -> str | None:
     except FileNotFoundError:
         raise
     except OSError:
-        with _explained(path, "write"):
+        with explained(path, "write"):
             raise
     return None
 
 
+@contextlib.contextmanager
+def _explained_of(temporary: str, where: str, place: str) -> Iterator[None]:
+    """Explains what writing ``temporary`` raises, and nothing of other files."""
+    try:
+        yield
+    except Exception as error:
+        others = {getattr(error, name, None) for name in ("filename", "filename2")} - {None}
+        if isinstance(error, (V2FError, ConnectionError, TimeoutError)) or (others and temporary not in others):
+            raise
+        line = files.explanation(where, "write", error, place)
+        if line is None or (isinstance(error, OSError) and error.errno is None):
+            raise
+        raise line from None
+
+
+def _check_place(local: str) -> None:
+    """Refuse to put a file in the place of a folder or, by its name, of a device."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.isdir(local):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), local)
+        files.check_file(local)
+
+
 def remove(path: str) -> None:
     """Remove one file or object; it is no error if it is not there."""
-    with _explained(path, "remove"), contextlib.suppress(FileNotFoundError):
+    with explained(path, "remove"), contextlib.suppress(FileNotFoundError):
         local = local_path(path)
         if local is not None:
             os.unlink(local)
@@ -453,7 +522,7 @@ def remove_folder(path: str, first: str, only: Collection[str] | None = None) ->
     if failures:
         raise failures[0]
     if local is not None and os.path.isdir(local):
-        with _explained(path, "remove"):
+        with explained(path, "remove"):
             try:
                 os.rmdir(local)
             except OSError:
@@ -581,31 +650,49 @@ def _shown(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(path: str, verb: str) -> Iterator[None]:
-    """Turns what a file system or a library raises into one line; foreign texts stay out of it."""
+def explained(path: str, verb: str = "write") -> Iterator[None]:
+    """Turns what a file system or a library raises into one line; foreign texts stay out of it.
+
+    Also for who writes a local file by other means than :func:`replacing`.
+    """
     try:
         yield
     except V2FError:
         raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise V2FError(f"{_shown(path)}: cannot {verb} it, there is no such file") from None
-    except PermissionError as error:
-        code = f" ({error})" if isinstance(error, s3.DeniedError) else ""
-        raise V2FError(
-            f"{_shown(path)}: cannot {verb} it, access is denied{code}; check its rights or credentials"
-        ) from None
-    except s3.S3Error as error:
-        raise V2FError(f"{_shown(path)}: cannot {verb} it: {error}") from None
-    except OSError as error:
-        reason = (
-            "the disk is full" if error.errno == errno.ENOSPC else os.strerror(error.errno) if error.errno else None
-        )
-        raise V2FError(f"{_shown(path)}: cannot {verb} it ({reason or type(error).__name__})") from None
-    except (ImportError, ValueError) as error:
-        raise V2FError(f"{_shown(path)}: cannot {verb} it, this kind of path is not understood") from error
     except Exception as error:
-        if local_path(path) is not None:
+        line = _explanation(path, verb, error)
+        if line is None:
             raise
-        raise V2FError(
-            f"{_shown(path)}: cannot {verb} it ({type(error).__name__}); check endpoint and credentials"
-        ) from None
+        raise line from (error if isinstance(error, (ImportError, ValueError)) else None)
+
+
+def _explanation(path: str, verb: str, error: Exception) -> V2FError | None:
+    shown, remote = _shown(path), local_path(path) is None
+    if isinstance(error, s3.DeniedError):
+        return V2FError(f"{shown}: cannot {verb} it, access is denied ({error}); check its rights or credentials")
+    if isinstance(error, s3.S3Error):
+        return V2FError(f"{shown}: cannot {verb} it: {error}")
+    missing = remote and isinstance(error, FileNotFoundError) and error.filename is None  # else one of this machine
+    if missing and (verb == "write" or _has_no_bucket(path)):
+        return V2FError(f"{shown}: cannot {verb} it: {s3.NO_BUCKET}")
+    line = files.explanation(shown, verb, error, local_path(path))
+    if line is not None:
+        return line
+    if isinstance(error, (ImportError, ValueError)):
+        return V2FError(f"{shown}: cannot {verb} it, this kind of path is not understood")
+    if remote:
+        return V2FError(f"{shown}: cannot {verb} it ({type(error).__name__}); check endpoint and credentials")
+    return None
+
+
+def _has_no_bucket(path: str) -> bool:
+    """Whether an object is missing because its bucket is: the answer to a HEAD, and of some stores to a GET, does not
+    tell them apart."""
+    if _on_s3(path):
+        try:
+            s3.page(path, None, limit=1)
+        except s3.NoBucketError:
+            return True
+        except Exception:  # it was but a question; what is known already is told
+            return False
+    return False

@@ -42,9 +42,11 @@ from typing import Any, Literal
 
 import psutil
 import torch
+from pydantic import Field
 
+from v2f import local as files
 from v2f import store
-from v2f.config import without_credentials
+from v2f.config import Record, problem_of, without_credentials
 from v2f.errors import V2FError
 
 log = logging.getLogger("v2f")
@@ -58,6 +60,7 @@ _PARAMETER, _TAG = 6000, 5000  # characters that MLflow keeps
 _CHECKED = 4096  # bytes before the mark by which the spool is known again
 _GIB = 2.0**30
 
+_CA = "MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE"
 _MACHINERY = ("checkpoint/", "data/", "skew/", "speed/", "time/", "tracking/")  # of the trainer, not of what it trains
 _KIND = "custom_model_development"  # else MLflow's page takes an experiment for one of language models
 SPOOL, ROLLED_BACK = "metrics.jsonl", "rolled-back.jsonl"
@@ -172,7 +175,7 @@ class Tracker:
             self._spool.append(line)
             self._sayer.over("disk", f"{self._spool.path} is written again, with the points that have waited")
         except OSError as error:  # a full disk must not end a training
-            reason = error.strerror or type(error).__name__
+            reason = files.strerror(error)
             self._sayer.say("disk", f"cannot write {self._spool.path}: {reason}; training goes on, points wait")
         if self._delivery is not None:
             self._delivery.news.set()
@@ -239,9 +242,10 @@ class _Spool:
     """``metrics.jsonl``, appended to line by line: a line is there whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / SPOOL
-        self._last, self._size = _taken_up(self.path)
+        with files.explained(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._last, self._size = _taken_up(self.path)
         self._waiting: deque[bytes] = deque()
         self._file: Any = None
         self._torn = False
@@ -269,7 +273,7 @@ class _Spool:
     def _flush(self) -> None:
         while self._waiting:
             if self._file is None:
-                self._file = self.path.open("ab", buffering=0)
+                self._file = files.opened(self.path, "ab", buffering=0)
             if self._torn:  # the disk took a part of a line: away with it
                 os.truncate(self._file.fileno(), self._size)
             self._torn = True
@@ -287,7 +291,7 @@ def _taken_up(spool: Path) -> tuple[dict[str, int], int]:
     if not spool.exists():
         return last, 0
     whole = 0
-    with spool.open("rb") as lines:
+    with files.opened(spool) as lines:
         for raw in lines:
             if raw.endswith(b"\n"):
                 whole += len(raw)
@@ -309,16 +313,28 @@ def _shown(name: str) -> str:
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:
     """A line of the spool, or None where a crash of the machine has left something else."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         line = json.loads(raw)
-        if (
-            isinstance(line, dict)
-            and line.keys() >= {"kind", "time"}
-            and type(line.get("step")) is type(line.get("samples")) is int
-            and (line.keys() >= {"picture", "name"} or isinstance(line.get("metrics"), dict))
-        ):
-            return line
+        if problem_of(_Picture if isinstance(line, dict) and "picture" in line else _Points, line) is None:
+            found: dict[str, Any] = line
+            return found
     return None
+
+
+class _Line(Record):
+    step: int
+    samples: int
+    time: float
+
+
+class _Points(_Line):
+    kind: str
+    metrics: dict[str, float]
+
+
+class _Picture(_Line):
+    picture: str
+    name: str
 
 
 # ----------------------------------------------------------------------------------------------- rolling back
@@ -334,7 +350,7 @@ def roll_back(folder: str, step: int) -> int:
     spool, aside = Path(folder, SPOOL), Path(folder, ROLLED_BACK)
     if not spool.exists():
         return 0
-    with spool.open("rb") as lines:
+    with files.opened(spool) as lines:
         away = [raw for raw in lines if _is_after(raw, step)]
     if not away:
         return 0
@@ -344,7 +360,7 @@ def roll_back(folder: str, step: int) -> int:
     state = read_state(folder)
     old = {cargo: _mark(spool, state, cargo) for cargo in ("points", "pictures")}
     new, again = dict.fromkeys(old, 0), []
-    with store.replacing(str(spool)) as temporary, open(temporary, "wb") as kept, spool.open("rb") as lines:
+    with store.replacing(str(spool)) as temporary, open(temporary, "wb") as kept, files.opened(spool) as lines:
         position = 0
         for raw in lines:
             position += len(raw)
@@ -389,7 +405,7 @@ def _crc(spool: Path, mark: int) -> int | None:
     if not spool.exists() or spool.stat().st_size < mark:
         return None
     start = max(0, mark - _CHECKED)
-    with spool.open("rb") as file:
+    with files.opened(spool) as file:
         file.seek(start)
         return zlib.crc32(file.read(mark - start))
 
@@ -556,7 +572,7 @@ class _Delivery(threading.Thread):
         lines: list[dict[str, Any]] = []
         size = points = 0
         if self._spool.exists():
-            with self._spool.open("rb") as spool:
+            with files.opened(self._spool) as spool:
                 spool.seek(mark)
                 for raw in spool:
                     if not raw.endswith(b"\n") or points >= _BATCH:
@@ -606,7 +622,7 @@ class _Delivery(threading.Thread):
             return
         path = self._folder / line["picture"]
         try:
-            with Image.open(path) as file:
+            with files.opened(path) as content, Image.open(content) as file:
                 picture = file.copy()
         except OSError:
             self._sayer.say("picture", f"{path} is not there or no picture any more, and left out")
@@ -648,17 +664,46 @@ def read_state(folder: str) -> dict[str, Any]:
     A broken file counts as none: the checkpoint knows the ``run_id``, too, and MLflow what it has.
     """
     try:
-        state = json.loads(store.read_bytes(store.join(folder, "tracking.json")))
-    except (V2FError, OSError, ValueError):
+        return store.read_record(store.join(folder, "tracking.json"), _State, "remove it")
+    except V2FError:
         return {}
-    return state if isinstance(state, dict) else {}
+
+
+class _Mark(Record):
+    bytes: int = Field(ge=0)
+    crc: int | None
+
+
+class _Dataset(Record):
+    name: str
+    digest: str
+    source: str
+    profile: dict[str, Any]
+
+
+class _State(Record):
+    """What ``tracking.json`` holds; a start completes it."""
+
+    id: str = ""
+    run_id: str | None = None
+    status: str | None = None
+    uri: str = ""
+    experiment: str = ""
+    name: str = ""
+    parameters: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    marks: dict[str, _Mark] = {}
+    datasets: list[_Dataset] = []
 
 
 def deliver(folder: str, patience_s: float = 600.0) -> None:
     """Bring MLflow what it has missed of a run that is over; V2FError where that does not succeed."""
     state = read_state(folder)
-    if "parameters" not in state:
-        raise V2FError(f"{folder}: no tracking.json: the run was trained with tracking.uri=null, and is not at MLflow")
+    if not state.keys() >= {"uri", "experiment", "name", "parameters", "tags", "status"}:
+        raise V2FError(
+            f"{folder}: no tracking.json, or a damaged one: the run was trained with tracking.uri=null and is not at "
+            "MLflow; or start it once more with --resume auto, which writes the file anew"
+        )
     delivery = _Delivery(Path(folder), state, _Sayer())
     delivery.start()
     if not delivery.finish(state["status"] or "KILLED", patience_s):  # None: it could not even say how it ended
@@ -759,7 +804,8 @@ def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        with files.explained(uri.removeprefix("sqlite:///")):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
@@ -788,6 +834,10 @@ def _reason(error: BaseException) -> str:
     import requests
 
     first_line = (str(error).splitlines() or [""])[0]
+    if "CERTIFICATE_VERIFY_FAILED" in first_line:
+        return f"its certificate is not trusted; name the file of its CA in {_CA}"
+    if "[X509" in first_line or "TLS CA certificate bundle" in first_line:
+        return f"the file that {_CA} names is not there or holds no certificate"
     code = re.search(r"(?:error code |too many )(\d{3})", first_line)
     if code is not None:
         denied = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"

@@ -27,6 +27,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from v2f import checkpoint, generate, store
+from v2f import local as files
 from v2f.cache import Cache
 from v2f.config import dump_yaml, flatten
 from v2f.data.loader import Loader, check_batch, micro_batch_of, read_usable
@@ -115,6 +116,7 @@ def _fit(job: _Job, wish: SupportsInt, watchdog: Watchdog) -> str:
         job.saver,
         job.tracker or contextlib.nullcontext(),
         contextlib.closing(profiler),
+        contextlib.closing(job.slots) if job.slots is not None else contextlib.nullcontext(),
     ):
         batches = iter(job.loader)
         while job.step < train.steps and not stop:
@@ -395,10 +397,9 @@ def _note_start(folder: RunFolder, attempt: str, engine: Engine, step: int, chan
         say(f"steps after {step} are trained again: what was logged of them ({again} lines) is now in {ROLLED_BACK}")
     facts = {"attempt": attempt, "step": step, "time": time.time(), "world_size": engine.world_size}
     facts |= {"strategy": engine.strategy, "changed": changed}
-    with (folder.local / "starts.jsonl").open("a+", encoding="utf-8") as file:
-        file.write(json.dumps(facts) + "\n")
-        file.seek(0)
-        return len(file.readlines())
+    path = folder.local / "starts.jsonl"
+    files.append_line(path, json.dumps(facts))
+    return store.read_bytes(str(path)).count(b"\n")
 
 
 def _start(
@@ -521,10 +522,11 @@ def _validate(job: _Job) -> None:
     path = job.folder.local / "samples" / f"step-{job.step:08d}.png"
     content = generate.png(sheet * 2 - 1, generate.notes(job.config.name, job.system, job.step))
     try:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        say(f"cannot write {path}: {error.strerror}; training goes on")
+        with files.explained(path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+    except V2FError as error:
+        say(f"{error}; training goes on")
         return
     job.tracker.picture(job.step, job.step * job.config.data.batch, str(path), "samples")
 
@@ -577,10 +579,9 @@ def _share_quarantine(job: _Job) -> None:
 def _name(folder: Path, entries: list[Entry]) -> None:
     path = folder / QUARANTINE
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(entry)) + "\n" for entry in entries)
-    except OSError as error:  # the checkpoint holds the numbers, too
-        say(f"cannot write {path}: {error.strerror}; training goes on")
+        files.append_line(path, "\n".join(json.dumps(asdict(entry)) for entry in entries))
+    except V2FError as error:  # the checkpoint holds the numbers, too
+        say(f"{error}; training goes on")
 
 
 def _name_again(folder: Path, numbers: list[int]) -> None:
@@ -589,8 +590,8 @@ def _name_again(folder: Path, numbers: list[int]) -> None:
     if not path.exists():
         return
     known, kept = set(numbers), {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError, KeyError):  # a kill may have cut the last line
+    for line in store.read_bytes(str(path)).decode("utf-8", "replace").splitlines():
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # a kill may have cut a line
             number = json.loads(line)["number"]
             if number in known:
                 kept[number] = line + "\n"

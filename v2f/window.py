@@ -9,10 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
+from v2f import local as files
 from v2f import store
+from v2f.config import Record, problem_of
 from v2f.data.loader import Loader
 from v2f.engine import StepResult
+from v2f.errors import V2FError
 from v2f.system import Batch
+from v2f.tracking import say
 
 _SPIKE_STEPS = 128  # gradient norms that a spike is measured against (as in OLMo-core), once a quarter of them is there
 
@@ -135,27 +141,100 @@ class Norms:
 
 
 class SlotLog:
-    """Which sample each slot of each step was: ``RUN/slots/ATTEMPT-rank-N.jsonl``, a line a step."""
+    """Which sample each slot of each step was: ``RUN/slots/ATTEMPT-rank-N.jsonl``, a line a step.
+
+    A full disk does not end a training: it is said once, and when there is room again, a line without slots tells which
+    steps are not in the log: ``"lost": [FIRST, LAST]``. V2FError where there can be no log, for another reason.
+    """
 
     def __init__(self, folder: Path, attempt: str, rank: int) -> None:
-        (folder / "slots").mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "slots" / f"{attempt}-rank-{rank:05d}.jsonl").open("w", encoding="utf-8")
+        self.path = folder / "slots" / f"{attempt}-rank-{rank:05d}.jsonl"
+        self._lines: files.Lines | None = None
+        self._lost: list[int] = []
+        self._said = False
+        try:
+            self._open()
+        except files.PassingError as error:
+            self._say(error)
 
     def write(self, step: int, batch: Batch) -> None:
         line = {"step": step, "slot": batch["slot"].tolist(), "key": list(batch["key"])}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            lines = self._open()
+            with files.explained(self.path):
+                if self._lost:
+                    gap = {"step": self._lost[1], "slot": [], "key": [], "lost": self._lost}
+                    lines.write(json.dumps(gap).encode() + b"\n")
+                    say(f"{self.path} is written again; steps {self._lost[0]} to {self._lost[1]} are not in it")
+                    self._lost, self._said = [], False
+                lines.write(json.dumps(line).encode() + b"\n")
+        except V2FError as error:
+            self._say(error)
+            self._lost = [self._lost[0] if self._lost else step, step]
+
+    def close(self) -> None:
+        if self._lost:
+            say(f"{self.path}: steps {self._lost[0]} to {self._lost[1]} are not in it")
+        if self._lines is not None:
+            self._lines.close()
+
+    def _open(self) -> files.Lines:
+        if self._lines is None:
+            with files.explained(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._lines = files.Lines(self.path)
+        return self._lines
+
+    def _say(self, error: V2FError) -> None:
+        if not self._said:
+            say(f"{error}; training goes on, its steps are missing in this log")
+        self._said = True
 
 
 def read_slots(folder: str) -> list[tuple[int, int, str]]:
-    """``(step, slot, key)`` of every step that counts, sorted: what a later start did again, it did instead."""
-    lines = Path(folder, "starts.jsonl").read_text(encoding="utf-8").splitlines()
-    starts = [json.loads(line) for line in lines]
+    """``(step, slot, key)`` of every step that counts, sorted: what a later start did again, it did instead.
+
+    Steps that a log has lost are not among them.
+    """
+    starts = _records(Path(folder, "starts.jsonl"), _Start)
     found = []
     for i, start in enumerate(starts):
         end = min((later["step"] for later in starts[i + 1 :]), default=float("inf"))
         for path in sorted(Path(folder, "slots").glob(f"{start['attempt']}-rank-*.jsonl")):
-            for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if text.endswith("\n") and (line := json.loads(text))["step"] < end:
+            for line in _records(path, _Slots):
+                if line["step"] < end:
                     found += [(line["step"], *pair) for pair in zip(line["slot"], line["key"], strict=True)]
     return sorted(found)
+
+
+class _Start(Record):
+    attempt: str
+    step: int
+
+
+class _Slots(Record):
+    step: int
+    slot: list[int]
+    key: list[str]
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "_Slots":
+        if len(self.slot) != len(self.key):
+            raise ValueError("there are not as many keys as slots")
+        return self
+
+
+def _records(path: Path, record: type[Record]) -> list[dict[str, Any]]:
+    """The whole lines of a file: a kill may have cut the last one."""
+    found = []
+    for number, line in enumerate(store.read_bytes(str(path)).splitlines(keepends=True), start=1):
+        if line.endswith(b"\n"):
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                raise V2FError(f"{path}: line {number} is damaged, not valid JSON; remove the line") from None
+            problem = problem_of(record, value)
+            if problem is not None:
+                raise V2FError(f"{path}: line {number} is damaged, {problem}; remove the line")
+            found.append(value)
+    return found

@@ -1,12 +1,18 @@
 """`v2f shards verify` names every problem by shard and key."""
 
+import functools
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from v2f import store
 from v2f.data.manifest import write_manifest, write_shard
 from v2f.data.sample import Members, encode, encode_codes
 from v2f.prepare import LeftOut, yields
@@ -50,21 +56,65 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+KINDS = ["flipped", "cut", "missing", "fifo", "more", "zeros", "empty"]
 DAMAGES: list[tuple[Callable[[Path], object], list[str]]] = [
     (flip, ["SHA-256", "sample s0: its CRC-32"]),
     (lambda path: path.write_bytes(path.read_bytes()[:-9000]), ["bytes, the manifest says", "SHA-256", "sample s3: "]),
     (Path.unlink, ["there is no such file"]),
+    (lambda path: (path.unlink(), os.mkfifo(path)), ["it is a FIFO (named pipe) and no file"]),
+    (lambda path: path.write_bytes(path.read_bytes() + b"x"), ["bytes, the man", "SHA-256", "bytes behind its last"]),
+    (lambda path: path.write_bytes(path.read_bytes() + bytes(9000)), ["bytes, the manifest says", "SHA-256"]),
     (lambda path: path.write_bytes(b""), ["it has 0 bytes", "SHA-256", "s0: 0 of its", "s1: ", "s2: ", "s3: "]),
 ]
 
 
-@pytest.mark.parametrize(("change", "expected"), DAMAGES, ids=["flipped", "cut", "missing", "empty"])
+@pytest.fixture(params=[None, 700, 4096], ids=["whole", "pieces of 700", "pieces of 4096"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard comes in one piece, or in pieces that end within samples."""
+    if request.param is not None:
+        monkeypatch.setattr(store, "chunks", functools.partial(store.chunks, length=request.param))
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize(("change", "expected"), DAMAGES, ids=KINDS)
 def test_damage_is_found_where_it_is(sound: str, change: Callable[[Path], object], expected: list[str]) -> None:
     change(Path(sound) / "train-00000.tar")
     found = said(sound)
     assert len(found) == len(expected)
     assert all(line.startswith("train-00000.tar: ") for line in found)
     assert all(part in line for part, line in zip(expected, found, strict=True))
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("remote", [False, True])
+def test_gaps_and_an_index_that_goes_back_are_named(tmp_path: Path, remote: bool) -> None:
+    root = f"memory://{tmp_path}" if remote else str(tmp_path)
+    items = [item(n, f"p{n}", "train") for n in range(3)]
+    rows = write_shard(root, "train-00000.tar", "train", items)
+    a, b, _ = rows.offset
+    write_manifest(root, [replace(rows, offset=[b, a, a + 512], length=[*rows.length[:2], 512])], {})
+    found = said(root)
+    assert [line.removeprefix("train-00000.tar: sample ") for line in found[:4]] == [
+        f"s0: {b} bytes before it belong to no sample",
+        "s0: its CRC-32 is not the index's",
+        f"s1: {a - b - rows.length[0]} bytes before it belong to no sample",
+        "s1: its CRC-32 is not the index's",
+    ]
+    assert found[-1] == "train-00000.tar: bytes behind its last sample belong to no sample"
+
+
+def test_a_shard_far_larger_than_memory_is_read_piece_by_piece(sound: str) -> None:
+    """Sparse, 1 GB, in a process that may take 300 MB."""
+    os.truncate(Path(sound) / "train-00000.tar", 1 << 30)
+    script = (
+        "import resource, sys\nfrom v2f.prepare.verify import verify\n"
+        "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (now + (300 << 20),) * 2)\nverify(sys.argv[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, sound], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"train-00000.tar: it has {1 << 30} bytes, the manifest says " in done.stdout
+    assert "2 problems in 1 places" in done.stdout
 
 
 def test_a_foreign_file_is_named(sound: str) -> None:

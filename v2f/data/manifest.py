@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import tarfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -333,12 +332,14 @@ def open_dataset(root: str) -> Dataset:
     """The data set under ``root``, validated: a missing, cut or edited manifest or index is one clear line."""
     manifest = read_manifest(root)
     path = store.join(root, INDEX)
+    content = store.read_bytes(path)
     try:
-        with np.load(io.BytesIO(store.read_bytes(path)), allow_pickle=False) as columns:
+        with np.load(io.BytesIO(content), allow_pickle=False) as columns:
             index = Index(**{name: columns[name] for name in _COLUMNS})
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        digest = index.digest()
+    except Exception as error:  # of NumPy, zipfile and zlib, each with kinds of its own
         raise V2FError(f"{path}: this index cannot be read; restore it or pack the data set anew") from error
-    if index.digest() != manifest.index_sha256:
+    if digest != manifest.index_sha256:
         raise V2FError(f"{path}: it is not the index of this manifest; restore both or pack the data set anew")
     if len(index.key) != sum(shard.samples for shard in manifest.shards):
         raise V2FError(f"{path}: it has {len(index.key)} rows, the manifest's shards have another number of samples")
@@ -356,7 +357,7 @@ def read_manifest(root: str) -> Manifest:
         raise V2FError(f"{root}: no data set here ({MANIFEST} is missing); make one with `v2f shards pack RECIPE.yaml`")
     try:
         values = json.loads(store.read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise V2FError(f"{path}: not valid JSON ({error}); restore it or pack the data set anew") from error
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version != SCHEMA_VERSION:

@@ -211,7 +211,7 @@ class Sample:
         """The JSON, with its required keys checked."""
         try:
             meta = json.loads(bytes(self._members["json"]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise V2FError(f"sample {self.key}: its JSON cannot be read ({error})") from error
         if not isinstance(meta, dict):
             raise V2FError(f"sample {self.key}: its JSON is no mapping")

@@ -1,13 +1,13 @@
 """What a check finds, what it is asked, and the words in which both are told."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from v2f.config import without_credentials
 from v2f.errors import V2FError
+from v2f.local import scratch
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -37,7 +37,7 @@ class Asked:
     out: str = "runs"
     """The run's folder or prefix."""
     cache: str | None = None
-    scratch: str = field(default_factory=lambda: os.environ.get("V2F_SCRATCH") or tempfile.gettempdir())
+    scratch: str = field(default_factory=scratch)
 
 
 Step = Line | str

@@ -75,8 +75,6 @@ def storage(asked: Asked) -> Iterator[Step]:
         if came:
             with contextlib.suppress(V2FError):  # the first error is the one to tell
                 store.remove_folder(folder, "probe")
-        else:  # only a bucket can be missing where something new is put
-            told = told.replace("there is no such file", "there is no such bucket")
         yield of_error("storage", V2FError(told), f"{shown}{access}: ")
         return
     again = store.statistics().retries - before

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule
 from v2f.errors import V2FError
+from v2f.local import opened
 from v2f.system import Batch, Losses, Phase
 
 Stage = Literal[1, 2]
@@ -50,9 +50,10 @@ _OURS = {
 def options_of(path: str) -> tuple[int, dict[str, Any]]:
     """The stage and the options that a DeepSpeed file chooses; what belongs to the recipe is refused."""
     try:
-        values = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        with opened(path) as file:
+            values = dict(json.loads(file.read()))
         chosen = dict(values.pop("zero_optimization", {}))
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "it is no JSON object"
         raise V2FError(f"{path}: cannot read this DeepSpeed file ({reason})") from error
     values = {key: value for key, value in values.items() if value != "auto" and not _is_off(value)}

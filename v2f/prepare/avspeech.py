@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
+from v2f import local as files
 from v2f import store
 from v2f.data.audio import UnusableError, decode_span
 from v2f.data.sample import MAX_SECONDS
@@ -289,9 +290,11 @@ def fetch(folder: str, name: str, choice: str) -> str:
     """
     local = store.local_path(folder)
     assert local is not None
-    os.makedirs(local, exist_ok=True)
     gone = os.path.join(local, name + _GONE)
-    with open(os.path.join(local, f".{name}.lock"), "w") as lock:
+    with store.explained(local):
+        os.makedirs(local, exist_ok=True)
+        lock = files.opened(os.path.join(local, f".{name}.lock"), "w")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel takes it from a process that dies
         for kind in _KINDS:
             path = os.path.join(local, f"{name}.{kind}")

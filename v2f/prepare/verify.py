@@ -13,6 +13,7 @@ from typing import Any
 from unicodedata import normalize
 from zlib import crc32
 
+import numpy as np
 from tqdm import tqdm
 
 from v2f import store
@@ -69,7 +70,11 @@ def _problems(dataset: Dataset, absent: Sequence[str], bar: "tqdm[Any]") -> Iter
         elif name not in known and not is_record(name):  # these, finishing the pack removes
             yield Problem("", "", f"{name} does not belong to the data set; move it elsewhere")
         elif absent and name not in (MANIFEST, INDEX) and not name.endswith(".tar"):
-            content = store.read_bytes(store.join(dataset.root, name))
+            try:
+                content = store.read_bytes(store.join(dataset.root, name))
+            except V2FError as error:
+                yield Problem("", "", str(error))
+                continue
             for identity in absent:
                 if _reported(content, identity):
                     yield Problem("", "", f"{name} names {identity!r}")
@@ -92,10 +97,10 @@ def _reported(content: bytes, identity: str) -> bool:
     text = content.decode("utf-8", "replace")
     try:
         return _names(json.loads(text), identity)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             return any(_names(json.loads(line), identity) for line in text.split("\n") if line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return True
 
 
@@ -152,47 +157,103 @@ def _people(dataset: Dataset) -> Iterator[Problem]:
             yield Problem("", "", f"the counts of the split {name} are not those of the index")
 
 
+class _Stream:
+    """A shard read once, front to back, with its checksum and its length; memory: one piece, and one sample."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._pieces = store.chunks(path)
+        self._piece, self._begins = memoryview(b""), 0  # what is held, and where in the shard it begins
+        self._digest = hashlib.sha256()
+        self.bytes = 0
+
+    def sample(self, start: int, length: int) -> bytes:
+        """As many of the ``length`` bytes from ``start`` on as there are."""
+        if start < self._begins:  # an index that goes back: these bytes have passed
+            there = max(0, min(length, store.size(self._path) - start)) if start >= 0 else 0
+            return store.read_range(self._path, start, there) if there else b""
+        found: list[memoryview] = []
+        while True:
+            some = self._piece[start - self._begins :][:length]
+            found.append(some)
+            start, length = start + len(some), length - len(some)
+            if not length or not self._next():
+                return b"".join(found)
+
+    def has_more(self, start: int) -> bool:
+        """Whether from ``start`` on there is anything but zeros. Reads to the end, in any case."""
+        more = False
+        while True:
+            more = more or bool(np.frombuffer(self._piece, np.uint8)[max(0, start - self._begins) :].any())
+            if not self._next():
+                return more
+
+    def sha256(self) -> str:
+        """Of all that was read."""
+        return self._digest.hexdigest()
+
+    def _next(self) -> bool:
+        piece = next(self._pieces, b"")
+        if not piece:
+            return False
+        self._begins += len(self._piece)
+        self._piece = memoryview(piece)
+        self._digest.update(piece)
+        self.bytes += len(piece)
+        return True
+
+
 def _shard(dataset: Dataset, number: int, shard: Shard, first: int, absent: Sequence[str]) -> Iterator[Problem]:
+    stream = _Stream(store.join(dataset.root, shard.name))
+    found: list[Problem] = []
     try:
-        content = store.read_bytes(store.join(dataset.root, shard.name))
+        end = 0
+        for row in range(first, first + shard.samples):
+            start, length = int(dataset.index.offset[row]), int(dataset.index.length[row])
+            found += _sample(dataset, number, shard, row, stream.sample(start, length), start - end, absent)
+            end = start + length
+        more = stream.has_more(end)
     except V2FError as error:
         yield Problem(shard.name, "", str(error))
+        yield from found
         return
-    if len(content) != shard.bytes:
-        yield Problem(shard.name, "", f"it has {len(content)} bytes, the manifest says {shard.bytes}")
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
+    if stream.bytes != shard.bytes:
+        yield Problem(shard.name, "", f"it has {stream.bytes} bytes, the manifest says {shard.bytes}")
+    if stream.sha256() != shard.sha256:
         yield Problem(shard.name, "", "its SHA-256 is not the manifest's")
-    index, view = dataset.index, memoryview(content)
-    end = 0
-    for row in range(first, first + shard.samples):
-        key = bytes(index.key[row]).decode("ascii", "replace")
-        start = int(index.offset[row])
-        raw = view[start : start + int(index.length[row])]
-        if start != end:
-            yield Problem(shard.name, key, f"{start - end} bytes before it belong to no sample")
-        end = start + int(index.length[row])
-        if index.shard[row] != number:
-            yield Problem(shard.name, key, "the index places it in another shard")
-        elif len(raw) != index.length[row]:
-            yield Problem(shard.name, key, f"{len(raw)} of its {index.length[row]} bytes are there")
-        elif crc32(raw) != index.crc32[row]:
-            yield Problem(shard.name, key, "its CRC-32 is not the index's")
-        else:
-            identity = dataset.manifest.identities[index.identity[row]]
-            try:
-                sample = Sample.from_tar(key, raw)
-                _check(sample, shard.split, identity)
-            except V2FError as error:
-                yield Problem(shard.name, key, str(error).removeprefix(f"sample {key}: "))
-            else:
-                said = {name: value for name, value in sample.meta.items() if name not in ("split", "source")}
-                for other in absent:
-                    if _key_names(key, identity, other):
-                        yield Problem(shard.name, key, f"its key names {other!r}")
-                    if _names(said, other):
-                        yield Problem(shard.name, key, f"its JSON names {other!r}")
-    if content[end:].strip(b"\0"):
+    yield from found
+    if more:
         yield Problem(shard.name, "", "bytes behind its last sample belong to no sample")
+
+
+def _sample(
+    dataset: Dataset, number: int, shard: Shard, row: int, raw: bytes, gap: int, absent: Sequence[str]
+) -> Iterator[Problem]:
+    """What is wrong with one sample, whose bytes are ``raw``, ``gap`` bytes behind the one before."""
+    index = dataset.index
+    key = bytes(index.key[row]).decode("ascii", "replace")
+    if gap:
+        yield Problem(shard.name, key, f"{gap} bytes before it belong to no sample")
+    if index.shard[row] != number:
+        yield Problem(shard.name, key, "the index places it in another shard")
+    elif len(raw) != index.length[row]:
+        yield Problem(shard.name, key, f"{len(raw)} of its {index.length[row]} bytes are there")
+    elif crc32(raw) != index.crc32[row]:
+        yield Problem(shard.name, key, "its CRC-32 is not the index's")
+    else:
+        identity = dataset.manifest.identities[index.identity[row]]
+        try:
+            sample = Sample.from_tar(key, raw)
+            _check(sample, shard.split, identity)
+        except V2FError as error:
+            yield Problem(shard.name, key, str(error).removeprefix(f"sample {key}: "))
+        else:
+            said = {name: value for name, value in sample.meta.items() if name not in ("split", "source")}
+            for other in absent:
+                if _key_names(key, identity, other):
+                    yield Problem(shard.name, key, f"its key names {other!r}")
+                if _names(said, other):
+                    yield Problem(shard.name, key, f"its JSON names {other!r}")
 
 
 def _check(sample: Sample, split: str, identity: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from v2f import local as files
 from v2f import store
 from v2f.data.audio import UnusableError
 from v2f.data.sample import MAX_PIXELS
@@ -33,6 +34,9 @@ def opened(path: str) -> Iterator[Any]:
     local = store.local_path(path)
     try:
         # FFmpeg takes names for addresses, and playlists for orders to read other files: neither is meant
+        if local is not None:
+            with store.explained(path, "read"):
+                files.check_file(local)  # FFmpeg would wait for a FIFO
         file: Any = f"file:{os.path.abspath(local)}" if local is not None else io.BufferedReader(_Remote(path), _READ)
         with av.open(file, "r", options={"protocol_whitelist": "file"}, metadata_errors="ignore") as container:
             for stream in container.streams.video:

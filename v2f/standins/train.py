@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from v2f import standins
+from v2f import standins, store
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.nn import feature_distance
@@ -332,7 +332,6 @@ def _by_factor(r2: Tensor) -> dict[str, float]:
 
 def save(kind: Kind, state: dict[str, Tensor], config: dict[str, Any], quality: dict[str, float], out: Path) -> None:
     """Writes the weights in float16 and what is known of them; says the quality."""
-    out.mkdir(parents=True, exist_ok=True)
     metadata = {
         "kind": kind,
         "world_version": people.VERSION,
@@ -343,8 +342,8 @@ def save(kind: Kind, state: dict[str, Tensor], config: dict[str, Any], quality: 
     }
     tensors = {name: value.detach().to(torch.float16).contiguous() for name, value in state.items()}
     path = out / f"{kind}.safetensors"
-    save_file(tensors, path, metadata)
-    path.chmod(0o644)  # readable for all, which the library does not leave to the umask
+    with store.replacing(str(path)) as temporary:
+        save_file(tensors, temporary, metadata)
     shown = "  ".join(f"{name} {value:.4g}" for name, value in quality.items())
     print(f"{kind:10s} done: {path} ({path.stat().st_size / 1e6:.2f} MB)  {shown}", flush=True)
 

@@ -11,7 +11,6 @@ moments, or a sample of what no voice tells; the page calls each by its name. Al
 Shape letters: T samples, P parts, L styles, D style width.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from v2f import evaluate, generate, store
+from v2f import evaluate, generate
 from v2f.data.audio import decode_voice, speech_share
 from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import resample
@@ -157,13 +156,10 @@ def _sound(wav_T: Floats, rate: int) -> str:
 
 def _retrieval(run: Run) -> dict[str, Any] | None:
     """What ``v2f eval`` found on unseen people: R@10 with its interval, chance and gallery; None: not measured."""
-    where = store.join(run.path, evaluate.FILE)
-    if not store.exists(where):
-        return None
     try:
-        split = json.loads(store.read_bytes(where))["splits"]["test"]
+        split = (evaluate.read(run) or {})["splits"]["test"]
         return {"gallery": split["gallery"], "chance": split["chance"]["R@10"], **split["lines"]["voice"]["R@10"]}
-    except (ValueError, KeyError, TypeError):
+    except (V2FError, KeyError, TypeError):
         return None  # of unseen people nothing was measured, or of a system of another kind
 
 

@@ -56,7 +56,7 @@ def read_curves(path: str) -> dict[str, list[tuple[int, float]]]:
             for name, value in point.get("metrics", {}).items():
                 if value is not None:
                     curves.setdefault(name, []).append((int(point["samples"]), float(value)))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue  # the last line of a run that was killed
     return curves
 

@@ -88,7 +88,7 @@ def _left_out(dataset: Dataset) -> Mapping[str, Any] | None:
             "reasons": {str(reason): int(count) for reason, count in report["left_out"]["reasons"].items()},
             "photos": {str(reason): int(count) for reason, count in report["rejected_photos"].items()},
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise V2FError(f"{path}: this is no yield report; restore or remove it") from error
 
 

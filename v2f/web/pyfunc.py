@@ -14,7 +14,6 @@ import importlib.metadata
 import io
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from v2f.checkpoint_commands import CARD, export
 from v2f.data.audio import UnusableError, decode_voice
 from v2f.errors import V2FError
 from v2f.generate import DISCLAIMER, SHORTEST_S, ear, face_of, png, provenance, windows
+from v2f.local import scratch_folder
 from v2f.run import MODEL, Run
 from v2f.tracking import experiment_at, fluent, read_state
 from v2f.world.people import World, WorldConfig
@@ -105,7 +105,7 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
     if uri is None:
         raise V2FError(f"{run.path}: it was trained without MLflow; name one by --uri or MLFLOW_TRACKING_URI")
     model = model or run.config.name
-    with tempfile.TemporaryDirectory() as scratch, fluent(uri) as client:
+    with scratch_folder() as scratch, fluent(uri) as client:
         exported = Run(_exported(run, which, os.path.join(scratch, "model")))
         ear(exported, exported.system())  # before anything is sent
         about, card = exported.info, store.read_bytes(store.join(exported.path, CARD)).decode()

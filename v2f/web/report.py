@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from jinja2 import UndefinedError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -89,7 +90,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     if evaluate.from_noise(system):
         drawn, photos = from_noise(dataset, run, system, DRAWN)
         own = {"verdict": _verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
-        page = environment().get_template("noise.html.j2").render(**shared, **own)
+        page = _page("noise.html.j2", run, shared | own)
     else:
         splits = [split for split in evaluate.SPLITS if split in dataset.splits]
         figures = {split: pairs(dataset, split, run, system, people) for split in splits}
@@ -101,10 +102,18 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
             "ks": metrics.KS,
             "has_possible": isinstance(evaluate.world_of(dataset), World),
         }
-        page = environment().get_template("report.html.j2").render(**shared, **own)
+        page = _page("report.html.j2", run, shared | own)
     path = store.join(run.path, FILE)
     store.write_bytes(path, page.encode())
     return path
+
+
+def _page(template: str, run: Run, values: dict[str, Any]) -> str:
+    try:
+        return environment().get_template(template).render(**values)
+    except UndefinedError as error:  # the template asks only evaluations for what they might not hold
+        where = store.join(run.path, evaluate.FILE)
+        raise V2FError(f"{where}: it lacks what the page shows ({error}); write it anew with `v2f eval`") from error
 
 
 # ---------------------------------------------------------------------------------------------- the figure

@@ -5,7 +5,6 @@ recipes -> needs (role, kind of net) -> files, by name -> checksum -> table | mi
 
 import contextlib
 import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from v2f import store
 from v2f.errors import V2FError
+from v2f.local import scratch_folder
 from v2f.weights import (
     Brought,
     FaceNetWeights,
@@ -170,7 +170,7 @@ def mirror(target: str, needs: Needs, source: str, download: bool = False) -> in
     missing = []
     for published in CATALOGUE.values():
         needed = published.name in wanted
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             here = wanted.get(published.name) or [
                 (path, _any(published)) for path in _find(published, source, target, scratch, download and needed)
             ]
@@ -254,6 +254,10 @@ def _fetch(published: Published, target: str) -> None:
                     f"{address}: its SHA-256 is {digest[:16]}..., {published.sha256[:16]} is known; not kept"
                 )
     except (urllib.error.URLError, OSError) as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise V2FError(
+                f"{address}: its certificate is not trusted; name the file of its CA in SSL_CERT_FILE"
+            ) from error
         raise V2FError(f"{address}: cannot be fetched ({error}); get it by hand: {published.way_out}") from error
 
 

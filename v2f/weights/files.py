@@ -22,6 +22,7 @@ from torch import Tensor
 
 from v2f import store
 from v2f.errors import V2FError
+from v2f.local import opened
 
 SUMS = "SHA256SUMS"
 SUFFIXES = (".pt", ".pth", ".safetensors", ".pkl")
@@ -54,9 +55,8 @@ def sha256_of(path: str) -> str:
     local = store.local_path(path)
     if local is None:
         return hashlib.sha256(store.read_bytes(path)).hexdigest()
-    store.size(path)  # says what is wrong with a path, as every reader of the store does
     digest = hashlib.sha256()
-    with open(local, "rb") as file:
+    with store.explained(path, "read"), opened(local) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
