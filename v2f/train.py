@@ -15,7 +15,11 @@ from pathlib import Path
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of training, for this script and for the verb ``v2f train``."""
-    parser.add_argument("--config", required=True, metavar="RECIPE.yaml", help="one whole run, as under launch/recipes")
+    from v2f.place import argument
+
+    parser.add_argument(
+        "--config", required=True, type=argument, metavar="RECIPE.yaml", help="one whole run, as under launch/recipes"
+    )
     parser.add_argument(
         "--resume",
         choices=["auto", "none"],
