@@ -1,6 +1,7 @@
 """The command line: ``v2f`` and its verbs. Every error is one line and a non-zero exit code."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -258,6 +259,8 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    # Before torch reads it: between the small operations of one face its threads would burn seconds of CPU waiting.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from v2f.generate import generate
     from v2f.run import Run
 

@@ -23,8 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import fsspec
-
 from v2f import s3
 from v2f.config import user_in
 from v2f.errors import V2FError
@@ -401,6 +399,8 @@ def _on_s3(remote: str) -> bool:
 
 
 def _filesystem(path: str) -> Any:
+    import fsspec  # here: neither a local path nor s3:// waits for its imports
+
     return fsspec.core.url_to_fs(path)[0]
 
 
