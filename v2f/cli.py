@@ -1,7 +1,9 @@
 """The command line: ``v2f`` and its verbs. Every error is one line and a non-zero exit code."""
 
 import argparse
+import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--max-seconds", type=_above_zero, default=30.0, metavar="S", help="of a clip; default: 30")
     serve.add_argument("--max-mb", type=_above_zero, default=20.0, metavar="MB", help="of a file; default: 20")
     serve.add_argument("--per-minute", type=_positive, default=12, metavar="N", help="clips of a client; default: 12")
+
+    serve.add_argument(
+        "--root-path", type=_root_path, default="", metavar="/PATH", help="where a proxy shows the page; default: at /"
+    )
 
     report = _verb(verbs, "report", _report, "write a run's page: references beside faces, curves, retrieval")
     report.add_argument("run_path", type=argument, metavar="RUN", help="a run's folder")
@@ -232,6 +238,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not re.fullmatch(r"(/[A-Za-z0-9][A-Za-z0-9._~-]*)+", path):
+        raise argparse.ArgumentTypeError(f"{text!r} is no path such as /voice")
+    return path
+
+
 def _above_zero(text: str) -> float:
     try:
         value = float(text)
@@ -265,13 +278,14 @@ def _generate(args: argparse.Namespace) -> None:
     from v2f.run import Run
 
     generate(Run.open(args.run_path), args.voice, args.output, size=args.size)
+    gc.freeze()  # what was imported lives to the end: else the interpreter looks through it on its way out, for long
 
 
 def _serve(args: argparse.Namespace) -> None:
     from v2f.web.serve import Limits, serve
 
     bounds = Limits(max_seconds=args.max_seconds, max_mb=args.max_mb, per_minute=args.per_minute)
-    serve(args.run_path, host=args.host, port=args.port, which=args.checkpoint, bounds=bounds)
+    serve(args.run_path, host=args.host, port=args.port, which=args.checkpoint, bounds=bounds, root_path=args.root_path)
 
 
 def _report(args: argparse.Namespace) -> None:
