@@ -189,3 +189,30 @@ def test_the_user_of_a_database_may_be_named_and_is_not_shown():
     for address in ("postgresql://mlflow@db/mlflow", "postgresql://mlflow@db:5432/mlflow", "mysql://mlflow@[::1]:1/x"):
         assert build(Place, {"uri": address}, "here").uri == address
         assert "mlflow@" not in without_credentials(address)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(
+            (text, text)
+            for text in ("o/try #2", "a: b", "@x", "*a", "&a b", "!x", "%x", "- a", "? b", "| x", "`z", "=")
+        ),
+        *((text, text) for text in ("2026-11-30", "1:30", "<<", "~/x", "#", "s3://lab/x#2")),
+        *(("3", 3), ("1e-3", 0.001), ("-5", -5), ("null", None), ("", None), ("true", True), (" x ", "x")),
+        *(("[1, x]", [1, "x"]), ("{a: 1, b: x}", {"a": 1, "b": "x"}), ("'a #2'", "a #2"), ('"3"', "3")),
+    ],
+)
+def test_an_override_is_a_number_a_group_or_all_that_was_typed(text, value):
+    assert override({}, [f"k={text}"]) == {"k": value}
+
+
+@pytest.mark.parametrize("text", ["[1] #2", "'a' #2", "{a: 1} # b"])
+def test_an_override_of_which_a_part_would_be_left_out_is_refused(text):
+    with pytest.raises(V2FError, match=r"'#.*' behind the value would be left out; put all of it into quotes"):
+        override({}, [f"k={text}"])
+
+
+def test_an_override_that_no_file_could_hold_is_refused():
+    with pytest.raises(V2FError, match=r"override 'k=.*': not valid YAML"):
+        override({}, ["k=\x07"])

@@ -5,12 +5,15 @@ each start, and leaves as it is told.
 """
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -180,6 +183,49 @@ def test_whoever_ends_the_script_ends_the_run_and_it_saves(notes, number):
     assert process.returncode == 75
     (start,) = starts(notes)
     assert heard(start) == {"USR1"}
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_terminal_that_is_closed_takes_nothing_from_the_code(notes, shell):
+    """Every line that the scripts then say fails."""
+    python = notes.parent / "bin" / "python"  # which is asked how many GPUs there are
+    python.write_text("#!/bin/sh\necho 0\n")
+    python.chmod(0o755)
+    process = hung_up([shell, LOCAL, "recipe.yaml"], notes, LEAVES="waits")
+    assert process.wait(60) == 75
+    assert len(starts(notes)) == 1
+
+
+def hung_up(command: list[str], notes: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """A command at a terminal of its own, which is closed once v2f was started."""
+    master, slave = pty.openpty()
+
+    def lead() -> None:
+        hear_all()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | variables,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lead,
+    )
+    os.close(slave)
+    until(lambda: starts(notes), 30)
+    os.close(master)
+    return process
+
+
+def test_a_pipe_that_broke_takes_nothing_from_the_code(notes):
+    process = again("1", V2F_RESTARTS="2")
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.wait(60) == 1
+    assert len(starts(notes)) == 3
 
 
 def test_a_wish_between_two_starts_is_heard_too(notes):

@@ -1,6 +1,9 @@
 """The command line: ``v2f`` and its verbs. Every error is one line and a non-zero exit code."""
 
 import argparse
+import gc
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from v2f import __version__, train
 from v2f.errors import V2FError, guarded, spoken
+from v2f.place import argument
 
 if TYPE_CHECKING:
     from v2f.weights import Frozen
@@ -39,18 +43,22 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     evaluate = _verb(verbs, "eval", _eval, "measure a run on seen and unseen people; writes eval.json into it")
-    evaluate.add_argument("run_path", metavar="RUN", help=_RUN)
-    evaluate.add_argument("--data", metavar="PATH", help="another data set than the run's own")
+    evaluate.add_argument("run_path", type=argument, metavar="RUN", help=_RUN)
+    evaluate.add_argument("--data", type=argument, metavar="PATH", help="another data set than the run's own")
 
     generate = _verb(verbs, "generate", _generate, "draw the face that a run makes of a voice")
-    generate.add_argument("run_path", metavar="RUN", help=_RUN)
-    generate.add_argument("voice", metavar="voice.wav", help="any audio file that libsndfile or FFmpeg reads")
-    generate.add_argument("-o", "--output", required=True, metavar="face.png", help="where to write the picture")
+    generate.add_argument("run_path", type=argument, metavar="RUN", help=_RUN)
+    generate.add_argument(
+        "voice", type=argument, metavar="voice.wav", help="any audio file that libsndfile or FFmpeg reads"
+    )
+    generate.add_argument(
+        "-o", "--output", required=True, type=argument, metavar="face.png", help="where to write the picture"
+    )
 
     generate.add_argument("--size", type=int, metavar="PIXELS", help="side of the picture; default: what it trains on")
 
     serve = _verb(verbs, "serve", _serve, "open a page to speak into: a face for your voice, and how sure it is")
-    serve.add_argument("run_path", metavar="RUN", help=_RUN)
+    serve.add_argument("run_path", type=argument, metavar="RUN", help=_RUN)
     serve.add_argument("--host", default="127.0.0.1", help="where to listen; default: 127.0.0.1, this machine only")
     serve.add_argument("--port", type=_port, default=7860, help="default: 7860; 0: any that is free")
     serve.add_argument(
@@ -60,27 +68,40 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--max-mb", type=_above_zero, default=20.0, metavar="MB", help="of a file; default: 20")
     serve.add_argument("--per-minute", type=_positive, default=12, metavar="N", help="clips of a client; default: 12")
 
+    serve.add_argument(
+        "--root-path", type=_root_path, default="", metavar="/PATH", help="where a proxy shows the page; default: at /"
+    )
+
     report = _verb(verbs, "report", _report, "write a run's page: references beside faces, curves, retrieval")
-    report.add_argument("run_path", metavar="RUN", help="a run's folder")
+    report.add_argument("run_path", type=argument, metavar="RUN", help="a run's folder")
 
     against = _verb(verbs, "compare", _compare, "what differs between runs, and which differences are more than noise")
-    against.add_argument("run_paths", nargs="+", metavar="RUN", help=f"two to eight; {_RUN}, or an export")
     against.add_argument(
-        "-o", "--output", default="compare.html", metavar="compare.html", help="where to write the page"
+        "run_paths", type=argument, nargs="+", metavar="RUN", help=f"two to eight; {_RUN}, or an export"
+    )
+    against.add_argument(
+        "-o", "--output", type=argument, default="compare.html", metavar="compare.html", help="where to write the page"
     )
     against.add_argument(
         "--voices", type=_positive, metavar="N", help="show N unseen people; default: 6, or none where recordings are"
     )
     against.add_argument(
-        "--voice", action="append", default=[], metavar="voice.wav", help="show this recording; may be given again"
+        "--voice",
+        type=argument,
+        action="append",
+        default=[],
+        metavar="voice.wav",
+        help="show this recording; may be given again",
     )
-    against.add_argument("--data", metavar="PATH", help="show people of this data set; default: that of all runs")
+    against.add_argument(
+        "--data", type=argument, metavar="PATH", help="show people of this data set; default: that of all runs"
+    )
 
     track = _verb(verbs, "track", _track, "deliver to MLflow what it has missed of a run that is over")
-    track.add_argument("run_path", metavar="RUN", help="a run: its folder or its s3:// prefix")
+    track.add_argument("run_path", type=argument, metavar="RUN", help="a run: its folder or its s3:// prefix")
 
     register = _verb(verbs, "register", _register, "put a run into MLflow's model registry: audio in, a picture out")
-    register.add_argument("run_path", metavar="RUN", help=f"{_RUN}; or an export")
+    register.add_argument("run_path", type=argument, metavar="RUN", help=f"{_RUN}; or an export")
     register.add_argument("--name", metavar="NAME", help="the registered model's name; default: the run's")
     register.add_argument(
         "--uri", metavar="URI", help="MLflow's address; default: MLFLOW_TRACKING_URI, or the run's own"
@@ -96,10 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     shown = _verb(below, "show", _checkpoint_show, "list a run's checkpoints, or what is in one of them")
     checked = _verb(below, "verify", _checkpoint_verify, "check every byte, name and number of the checkpoints")
     for verb in (shown, checked):
-        verb.add_argument("target", metavar="RUN|FOLDER", help=f"{_RUN}; or the folder of one checkpoint")
+        verb.add_argument(
+            "target", type=argument, metavar="RUN|FOLDER", help=f"{_RUN}; or the folder of one checkpoint"
+        )
     export = _verb(below, "export", _checkpoint_export, "write one checkpoint for inference, with a model card")
-    export.add_argument("run_path", metavar="RUN", help=_RUN)
-    export.add_argument("-o", "--output", required=True, metavar="DIR", help="a new folder or s3:// prefix")
+    export.add_argument("run_path", type=argument, metavar="RUN", help=_RUN)
+    export.add_argument(
+        "-o", "--output", required=True, type=argument, metavar="DIR", help="a new folder or s3:// prefix"
+    )
     export.add_argument(
         "--checkpoint", type=_which, default="latest", metavar="best|latest|STEP", help="which; default: latest"
     )
@@ -108,37 +133,45 @@ def _parser() -> argparse.ArgumentParser:
     shards = verbs.add_parser("shards", help="make and keep data sets", description="Make and keep data sets.")
     below = shards.add_subparsers(title="verbs", required=True, metavar="VERB")
     pack = _verb(below, "pack", _pack, "pack pairs of voice and face into WebDataset shards with a manifest")
-    pack.add_argument("recipe", metavar="RECIPE.yaml", help="what to pack, from where, to where; see shards/")
+    pack.add_argument(
+        "recipe", type=argument, metavar="RECIPE.yaml", help="what to pack, from where, to where; see shards/"
+    )
     pack.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
     pack.add_argument("--part", metavar="I/N", help="only part I (from 0) of N, on this machine; then finalize")
     finalize = _verb(below, "finalize", _finalize, "check the parts of a recipe and commit them as one data set")
-    finalize.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe that the parts were packed from")
+    finalize.add_argument(
+        "recipe", type=argument, metavar="RECIPE.yaml", help="the recipe that the parts were packed from"
+    )
     finalize.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="the same as for the parts")
     verify = _verb(below, "verify", _verify, "check every byte, the schema and the splits of a data set")
-    verify.add_argument("data", metavar="PATH", help=_DATA)
+    verify.add_argument("data", type=argument, metavar="PATH", help=_DATA)
     verify.add_argument(
         "--absent", metavar="ID", action="append", default=[], help="also that nothing names this person"
     )
     stats = _verb(below, "stats", _stats, "measure hours, people, lengths and sizes, and write a page with plots")
-    stats.add_argument("data", metavar="PATH", help=_DATA)
-    stats.add_argument("-o", "--output", default="stats.html", metavar="stats.html", help="where to write the page")
+    stats.add_argument("data", type=argument, metavar="PATH", help=_DATA)
+    stats.add_argument(
+        "-o", "--output", type=argument, default="stats.html", metavar="stats.html", help="where to write the page"
+    )
     stats.add_argument("--samples", type=_positive, metavar="N", help="measure only N samples, spread evenly")
     show = _verb(below, "show", _show, "write a contact sheet: photos and players of some samples")
-    show.add_argument("data", metavar="PATH", help=_DATA)
-    show.add_argument("-o", "--output", default="show.html", metavar="show.html", help="where to write the page")
+    show.add_argument("data", type=argument, metavar="PATH", help=_DATA)
+    show.add_argument(
+        "-o", "--output", type=argument, default="show.html", metavar="show.html", help="where to write the page"
+    )
     show.add_argument("--samples", type=_positive, default=24, metavar="N", help="how many; default: 24")
     show.add_argument("--split", metavar="NAME", help="only samples of this split")
     show.add_argument("--identity", metavar="ID", help="only samples of this person")
     compute = _verb(below, "precompute", _precompute, "write a data set anew with what frozen nets say of its photos")
-    compute.add_argument("data", metavar="PATH", help=_DATA)
+    compute.add_argument("data", type=argument, metavar="PATH", help=_DATA)
     compute.add_argument(
         "overrides", nargs="*", metavar="dotted.key=value", help="a net: identity.net=..., codes.net=..."
     )
-    compute.add_argument("--out", metavar="NEW", required=True, help="where the new data set goes")
-    compute.add_argument("--recipe", metavar="RECIPE.yaml", help="a run's recipe, whose nets are taken")
+    compute.add_argument("--out", type=argument, metavar="NEW", required=True, help="where the new data set goes")
+    compute.add_argument("--recipe", type=argument, metavar="RECIPE.yaml", help="a run's recipe, whose nets are taken")
     compute.add_argument("--part", metavar="I/N", help="only part I (from 0) of N; then once more without, to commit")
     remove = _verb(below, "remove", _remove, "take people out of a data set who withdraw their consent")
-    remove.add_argument("data", metavar="PATH", help=_DATA)
+    remove.add_argument("data", type=argument, metavar="PATH", help=_DATA)
     remove.add_argument("--identity", metavar="ID", action="append", required=True, help="who; may be given again")
 
     weights = _verb(verbs, "weights", _weights, "what the recipes' frozen nets need, what is there, where to get it")
@@ -147,21 +180,31 @@ def _parser() -> argparse.ArgumentParser:
     table = _verb(below, "table", _weights, "the same for chosen recipes")
     table.add_argument("--load", action="store_true", help="also load every file, strictly")
     convert = _verb(below, "convert", _convert, "make tensors of one of NVIDIA's StyleGAN2 pickles, running nothing")
-    convert.add_argument("pickle", metavar="ada.pkl", help="stylegan2-ada-pytorch's or stylegan3's stylegan2-*.pkl")
-    convert.add_argument("output", metavar="out.safetensors", help="where to write the tensors")
+    convert.add_argument(
+        "pickle", type=argument, metavar="ada.pkl", help="stylegan2-ada-pytorch's or stylegan3's stylegan2-*.pkl"
+    )
+    convert.add_argument("output", type=argument, metavar="out.safetensors", help="where to write the tensors")
     mirror = _verb(below, "mirror", _mirror, "gather what recipes need in one place, for a site without the internet")
-    mirror.add_argument("target", metavar="DIR", help="the mirror: a folder or an s3:// prefix")
-    mirror.add_argument("--from", dest="source", default="weights", metavar="PATH", help="where files lie (weights)")
+    mirror.add_argument("target", type=argument, metavar="DIR", help="the mirror: a folder or an s3:// prefix")
+    mirror.add_argument(
+        "--from", type=argument, dest="source", default="weights", metavar="PATH", help="where files lie (weights)"
+    )
     mirror.add_argument("--download", action="store_true", help="fetch what has an address that answers directly")
     for verb in (table, mirror):
         help_text = "default: launch/recipes/*.yaml; dotted.key=value changes a key of all of them"
         verb.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help=help_text)
 
     doctor = _verb(verbs, "doctor", _doctor, "look whether everything here is as a run needs it: a verdict a line")
-    doctor.add_argument("--run-config", metavar="FILE", help="a run's recipe: its places, data and weights, too")
-    doctor.add_argument("--store", metavar="PATH", help="make a round trip to this s3:// prefix or folder")
+    doctor.add_argument(
+        "--run-config", type=argument, metavar="FILE", help="a run's recipe: its places, data and weights, too"
+    )
+    doctor.add_argument(
+        "--store", type=argument, metavar="PATH", help="make a round trip to this s3:// prefix or folder"
+    )
     doctor.add_argument("--tracking", metavar="URI", help="make a round trip to this MLflow; default: the recipe's")
-    doctor.add_argument("--weights", metavar="PATH", help="where the recipe's frozen nets lie; default: as it says")
+    doctor.add_argument(
+        "--weights", type=argument, metavar="PATH", help="where the recipe's frozen nets lie; default: as it says"
+    )
     doctor.add_argument("--limit", type=float, default=20.0, metavar="SECONDS", help="for a check; default: 20")
     doctor.add_argument("--json", action="store_true", help="print JSON instead of a table")
     doctor.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
@@ -197,6 +240,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not re.fullmatch(r"(/[A-Za-z0-9][A-Za-z0-9._~-]*)+", path):
+        raise argparse.ArgumentTypeError(f"{text!r} is no path such as /voice")
+    return path
+
+
 def _above_zero(text: str) -> float:
     try:
         value = float(text)
@@ -224,17 +274,20 @@ def _eval(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    # Before torch reads it: between the small operations of one face its threads would burn seconds of CPU waiting.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from v2f.generate import generate
     from v2f.run import Run
 
     generate(Run.open(args.run_path), args.voice, args.output, size=args.size)
+    gc.freeze()  # what was imported lives to the end: else the interpreter looks through it on its way out, for long
 
 
 def _serve(args: argparse.Namespace) -> None:
     from v2f.web.serve import Limits, serve
 
     bounds = Limits(max_seconds=args.max_seconds, max_mb=args.max_mb, per_minute=args.per_minute)
-    serve(args.run_path, host=args.host, port=args.port, which=args.checkpoint, bounds=bounds)
+    serve(args.run_path, host=args.host, port=args.port, which=args.checkpoint, bounds=bounds, root_path=args.root_path)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -9,15 +9,18 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from v2f import local as files
 from v2f.errors import V2FError
+from v2f.place import place
 
 C = TypeVar("C", bound="Config")
+Place = Annotated[str, AfterValidator(place)]
+"""A key that says where something lies."""
 
 _DATABASE = r"(?:postgres|postgresql|mysql|mssql|oracle)(?:\+\w+)?"
 _HOST = r"(?:[^/\s:@\[]*|\[[^/\s@\]]*\])(?::\d+)?"
@@ -66,6 +69,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+_BARE = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
@@ -93,6 +99,30 @@ def parse_yaml(text: str, where: str) -> Any:
         raise V2FError(f"{where}: not valid YAML ({type(error).__name__}: {error})".splitlines()[0]) from error
 
 
+def parse_value(text: str, where: str) -> Any:
+    """The value of one line that a user typed: a list ``[...]``, a group ``{...}``, a text in quotes, or all of it.
+
+    What stands bare is a number, true, false or null where YAML reads it as such, else it is the text: no ``#`` ends
+    it, and no ``: ``, ``@``, ``*`` or ``&`` makes something else of it.
+    """
+    text = text.strip()
+    if not text.startswith(("[", "{", "'", '"')):
+        try:
+            loader = _Loader(text)
+            tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+            if tag not in _BARE or ":" in text:  # 1:30 would be 90, and a date no text
+                return text
+            return loader.construct_document(yaml.ScalarNode(tag, text))  # type: ignore[no-untyped-call]
+        except (yaml.YAMLError, ValueError) as error:
+            raise V2FError(f"{where}: not valid YAML ({str(error).splitlines()[0]})") from error
+    value = parse_yaml(text, where)
+    node = yaml.compose(text, Loader=_Loader)
+    rest = "" if node is None else text[node.end_mark.index :].strip()
+    if rest:
+        raise V2FError(f"{where}: {rest!r} behind the value would be left out; put all of it into quotes")
+    return value
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds."""
     try:
@@ -111,7 +141,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """``values`` with ``dotted.key=value`` assignments applied; values are read as YAML."""
+    """``values`` with ``dotted.key=value`` assignments applied; for the values see :func:`parse_value`."""
     result = _copy(values)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -127,7 +157,7 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
             if not isinstance(child, dict):
                 raise V2FError(f"{assignment!r}: {'.'.join(parents[: i + 1])} is a value, not a group of keys")
             node = child
-        node[last] = parse_yaml(text, f"override {assignment!r}")
+        node[last] = parse_value(text, f"override {assignment!r}")
     return result
 
 

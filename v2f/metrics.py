@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from v2f.errors import V2FError
@@ -159,6 +158,8 @@ def retrieval_held_equal(
 def _hits(nearer_Q: NDArray[np.int64], tied_Q: NDArray[np.int64], people: int, gallery: int, k: int) -> Floats:
     """The probability that the own person is among the first k; ties broken at random."""
     # P[X <= k - 1] for every possible number of nearer people; ``min`` because a gallery holds gallery - 1 others.
+    from scipy.stats import hypergeom  # here: a second of imports that `v2f generate` would wait for
+
     table = hypergeom.cdf(min(k, gallery) - 1, people - 1, np.arange(people), gallery - 1)
     running = np.concatenate([[0.0], np.cumsum(table)])
     mean_Q = (running[nearer_Q + tied_Q + 1] - running[nearer_Q]) / (tied_Q + 1)

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from v2f import checkpoint, store
-from v2f.config import Config, Record, build, flatten, override, parse_yaml, problem_of, read_yaml
+from v2f.config import Config, Place, Record, build, flatten, override, parse_yaml, problem_of, read_yaml
 from v2f.errors import V2FError
 from v2f.system import System
 from v2f.systems import SYSTEMS
@@ -64,7 +64,7 @@ FREE = (
 class SourceConfig(Config):
     """One data set of a mix."""
 
-    path: str = Field(description="the data set's folder or s3:// prefix")
+    path: Place = Field(description="the data set's folder or s3:// prefix")
     weight: float = Field(1.0, gt=0, description="its share of the slots, relative to the others")
     split: str | None = Field(None, description="null: data.split")
 
@@ -72,7 +72,7 @@ class SourceConfig(Config):
 class CacheConfig(Config):
     """A cache of what is read, shared by all ranks of a node. It pays where several of them read the same block."""
 
-    path: str = Field(description="a folder on a local disk")
+    path: Place = Field(description="a folder on a local disk")
     gb: float = Field(gt=0, description="its largest size")
 
     @property
@@ -83,7 +83,7 @@ class CacheConfig(Config):
 class DataConfig(Config):
     """Which shards, in which order. The order is a pure function of these, the seed and the data's fingerprint."""
 
-    path: str | None = Field(None, description="the data set's folder or s3:// prefix")
+    path: Place | None = Field(None, description="the data set's folder or s3:// prefix")
     mix: list[SourceConfig] | None = Field(None, min_length=1, description="instead of path: several data sets")
     split: str = "train"
     valid: str | None = Field("valid", description="split of the meters and the sample grid; null: none")
@@ -145,7 +145,7 @@ class TrainConfig(Config):
 class TrackingConfig(Config):
     """Where MLflow is. ``uri: null`` keeps the points in the run's folder only."""
 
-    uri: str | None = "sqlite:///runs/mlflow.db"
+    uri: Place | None = "sqlite:///runs/mlflow.db"
     experiment: str = "v2f"
 
 
@@ -153,7 +153,7 @@ class RunConfig(Config):
     """One whole run: what a recipe under ``launch/recipes`` spells."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    out: str | None = Field(None, description="the run's folder; null: runs/NAME")
+    out: Place | None = Field(None, description="the run's folder; null: runs/NAME")
     seed: int = Field(0, ge=0)
     system: SerializeAsAny[Config]
     data: DataConfig

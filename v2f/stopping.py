@@ -4,12 +4,13 @@
     scheduler <-- 75 -- v2f exec <-- rank-0.json: 75 -- ranks leave with 0, so that no launcher starts them again
 
 A launcher (torchrun, accelerate launch) turns every exit code that is not 0 into 1. So each rank writes what it left
-with into a folder that ``v2f exec`` names in ``V2F_STATUS``, and ``v2f exec`` leaves with that.
+with into a folder that ``v2f exec`` names in ``V2F_STATUS``, and ``v2f exec`` leaves with that. A rank does not outlive
+who started it: its launcher, and the ``v2f exec`` that ``V2F_EXEC`` names.
 """
 
 import contextlib
-import ctypes
 import faulthandler
+import io
 import json
 import os
 import re
@@ -22,8 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
-
+from v2f import processes
 from v2f.errors import V2FError
 
 DONE, BROKEN, HUNG, STOPPED, MISTAKE = 0, 1, 70, 75, 78
@@ -31,15 +31,19 @@ DONE, BROKEN, HUNG, STOPPED, MISTAKE = 0, 1, 70, 75, 78
 and saved, start again with ``--resume auto``; a mistake that starting again would repeat."""
 
 STATUS = "V2F_STATUS"
+EXEC = "V2F_EXEC"
+"""Which process ``v2f exec`` is, as :func:`v2f.processes.identity` writes it."""
 STARTED = "V2F_STARTED"
 """Seconds since 1970 at which this job was started, for ``--max-time``: ranks that a launcher starts anew keep it."""
-REASONS = {1: "--max-time is over", 2: "SIGUSR1", 3: "SIGTERM"}
-TAKEN = 4
+UPTIME = "V2F_STARTED_UPTIME"
+"""The same moment as ``BOOT:SECONDS`` since the machine's start, which counts wherever it is known: a wall clock that
+is set makes no time limit shorter or longer."""
+REASONS = {1: "--max-time is over", 2: "SIGUSR1", 3: "SIGTERM", 4: "SIGHUP", 5: "Ctrl-C"}
+TAKEN = 6
 """More urgent than these: the run is no more this start's, so that it must not even save."""
-_SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3}
-_PR_SET_PDEATHSIG = 1
+_SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3, signal.SIGHUP: 4, signal.SIGINT: 5}
 _PATIENCE_S = 5.0  # with each file of a process that hangs
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?")
+_DURATION = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
 
 
 class Stopped(Exception):
@@ -53,17 +57,19 @@ class GivenUpError(V2FError):
 class Wish:
     """What this process was asked: 0, go on, or a key of :data:`REASONS`. As a context it listens to the signals.
 
-    ``max_seconds`` count from the job's start (:data:`STARTED`), else from the launcher's, else from this process's.
+    Ctrl-C and SIGHUP are heard unless whoever started this process has had them ignored (nohup); a second Ctrl-C
+    interrupts. ``max_seconds`` count from the job's start (:data:`STARTED`), else from the launcher's, else from this
+    process's.
     """
 
     def __init__(self, max_seconds: float | None) -> None:
-        self._deadline = None if max_seconds is None else _started() + max_seconds
+        self._deadline = None if max_seconds is None else processes.uptime() + max_seconds - _since_start()
         self._signalled = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Wish":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._heard) for number in heard_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,32 +77,54 @@ class Wish:
             signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._signalled == _SIGNALS[signal.SIGINT]:
+                raise KeyboardInterrupt
+            tell("v2f: Ctrl-C: saves after this step and leaves; once more ends it at once")
         self._signalled = max(self._signalled, _SIGNALS[signal.Signals(number)])
 
     def __int__(self) -> int:
-        over = self._deadline is not None and time.time() >= self._deadline
+        over = self._deadline is not None and processes.uptime() >= self._deadline
         return max(self._signalled, int(over))
 
 
-def _started() -> float:
-    told = os.environ.get(STARTED)
+def heard_signals() -> list[signal.Signals]:
+    """The signals that ask for a save. nohup, or a shell that starts something in the background, has some ignored, and
+    means it; a scheduler's are always heard: ``v2f exec`` has its launcher ignore SIGUSR1."""
+    by_hand = (signal.SIGHUP, signal.SIGINT)
+    return [each for each in _SIGNALS if each not in by_hand or signal.getsignal(each) != signal.SIG_IGN]
+
+
+def _since_start() -> float:
+    """Seconds since the job began. The wall clock is asked once, and only where no clock of this boot knows it."""
+    told, uptime = os.environ.get(STARTED), os.environ.get(UPTIME)
+    boot, _, began = (uptime or "").rpartition(":")
+    if boot == processes.boot():
+        return max(0.0, processes.uptime() - _number(UPTIME, began, "seconds since the machine's start"))
     if told:
-        try:
-            return float(told)
-        except ValueError:
-            raise V2FError(f"{STARTED}={told!r}: seconds since 1970 are wanted there; unset it") from None
-    own = psutil.Process()
-    agent = own.parent() if "TORCHELASTIC_RUN_ID" in os.environ else None
-    return (agent or own).create_time()
+        return max(0.0, time.time() - _number(STARTED, told, "seconds since 1970"))
+    agent = processes.launcher() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return processes.age(agent or os.getpid())
+
+
+def _number(name: str, text: str, what: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise V2FError(f"{name}={text!r}: {what} are wanted there; unset it") from None
 
 
 def seconds_of(text: str) -> float:
-    """Seconds of a duration such as ``23h``, ``1h30m``, ``90m`` or ``3600s``."""
-    found = _DURATION.fullmatch(text.strip())
-    if not found or not any(found.groups()):
-        raise V2FError(f"{text!r} is no duration; write 23h, 1h30m, 90m or 3600s")
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return ((days * 24.0 + hours) * 60 + minutes) * 60 + seconds
+    """Seconds of a duration such as ``23h``, ``1h30m``, ``90m`` or ``3600s``; a number alone is seconds."""
+    text = text.strip()
+    found = _DURATION.fullmatch(f"{text}s" if text.isascii() and text.isdigit() else text)
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    total = ((days * 24.0 + hours) * 60 + minutes) * 60 + seconds
+    if not total:
+        raise V2FError(
+            f"{text!r} is no duration; write 23h, 1h30m, 90m or 3600s: whole numbers above 0, each with its unit"
+        )
+    return total
 
 
 class Watchdog:
@@ -159,17 +187,58 @@ class Watchdog:
 
 
 def die_with_launcher() -> None:
-    """Under torchrun: be killed when the agent that started this rank dies, however it dies.
+    """End when the launcher that started this rank, or ``v2f exec``, ends, however it died and whatever shells stand
+    between.
 
     Else the rank would train on alone, hold its GPU, and write beside those that the scheduler starts in its place;
-    the other agents would not learn that one is lost.
+    the other agents of torchrun would not learn that one is lost. ``accelerate launch`` of one process dies of the
+    SIGTERM that is meant for its rank: here the rank hears it, and saves. What a shell started by hand stays.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != parent:  # it died just now
+
+    def end() -> None:
+        tell(f"v2f: what started rank {os.environ.get('RANK', '0')} is gone (v2f exec, or the launcher): it ends, too")
         os.kill(os.getpid(), signal.SIGKILL)
+
+    if os.environ.get(EXEC):
+        processes.when_gone(os.environ[EXEC], end)
+    launcher = processes.launcher()
+    known = None if launcher is None else processes.identity(launcher)
+    if known is not None:
+        alone = "TORCHELASTIC_RUN_ID" not in os.environ
+        processes.when_gone(known, (lambda: os.kill(os.getpid(), signal.SIGTERM)) if alone else end)
+
+
+# --------------------------------------------------------------------------------------------- a terminal that is gone
+
+
+def tell(line: str) -> None:
+    """One line on stderr, from a signal's handler, too; a terminal that is gone is no reason to fail."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+
+
+class _Deaf(io.FileIO):
+    """A file of which it does not matter whether it takes what is written."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def outlive_the_terminal() -> None:
+    """From here on no write to stdout or stderr fails, and none at the end of the process changes its exit code: a
+    terminal that is closed (EIO), a ``| tee`` that died of that (EPIPE) or a log on a full disk ends no training."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None or stream is not getattr(sys, f"__{name}__"):
+            continue  # somebody's own
+        with contextlib.suppress(OSError):
+            stream.flush()
+        deaf = io.BufferedWriter(_Deaf(number, "w", closefd=False))
+        lines = name == "stderr" or stream.line_buffering
+        setattr(sys, name, io.TextIOWrapper(deaf, stream.encoding, stream.errors, line_buffering=lines))
 
 
 # ------------------------------------------------------------------------------------------- what a rank tells
@@ -190,7 +259,7 @@ def report(code: int | None, *, together: bool = False) -> int | None:
     if path is None:
         return code
     start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    line = {"pid": os.getpid(), "born": psutil.Process().create_time(), "start": start, "code": code}
+    line = {"process": processes.identity(os.getpid()), "start": start, "code": code}
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):  # no code for the scheduler is worth no checkpoint
         temporary.write_text(json.dumps(line))
@@ -199,7 +268,8 @@ def report(code: int | None, *, together: bool = False) -> int | None:
 
 
 def reports(folder: str) -> list[dict[str, Any]]:
-    """What the ranks of the newest start have told: ``pid``, ``born``, ``start``, ``code`` (None: it runs)."""
+    """What the ranks of the newest start have told: ``process`` (its :func:`~v2f.processes.identity`), ``start``,
+    ``code`` (None: it runs)."""
     found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
     newest = max((each["start"] for each in found), default=0)
     return [each for each in found if each["start"] == newest]

@@ -24,8 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import fsspec
-
 from v2f import local as files
 from v2f import s3
 from v2f.config import Record, problem_of, user_in
@@ -596,6 +594,8 @@ def _on_s3(remote: str) -> bool:
 
 
 def _filesystem(path: str) -> Any:
+    import fsspec  # here: neither a local path nor s3:// waits for its imports
+
     return fsspec.core.url_to_fs(path)[0]
 
 

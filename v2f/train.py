@@ -1,14 +1,25 @@
 """What ``accelerate launch v2f/train.py --config RECIPE.yaml [dotted.key=value ...]`` runs: parse, build, fit."""
 
+import signal
+
+if __name__ == "__main__":
+    # Before anything else: until the loop runs, the signal that asks for a profile would end the process.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
 import argparse
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The options of training, for this script and for the verb ``v2f train``."""
-    parser.add_argument("--config", required=True, metavar="RECIPE.yaml", help="one whole run, as under launch/recipes")
+    from v2f.place import argument
+
+    parser.add_argument(
+        "--config", required=True, type=argument, metavar="RECIPE.yaml", help="one whole run, as under launch/recipes"
+    )
     parser.add_argument(
         "--resume",
         choices=["auto", "none"],
@@ -19,7 +30,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-changes", action="store_true", help="go on although the configuration changed; the difference is kept"
     )
     parser.add_argument(
-        "--max-time", metavar="23h", help="save and leave with code 75 so long after the start (23h, 90m, 3600s)"
+        "--max-time",
+        metavar="23h",
+        help="save and leave with code 75 so long after the start (23h, 1h30m, 90m, 3600s; a number alone: seconds)",
     )
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
 
@@ -43,9 +56,12 @@ def parsed(parser: argparse.ArgumentParser, command: Sequence[str] | None = None
 
 def run(args: argparse.Namespace) -> int | None:
     """Train as the arguments say; the exit code (:mod:`v2f.stopping`). Imports stand here: ``--help`` must not wait."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # there is nothing to profile yet; the loop listens
     from v2f import stopping
     from v2f.errors import guarded
 
+    stopping.outlive_the_terminal()
     together = False
 
     def train() -> int:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 import socket
 import sys
@@ -16,7 +17,7 @@ import pytest
 import soundfile
 from mlflow_server import until
 from PIL import Image
-from served import Site, speak
+from served import REPOSITORY, Site, speak
 
 pytest.importorskip("gradio", reason="the page to speak into needs v2f[serve]")
 
@@ -219,6 +220,46 @@ def test_an_upload_is_gone_even_if_it_cannot_be_read(tmp_path: Path) -> None:
 def test_names_cannot_break_the_page(listener: Listener, tmp_path: Path) -> None:
     answering = Answering(listener, str(tmp_path), Limits())
     assert "<script>" not in answering._refused("<script>alert(1)</script>")
+
+
+ELSEWHERE = {"host": "page.example.org", "x-forwarded-proto": "https"}
+
+
+@pytest.mark.parametrize("left", ["", "/voice"], ids=["a proxy takes the path off", "a proxy leaves it there"])
+@pytest.mark.parametrize("told", [{}, {"x-forwarded-host": "page.example.org"}, {"x-forwarded-prefix": "/evil"}])
+def test_a_page_under_a_path_links_to_what_is_there(
+    listener: Listener, tmp_path: Path, left: str, told: dict[str, str]
+) -> None:
+    headers = ELSEWHERE | told
+    with TestClient(application(listener, str(tmp_path), Limits(), root_path="/voice")) as client:
+        assert client.get(f"{left}/config", headers=headers).json()["root"] == "https://page.example.org/voice"
+        html = client.get(f"{left}/", headers=headers).text
+        links = set(re.findall(r"(?:src|href)=\"([^\"]*\.(?:js|css))\"", html))
+        assert links
+        assert all(link.startswith(("./", "https://page.example.org/voice/")) for link in links), links
+        for link in links:
+            path = link.removeprefix("https://page.example.org/voice/").removeprefix("./")
+            assert client.get(f"{left}/{path}", headers=headers).status_code == 200, link
+        assert client.get(f"{left}/healthz").json()["status"] == "ok"
+        for hidden in ("/docs", "/gradio_api/info", "/voicex/config"):
+            assert client.get(f"{left}{hidden}").status_code == 404
+        redirect = client.get("/voice", follow_redirects=False)
+        assert (redirect.status_code, redirect.headers["location"]) == (308, "/voice/")
+        posted = client.post(f"{left}/gradio_api/upload", files={"files": ("v.wav", b"RIFF")})
+        assert (posted.status_code, len(posted.json())) == (200, 1)
+
+
+@pytest.mark.slow
+def test_a_clip_is_answered_under_a_path(tiny_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Upload, call and stream of events, as Gradio's page does."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "bench"))
+    from bench.serve import ask
+
+    speak(tmp_path / "voice.wav", 3.0, key=7)
+    with Site(tiny_run, tmp_path, "--root-path", "/voice/") as site:
+        assert site.url.endswith("/voice")
+        for seen in (site.url, site.url.removesuffix("/voice")):
+            assert "data:image/png" in ask(seen, (tmp_path / "voice.wav").read_bytes())
 
 
 def test_a_login_keeps_the_page_to_those_who_have_it(listener: Listener, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from v2f.errors import V2FError
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from v2f.data.worker import main; main(int(sys.argv[1]))"
 )
-_FOR_THE_TRAINER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_FOR_THE_TRAINER = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _CLOSING_SECONDS = 5.0  # what a worker has to leave by itself before it is killed
 _WAITING = 2  # batches at a worker: one is decoded, and the next one is there when it is done
 _LENT = 2  # trays of a worker that may be in the consumer's hands

@@ -32,6 +32,7 @@ from pydantic import Field, model_validator
 
 from v2f import local as files
 from v2f import store
+from v2f.config import Place
 from v2f.data.audio import UnusableError, decode_span
 from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import square
@@ -51,9 +52,9 @@ _GONE = ".gone"  # VIDEO.gone holds why it could not be fetched; who removes it 
 class AVSpeechConfig(StepsConfig):
     """Which segments; and, as ``StepsConfig`` has it, what is made of them."""
 
-    train_csv: str = Field(description="avspeech_train.csv, or a part of it")
-    test_csv: str | None = Field(None, description="avspeech_test.csv: its videos are `test`; null: `people` says")
-    videos: str = Field(description="folder that holds VIDEO.mp4, .mkv or .webm, at any depth")
+    train_csv: Place = Field(description="avspeech_train.csv, or a part of it")
+    test_csv: Place | None = Field(None, description="avspeech_test.csv: its videos are `test`; null: `people` says")
+    videos: Place = Field(description="folder that holds VIDEO.mp4, .mkv or .webm, at any depth")
     download: bool = Field(False, description="fetch missing videos into that folder by yt-dlp, if it is installed")
     format: str = Field("bv*[height<=720]+ba/b[height<=720]/b", description="what yt-dlp chooses")
     photos: int = Field(1, ge=1, le=100, description="of a segment; the first when it starts, the others evenly after")

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from v2f import store
-from v2f.config import Config, build, override, read_yaml
+from v2f.config import Config, Place, build, override, read_yaml
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
@@ -57,7 +57,7 @@ _MOST_WITH_PSP = (
 class PackConfig(Config):
     """A recipe. ``source`` names the group that says what is packed."""
 
-    out: str = Field(description="where the data set goes: a folder or an s3:// prefix")
+    out: Place = Field(description="where the data set goes: a folder or an s3:// prefix")
     source: Literal["synthetic", "pairs", "voxceleb", "avspeech"]
     synthetic: SyntheticConfig | None = None
     pairs: PairsConfig | None = None

@@ -23,6 +23,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from v2f import store
+from v2f.config import Place
 from v2f.data.audio import UnusableError
 from v2f.data.sample import SPLITS
 from v2f.data.transforms import square
@@ -39,7 +40,7 @@ _OPTIONAL = ("split", "x", "y", "landmarks")
 class PairsConfig(StepsConfig):
     """Which pairs; and, as ``StepsConfig`` has it, what is made of them."""
 
-    csv: str = Field(description="audio,image,identity[,split][,x,y][,landmarks]; paths are relative to it")
+    csv: Place = Field(description="audio,image,identity[,split][,x,y][,landmarks]; paths are relative to it")
     people: Shares = Shares()
     seen: float = Field(0.1, ge=0.0, lt=1.0, description="share of a trained person's clips that is held out")
     seed: int = Field(0, ge=0, description="another seed, other splits")

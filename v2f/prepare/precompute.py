@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 from v2f import standins, store
-from v2f.config import Config, build, override
+from v2f.config import Config, Place, build, override
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
 from v2f.data.sample import CODES, EMBEDDING, Members, Sample, encode_codes, encode_embedding, split_members
 from v2f.data.transforms import square
@@ -48,7 +48,7 @@ Role = Literal["identity", "codes"]
 class PrecomputeConfig(Config):
     """Which nets, named as in a run's recipe (``system.frozen``), and how they are run."""
 
-    path: str = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
+    path: Place = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
     identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = None
     codes: Annotated[StandIn | PSPCodes, Field(discriminator="net")] | None = None
     batch: int = Field(32, ge=1, description="photos at once")

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from v2f import store
-from v2f.config import Config
+from v2f.config import Config, Place
 from v2f.data.audio import Keep, UnusableError, decode_voice, only_speech, to_loudness
 from v2f.data.sample import MAX_PIXELS, AudioFormat, PhotoFormat, encode
 from v2f.data.transforms import square
@@ -58,7 +58,7 @@ class LoudnessConfig(Config):
 class PspConfig(Config):
     """What pSp (Richardson et al. 2021) makes of the aligned photos."""
 
-    file: str = Field(description="the authors' file; or a folder or mirror with their files, chosen by `pictures`")
+    file: Place = Field(description="the authors' file; or a folder or mirror with their files, chosen by `pictures`")
     sha256: str | None = Field(None, description="of the file; null: whatever it has")
     pictures: bool = Field(False, description="each photo is replaced by what pSp draws of it (frontalisation)")
     codes: bool = Field(False, description="w+ goes into the sample: of the drawn picture, else of the photo")
@@ -82,7 +82,7 @@ class StepsConfig(Config):
     max_seconds: float | None = Field(None, gt=0.0, description="longer clips lose their end; null: they stay")
     loudness: LoudnessConfig | None = None
     audio: AudioFormat = "flac"
-    mtcnn: str | None = Field(None, description="folder or mirror of its weights; null: those in facenet-pytorch")
+    mtcnn: Place | None = Field(None, description="folder or mirror of its weights; null: those in facenet-pytorch")
     min_confidence: float = Field(0.9, ge=0.0, le=1.0, description="of a face, by MTCNN")
     min_face: float = Field(16.0, ge=4.0, description="pixels; a face whose square is smaller is left out")
     size: int = Field(256, ge=16, le=1024, description="side of a photo in pixels")

@@ -6,7 +6,6 @@ samples show different photos. Without torch, so that packing processes start fa
 Shape letters: N samples, P photos.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -75,7 +74,7 @@ class Synthetic:
             items += [_item(split, first + i, clip) for i in range(crowd.people) for clip in range(crowd.clips)]
         unseen = range(config.train.clips, config.train.clips + config.seen.clips)
         items += [_item("seen", i, clip) for i in range(config.seen.people) for clip in unseen]
-        return Plan(items, provenance={"world_version": VERSION, "world_hash": _hash()})
+        return Plan(items, provenance={"world_version": VERSION, "world_hash": world_hash()})
 
     def inputs(self, item: Item) -> list[str]:
         return []
@@ -107,7 +106,7 @@ class Synthetic:
                 "person": int(id_N[n]),
                 "clip": int(number_N[n]),
                 "photos": photo_NP[n].tolist(),
-                "world": {"version": VERSION, "hash": _hash(), **config.world.model_dump()},
+                "world": {"version": VERSION, "hash": world_hash(), **config.world.model_dump()},
             }
             members = encode(
                 item.key,
@@ -123,11 +122,6 @@ class Synthetic:
             )
             made.append(Made(item, members, config.seconds))
         return made
-
-
-@functools.cache
-def _hash() -> str:
-    return world_hash()
 
 
 def _item(split: str, person: int, clip: int) -> Item:

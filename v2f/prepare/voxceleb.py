@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from v2f import store
+from v2f.config import Place
 from v2f.data.audio import UnusableError
 from v2f.data.transforms import square
 from v2f.errors import V2FError
@@ -51,9 +52,9 @@ _COLUMNS = {  # as published, without case and spaces; vox2_meta.csv has a space
 class VoxCelebConfig(StepsConfig):
     """Which clips and photos; and, as ``StepsConfig`` has it, what is made of them."""
 
-    voices: list[str] = Field(min_length=1, description="folders that hold idXXXXX/VIDEO/UTT.wav|m4a, at any depth")
-    meta: list[str] = Field(min_length=1, description="vox1_meta.csv, vox2_meta.csv")
-    faces: list[str] = Field(min_length=1, description="folders that hold a folder for each person, at any depth")
+    voices: list[Place] = Field(min_length=1, description="folders that hold idXXXXX/VIDEO/UTT.wav|m4a, at any depth")
+    meta: list[Place] = Field(min_length=1, description="vox1_meta.csv, vox2_meta.csv")
+    faces: list[Place] = Field(min_length=1, description="folders that hold a folder for each person, at any depth")
     photos: int = Field(1, ge=1, le=100, description="of the person in each sample, at most")
     spare: int = Field(3, ge=0, le=100, description="photos that are tried where others have no usable face")
     splits: Literal["published", "shares"] = Field("published", description="published: its test people are `test`")

@@ -13,10 +13,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CALL_BYTES = 64 * 1024  # of a call: the name of an upload and little else
@@ -125,6 +126,24 @@ class Gate:
                 return _no(400, "a call may name a file that was uploaded here, and nothing else"), receive
             return None, _again(body, receive)
         return None, receive
+
+
+class Under:
+    """ASGI middleware of a page that the world sees under ``root``, such as ``/voice``: whether a proxy takes that off
+    the path or leaves it there, what comes behind is the same."""
+
+    def __init__(self, app: ASGIApp, *, root: str) -> None:
+        self._app, self._root = app, root
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path == self._root:  # links of the page are relative to the slash
+            await RedirectResponse(f"{self._root}/", 308)(scope, receive, send)
+            return
+        if path.startswith(f"{self._root}/"):
+            behind = path[len(self._root) :]
+            scope = {**scope, "path": behind, "raw_path": quote(behind).encode()}
+        await self._app(scope, receive, send)
 
 
 def client_of(request: Any) -> str:

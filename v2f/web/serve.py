@@ -62,12 +62,14 @@ def serve(
     port: int = 7860,
     which: str | int = "latest",
     bounds: Limits = Limits(),
+    root_path: str = "",
 ) -> None:
     """Serve the page of ``run`` until it is interrupted.
 
     ``host``: beyond loopback everybody who reaches it may use the page, unless V2F_SERVE_USER and V2F_SERVE_PASSWORD
     are set; a browser gives a microphone to https and to loopback only. ``port`` 0: any that is free. ``which``: the
-    checkpoint. V2FError without Gradio, for a run that makes no face from a voice, and for a port that is taken.
+    checkpoint. ``root_path``: where a proxy shows the page, such as ``/voice``. V2FError without Gradio, for a run that
+    makes no face from a voice, and for a port that is taken.
     """
     login = _login()
     with (
@@ -84,7 +86,7 @@ def serve(
         if listener.without:
             print(f"note: nothing to compare a voice with, so the page says less: {listener.without}")
         port = listening.getsockname()[1]
-        print(f"http://{f'[{host}]' if ':' in host else host}:{port}  (stop with Ctrl-C)", flush=True)
+        print(f"http://{f'[{host}]' if ':' in host else host}:{port}{root_path}  (stop with Ctrl-C)", flush=True)
         if host not in LOOPBACK:
             who = "whoever has the login" if login else "everybody who reaches it"
             print(
@@ -93,7 +95,7 @@ def serve(
                 flush=True,
             )
         config = uvicorn.Config(
-            application(listener, folder, bounds, login),
+            application(listener, folder, bounds, login, root_path),
             log_level="warning",
             access_log=False,  # who spoke, and when, is nobody's business
             server_header=False,
@@ -103,7 +105,9 @@ def serve(
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def application(listener: Listener, folder: str, bounds: Limits, login: tuple[str, str] | None = None) -> Any:
+def application(
+    listener: Listener, folder: str, bounds: Limits, login: tuple[str, str] | None = None, root_path: str = ""
+) -> Any:
     """The ASGI application of a page; uploads lie in ``folder``, which must be this page's own, while they are read."""
     gradio = _gradio(folder)
     import fastapi
@@ -123,6 +127,7 @@ def application(listener: Listener, folder: str, bounds: Limits, login: tuple[st
         parent,
         _page(listener, folder, bounds),
         path="/",
+        root_path=root_path or None,
         auth=None if login is None else _checked(login),
         footer_links=[],
         run_history=False,
@@ -139,6 +144,8 @@ def application(listener: Listener, folder: str, bounds: Limits, login: tuple[st
     # A clip is an upload and a call; its own limit, which answers in words, comes first.
     rate = limits.Rate(3 * bounds.per_minute)
     mounted.add_middleware(limits.Gate, folder=folder, max_bytes=bounds.max_bytes, rate=rate)
+    if root_path:
+        mounted.add_middleware(limits.Under, root=root_path)
     return mounted
 
 

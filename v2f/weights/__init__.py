@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f import standins, store
-from v2f.config import Config
+from v2f.config import Config, Place
 from v2f.errors import V2FError
 from v2f.nn.irse import IRSE50
 from v2f.nn.psp import PSP, Codes, GradualStyleEncoder
@@ -42,7 +42,7 @@ class StandIn(Config):
 class Brought(Config):
     """Weights that the user brings."""
 
-    file: str | None = Field(None, description="a path, or a name in frozen.path; null: the usual names there")
+    file: Place | None = Field(None, description="a path, or a name in frozen.path; null: the usual names there")
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="refuse any other file")
 
     @property
@@ -131,7 +131,7 @@ class Precomputed(Config):
 class Judges(Config):
     """The frozen nets that look at pictures, each by the kind of its weights."""
 
-    path: str = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
+    path: Place = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
     identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] = StandIn()
     perceptual: Annotated[StandIn | LPIPSWeights, Field(discriminator="net")] = StandIn()
 

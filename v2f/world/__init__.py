@@ -5,6 +5,7 @@ Nothing is tuned to a score: a version of the world is frozen by its hash.
 """
 
 import ast
+import functools
 import hashlib
 from pathlib import Path
 
@@ -18,8 +19,9 @@ WORLD_HASHES: dict[str, str] = {
 _SOURCES = ("people.py", "portraits.py", "voices.py")
 
 
+@functools.cache
 def world_hash() -> str:
-    """SHA-256 (hex) of the version and of the syntax trees of the world's sources.
+    """SHA-256 (hex) of the version and of the syntax trees of the world's sources, made once: it takes a while.
 
     Comments, docstrings and layout do not count; every number and name does.
     """
