@@ -9,6 +9,7 @@ import io
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,9 @@ _RATES = (1000, 768_000)  # of a recording; others are damage, and would take fi
 _LOUDEST = 4.0  # 12 dB beyond full scale: no codec overshoots that far, so these are integers, or damage
 _MAX_CLIPPED = 0.05  # share of samples beyond full scale, which would be clipped
 _UNKNOWN = 1 << 62  # libsndfile's number of frames where a header does not say it is about twice this
+HARDLY_SPEECH = 0.4  # a smaller share of a clip is hardly speech
+_STEADY_DB = 1.5  # speech is louder and softer by 3 to 16 dB from window to window, noise and tones by less than 1
+_AUDIBLE_DB = 40.0  # below the loudest window: what is softer is a pause
 _WINDOW_S = 0.03  # the longest that WebRTC's detector takes
 _VAD_RATES = (8000, 16000, 32000, 48000)
 _PREROLL_S = 0.5  # decoded and dropped before a span: a codec that was sought in needs frames to come in
@@ -142,10 +146,37 @@ def only_speech(wav_T: Floats, sample_rate: int, *, mode: int, margin: float, ke
     return speech_T
 
 
-def speech_share(wav_T: Floats, sample_rate: int) -> float:
-    """The share of 30 ms windows that WebRTC's detector takes for speech, at its strictest: 0.7 to 0.9 of unbroken
-    speech; little of knocks and beats, but all of a steady tone or noise."""
-    return float(_speech(wav_T, sample_rate, mode=3).mean())
+@dataclass(frozen=True)
+class Likeness:
+    """How much a clip is like speech; whoever draws a face from it has to say :attr:`doubt`."""
+
+    share: float
+    """Of 30 ms windows that WebRTC's detector takes for speech, at its strictest: 0.7 to 0.9 of unbroken speech, little
+    of knocks and beats, but all of a steady tone or noise."""
+    swing: float
+    """By how many dB the windows' level varies (standard deviation): that of steady tones and noise does not."""
+
+    @property
+    def steady(self) -> bool:
+        return self.swing < _STEADY_DB
+
+    @property
+    def doubt(self) -> str:
+        """Why it is hardly speech, in words; empty: nothing speaks against it."""
+        if self.share < HARDLY_SPEECH:
+            return f"hardly speech: {100 * self.share:.0f} % of it, by WebRTC's voice activity detector"
+        if self.steady:
+            return f"hardly speech: as steady as noise or a tone, its level varies by {self.swing:.1f} dB"
+        return ""
+
+
+def likeness(wav_T: Floats, sample_rate: int) -> Likeness:
+    """How much a mono clip is like speech."""
+    window = min(round(_WINDOW_S * sample_rate), len(wav_T))
+    windows_FL = wav_T[: len(wav_T) // window * window].reshape(-1, window).astype(np.float64)
+    level_F = 10 * np.log10(np.maximum((windows_FL**2).mean(axis=1), 1e-12))
+    swing = float(level_F[level_F >= level_F.max() - _AUDIBLE_DB].std())
+    return Likeness(float(_speech(wav_T, sample_rate, mode=3).mean()), swing)
 
 
 def _speech(wav_T: Floats, sample_rate: int, mode: int) -> npt.NDArray[np.bool_]:
