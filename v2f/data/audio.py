@@ -22,7 +22,8 @@ from v2f.errors import V2FError
 
 SILENCE = 1e-4  # a recording whose loudest sample is below this (-80 dB) says nothing
 
-_MAX_VALUES = 3600 * 48_000 * 2  # of all channels: an hour in stereo; decoded, a small file may fill the memory
+_MAX_FRAMES = 3600 * 48_000  # decoded, a small file may fill the memory
+_MAX_VALUES = 2 * _MAX_FRAMES  # of all channels
 _RATES = (1000, 768_000)  # of a recording; others are damage, and would take filters of any length
 _LOUDEST = 4.0  # 12 dB beyond full scale: no codec overshoots that far, so these are integers, or damage
 _MAX_CLIPPED = 0.05  # share of samples beyond full scale, which would be clipped
@@ -75,7 +76,11 @@ def decode_voice(content: bytes, *, sample_rate: int, min_seconds: float, max_se
     if wrong:
         raise UnusableError(f"audio {wrong}")
     found = _by_libsndfile(content, max_seconds)
-    return _mono(*(_by_ffmpeg(content, max_seconds) if found is None else found), sample_rate, min_seconds)
+    wav_CT, rate = _by_ffmpeg(content, max_seconds) if found is None else found
+    del found
+    wav_T = _mono(wav_CT, rate, min_seconds)
+    del wav_CT  # a long one needs the memory for its resampling
+    return _resampled(wav_T, rate, sample_rate)
 
 
 def decode_span(container: Any, start: float, end: float, *, sample_rate: int, min_seconds: float) -> Floats:
@@ -84,10 +89,11 @@ def decode_span(container: Any, start: float, end: float, *, sample_rate: int, m
     if wav_CT.shape[1] < (end - start - _SHORT_S) * rate:
         there = f"{wav_CT.shape[1] / rate:.2f} s of {end - start:.2f} s"
         raise UnusableError("the sound ends before the segment does", there)
-    return _mono(wav_CT, rate, sample_rate, min_seconds)
+    return _resampled(_mono(wav_CT, rate, min_seconds), rate, sample_rate)
 
 
-def _mono(wav_CT: Floats, rate: int, sample_rate: int, min_seconds: float) -> Floats:
+def _mono(wav_CT: Floats, rate: int, min_seconds: float) -> Floats:
+    """The mean of the channels, if it can be a voice."""
     if not wav_CT.size:
         raise UnusableError("audio is empty")
     if not _RATES[0] <= rate <= _RATES[1]:
@@ -105,7 +111,7 @@ def _mono(wav_CT: Floats, rate: int, sample_rate: int, min_seconds: float) -> Fl
     if not peak <= _LOUDEST or clipped > _MAX_CLIPPED:
         detail = f"its peak is {peak:.3g}, {100 * clipped:.0f} % of it would be clipped; scale it to -1 to 1"
         raise UnusableError("audio is beyond full scale", detail)
-    return _resampled(wav_T, rate, sample_rate)
+    return wav_T
 
 
 def _resampled(wav_T: Floats, rate: int, sample_rate: int) -> Floats:
@@ -274,7 +280,7 @@ def _by_libsndfile(content: bytes, max_seconds: float) -> tuple[Floats, int] | N
 def _check_length(frames: int, channels: int, rate: int, max_seconds: float) -> None:
     if frames > max_seconds * rate:
         raise UnusableError("audio is too long", f"{frames / rate:.1f} s of at most {max_seconds:g} s")
-    if frames * channels > _MAX_VALUES:
+    if frames > _MAX_FRAMES or frames * channels > _MAX_VALUES:
         raise UnusableError("audio is too long", f"{frames} frames of {channels} channels, at {rate} Hz")
 
 
