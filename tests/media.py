@@ -1,6 +1,7 @@
-"""Recordings in every format that we can write, as bytes, and what odd programs make of them."""
+"""Recordings in every format that we can write, as bytes, and what odd programs make of them and of photos."""
 
 import io
+import struct
 from collections.abc import Callable
 
 import av
@@ -87,3 +88,10 @@ def without_length(kind: str, content: bytes) -> bytes:
     elif kind == "piped wav":
         odd[4:8] = odd[40:44] = b"\xff" * 4
     return bytes(odd)
+
+
+def with_exif(jpeg: bytes, tags: list[tuple[int, int, int, bytes]], more: bytes = b"") -> bytes:
+    """A JPEG with EXIF of these entries: tag, type, count, value or offset; ``more`` lies behind them."""
+    entries = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in tags)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + more
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from media import with_exif
 from PIL import EpsImagePlugin, ExifTags, Image
 
 from v2f.config import build
@@ -55,13 +56,6 @@ def packed(folder: Path, photos: dict[str, bytes], **kinds: Any) -> tuple[Datase
 
 
 # ------------------------------------------------------------------------------------------------- turned
-
-
-def with_exif(jpeg: bytes, tags: list[tuple[int, int, int, bytes]], more: bytes = b"") -> bytes:
-    """A JPEG with EXIF of these entries: tag, type, count, value or offset; ``more`` lies behind them."""
-    entries = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3].ljust(4, b"\0") for entry in tags)
-    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + more
-    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
 
 
 ORIENTATION = (0x112, 3, 1, b"\6\0")
