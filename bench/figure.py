@@ -27,7 +27,7 @@ def main(run_path: str, output: str) -> None:
         draw.multiline_text((0, top + SIDE // 2), label, "black", font, anchor="lm")
         for column, person in enumerate(people):
             data = base64.b64decode(getattr(person, name).split(",", 1)[1])
-            with Image.open(io.BytesIO(data)) as picture:
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as picture:
                 large = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             sheet.paste(large, (LABEL + column * (SIDE + GAP), top))
     sheet.save(output, optimize=True)

@@ -3,9 +3,11 @@
 import datetime
 import io
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import av
+import corpora
 import numpy as np
 import pytest
 import soundfile
@@ -132,6 +134,34 @@ def test_a_rate_that_no_kernel_fits_is_converted_all_the_same(made: Made, tmp_pa
     assert np.array_equal(np.asarray(Image.open(tmp_path / "face.png")), portrait(5))
 
 
+T = np.arange(2 * RATE) / RATE
+NOISE = np.random.default_rng(0).standard_normal(len(T))
+NO_SPEECH = {
+    "white noise": 0.1 * NOISE,
+    "a quiet room": 2e-4 * NOISE,
+    "a tone": 0.3 * np.sin(2 * np.pi * 440 * T),
+    "beats": 0.1 * NOISE * np.exp(-((2 * T) % 1) * 30),
+}
+
+
+@pytest.mark.parametrize("what", NO_SPEECH)
+def test_a_face_of_what_is_hardly_speech_is_called_so(made: Made, tmp_path: Path, what: str, capsys: Any) -> None:
+    soundfile.write(tmp_path / "v.wav", NO_SPEECH[what], RATE)
+    generate(made[0], str(tmp_path / "v.wav"), str(tmp_path / "face.png"), system=made[1])
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith(f"{tmp_path}/v.wav: hardly speech: ")
+    assert line.endswith("; the face means nothing")
+    assert Image.open(tmp_path / "face.png").info["Doubt"] in line
+
+
+@pytest.mark.parametrize("person", range(8))
+def test_a_face_of_a_voice_is_not(made: Made, tmp_path: Path, person: int, capsys: Any) -> None:
+    soundfile.write(tmp_path / "v.wav", corpora.voice(person), 16000)
+    generate(made[0], str(tmp_path / "v.wav"), str(tmp_path / "face.png"), system=made[1])
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert "Doubt" not in Image.open(tmp_path / "face.png").info
+
+
 def _bad(folder: Path, what: str) -> Path:
     path = folder / f"{what}.wav"
     if what == "empty":
@@ -144,6 +174,11 @@ def _bad(folder: Path, what: str) -> Path:
         soundfile.write(path, np.ones(100), RATE)
     elif what == "no frames":
         soundfile.write(path, np.zeros(0), RATE)
+    elif what == "beyond full scale":
+        soundfile.write(path, 20000 * np.sin(np.arange(RATE)), RATE, subtype="FLOAT")
+    elif what == "cut":
+        soundfile.write(path, np.sin(np.arange(RATE)), RATE)
+        path.write_bytes(path.read_bytes()[:RATE])
     elif what == "not finite":
         soundfile.write(path, np.full(RATE, np.nan, np.float32), RATE, subtype="FLOAT")
     return path
@@ -159,6 +194,8 @@ def _bad(folder: Path, what: str) -> Path:
         ("too short", "too short"),
         ("no frames", "empty"),
         ("not finite", "not finite"),
+        ("beyond full scale", "beyond full scale"),
+        ("cut", "audio is cut"),
     ],
 )
 def test_what_is_no_voice_is_one_clear_line(made: Made, tmp_path: Path, what: str, said: str) -> None:

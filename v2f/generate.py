@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from v2f import __version__, store
-from v2f.data.audio import UnusableError, decode_voice
+from v2f.data.audio import UnusableError, decode_voice, likeness
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
 from v2f.run import Run
@@ -47,7 +47,7 @@ def generate(run: Run, voice: str, output: str, *, size: int | None = None, syst
     without codes hears the middle window. The whole file or nothing is written.
 
     ``system``: the run's system, where it is loaded already. V2FError in one line for a file that is missing, empty,
-    silent, shorter than 0.25 s, or no audio.
+    silent, shorter than 0.25 s, or no audio. Of a sound that is hardly speech a face is drawn, and it is said.
     """
     if Path(output).suffix.lower() != ".png":
         raise V2FError(f"{output}: the face is written as PNG; name the output something.png")
@@ -57,8 +57,13 @@ def generate(run: Run, voice: str, output: str, *, size: int | None = None, syst
     wav_WT = windows(wav_T, hears.frames)
     picture = face_of(system, torch.from_numpy(wav_WT), size)
     told = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
+    doubt = likeness(wav_T, hears.sample_rate).doubt
+    if doubt:
+        told["Doubt"] = doubt
     store.write_bytes(output, png(picture, told))
     print(f"{output}: a face estimated from {len(wav_T) / hears.sample_rate:.1f} s of voice ({len(wav_WT)} window(s))")
+    if doubt:
+        print(f"{voice}: {doubt}; the face means nothing")
     return output
 
 

@@ -622,7 +622,7 @@ class _Delivery(threading.Thread):
             return
         path = self._folder / line["picture"]
         try:
-            with files.opened(path) as content, Image.open(content) as file:
+            with files.opened(path) as content, Image.open(content, formats=("PNG",)) as file:
                 picture = file.copy()
         except OSError:
             self._sayer.say("picture", f"{path} is not there or no picture any more, and left out")
@@ -738,7 +738,7 @@ def round_trip(uri: str) -> str:
             client.log_image(run_id, picture, artifact_file="doctor.png")
             doing = "give the picture back"
             with tempfile.TemporaryDirectory() as folder:
-                with Image.open(client.download_artifacts(run_id, "doctor.png", folder)) as back:
+                with Image.open(client.download_artifacts(run_id, "doctor.png", folder), formats=("PNG",)) as back:
                     if back.convert("RGB").tobytes() != picture.tobytes():
                         raise ValueError("it is another one")
         except BaseException:

@@ -210,6 +210,33 @@ def test_a_remote_video_is_read_in_ranges(videos: Path, monkeypatch: pytest.Monk
         pass
 
 
+@pytest.mark.parametrize("kind", ["mp4", "mkv", "webm"])
+def test_a_video_that_is_damaged_anywhere_is_used_or_left_out(videos: Path, tmp_path: Path, kind: str) -> None:
+    content, other = (videos / f"v.{kind}").read_bytes(), (videos / "mute.mp4").read_bytes()
+    rng, used = np.random.default_rng(0), 0
+    for number in range(24):
+        place = int(rng.integers(len(content)))
+        noise = rng.bytes(64)
+        cut, overwritten = content[:place], content[:place] + noise + content[place + 64 :]
+        (tmp_path / "v").write_bytes((cut, cut + other, overwritten, cut[:200] + noise)[number % 4])
+        try:
+            with video.opened(str(tmp_path / "v")) as container:
+                wav = decode_span(container, 1.0, 2.0, sample_rate=RATE, min_seconds=0.5)
+                (picture,) = video.pictures(container, [1.5])
+        except UnusableError:
+            continue
+        used += 1
+        assert len(wav) >= 0.74 * RATE
+        assert picture.size == (320, 96)
+    assert used > 0  # what lies behind the segment does not matter
+
+
+def test_whatever_a_video_decoder_raises_costs_one_input(videos: Path) -> None:
+    for error in (OverflowError("large"), TypeError("None"), AssertionError()):
+        with pytest.raises(UnusableError, match="video cannot be decoded"), video.opened(str(videos / "v.mp4")):
+            raise error
+
+
 def test_what_a_video_does_not_have_is_said(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with video.opened(str(videos / "v.mp4")) as container:
         with pytest.raises(UnusableError, match=r"the sound ends before the segment does \(1\.\d\d s of 3\.00 s\)"):

@@ -117,6 +117,15 @@ def test_a_server_of_the_model_takes_and_gives_base64(loaded) -> None:
     )
 
 
+def test_what_is_hardly_speech_is_called_so(loaded) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, 0.1 * np.random.default_rng(0).standard_normal(16000), 16000, format="WAV")
+    answer = loaded.predict(table(synthetic_voice(), file.getvalue()))
+    assert answer["doubt"][0] == ""
+    assert answer["doubt"][1].startswith("hardly speech: as steady as noise or a tone")
+    assert Image.open(io.BytesIO(answer["picture"][1])).text["Doubt"] == answer["doubt"][1]
+
+
 def silence() -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(16000), 16000, format="WAV")
@@ -129,6 +138,7 @@ def silence() -> bytes:
         (b"", "audio, row 1: audio is empty"),
         (b"just a text", "audio, row 1: audio cannot be decoded"),
         (silence(), "audio, row 1: audio is silent"),
+        (silence() * 2, "audio, row 1: audio is more than one recording"),
         (synthetic_voice(0.1), "audio, row 1: audio is too short"),
     ],
 )
@@ -233,6 +243,7 @@ def test_its_page_says_what_it_is_and_where_it_came_from(registered: Registered,
         "picture",
         "seconds",
         "windows",
+        "doubt",
         "disclaimer",
     ]
     assert json.loads(loaded.metadata.metadata["v2f"])["step"] == 2

@@ -7,16 +7,30 @@ Shape letters: C channels, T samples, F windows of 30 ms, B windows of 400 ms, L
 
 import io
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from v2f.data import whole
 from v2f.data.sample import MAX_SECONDS
+from v2f.errors import V2FError
 
 SILENCE = 1e-4  # a recording whose loudest sample is below this (-80 dB) says nothing
 
+_MAX_FRAMES = 3600 * 48_000  # decoded, a small file may fill the memory
+_MAX_VALUES = 2 * _MAX_FRAMES  # of all channels
+_RATES = (1000, 768_000)  # of a recording; others are damage, and would take filters of any length
+_LOUDEST = 4.0  # 12 dB beyond full scale: no codec overshoots that far, so these are integers, or damage
+_MAX_CLIPPED = 0.05  # share of samples beyond full scale, which would be clipped
+_UNKNOWN = 1 << 62  # libsndfile's number of frames where a header does not say it is about twice this
+HARDLY_SPEECH = 0.4  # a smaller share of a clip is hardly speech
+_STEADY_DB = 1.5  # speech is louder and softer by 3 to 16 dB from window to window, noise and tones by less than 1
+_AUDIBLE_DB = 40.0  # below the loudest window: what is softer is a pause
 _WINDOW_S = 0.03  # the longest that WebRTC's detector takes
 _VAD_RATES = (8000, 16000, 32000, 48000)
 _PREROLL_S = 0.5  # decoded and dropped before a span: a codec that was sought in needs frames to come in
@@ -35,15 +49,38 @@ class UnusableError(Exception):
         self.reason, self.detail = reason, detail
 
 
+@contextmanager
+def decoding(reason: str, detail: str = "") -> Iterator[None]:
+    """Whatever a decoder raises in here is an :class:`UnusableError` for ``reason``: nobody can list what a damaged
+    file makes it raise. ``detail``: default what the decoder says."""
+    try:
+        yield
+    except (UnusableError, V2FError):
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0]
+        named = said if isinstance(error, OSError | ValueError) and said else f"{type(error).__name__}: {said}"
+        raise UnusableError(reason, detail or named.removesuffix(": ")) from error
+
+
 def decode_voice(content: bytes, *, sample_rate: int, min_seconds: float, max_seconds: float = MAX_SECONDS) -> Floats:
     """A recording as mono float32 [T] in [-1, 1] at ``sample_rate``; :class:`UnusableError` if it holds no voice.
 
     Reads what libsndfile or FFmpeg reads, the sound of a video included. Channels are averaged; other rates are
-    resampled by torchaudio's windowed sinc. One longer than ``max_seconds`` is refused before it fills the memory.
+    resampled by torchaudio's windowed sinc. One longer than ``max_seconds`` is refused before it fills the memory, and
+    so is one that was cut, one that others were joined to (``whole.py``), and one whose samples lie beyond [-1, 1].
     """
     if not content:
         raise UnusableError("audio is empty")
-    return _mono(*_by_libsndfile(content, max_seconds), sample_rate, min_seconds)
+    wrong = whole.wrong(content)
+    if wrong:
+        raise UnusableError(f"audio {wrong}")
+    found = _by_libsndfile(content, max_seconds)
+    wav_CT, rate = _by_ffmpeg(content, max_seconds) if found is None else found
+    del found
+    wav_T = _mono(wav_CT, rate, min_seconds)
+    del wav_CT  # a long one needs the memory for its resampling
+    return _resampled(wav_T, rate, sample_rate)
 
 
 def decode_span(container: Any, start: float, end: float, *, sample_rate: int, min_seconds: float) -> Floats:
@@ -52,21 +89,29 @@ def decode_span(container: Any, start: float, end: float, *, sample_rate: int, m
     if wav_CT.shape[1] < (end - start - _SHORT_S) * rate:
         there = f"{wav_CT.shape[1] / rate:.2f} s of {end - start:.2f} s"
         raise UnusableError("the sound ends before the segment does", there)
-    return _mono(wav_CT, rate, sample_rate, min_seconds)
+    return _resampled(_mono(wav_CT, rate, min_seconds), rate, sample_rate)
 
 
-def _mono(wav_CT: Floats, rate: int, sample_rate: int, min_seconds: float) -> Floats:
+def _mono(wav_CT: Floats, rate: int, min_seconds: float) -> Floats:
+    """The mean of the channels, if it can be a voice."""
     if not wav_CT.size:
         raise UnusableError("audio is empty")
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise UnusableError("audio has a rate that cannot be meant", f"{rate} Hz")
     if not np.isfinite(wav_CT).all():
         raise UnusableError("audio is not finite")
     wav_T: Floats = wav_CT.mean(axis=0)
     seconds = len(wav_T) / rate
     if seconds < min_seconds:
         raise UnusableError("audio is too short", f"{seconds:.2f} s of at least {min_seconds:g} s")
-    if np.abs(wav_T).max() < SILENCE:
+    level_T = np.abs(wav_T)
+    peak, clipped = float(level_T.max()), float((level_T > 1).mean())
+    if peak < SILENCE:
         raise UnusableError("audio is silent")
-    return _resampled(wav_T, rate, sample_rate)
+    if not peak <= _LOUDEST or clipped > _MAX_CLIPPED:
+        detail = f"its peak is {peak:.3g}, {100 * clipped:.0f} % of it would be clipped; scale it to -1 to 1"
+        raise UnusableError("audio is beyond full scale", detail)
+    return wav_T
 
 
 def _resampled(wav_T: Floats, rate: int, sample_rate: int) -> Floats:
@@ -107,10 +152,37 @@ def only_speech(wav_T: Floats, sample_rate: int, *, mode: int, margin: float, ke
     return speech_T
 
 
-def speech_share(wav_T: Floats, sample_rate: int) -> float:
-    """The share of 30 ms windows that WebRTC's detector takes for speech, at its strictest: 0.7 to 0.9 of unbroken
-    speech; little of knocks and beats, but all of a steady tone or noise."""
-    return float(_speech(wav_T, sample_rate, mode=3).mean())
+@dataclass(frozen=True)
+class Likeness:
+    """How much a clip is like speech; whoever draws a face from it has to say :attr:`doubt`."""
+
+    share: float
+    """Of 30 ms windows that WebRTC's detector takes for speech, at its strictest: 0.7 to 0.9 of unbroken speech, little
+    of knocks and beats, but all of a steady tone or noise."""
+    swing: float
+    """By how many dB the windows' level varies (standard deviation): that of steady tones and noise does not."""
+
+    @property
+    def steady(self) -> bool:
+        return self.swing < _STEADY_DB
+
+    @property
+    def doubt(self) -> str:
+        """Why it is hardly speech, in words; empty: nothing speaks against it."""
+        if self.share < HARDLY_SPEECH:
+            return f"hardly speech: {100 * self.share:.0f} % of it, by WebRTC's voice activity detector"
+        if self.steady:
+            return f"hardly speech: as steady as noise or a tone, its level varies by {self.swing:.1f} dB"
+        return ""
+
+
+def likeness(wav_T: Floats, sample_rate: int) -> Likeness:
+    """How much a mono clip is like speech."""
+    window = min(round(_WINDOW_S * sample_rate), len(wav_T))
+    windows_FL = wav_T[: len(wav_T) // window * window].reshape(-1, window).astype(np.float64)
+    level_F = 10 * np.log10(np.maximum((windows_FL**2).mean(axis=1), 1e-12))
+    swing = float(level_F[level_F >= level_F.max() - _AUDIBLE_DB].std())
+    return Likeness(float(_speech(wav_T, sample_rate, mode=3).mean()), swing)
 
 
 def _speech(wav_T: Floats, sample_rate: int, mode: int) -> npt.NDArray[np.bool_]:
@@ -187,16 +259,29 @@ def _k_weighting(rate: int) -> list[tuple[list[float], list[float]]]:
 # ---------------------------------------------------------------------------------------------- decoders
 
 
-def _by_libsndfile(content: bytes, max_seconds: float) -> tuple[Floats, int]:
-    """float32 [C, T] and samples a second."""
+def _by_libsndfile(content: bytes, max_seconds: float) -> tuple[Floats, int] | None:
+    """float32 [C, T] and samples a second; None: libsndfile cannot read it, or not tell how long it is."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            if file.frames > max_seconds * file.samplerate:
-                seconds = file.frames / file.samplerate
-                raise UnusableError("audio is too long", f"{seconds:.1f} s of at most {max_seconds:g} s")
-            return file.read(dtype="float32", always_2d=True).T, file.samplerate
-    except soundfile.SoundFileError:
-        return _by_ffmpeg(content, max_seconds)
+            if not 0 < file.frames < _UNKNOWN:
+                return None
+            _check_length(file.frames, file.channels, file.samplerate, max_seconds)
+            wav_CT: Floats = file.read(dtype="float32", always_2d=True).T
+            slack = _SHORT_S * file.samplerate if file.format == "MP3" else 0  # there the number is an estimate
+            if wav_CT.shape[1] < file.frames - slack:
+                raise UnusableError("audio is cut")
+            return wav_CT, file.samplerate
+    except UnusableError:
+        raise
+    except Exception:  # soundfile raises more than its own error, too
+        return None
+
+
+def _check_length(frames: int, channels: int, rate: int, max_seconds: float) -> None:
+    if frames > max_seconds * rate:
+        raise UnusableError("audio is too long", f"{frames / rate:.1f} s of at most {max_seconds:g} s")
+    if frames > _MAX_FRAMES or frames * channels > _MAX_VALUES:
+        raise UnusableError("audio is too long", f"{frames} frames of {channels} channels, at {rate} Hz")
 
 
 def _by_ffmpeg(content: bytes, max_seconds: float) -> tuple[Floats, int]:
@@ -204,11 +289,11 @@ def _by_ffmpeg(content: bytes, max_seconds: float) -> tuple[Floats, int]:
 
     # A list of files (ffconcat) names others: without a protocol FFmpeg can neither read them here nor fetch them.
     alone = {"protocol_whitelist": "none"}
-    try:
-        with av.open(io.BytesIO(content), "r", metadata_errors="ignore", options=alone) as container:
-            return _span(container, 0.0, None, max_seconds)
-    except (av.error.FFmpegError, ValueError, IndexError, EOFError) as error:
-        raise UnusableError("audio cannot be decoded", "neither libsndfile nor FFmpeg can read it") from error
+    with (
+        decoding("audio cannot be decoded", "neither libsndfile nor FFmpeg can read it"),
+        av.open(io.BytesIO(content), "r", metadata_errors="ignore", options=alone) as container,
+    ):
+        return _span(container, 0.0, None, max_seconds)
 
 
 def _span(container: Any, start: float, end: float | None, max_seconds: float = MAX_SECONDS) -> tuple[Floats, int]:
@@ -235,10 +320,9 @@ def _span(container: Any, start: float, end: float | None, max_seconds: float = 
         frames += frame.samples if frame is not None else 0
         if end is not None and frames >= (skip or 0) + (end - start) * rate:
             break
-        if frames > max_seconds * rate:
-            raise UnusableError("audio is too long", f"more than {max_seconds:g} s")
+        _check_length(frames, len(parts[0]) if parts else 1, rate, max_seconds)
     wav_CT = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
     length = None if end is None else round((end - start) * rate)
     if (skip or 0) < 0:  # the sound starts inside of the span
-        wav_CT, skip = np.pad(wav_CT, ((0, 0), (-(skip or 0), 0))), 0
+        wav_CT, skip = np.pad(wav_CT, ((0, 0), (min(-(skip or 0), length or 0), 0))), 0
     return wav_CT[:, skip or 0 :][:, :length], rate

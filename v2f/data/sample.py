@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from v2f.errors import V2FError
 
@@ -250,7 +250,9 @@ class Sample:
                     raise V2FError(f"sample {self.key}: its audio is longer than {MAX_SECONDS:.0f} s")
                 promised = file.frames
                 wav_T: npt.NDArray[np.float32] = file.read(dtype="float32")
-        except soundfile.SoundFileError as error:
+        except V2FError:
+            raise
+        except Exception as error:
             raise V2FError(f"sample {self.key}: its {self._audio} cannot be decoded ({_first_line(error)})") from error
         if not len(wav_T) or len(wav_T) != promised:
             raise V2FError(f"sample {self.key}: its audio holds {len(wav_T)} of {promised} frames")
@@ -302,7 +304,9 @@ class Sample:
                             f"sample {self.key}: photo {name} has the mode {image.mode}, 8-bit RGB is wanted"
                         )
                     yield image
-            except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            except V2FError:
+                raise
+            except Exception as error:  # nobody can list what damage makes a decoder raise
                 raise V2FError(f"sample {self.key}: photo {name} cannot be decoded ({_first_line(error)})") from error
 
     @property

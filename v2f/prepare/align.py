@@ -22,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from v2f.data.audio import UnusableError
+from v2f.data.audio import UnusableError, decoding
 from v2f.data.sample import read_npy
 
 Floats = npt.NDArray[np.float64]
 FaceChoice = Literal["largest", "nearest", "only"]
 
+_SMALLEST = 20  # pixels: MTCNN looks for no smaller face, and fails on a photo that holds none so large
 _BEYOND = 0.25  # how far outside of the photo, as a share of its side, a landmark may lie
 
 
@@ -56,8 +57,11 @@ def find_faces(photo: Image.Image, min_confidence: float, weights: str | None = 
     """The faces in an RGB photo, largest first; ``weights``: MTCNN's, where they are not the package's own."""
     import torch
 
-    with torch.inference_mode():
-        boxes, confidences, landmarks = _detector(weights).detect(photo, landmarks=True)
+    if min(photo.size) < _SMALLEST:
+        return []
+    detector = _detector(weights)
+    with torch.inference_mode(), decoding("no face could be looked for"):
+        boxes, confidences, landmarks = detector.detect(photo, landmarks=True)
     if boxes is None:
         return []
     faces = [
@@ -91,7 +95,7 @@ def choose_face(faces: Sequence[Face], choice: FaceChoice, point: Floats | None 
 def read_landmarks(content: bytes, name: str) -> Floats:
     """The landmarks (x, y) in a file's ``content``, [5, 2] or [68, 2]; ``name`` ends in .json (a list of pairs), in
     .npy, or in .csv (a pair a line, under the header x,y or none)."""
-    try:
+    with decoding("landmarks cannot be read"):
         if name.lower().endswith(".json"):
             points = np.asarray(json.loads(content), np.float64)
         elif name.lower().endswith(".npy"):
@@ -102,8 +106,6 @@ def read_landmarks(content: bytes, name: str) -> Floats:
             points = np.asarray(lines[titled:], np.float64)
         else:
             raise UnusableError("landmarks cannot be read", f"{name}: .json, .npy or .csv is wanted")
-    except (ValueError, TypeError, RecursionError, csv.Error) as error:
-        raise UnusableError("landmarks cannot be read", str(error).splitlines()[0] if str(error) else "") from error
     if points.shape not in ((5, 2), (68, 2)):
         raise UnusableError("landmarks cannot be read", f"shape {list(points.shape)}, [5, 2] or [68, 2] is wanted")
     return points

@@ -109,13 +109,23 @@ def torch_device(wanted: Literal["auto", "cpu", "cuda"], key: str) -> str:
 def _in_order(
     pool: ProcessPoolExecutor, converter: Converter, items: Sequence[Item], ahead: int
 ) -> Iterator[Made | LeftOut]:
-    waiting: deque[Future[list[Made | LeftOut]]] = deque()
+    waiting: deque[tuple[Item, Future[list[Made | LeftOut]]]] = deque()
     for part in _chunks(items):
-        waiting.append(pool.submit(converter.make, part))
+        waiting.append((part[0], pool.submit(converter.make, part)))
         if len(waiting) > ahead:
-            yield from waiting.popleft().result()
+            yield from _result(*waiting.popleft())
     while waiting:
-        yield from waiting.popleft().result()
+        yield from _result(*waiting.popleft())
+
+
+def _result(first: Item, made: Future[list[Made | LeftOut]]) -> list[Made | LeftOut]:
+    try:
+        return made.result()
+    except BrokenProcessPool as error:
+        raise V2FError(
+            f"a packing process died at {first.name} or at one of the inputs behind it, probably for lack of memory; "
+            "start it again with fewer `workers`, or without that input"
+        ) from error
 
 
 def _chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

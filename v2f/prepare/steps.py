@@ -10,28 +10,42 @@ raises :class:`UnusableError`, and becomes a :class:`LeftOut` with its reason.
 Shape letters: N photos, H height, W width, C channels, T samples, L styles, D style width.
 """
 
+import functools
 import io
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
 from v2f import store
 from v2f.config import Config, Place
-from v2f.data.audio import Keep, UnusableError, decode_voice, only_speech, to_loudness
+from v2f.data.audio import Keep, UnusableError, decode_voice, decoding, only_speech, to_loudness
 from v2f.data.sample import MAX_PIXELS, AudioFormat, PhotoFormat, encode
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, align
 from v2f.prepare.processes import one_thread
 
-_LYING = (5, 6, 7, 8)  # EXIF's orientations that swap width and height
+PICTURES = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
+"""The formats that are decoded. Pillow knows others, and for some it starts a program (Ghostscript for EPS)."""
+
+_TURNS = {  # EXIF's orientations
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LYING = (5, 6, 7, 8)  # those that swap width and height
+_DIM = 4096  # 16-bit values that all lie below are of 12 bits or fewer, and would come out black
 _PSP_SIDE = 256  # what pSp sees; a photo is not made smaller before it has been seen
 
 Floats = npt.NDArray[np.float32]
@@ -139,9 +153,21 @@ def provenance(config: StepsConfig) -> dict[str, Any]:
 
 def _read(item: Item, read: Callable[[Item], Raw]) -> Raw | LeftOut:
     try:
-        return read(item)
+        with _named(item):
+            return read(item)
     except UnusableError as error:
         return LeftOut(item.name, item.identity, error.reason, error.detail)
+
+
+@contextmanager
+def _named(item: Item) -> Iterator[None]:
+    """A defect of ours that an input brings out stops the packing, and says which input it was."""
+    try:
+        yield
+    except (UnusableError, V2FError):
+        raise
+    except Exception as error:
+        raise RuntimeError(f"at {item.name}: {type(error).__name__}: {error}") from error
 
 
 def _see(config: StepsConfig, raws: list[Raw]) -> list[Raw]:
@@ -164,20 +190,21 @@ def _see(config: StepsConfig, raws: list[Raw]) -> list[Raw]:
 
 def _encode(config: StepsConfig, source: str, raw: Raw) -> Made:
     item = raw.item
-    members = encode(
-        item.key,
-        raw.wav_T,
-        config.sample_rate,
-        raw.photos_HWC,
-        identity=item.identity,
-        split=item.split,
-        source=source,
-        extra=raw.extra,
-        codes_PLD=raw.codes_NLD,
-        audio_format=config.audio,
-        photo_format=config.photo,
-        quality=config.quality,
-    )
+    with _named(item):
+        members = encode(
+            item.key,
+            raw.wav_T,
+            config.sample_rate,
+            raw.photos_HWC,
+            identity=item.identity,
+            split=item.split,
+            source=source,
+            extra=raw.extra,
+            codes_PLD=raw.codes_NLD,
+            audio_format=config.audio,
+            photo_format=config.photo,
+            quality=config.quality,
+        )
     return Made(item, members, len(raw.wav_T) / config.sample_rate, raw.rejected)
 
 
@@ -223,36 +250,62 @@ def find_face(config: StepsConfig, photo: Image.Image, choice: align.FaceChoice,
 
 def cut_face(config: StepsConfig, photo: Image.Image, landmarks: Points) -> Picture:
     """The face with these landmarks, aligned."""
-    return align.align_face(photo, landmarks, side(config), config.min_face)
+    with decoding("face cannot be aligned"):
+        return align.align_face(photo, landmarks, side(config), config.min_face)
 
 
 def read_photo(path: str, max_side: int) -> tuple[Image.Image, Points]:
     """Any photo as upright 8-bit RGB, no side longer than ``max_side``; and how much shorter its sides are (width,
-    height; at most 1) than those of the upright photo as stored."""
+    height; at most 1) than those of the upright photo as stored. Of several pictures in a file the first."""
     content = read_file(path, "photo")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), decoding("photo cannot be decoded"):
         warnings.simplefilter("ignore")  # Pillow warns of large photos and odd metadata; MAX_PIXELS is what counts
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=_known_pictures()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnusableError("photo is too large", f"{image.width} x {image.height} pixels")
                 stored = image.size
                 image.draft("RGB", (max_side, max_side))  # lets a JPEG decode at a fraction of its size
-                if image.getexif().get(ExifTags.Base.Orientation) in _LYING:
-                    stored = stored[::-1]
-                upright = _to_rgb(ImageOps.exif_transpose(image))
-                upright.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-                return upright, np.divide(upright.size, stored)
+                image.load()
+                orientation = _orientation(image)
+                upright = _to_rgb(image)
         except Image.DecompressionBombError as error:
             raise UnusableError("photo is too large", str(error)) from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = "no kind of picture that is known" if isinstance(error, UnidentifiedImageError) else str(error)
-            raise UnusableError("photo cannot be decoded", reason) from error
+        except UnidentifiedImageError as error:
+            raise UnusableError("photo cannot be decoded", "no kind of picture that is known") from error
+        if orientation in _TURNS:
+            upright = upright.transpose(_TURNS[orientation])
+        upright.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        return upright, np.divide(upright.size, stored[::-1] if orientation in _LYING else stored)
+
+
+@functools.cache
+def _known_pictures() -> tuple[str, ...]:
+    """Those of :data:`PICTURES` that this Pillow has."""
+    Image.init()
+    return tuple(kind for kind in PICTURES if kind in Image.OPEN)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation of a loaded picture, 1 to 8. Cameras and programs write EXIF that cannot be read: no other tag
+    is looked at, and where this one cannot be read the picture is taken as it lies."""
+    try:
+        told = image.getexif().get(ExifTags.Base.Orientation)
+        return int(told) if told in _TURNS else 1
+    except Exception:  # whatever Pillow's reader of EXIF stumbles over
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip instead of scale
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("F", "I") and image.format != "PPM":  # PPM says what its largest value is
+        kind = "floating point" if image.mode == "F" else "32 bits"
+        raise UnusableError("photo has no range of values", f"{kind} a pixel; save it with 8 or 16 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow's own conversion would clip instead of scale
+        pixels: Any = np.asarray(image)
+        if pixels.max() < _DIM:
+            detail = f"16 bits a pixel, but none is above {pixels.max()}; save it with 8 bits a channel"
+            raise UnusableError("photo has no range of values", detail)
+        image = Image.fromarray((pixels >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

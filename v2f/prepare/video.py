@@ -18,7 +18,7 @@ from PIL import Image
 
 from v2f import local as files
 from v2f import store
-from v2f.data.audio import UnusableError
+from v2f.data.audio import UnusableError, decoding
 from v2f.data.sample import MAX_PIXELS
 from v2f.errors import V2FError
 
@@ -38,14 +38,15 @@ def opened(path: str) -> Iterator[Any]:
             with store.explained(path, "read"):
                 files.check_file(local)  # FFmpeg would wait for a FIFO
         file: Any = f"file:{os.path.abspath(local)}" if local is not None else io.BufferedReader(_Remote(path), _READ)
-        with av.open(file, "r", options={"protocol_whitelist": "file"}, metadata_errors="ignore") as container:
+        with (
+            decoding("video cannot be decoded", "FFmpeg cannot read it"),
+            av.open(file, "r", options={"protocol_whitelist": "file"}, metadata_errors="ignore") as container,
+        ):
             for stream in container.streams.video:
                 stream.codec_context.thread_count = 1  # the packing processes share the cores already
             yield container
     except V2FError as error:
         raise UnusableError("video cannot be read", str(error)) from error
-    except (av.error.FFmpegError, ValueError, IndexError, EOFError, OSError) as error:
-        raise UnusableError("video cannot be decoded", "FFmpeg cannot read it") from error
 
 
 def pictures(container: Any, seconds: Sequence[float]) -> list[Image.Image]:
@@ -53,10 +54,13 @@ def pictures(container: Any, seconds: Sequence[float]) -> list[Image.Image]:
     if not container.streams.video:
         raise UnusableError("video cannot be decoded", "the file has no pictures")
     stream = container.streams.video[0]
-    context = stream.codec_context
-    if context.width * context.height > MAX_PIXELS:
-        raise UnusableError("video is too large", f"{context.width} x {context.height} pixels")
+    _check_size(stream.codec_context)
     return [_picture(container, stream, second) for second in seconds]
+
+
+def _check_size(shown: Any) -> None:
+    if shown.width * shown.height > MAX_PIXELS:
+        raise UnusableError("video is too large", f"{shown.width} x {shown.height} pixels")
 
 
 def _picture(container: Any, stream: Any, second: float) -> Image.Image:
@@ -73,6 +77,7 @@ def _picture(container: Any, stream: Any, second: float) -> Image.Image:
     else:
         if shown is None or (shown.time or 0.0) - origin + _LATE_S < second:
             raise UnusableError("the video ends before the segment does", f"there is no picture at {second:.2f} s")
+    _check_size(shown)  # a stream may change its size
     image: Image.Image = shown.to_image()
     return image
 

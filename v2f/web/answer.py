@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from v2f import evaluate, generate
-from v2f.data.audio import decode_voice, speech_share
+from v2f.data.audio import HARDLY_SPEECH, Likeness, decode_voice, likeness
 from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import resample
 from v2f.errors import V2FError
@@ -33,7 +33,6 @@ from v2f.web.report import sound_uri
 
 MOMENTS, OTHERS = 4, 6
 _OTHERS_STREAM = 0x6F746865  # "othe": no other stream shares keys with this one
-_SPEECH = 0.4  # a smaller share is hardly speech
 _QUIET = 0.03  # of the loudest part's RMS: a pause
 _PLAYED_HZ = 8000  # browsers play no slower rate
 
@@ -104,7 +103,9 @@ class Listener:
         parts = [part for part, loud in zip(parts, loud_P, strict=True) if loud >= _QUIET * max(loud_P)]
         pieces = [wav_T, *(wav_T[start:stop] for start, stop in parts), *reference.halves(wav_T)]
         w_PLD, face_P3HW = generate.faces_of(self.system, pieces, frames)
+        like = likeness(wav_T, rate)
         notes = generate.provenance(self.run, self.system, step=self.step)
+        notes |= {"Doubt": like.doubt} if like.doubt else {}
         others: list[str] = []
         if w_PLD is not None and self.reference is not None:
             rng = keyed_rng(_OTHERS_STREAM, crc32(wav_T.tobytes()))
@@ -118,14 +119,13 @@ class Listener:
             side=face_P3HW.shape[-1],
             moments=[(_uri(one, notes), span) for one, span in zip(face_P3HW[1:-2], spans, strict=True)],
             others=others,
-            gauges=self._gauges(wav_T, reference.identities(self.system, face_P3HW[-2:])),
+            gauges=self._gauges(wav_T, like, reference.identities(self.system, face_P3HW[-2:])),
             heard=spectrum.heard(wav_T, rate),
             sound=_sound(wav_T, rate),
         )
 
-    def _gauges(self, wav_T: Floats, halves_2E: NDArray[np.float64] | None) -> list[Gauge]:
-        share = speech_share(wav_T, self.ear.sample_rate)
-        gauges = [_speech(share)]
+    def _gauges(self, wav_T: Floats, like: Likeness, halves_2E: NDArray[np.float64] | None) -> list[Gauge]:
+        gauges = [_speech(like)]
         known = self.reference
         if known is None:
             return gauges
@@ -166,20 +166,24 @@ def _retrieval(run: Run) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------------------------ in words
 
 
-def _speech(share: float) -> Gauge:
-    doubtful = share < _SPEECH
+def _speech(like: Likeness) -> Gauge:
+    share = like.share
     words = (
         "Hardly: music, noise and animals are given a face, too, and it means nothing."
-        if doubtful
+        if share < HARDLY_SPEECH
+        else "Hardly: it is as steady as noise or a tone. Those are given a face, too, and it means nothing."
+        if like.steady
         else "Most of it could be."
         if share >= 0.6
         else "Part of it could be; what lies between is heard as well."
     )
     detail = (
         f"{100 * share:.0f} % of the clip, by WebRTC’s voice activity detector, which takes steady noise and tones for "
-        "speech, too"
+        f"speech, too; its level varies by {number(like.swing, 2)} dB, that of speech by more than 3"
     )
-    return Gauge("Is it speech?", words, detail, doubtful, value=share, limit=_SPEECH, limit_words="hardly speech")
+    return Gauge(
+        "Is it speech?", words, detail, bool(like.doubt), value=share, limit=HARDLY_SPEECH, limit_words="hardly speech"
+    )
 
 
 def _sounds_known(known: Reference, far: float) -> Gauge:

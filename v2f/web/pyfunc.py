@@ -24,7 +24,7 @@ import torch
 import v2f
 from v2f import checkpoint, store
 from v2f.checkpoint_commands import CARD, export
-from v2f.data.audio import UnusableError, decode_voice
+from v2f.data.audio import UnusableError, decode_voice, likeness
 from v2f.errors import V2FError
 from v2f.generate import DISCLAIMER, SHORTEST_S, ear, face_of, png, provenance, windows
 from v2f.local import scratch_folder
@@ -40,6 +40,7 @@ AUDIO = "audio"  # the input's column; the outputs' are those of _face
 NEEDS = (
     *("torch", "torchvision", "torchaudio", "facenet-pytorch", "lpips", "safetensors", "numpy", "scipy", "pillow"),
     *("soundfile", "av", "botocore", "fsspec", "isal", "pydantic", "pyyaml", "psutil", "tqdm", "rich", "mlflow"),
+    "webrtcvad-wheels",
 )
 """What of the package's dependencies the model imports. What only training wants is not among them."""
 
@@ -53,7 +54,7 @@ class VoiceToFace:
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
         """A face for each row: ``picture`` (a PNG whose notes say what it is), ``seconds`` of voice, ``windows`` that
-        were averaged, ``disclaimer``.
+        were averaged, ``doubt`` (why it is hardly speech; empty: nothing speaks against it), ``disclaimer``.
 
         ``audio`` holds whole files, in any format that libsndfile or FFmpeg reads, as bytes or in base64. One that
         holds no usable voice is an MlflowException in one line that names its row, and then there is no answer at all.
@@ -75,8 +76,10 @@ class VoiceToFace:
         wav_WT = windows(wav_T, self._hears.frames)
         seconds, count = len(wav_T) / rate, len(wav_WT)
         notes = provenance(self._run, self._system) | {"Voice": f"{seconds:.2f} s, {count} window(s)"}
+        doubt = likeness(wav_T, rate).doubt
+        notes |= {"Doubt": doubt} if doubt else {}
         picture = png(face_of(self._system, torch.from_numpy(wav_WT)), notes)
-        return {"picture": picture, "seconds": seconds, "windows": count, "disclaimer": DISCLAIMER}
+        return {"picture": picture, "seconds": seconds, "windows": count, "doubt": doubt, "disclaimer": DISCLAIMER}
 
 
 def _bytes(content: bytes | str) -> bytes:
@@ -183,6 +186,7 @@ def _log(exported: Run, model: str, experiment: str, run_id: str | None, samples
                     ColSpec(DataType.binary, "picture"),
                     ColSpec(DataType.double, "seconds"),
                     ColSpec(DataType.long, "windows"),
+                    ColSpec(DataType.string, "doubt"),
                     ColSpec(DataType.string, "disclaimer"),
                 ]
             ),
