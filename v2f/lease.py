@@ -155,12 +155,12 @@ class Lease:
                 raise HeldError(f"{root}: {whose} has it, and waiting for its end was interrupted")
             # An owner that renewed it a moment ago has had its time to end; one that was seen no more may yet lapse.
             waited, lives = now - began, bool(others) and now - changed < RENEW_S + 2 * _LOOK_S
-            # Who is only slower than others at creating a number, because many start together, is not refused for it.
-            if waited >= EXPIRY_S * (1 if lives else 3 if others else 20):
+            # Of many that start together and may hold together, the slowest at creating a number is not refused for it.
+            if waited >= EXPIRY_S * (1 if lives else 3 if others or share is None else 6):
                 raise HeldError(
                     f"{root}: {whose} has it, and lives; wait for its end, stop it, or choose another folder"
                 )
-            clock.pause(_LOOK_S if others else _LOOK_S / 4)
+            clock.pause(_LOOK_S if others else _LOOK_S / 3)
 
     @classmethod
     def _next(
