@@ -458,8 +458,9 @@ def _clear(root: str) -> None:
     if local is not None and not _numbers(root):
         folder = os.path.join(local, FOLDER)
         with contextlib.suppress(OSError):
-            for name in os.listdir(folder):  # the lock, and half a number of an owner that was killed
-                os.unlink(os.path.join(folder, name))
+            for name in os.listdir(folder):
+                if name == _LOCK or name.startswith(".writing-"):  # half a number of an owner that was killed
+                    os.unlink(os.path.join(folder, name))
             os.rmdir(folder)
 
 

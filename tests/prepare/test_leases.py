@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schedule import STORES, Killed, World
 
-from v2f import store
+from v2f import lease, store
 from v2f.config import build
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
 from v2f.data.sample import encode
@@ -249,3 +250,38 @@ def test_whatever_happens_to_several_writers_nothing_is_lost_or_mixed(
         act(worlds(kind), actions, third)
 
     check()
+
+
+# ------------------------------------------------------------------------------------------------ a real store
+
+
+def at_once(*acts: Callable[[], Any]) -> list[Any]:
+    """What each gives, or its V2FError; all begin together."""
+
+    def done(act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except V2FError as error:
+            return error
+
+    with ThreadPoolExecutor(len(acts)) as pool:
+        return list(pool.map(done, acts))
+
+
+def test_two_recipes_at_once_on_a_real_store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 1.0)
+    results = at_once(lambda: pack(recipe(f"{s3_root}/d")), lambda: pack(recipe(f"{s3_root}/d", 1)))
+    (done,) = (which for which in range(2) if isinstance(results[which], Dataset))
+    assert "another recipe is there" in str(results[1 - done])
+    assert raw(open_dataset(f"{s3_root}/d")) == packed(done)
+    assert verify(f"{s3_root}/d") == []
+
+
+def test_two_removals_at_once_on_a_real_store(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SETTLE_S", 1.0)
+    before = raw(data_set(s3_root))
+    results = at_once(lambda: remove(s3_root, ["ada"]), lambda: remove(s3_root, ["bob"]))
+    assert all(isinstance(result, Dataset) for result in results)
+    after = raw(open_dataset(s3_root))
+    assert after == {key: value for key, value in before.items() if value[0] in ("cy", "dee")}
+    assert verify(s3_root, ["ada", "bob"]) == []
