@@ -19,9 +19,11 @@ from v2f.config import build
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
 from v2f.data.sample import encode
 from v2f.errors import V2FError
+from v2f.lease import HeldError
 from v2f.prepare import Item, LeftOut, Made, Plan, yields
 from v2f.prepare.pack import CONVERTERS, PackConfig, finalize, pack, pack_part
 from v2f.prepare.parts import Part
+from v2f.prepare.precompute import load, precompute
 from v2f.prepare.remove import remove
 from v2f.prepare.verify import verify
 
@@ -237,7 +239,7 @@ SCENARIOS = {
 
 @pytest.mark.parametrize("kind", STORES)
 @pytest.mark.parametrize("what", SCENARIOS)
-@pytest.mark.parametrize("examples", [10, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [10, pytest.param(40, marks=pytest.mark.slow)])
 def test_whatever_happens_to_several_writers_nothing_is_lost_or_mixed(
     kind: str, what: str, examples: int, worlds: Callable[[str], World]
 ) -> None:
@@ -250,6 +252,62 @@ def test_whatever_happens_to_several_writers_nothing_is_lost_or_mixed(
         act(worlds(kind), actions, third)
 
     check()
+
+
+# ------------------------------------------------------------------------------------------------ what is said
+
+
+@pytest.mark.parametrize("what", ["pack", "part", "finalize", "remove", "precompute"])
+def test_every_writer_is_refused_while_another_one_lives(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, source = str(tmp_path / "out"), str(tmp_path / "source")
+    acts: dict[str, Callable[[], Any]] = {
+        "pack": lambda: pack(recipe(out)),
+        "part": lambda: pack_part(recipe(out), Part(1, 2)),
+        "finalize": lambda: finalize(recipe(out)),
+        "remove": lambda: remove(source, ["ada"]),
+        "precompute": lambda: precompute(source, out, load(["identity.net=stand_in"])),
+    }
+    data_set(source)
+    if what in ("part", "finalize"):
+        pack_part(recipe(out), Part(0, 2))
+    root = source if what == "remove" else out
+    with lease.Lease.take(root, "v2f shards elsewhere", renewing=False, lasting=False) as owner:
+
+        class Ticking(lease.Clock):
+            time = 0.0
+
+            def now(self) -> float:
+                return self.time
+
+            def pause(self, seconds: float) -> None:
+                self.time += seconds
+                owner.renew()
+
+        monkeypatch.setattr(lease, "Clock", Ticking)
+        before = files(tmp_path)
+        with pytest.raises(HeldError, match=rf"{root}: v2f shards elsewhere \(process \d+ on .*\) has it, and lives"):
+            acts[what]()
+        assert files(tmp_path) == before
+    assert "has it; waiting up to 45 s for its end" in caplog.text
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """All files, without the leases."""
+    found = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if f"/{lease.FOLDER}/" not in name}
+
+
+def test_a_folder_without_a_data_set_stays_as_it_is(tmp_path: Path) -> None:
+    """Also where a lease would be looked for, which makes a folder."""
+    for act in (lambda: remove(str(tmp_path / "typo"), ["ada"]), lambda: finalize(recipe(str(tmp_path / "typo")))):
+        with pytest.raises(V2FError, match=r"no data set here|nothing was packed here yet"):
+            act()
+    (tmp_path / "thesis.pdf").write_text("years of work")
+    with pytest.raises(V2FError, match="it is not empty"):
+        pack(recipe(str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.pdf"]
 
 
 # ------------------------------------------------------------------------------------------------ a real store
