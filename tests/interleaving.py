@@ -10,9 +10,12 @@ a list of names and a failure comes again. Time is the writers' own (:class:`Tim
 pauses, or where the test says so.
 """
 
+import contextlib
 import fcntl
+import os
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ import pytest
 from v2f import lease, s3, store
 
 _DISK = ("names", "exists", "create", "read_tagged", "read_bytes", "renew", "write_bytes", "remove", "tree")
+_FAR = 200  # requests
 PATIENCE_S = 60.0  # of this machine, for a writer that hangs: a defect of a test
 
 
@@ -49,6 +53,7 @@ class _Writer:
 
     error: Exception | None
     result: Any
+    pending = ""  # the request that it is about to make
 
 
 class Interleaved:
@@ -63,12 +68,13 @@ class Interleaved:
         self.writers[name] = self._of[writer.thread] = writer
         writer.thread.start()
 
-    def point(self) -> None:
+    def point(self, request: str = "") -> None:
         """Called before each request: a writer waits here for its turn; who is none goes on."""
         writer = self._of.get(threading.current_thread())
         if writer is None:
             return
         if not writer.killed:
+            writer.pending = request
             writer.there.release()
             writer.go.acquire()
         if writer.killed:
@@ -88,13 +94,17 @@ class Interleaved:
         self.step(name)
         writer.thread.join(PATIENCE_S)
 
-    def follow(self, schedule: Sequence[tuple[str, int]]) -> None:
-        """Let writers take so many steps each, in this order; 0 kills one."""
-        for name, steps in schedule:
-            if steps == 0:
-                self.kill(name)
-            for _ in range(steps):
-                if not self.step(name):
+    def advance(self, name: str, how: int | str) -> None:
+        """Let a writer take so many steps; 0 kills it. A pattern: until it is about to make a request like that, but
+        for the one that is pending."""
+        if how == 0:
+            self.kill(name)
+        elif isinstance(how, int):
+            for _ in range(how):
+                self.step(name)
+        else:
+            for _ in range(_FAR):  # it may wait for one that is paused
+                if not self.step(name) or re.search(how, self.writers[name].pending):
                     break
 
     def finish(self) -> None:
@@ -122,6 +132,7 @@ def on_a_disk(writers: Interleaved, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make each call of the store a point, and a lock that is waited for, too."""
     for name in _DISK:
         monkeypatch.setattr(store, name, _pointed(writers, getattr(store, name)))
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # no test pulls the plug
     flock = fcntl.flock
 
     def patient(handle: int, how: int) -> None:
@@ -137,7 +148,7 @@ def on_a_disk(writers: Interleaved, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _pointed(writers: Interleaved, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*values: Any, **named: Any) -> Any:
-        writers.point()
+        writers.point(f"{function.__name__} {values[0]}")
         return function(*values, **named)
 
     return call
@@ -156,44 +167,42 @@ class FakeS3:
             monkeypatch.setattr(s3, name, getattr(self, name))
 
     def page(self, path: str, token: str | None, limit: int = 1000, deep: bool = False) -> tuple[list[str], None]:
-        self._writers.point()
+        self._writers.point(f"page {path}")
         prefix = path.rstrip("/") + "/"
         below = [key.removeprefix(prefix) for key in self.objects if key.startswith(prefix)]
         return sorted(set(below if deep else [key.split("/")[0] for key in below])), None
 
     def get(self, path: str, offset: int, stop: int | None, etag: str | None) -> Any:
-        import contextlib
-
-        self._writers.point()
+        self._writers.point(f"get {path}")
         content = self._content(path)
         if offset >= len(content):
             raise s3.BeyondEndError("HTTP 416")
         return contextlib.nullcontext(s3.Answer(len(content), None, iter([content[offset:stop]])))
 
     def read(self, path: str) -> tuple[bytes, str | None]:
-        self._writers.point()
+        self._writers.point(f"read {path}")
         return self._content(path), None
 
     def size(self, path: str) -> int:
-        self._writers.point()
+        self._writers.point(f"size {path}")
         return len(self._content(path))
 
     def put(self, path: str, body: bytes, *, match: str | None = None) -> str | None:
-        self._writers.point()
+        self._writers.point(f"put {path}")
         self.objects[path] = bytes(body)
         return None
 
     def create(self, path: str, body: bytes) -> bool:
-        self._writers.point()
+        self._writers.point(f"create {path}")
         if path in self.objects:
             return False
         if not self._locks:
-            self._writers.point()
+            self._writers.point(f"create, having looked, {path}")
         self.objects[path] = bytes(body)
         return True
 
     def delete(self, path: str) -> None:
-        self._writers.point()
+        self._writers.point(f"delete {path}")
         self.objects.pop(path, None)
 
     def _content(self, path: str) -> bytes:

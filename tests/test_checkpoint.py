@@ -3,8 +3,10 @@
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
@@ -314,7 +316,7 @@ def test_a_number_that_an_earlier_step_measured_makes_none_the_best(tmp_path: Pa
 def test_what_cannot_be_removed_does_not_undo_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def denied(path: str, first: str) -> None:
+    def denied(path: str, **_: object) -> None:
         raise V2FError(f"{path}: cannot remove it, access is denied")
 
     ranks = Ranks(str(tmp_path))
@@ -395,7 +397,7 @@ def test_a_store_that_is_away_is_not_asked_for_every_old_folder(
 ) -> None:
     asked = []
 
-    def away(path: str, first: str) -> None:
+    def away(path: str, **_: object) -> None:
         asked.append(path)
         raise store.UnreachableError(f"{path}: cannot remove it, 10 attempts in 45 s failed")
 
@@ -475,10 +477,114 @@ def test_older_ones_are_named_from_inside_the_damaged_folder_too(
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     folder = Ranks(str(tmp_path)).save(1)
-    record = Path(folder) / "checkpoint.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"format": 99}))
+    record = checkpoint.read_state(folder)
+    checkpoint.write_record(folder, 1, record["parts"], {}, format=99)
     with pytest.raises(V2FError, match="checkpoint format 99, this version of v2f reads 1"):
         checkpoint.load(folder)
+
+
+STATE = {
+    "slot": 160,
+    "config": {"data": {"batch": 8}, "train": {"steps": 24}},
+    "metrics": {"margin": float("nan"), "other": None, "third": 1e-7},
+    "measured_at": 20,
+    "norms": {"p": [0.1, 3.0]},
+    "clock": {"first_start": 1.5, "starts": 1, "step_seconds": 2, "saved": 3.5},
+    "quarantine": [3, 7],
+    "run_id": None,
+}
+
+
+def as_before_checksums(folder: str) -> dict[str, Any]:
+    """The record as an older version wrote it."""
+    record = checkpoint.read_state(folder)
+    del record["sha256"]
+    return record
+
+
+def test_no_flipped_bit_of_a_record_goes_unseen(tmp_path: Path) -> None:
+    folder = Ranks(str(tmp_path)).save(20, slot=160, config=STATE["config"])
+    path = Path(folder, checkpoint.COMMIT)
+    content, whole = path.read_bytes(), json.dumps(checkpoint.read_state(folder), sort_keys=True)
+    told, taken = set(), set()
+    for bit in range(0, 8 * len(content), 3):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            taken.add(json.dumps(checkpoint.read_state(folder), sort_keys=True))
+        except V2FError as error:
+            told.add(str(error).partition(" (")[0])
+    assert told == {f"{folder}/checkpoint.json: damaged"}
+    assert taken <= {whole}  # what says the same in other bytes
+
+
+def test_a_record_without_a_checksum_is_one_that_an_older_version_wrote(tmp_path: Path) -> None:
+    folder = Ranks(str(tmp_path)).save(20, **STATE)
+    record, path = as_before_checksums(folder), Path(folder, checkpoint.COMMIT)
+    path.write_text(json.dumps(record))
+    assert same(checkpoint.load(folder)[0], some_tensors())
+    path.write_text(json.dumps(record | {"sha25v": "0"}))
+    with pytest.raises(V2FError, match="its own checksum is missing"):
+        checkpoint.read_state(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda r: r.update(step=24), "it says both step 24 and step 20"),
+        (lambda r: (r.update(step=24), r["state"].update(step=24)), "step 24 of batches of 8 is not slot 160"),
+        (lambda r: r["state"].update(slot=161), "step 20 of batches of 8 is not slot 161"),
+        (lambda r: r["state"]["config"]["data"].update(batch=4), "step 20 of batches of 4 is not slot 160"),
+        (lambda r: r.pop("state"), "state: field required"),
+        (lambda r: r.update(state=[]), "state: "),
+        (lambda r: r.update(parts=[]), "parts: list should have at least 1 item"),
+        (lambda r: r.update(parts=3), "parts: "),
+        (lambda r: r["parts"][0].pop("sha256"), r"parts\.0\.sha256: field required"),
+        (lambda r: r["parts"][0].update(name="../part"), r"parts\.0\.name: "),
+        (lambda r: r["parts"][0].update(bytes="12"), r"parts\.0\.bytes: input should be a valid integer"),
+        (lambda r: r.update(step="20"), "step: input should be a valid integer"),
+        (lambda r: r.update(step=True), "step: input should be a valid integer"),
+        (lambda r: r["state"].update(metrics=[1]), r"state\.metrics: "),
+        (lambda r: r["state"].update(norms={"p": ["x"]}), r"state\.norms\.p\.0: "),
+        (lambda r: r["state"].update(quarantine=None), r"state\.quarantine: "),
+        (lambda r: r["state"].update(config={"data": None}), r"state\.config\.data: "),
+    ],
+)
+@pytest.mark.parametrize("checksum", [False, True])
+def test_a_record_that_cannot_be_one_is_refused_in_one_line(
+    tmp_path: Path, change: Any, why: str, checksum: bool
+) -> None:
+    ranks = Ranks(str(tmp_path))
+    ranks.save(12, slot=96)
+    folder = ranks.save(20, **STATE)
+    record = as_before_checksums(folder)
+    change(record)
+    if checksum:
+        record["sha256"] = checkpoint._checksum(record)
+    Path(folder, checkpoint.COMMIT).write_text(json.dumps(record))
+    with pytest.raises(V2FError, match=rf"^[^\n]*step-00000020/checkpoint\.json: damaged \({why}[^\n]*$") as raised:
+        checkpoint.load(folder)
+    assert str(raised.value).endswith("; remove it to go on from step-00000012")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b"3"])
+def test_what_is_no_record_at_all_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    folder = Ranks(str(tmp_path)).save(1)
+    Path(folder, checkpoint.COMMIT).write_bytes(content)
+    with pytest.raises(V2FError, match=r"checkpoint\.json: damaged \(it is no JSON record\); there is no older one$"):
+        checkpoint.read_state(folder)
+
+
+def test_a_folder_is_named_after_the_step_of_its_record_or_by_a_name_of_its_own(tmp_path: Path) -> None:
+    folder = Ranks(str(tmp_path)).save(20, **STATE)
+    for name in ("mybest", "step-20"):
+        shutil.copytree(folder, tmp_path / name)
+        assert same(checkpoint.load(str(tmp_path / name))[0], some_tensors())
+    shutil.copytree(folder, tmp_path / "step-00000024")
+    newest = checkpoint.latest(str(tmp_path)) or ""
+    with pytest.raises(V2FError, match=r"its record is that of step 20; name the folder step-00000020, or remove it"):
+        checkpoint.load(newest)
 
 
 @pytest.mark.parametrize(
@@ -496,29 +602,102 @@ def test_filling_is_strict(change: Any, told: str) -> None:
         checkpoint.fill(some_tensors(), source, "here")
 
 
+# ----------------------------------------------------------------------------------------------- read together
+
+
+class Thread:
+    """A rank of ``world_size`` that are threads of this process."""
+
+    def __init__(self, rank: int, world_size: int, meeting: Barrier, board: list[Any]) -> None:
+        self.rank, self.world_size, self._meeting, self._board = rank, world_size, meeting, board
+
+    def gather(self, value: Any) -> list[Any]:
+        self._board[self.rank] = value
+        self._meeting.wait()
+        values = list(self._board)
+        self._meeting.wait()
+        return values
+
+    def broadcast(self, tensors: Sequence[torch.Tensor], source: int) -> None:
+        for here, there in zip(tensors, self.gather(tensors)[source], strict=True):
+            assert (here.shape, here.dtype) == (there.shape, there.dtype)
+            here.copy_(there)
+
+
+def on_ranks(world_size: int, act: Callable[[Thread], Any]) -> list[Any]:
+    """What ``act`` gives on every rank, or the error that it raises there."""
+    meeting, board = Barrier(world_size, timeout=30), [None] * world_size
+
+    def of(rank: int) -> Any:
+        try:
+            return act(Thread(rank, world_size, meeting, board))
+        except (V2FError, OSError) as error:
+            return error
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(of, range(world_size)))
+
+
+@pytest.mark.parametrize("wrote", [1, 2, 3, 5])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_read_every_byte_of_a_checkpoint_once_and_each_gets_it_whole(
+    tmp_path: Path, wrote: int, world_size: int
+) -> None:
+    folder = Ranks(str(tmp_path), wrote).save(7, slot=70)
+    size = sum(Path(folder, part["name"]).stat().st_size for part in checkpoint.read_state(folder)["parts"])
+    before = store.statistics().bytes_read
+    found = on_ranks(world_size, lambda rank: checkpoint.load(folder, peers=rank))
+    assert store.statistics().bytes_read - before == size + Path(folder, checkpoint.COMMIT).stat().st_size
+    for tensors, state in found:
+        assert same(tensors, some_tensors())
+        assert {name: t.dtype for name, t in tensors.items()} == {name: t.dtype for name, t in some_tensors().items()}
+        assert state == {"step": 7, "slot": 70}
+    wanted = on_ranks(world_size, lambda rank: checkpoint.load(folder, lambda n: n.startswith("ema/"), rank)[0])
+    assert [list(tensors) for tensors in wanted] == [["ema/a.weight"]] * world_size
+
+
+@pytest.mark.parametrize("how", ["flipped", "gone", "record", "away", "unexpected"])
+def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    ranks = Ranks(str(tmp_path), 5, keep=2)
+    ranks.save(1)
+    folder = ranks.save(2)
+    (part,) = Path(folder).glob("part-00003-*.safetensors")  # read in the second round of three, by rank 0
+    name = part.name
+    if how == "flipped":
+        part.write_bytes(part.read_bytes()[:-1] + b"\0")
+    elif how == "gone":
+        part.unlink()
+    elif how == "record":
+        name = checkpoint.COMMIT
+        Path(folder, name).write_text("{")
+    else:
+        real, error = store.read_bytes, store.UnreachableError if how == "away" else OSError
+        monkeypatch.setattr(store, "read_bytes", lambda path: real(path) if name not in path else raised(error(path)))
+    first, *others = on_ranks(3, lambda rank: checkpoint.load(folder, peers=rank))
+    assert isinstance(first, OSError if how == "unexpected" else V2FError)
+    assert name in str(first)
+    told = {f"rank 0: {'unexpected OSError: ' if how == 'unexpected' else ''}{first}"}
+    assert {str(other) for other in others} == told
+    assert all(isinstance(other, V2FError) for other in others)
+    assert {other.again for other in others} == {how in ("away", "unexpected")}
+    if how in ("flipped", "gone", "record"):
+        assert str(first).endswith("; remove it to go on from step-00000001")
+
+
+def raised(error: Exception) -> bytes:
+    raise error
+
+
 # ---------------------------------------------------------------------------------------------- a shared folder
 
 
 def look(roots: list[str], patience_s: float) -> list[str | None]:
     """What ``check_shared`` tells each rank, each with its own idea of the folder."""
-    meeting, board = Barrier(len(roots), timeout=30), list[Any](roots)
 
-    def rank_of(rank: int) -> str | None:
-        def gather(value: Any) -> list[Any]:
-            board[rank] = value
-            meeting.wait()
-            values = list(board)
-            meeting.wait()
-            return values
+    def shared(rank: Thread) -> None:
+        checkpoint.check_shared(roots[rank.rank], rank=rank.rank, gather=rank.gather, patience_s=patience_s)
 
-        try:
-            checkpoint.check_shared(roots[rank], rank=rank, gather=gather, patience_s=patience_s)
-        except V2FError as error:
-            return str(error)
-        return None
-
-    with ThreadPoolExecutor(len(roots)) as pool:
-        return list(pool.map(rank_of, range(len(roots))))
+    return [told if told is None else str(told) for told in on_ranks(len(roots), shared)]
 
 
 def test_a_folder_that_all_ranks_share_is_taken_and_left_clean(tmp_path: Path) -> None:

@@ -187,6 +187,33 @@ def test_verify_takes_a_copy_under_another_name_and_the_folder_that_one_is_in(
         assert f"{name}: its record is that of step 10" in capsys.readouterr().out
 
 
+def test_every_reader_refuses_a_record_with_a_flipped_bit(run_folder: str, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    run, voice = str(tmp_path / "run"), tmp_path / "voice.wav"
+    soundfile.write(voice, np.zeros(16000, np.float32), 16000)
+    record = tmp_path / "run" / "checkpoints" / "step-00000040" / "checkpoint.json"
+    content = record.read_bytes()
+    record.write_bytes(content.replace(b'"step": 40', b'"step": 44', 1))
+    one = str(record.parent)
+    for command in (
+        *(["checkpoint", verb, where] for verb in ("show", "verify") for where in (run, one)),
+        *(
+            ["checkpoint", "export", run, "-o", str(tmp_path / "out"), *which]
+            for which in ([], ["--checkpoint", "best"])
+        ),
+        ["generate", run, str(voice), "-o", str(tmp_path / "face.png")],
+        ["eval", run],
+    ):
+        assert main(command) == 1, command
+        said = capsys.readouterr()
+        (line,) = [line for line in (said.out + said.err).splitlines() if "damaged" in line]
+        assert line.endswith(
+            f"{record}: damaged (its own checksum differs); remove it to go on from step-00000030 "
+            "(older still: step-00000020, step-00000010)"
+        ), command
+    assert not (tmp_path / "out").exists()
+
+
 def test_verify_names_each_problem_in_a_line(tiny_shards: str, system: System, tmp_path: Path, capsys: Any) -> None:
     name = next(name for name, t in saved(system, 1).items() if name.startswith("model/mapping") and t.ndim > 1)
     own = name.removeprefix("model/")

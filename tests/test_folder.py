@@ -54,6 +54,18 @@ def test_what_was_never_published_does_not_outlive_its_run(on) -> None:
     assert starts(started(on("another"), "c")) == ["c"]
 
 
+def test_what_was_rolled_back_is_published_with_the_points(on) -> None:
+    folder = started(on("one"), "a")
+    for name in ("metrics.jsonl", "rolled-back.jsonl"):
+        (folder.local / name).write_text(name)
+    folder.publish()
+    there = started(on("another"), "b")
+    assert [(there.local / name).read_text() for name in ("metrics.jsonl", "rolled-back.jsonl")] == [
+        "metrics.jsonl",
+        "rolled-back.jsonl",
+    ]
+
+
 def test_a_folder_on_a_disk_is_its_own_place(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "run"))
     assert (folder.remote, folder.local) == (False, tmp_path / "run")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from schedule import STORES, Killed, World
 
 from v2f import lease, store
-from v2f.lease import EXPIRY_S, Clock, HeldError, Lease, LostError, newest
+from v2f.lease import EXPIRY_S, Clock, HeldError, Lease, LostError, highest_term
 
 
 class Ticking(Clock):
@@ -72,7 +72,7 @@ def test_a_lease_that_is_not_renewed_is_taken_and_its_owner_told(tmp_path: Path)
     assert owner.lost is not None
     owner.end()  # which is not the second one's end
     second.check()
-    assert newest(str(tmp_path)) is not None
+    assert highest_term(str(tmp_path)) is not None
 
 
 def test_an_owner_that_lapsed_and_was_not_taken_goes_on(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ TAKES = "import os, sys; from v2f.lease import Lease; Lease.take(sys.argv[1], 'g
 
 def test_what_a_dead_process_of_this_machine_held_is_taken_at_once(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", TAKES, str(tmp_path)]).returncode == 9
-    before, clock = newest(str(tmp_path)), Ticking()
+    before, clock = highest_term(str(tmp_path)), Ticking()
     assert before is not None
     assert (before.what, before.ended) == ("gone", False)
     assert take(tmp_path, clock=clock).number == 2

@@ -289,3 +289,34 @@ def test_a_tree_is_all_files_below_a_folder_whatever_it_is_linked_of(tmp_path: P
     assert store.tree(f"{tmp_path}/root") == ["3.wav", "a/2.wav", "a/b/1.wav", "aa/4.wav", "linked/5.wav"]
     assert store.tree("memory://tree/root/a") == ["2.wav", "b/1.wav"]
     assert store.tree(f"{tmp_path}/nowhere") == store.tree("memory://nowhere") == []
+
+
+def test_a_link_back_into_its_own_folder_is_not_followed(tmp_path: Path) -> None:
+    """Whether it leads to the root, to the folder itself, or by way of another link; other links are."""
+    for name in ("a/b/1.wav", "a/2.wav", "c/3.wav"):
+        store.write_bytes(str(tmp_path / "root" / name), b"x")
+    (tmp_path / "root/a/b/top").symlink_to("../..")
+    (tmp_path / "root/a/self").symlink_to(".")
+    (tmp_path / "root/a/c").symlink_to("../c")
+    (tmp_path / "root/c/a").symlink_to("../a")
+    (tmp_path / "linked").symlink_to("root")
+    found = ["a/2.wav", "a/b/1.wav", "a/c/3.wav", "c/3.wav", "c/a/2.wav", "c/a/b/1.wav"]
+    assert store.tree(str(tmp_path / "root")) == found
+    assert store.tree(str(tmp_path / "linked")) == found
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.write_bytes(str(tmp_path / "a/1.wav"), b"x")
+    (tmp_path / "shut").mkdir()
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert store.tree(str(tmp_path)) == ["a/1.wav"]
+    assert caplog.messages == [f"{tmp_path}/shut: cannot list it (Permission denied); what lies in it is not seen"]

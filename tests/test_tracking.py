@@ -31,7 +31,7 @@ from v2f.cli import main
 from v2f.config import Config, build, override
 from v2f.errors import V2FError
 from v2f.run import load_config
-from v2f.tracking import Tracker, read_state
+from v2f.tracking import Tracker, read_state, roll_back
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -168,6 +168,109 @@ def test_a_resumed_run_repeats_steps_and_doubles_no_point(tmp_path, memory):
     assert sorted(memory.points) == all_of(9)
     assert list(memory.runs) == [first]
     assert memory.runs[first].info.status == "FINISHED"
+
+
+def again(folder: Path, first: int, last: int, uri: str | None = "memory") -> None:
+    """A start that trains steps anew, with other values."""
+    roll_back(str(folder), first - 1)
+    with start(folder, uri) as tracker:
+        for step in range(first, last + 1):
+            tracker.log(step, step * 4, {"loss": -1.0, "rate": 0.25})
+            tracker.log(step, step * 4, {"valid/margin": -2.0}, "validation")
+
+
+def rates(path: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["step"], line["metrics"]["rate"]) for line in lines if line["kind"] == "training"]
+
+
+def test_steps_that_are_trained_again_have_the_points_of_the_newest_start_and_none_is_lost(tmp_path, memory):
+    train(start(tmp_path), 1, 6)
+    before = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    again(tmp_path, 4, 8)
+    assert rates(tmp_path / "metrics.jsonl") == [*((s, 0.5) for s in (1, 2, 3)), *((s, 0.25) for s in range(4, 9))]
+    assert (tmp_path / "rolled-back.jsonl").read_bytes().splitlines() == before[6:]
+    # MLflow cannot forget a point, and doubles none: its first of each step stays, and a tag names them.
+    (run,) = memory.runs.values()
+    assert {(name, seen) for name, seen, _ in memory.points} == {(name, seen) for name, seen, _ in all_of(8)}
+    assert len(memory.points) == len(all_of(8))
+    assert [value for name, _, value in memory.points if name == "rate"] == [0.5] * 6 + [0.25] * 2
+    assert run.data.tags["v2f.rolled_back"] == (
+        "samples 16 to 24: of an earlier start; metrics.jsonl has what counts there"
+    )
+    again(tmp_path, 2, 2)
+    assert rates(tmp_path / "metrics.jsonl") == [(1, 0.5), (2, 0.25)]
+    assert len(memory.points) == len(all_of(8))
+    assert run.data.tags["v2f.rolled_back"].startswith("samples 16 to 24, 8 to 32: ")
+    assert len((tmp_path / "rolled-back.jsonl").read_bytes().splitlines()) == 2 * (3 + 7)
+
+
+def test_what_mlflow_had_not_got_before_a_step_was_trained_again_it_never_gets(tmp_path, memory):
+    train(start(tmp_path, None), 1, 6)
+    again(tmp_path, 4, 6)
+    assert [value for name, _, value in memory.points if name == "rate"] == [0.5] * 3 + [0.25] * 3
+    assert len(memory.points) == len(all_of(6))
+    assert "v2f.rolled_back" not in next(iter(memory.runs.values())).data.tags
+
+
+def test_what_stays_of_a_spool_is_not_compared_with_mlflow_anew(tmp_path, memory, monkeypatch):
+    train(start(tmp_path), 1, 6)
+    sent: list[int] = []
+    monkeypatch.setattr(
+        tracking._Delivery, "_send_points", lambda self, lines: sent.extend(line["step"] for line in lines)
+    )
+    again(tmp_path, 4, 6)
+    assert sorted(set(sent)) == [4, 5, 6]
+
+
+def test_nothing_is_rolled_back_where_nothing_stands_after_the_step(tmp_path):
+    assert roll_back(str(tmp_path), 0) == 0
+    train(start(tmp_path, None), 1, 3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert roll_back(str(tmp_path), 3) == 0
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert not (tmp_path / "rolled-back.jsonl").exists()
+
+
+def test_a_kill_while_rolling_back_loses_and_doubles_no_line(tmp_path, memory, monkeypatch):
+    real = tracking.store.replacing
+    for kill_at in (1, 2, 3, 4):
+        folder = tmp_path / str(kill_at)
+        memory.__init__()
+        train(start(folder), 1, 6)
+        with (folder / "metrics.jsonl").open("ab") as spool:
+            spool.write(b'{"kind": "training", "st')  # the kill before cut a line
+        before = (folder / "metrics.jsonl").read_bytes().splitlines()
+        left = kill_at
+
+        @contextlib.contextmanager
+        def killed(path: str) -> Iterator[str]:
+            nonlocal left
+            with real(path) as temporary:
+                yield temporary
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt  # before it takes its place
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tracking.store, "replacing", killed)
+            with pytest.raises(KeyboardInterrupt) if kill_at < 4 else contextlib.nullcontext():
+                roll_back(str(folder), 3)
+        roll_back(str(folder), 3)
+        assert (folder / "metrics.jsonl").read_bytes().splitlines() == before[:6] + before[-1:]
+        assert (folder / "rolled-back.jsonl").read_bytes().splitlines() == before[6:-1]
+        again(folder, 4, 7)
+        assert len(memory.points) == len(all_of(7))
+        assert rates(folder / "metrics.jsonl")[2:] == [(3, 0.5), *((step, 0.25) for step in range(4, 8))]
+
+
+def test_a_picture_that_only_a_rolled_back_start_has_drawn_is_known(tmp_path):
+    for first, steps in ((1, (2, 4, 5)), (3, (4,))):
+        roll_back(str(tmp_path), first - 1)
+        with start(tmp_path, None) as tracker:
+            for step in steps:
+                tracker.picture(step, step * 4, str(tmp_path / "samples" / f"step-{step}.png"), "samples")
+    assert tracking.outdated(str(tmp_path)) == {"samples/step-5.png"}
 
 
 def test_a_fresh_node_that_knows_only_the_run_id_goes_on_and_doubles_no_point(tmp_path, memory):

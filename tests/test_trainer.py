@@ -15,8 +15,9 @@ import torch
 import yaml
 from PIL import Image
 from systems.small import SMALL
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from v2f import checkpoint
+from v2f import checkpoint, trainer
 from v2f.config import build
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.errors import V2FError
@@ -90,12 +91,20 @@ def test_a_finished_run_goes_nowhere_and_a_longer_one_is_another_function(run_va
 
 def test_other_data_are_refused_by_their_fingerprint(run_values, tmp_path, tiny_shards):
     folder = fit(build(RunConfig, run_values(steps=1), "test"))
-    record = Path(checkpoint.latest(f"{folder}/checkpoints")) / "checkpoint.json"
-    state = json.loads(record.read_text())
-    state["state"]["fingerprint"] = "another"
-    record.write_text(json.dumps(state))
+    newest = checkpoint.latest(f"{folder}/checkpoints")
+    record = checkpoint.read_state(newest)
+    checkpoint.write_record(newest, 1, record["parts"], record["state"] | {"fingerprint": "another"})
     with pytest.raises(V2FError, match=r"its fingerprint is \w+, another in"):
         fit(build(RunConfig, run_values(steps=1), "test"), resume="auto")
+
+
+def test_a_record_with_a_flipped_bit_is_not_gone_on_from(run_values):
+    config = build(RunConfig, run_values(steps=2), "test")
+    newest = checkpoint.latest(f"{fit(config)}/checkpoints")
+    record = Path(newest) / "checkpoint.json"
+    record.write_bytes(record.read_bytes().replace(b'"step": 2', b'"step": 3', 1))
+    with pytest.raises(V2FError, match=r"checkpoint\.json: damaged \(its own checksum differs\); there is no older"):
+        fit(config, resume="auto")
 
 
 def test_numbers_that_are_not_finite_are_skipped_and_then_stop_the_run(run_values, monkeypatch):
@@ -149,6 +158,25 @@ def test_a_start_that_is_refused_leaves_the_configuration_as_it_was(run_values):
         fit(other, resume="auto", allow_changes=True)
     assert Run(folder).config == config
     assert fit(config, resume="auto") == folder
+
+
+def test_steps_trained_again_under_another_configuration_have_its_points_alone(run_values, capsys):
+    values = run_values(steps=4, checkpoint_every=2, validate_every=2)
+    folder = fit(build(RunConfig, values, "test"))
+    before, spool = logged(folder), Path(folder, "metrics.jsonl").read_bytes().splitlines()
+    shutil.rmtree(f"{folder}/checkpoints/step-00000004")  # as if killed before it was saved
+    system = values["system"]
+    rates = {module: 8 * rate for module, rate in system["optimizer"]["lr"].items()}
+    changed = values | {"system": system | {"optimizer": system["optimizer"] | {"lr": rates}}}
+    fit(build(RunConfig, changed, "test"), resume="auto", allow_changes=True)
+    assert "steps after 2 are trained again: what was logged of them" in capsys.readouterr().err
+    after = logged(folder)  # each point once
+    assert after.keys() == before.keys()
+    for (step, name), value in after.items():
+        if name.startswith("rate/"):
+            assert value == pytest.approx(before[step, name] * (8 if step > 2 else 1))
+    rolled_back = Path(folder, "rolled-back.jsonl").read_bytes().splitlines()
+    assert rolled_back == [line for line in spool if json.loads(line)["step"] > 2]
 
 
 def test_checkpoints_without_their_configuration_are_a_run_too(run_values):
@@ -305,6 +333,34 @@ def test_too_many_bad_samples_stop_the_run_with_one_line_that_names_some(run_val
     assert len(quarantined(values["out"])) == int(str(caught.value).split()[0]) > 2
     with pytest.raises(V2FError, match=r"more than data\.max_bad_fraction=0\.01 allows"):  # the default
         fit(on(values | {"out": str(tmp_path / "other")}, dataset))
+
+
+@pytest.mark.parametrize("system", sorted(SMALL))
+def test_validation_is_no_larger_than_a_forward_pass_and_tells_the_same(run_values, monkeypatch, system):
+    sizes: set[int] = set()
+    validate = trainer._validate
+
+    def watched(job):
+        hook = register_module_forward_pre_hook(
+            lambda module, inputs: sizes.add(len(inputs[0])) if isinstance(module, torch.nn.Conv2d) else None
+        )
+        try:
+            validate(job)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(trainer, "_validate", watched)
+    told, pictures = [], []
+    for micro in (None, 2):
+        sizes.clear()
+        values = run_values(system, steps=1, micro_batch=micro)
+        folder = fit(build(RunConfig, values | {"out": f"{values['out']}-{micro}"}, "test"))
+        assert max(sizes) == (micro or 6)  # train.validate_samples of these tests
+        told.append({name: value for (_, name), value in logged(folder).items() if name.startswith("valid/")})
+        pictures.append(Image.open(f"{folder}/samples/step-00000001.png").size)
+    assert told[0]
+    assert told[1] == pytest.approx(told[0], rel=1e-3, nan_ok=True)
+    assert pictures[0] == pictures[1]
 
 
 def test_validation_leaves_out_and_counts_what_cannot_be_used(run_values, damaged, capsys):

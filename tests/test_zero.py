@@ -146,6 +146,15 @@ def test_zero_goes_on_after_a_load_bit_for_bit(result):
         assert any(not torch.equal(t, one[name]) for name, t in result(f"three-{world_size}").items())
 
 
+def test_ranks_read_a_checkpoint_from_the_store_once_and_fail_alike(ranks):
+    for world_size in (1, 2, 4):
+        found = json.loads((ranks / f"restored-{world_size}.json").read_text())
+        assert sum(read for read, _, _ in found["told"]) == found["size"]
+        assert [told[1:] for told in found["told"]] == [[True, 3]] * world_size
+        assert len(found["damage"]) == world_size
+        assert all("damaged (it has " in told for told in found["damage"])
+
+
 def test_all_ranks_skip_and_stop_alike_and_nothing_moves(ranks):
     norms: dict[str, list[float]] = {}
     for world_size in (1, 2, 4):

@@ -4,12 +4,14 @@
                      rank 0's thread: the store lists all receipts -> checkpoint.json -> older ones are removed
 
 ``ROOT/step-00000040/part-00000-ATTEMPT.safetensors ... checkpoint.json``. Whole tensors are dealt to the ranks by
-bytes; any world size reads every other's. A folder without ``checkpoint.json`` is no checkpoint. Names:
-``model/MODULE.PARAMETER``, ``ema/MODULE.PARAMETER``, ``optim/PHASE/MODULE.PARAMETER/SLOT``. Nothing here
-knows what a system is, beyond the modules that it trains; loading runs no code.
+bytes; any world size reads every other's, each part once, by the rank that sends it to the others. A folder without
+``checkpoint.json`` is no checkpoint. Names: ``model/MODULE.PARAMETER``, ``ema/MODULE.PARAMETER``,
+``optim/PHASE/MODULE.PARAMETER/SLOT``. Nothing here knows what a system is, beyond the modules that it trains; loading
+runs no code.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -21,16 +23,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import safetensors
 import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from v2f import store
 from v2f.errors import V2FError
+from v2f.fencing import Fences
+from v2f.lease import Lease, LostError, highest_term
 from v2f.system import System, trained
 
 log = logging.getLogger("v2f")
@@ -38,6 +45,7 @@ log = logging.getLogger("v2f")
 FORMAT = 1
 COMMIT = "checkpoint.json"
 Best = tuple[str, Literal["min", "max"]]
+T = TypeVar("T")
 _STEP = re.compile(r"step-(\d{8,})")
 _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _LONGEST_PAUSE_S = 2.0  # between two looks for the other ranks' parts
@@ -67,6 +75,9 @@ class Saver:
     Kept are the newest ``keep`` (at least 2), every step that ``keep_every`` divides, and the best by ``best`` among
     those that were measured at their own step. A save that fails is told by :meth:`take_failures`, never raised; rank 0
     waits ``patience_s`` for the others' parts, which is less than the training's watchdog waits.
+
+    ``lease``: rank 0's on ``root``. Each commit is made, and each file removed, only while it is this run's; the commit
+    carries its number, so that a reader can tell those of an owner that was superseded.
     """
 
     def __init__(
@@ -80,12 +91,13 @@ class Saver:
         keep_every: int | None = None,
         best: Best | None = None,
         patience_s: float = 1200.0,
+        lease: Lease | None = None,
     ) -> None:
         assert keep >= 2, "1 would leave none while the next is written"
         assert re.fullmatch(r"[0-9A-Za-z-]+", attempt), attempt
         self._root, self._rank, self._world_size, self._attempt = root, rank, world_size, attempt
         self._keep, self._keep_every, self._best = keep, keep_every, best
-        self._patience_s = patience_s
+        self._patience_s, self._lease = patience_s, lease
         self._count = 0
         self._thread: threading.Thread | None = None
         self._given_up = threading.Event()
@@ -166,15 +178,17 @@ class Saver:
                 raise
             if self._rank == 0:
                 parts = self._parts(folder)
-                before_commit()
-                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                record = {"format": FORMAT, "step": step, "saved": now, "parts": parts, "state": json.loads(state)}
-                store.write_bytes(store.join(folder, COMMIT), json.dumps(record, indent=1).encode())
+                with self._holding():
+                    before_commit()
+                write_record(folder, step, parts, json.loads(state), self._lease)
                 self._committed.append(folder)
                 self._known.pop(folder, None)
                 self._tidy()
         except Exception as error:  # whatever it is, training goes on
             self._failures.append(f"step {step} is not saved: {_line(error)}")
+
+    def _holding(self) -> contextlib.AbstractContextManager[None]:
+        return self._lease.holding() if self._lease is not None else contextlib.nullcontext()
 
     def _part(self, rank: int) -> str:
         return f"part-{rank:05d}-{self._attempt}-{self._count}.safetensors"
@@ -209,7 +223,7 @@ class Saver:
         troubles: list[str] = []
         try:
             found = _listed(self._root)
-            folders = [folder for folder, files in found.items() if COMMIT in files]
+            folders = _counting(self._root, [folder for folder, files in found.items() if COMMIT in files])
             kept = set(folders[-self._keep :]) | {but}
             kept |= {folder for folder in folders if self._keep_every and step_of(folder) % self._keep_every == 0}
             if self._best is not None:
@@ -221,10 +235,12 @@ class Saver:
                 kept |= {folder for folder in folders if folder not in self._known}  # any may be the best
             for folder in found:
                 if folder not in kept:
-                    with _noted(troubles, folder):
-                        store.remove_folder(folder, first=COMMIT)  # half a folder must not pass for a checkpoint
+                    with _noted(troubles, folder), self._holding():
+                        # half a folder must not pass for a checkpoint; and only what was there at the look
+                        there = {name.partition("/")[0] for name in found[folder]}
+                        store.remove_folder(folder, first=COMMIT, only=there)
             for folder in folders[-1:] if but is None else []:  # a killed attempt may have come as far as this
-                with _noted(troubles, folder):
+                with _noted(troubles, folder), self._holding():
                     parts = [part["name"] for part in read_state(folder)["parts"]]
                     for name in found[folder] - {COMMIT, *parts, *(part + ".json" for part in parts)}:
                         if "/" not in name:  # a folder in it is none of ours
@@ -260,7 +276,7 @@ def _noted(troubles: list[str], folder: str) -> Iterator[None]:
     """A folder's own trouble becomes a line; a store that does not answer would not for the next one either."""
     try:
         yield
-    except store.UnreachableError:
+    except (store.UnreachableError, LostError):
         raise
     except Exception as error:
         line = _line(error)
@@ -268,8 +284,43 @@ def _noted(troubles: list[str], folder: str) -> Iterator[None]:
 
 
 def committed(root: str) -> list[str]:
-    """The folders of all committed checkpoints, oldest first."""
-    return [folder for folder, files in _listed(root).items() if COMMIT in files]
+    """The folders of all committed checkpoints that count, oldest first."""
+    return _counting(root, [folder for folder, files in _listed(root).items() if COMMIT in files])
+
+
+def _counting(root: str, folders: Sequence[str]) -> list[str]:
+    """Those of committed ``folders`` that no superseded owner of the run has committed."""
+    fences = Fences.of(highest_term(root))
+    if fences.trivial:
+        return list(folders)
+    with ThreadPoolExecutor(16) as pool:  # each record is a round trip where the run is remote
+        return [
+            folder
+            for folder, counts in zip(folders, pool.map(functools.partial(_counts, fences), folders), strict=True)
+            if counts
+        ]
+
+
+def _counts(fences: Fences, folder: str) -> bool:
+    if fences.trivial:
+        return True
+    record = _sound(folder)
+    # Whoever reads one that is damaged is told; it must not be passed over.
+    return record is None or fences.counts(step_of(folder), _lease_of(record))
+
+
+def _sound(folder: str) -> dict[str, Any] | None:
+    """The record of a checkpoint, if it has its own checksum, or none of an earlier version."""
+    try:
+        record = json.loads(store.read_tagged(store.join(folder, COMMIT))[0] or b"")
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and record.get("sha256") in (None, _checksum(record)) else None
+
+
+def _lease_of(record: Mapping[str, Any]) -> tuple[int, str] | None:
+    """The owner in whose name a checkpoint was committed: number and token; None where the record does not say."""
+    return (record["lease"][0], record["lease"][1]) if "lease" in record else None
 
 
 def _listed(root: str) -> dict[str, set[str]]:
@@ -285,10 +336,16 @@ def _listed(root: str) -> dict[str, set[str]]:
 
 
 def latest(root: str) -> str | None:
-    """The folder of the newest committed checkpoint, or None."""
+    """The folder of the newest committed checkpoint that counts, or None."""
     steps = sorted((int(m[1]), name) for name in store.names(root) if (m := _STEP.fullmatch(name)))
-    folders = (store.join(root, name) for _, name in reversed(steps))
-    return next((folder for folder in folders if store.exists(store.join(folder, COMMIT))), None)
+    fences = Fences.of(highest_term(root))
+    for _, name in reversed(steps):
+        folder = store.join(root, name)
+        if store.exists(store.join(folder, COMMIT)):
+            if _counts(fences, folder):
+                return folder
+            log.warning("%s: left out, it was committed by a start that another one had superseded", folder)
+    return None
 
 
 def best(root: str, metric: str, mode: Literal["min", "max"]) -> str | None:
@@ -328,31 +385,222 @@ def _whole(folder: str) -> str:
     return folder.rstrip("/") if local is None else os.path.abspath(local)
 
 
+class _Known(BaseModel):
+    """What is known of a part of a record; it may hold more."""
+
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+
+class _Part(_Known):
+    name: str = Field(pattern=r"^[^/]+$")
+    bytes: int = Field(ge=0)
+    sha256: str
+    tensors: int = 0
+
+
+class _Data(_Known):
+    batch: int | None = Field(None, gt=0)
+    path: str | None = None
+    split: str = ""
+
+
+class _Config(_Known):
+    data: _Data = _Data()
+
+
+class _Clock(_Known):
+    first_start: float
+    starts: int
+    step_seconds: float
+    saved: float
+
+
+class _State(_Known):
+    step: int | None = None
+    slot: int | None = None
+    fingerprint: str = ""
+    order: str = ""
+    quarantine: list[int] = []
+    weights: dict[str, str] = {}
+    config: _Config = _Config()
+    run_id: str | None = None
+    versions: dict[str, str] = {}
+    precision: str = ""
+    metrics: dict[str, float | None] = {}
+    measured_at: int | None = None
+    clock: _Clock | None = None
+    norms: dict[str, list[float]] = {}
+
+
+class _Record(_Known):
+    lease: list[int | str] | None = Field(None, min_length=2, max_length=2)
+    step: int = Field(ge=0)
+    saved: str = ""
+    parts: list[_Part] = Field(min_length=1)
+    state: _State
+
+
+_BEFORE_CHECKSUMS = {"format", "step", "saved", "parts", "state"}  # the keys of a record that has none
+
+
+def write_record(
+    folder: str, step: int, parts: list[dict[str, Any]], state: Mapping[str, Any], lease: Lease | None = None
+) -> None:
+    """Commit a checkpoint, all of whose parts are there, in the name of the ``lease`` on its run; LostError if another
+    start has the run by now."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record = {"format": FORMAT, "step": step, "saved": now, "parts": parts, "state": dict(state)}
+    if lease is not None:
+        record["lease"] = [lease.number, lease.owner]
+    record["sha256"] = _checksum(record)
+    path, content = store.join(folder, COMMIT), json.dumps(record, indent=1).encode()
+    if lease is None:
+        store.write_bytes(path, content)
+        return
+    with lease.holding():
+        if not store.create(path, content):  # the step was committed before: by this owner, or one before it
+            other = _sound(folder)
+            if other is not None and (_lease_of(other) or (0, ""))[0] > lease.number:
+                raise LostError(f"{folder}: a later start of this run has committed it, and goes on")
+            store.write_bytes(path, content)
+
+
 def read_state(folder: str) -> dict[str, Any]:
-    """The record of a checkpoint: its step, parts and state."""
+    """The record of a checkpoint: its step, parts and state. Every reader comes through here.
+
+    V2FError, with the way out, if it is not what was written: its own checksum differs, or its step, slot and batch
+    contradict each other. A folder that is named after a step holds the checkpoint of that step.
+    """
     content = store.read_bytes(store.join(folder, COMMIT))
     try:
-        record: dict[str, Any] = json.loads(content)
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise _damaged(folder, COMMIT, "it is no JSON record")
+    if "sha256" in record:
+        if record["sha256"] != _checksum(record):
+            raise _damaged(folder, COMMIT, "its own checksum differs")
+    elif record.keys() - _BEFORE_CHECKSUMS:
+        raise _damaged(folder, COMMIT, "its own checksum is missing")
+    if record.get("format") != FORMAT:
         known = record.get("format")
-    except (ValueError, AttributeError):
-        raise _damaged(folder, COMMIT, "it is no JSON record") from None
-    if known != FORMAT:
         raise V2FError(f"{folder}: checkpoint format {known!r}, this version of v2f reads {FORMAT}")
+    try:
+        known = _Record.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(folder, COMMIT, f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+    step, slot, batch = known.step, known.state.slot, known.state.config.data.batch
+    if known.state.step not in (None, step):
+        raise _damaged(folder, COMMIT, f"it says both step {step} and step {known.state.step}")
+    if slot is not None and batch is not None and slot != step * batch:
+        raise _damaged(folder, COMMIT, f"step {step} of batches of {batch} is not slot {slot}")
+    if step_named(folder) not in (None, step):
+        raise V2FError(f"{folder}: its record is that of step {step}; name the folder step-{step:08d}, or remove it")
     return record
 
 
-def load(folder: str, wanted: Callable[[str], bool] = lambda name: True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def needed(state: Mapping[str, Any], key: str, folder: str) -> Any:
+    """What the state of the checkpoint in ``folder`` holds under ``key``, which no run can go on without."""
+    if key not in state:
+        raise _damaged(folder, COMMIT, f"its state has no {key!r}")
+    return state[key]
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """The SHA-256 of a record without its checksum, however it is spaced and sorted in the file."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Peers(Protocol):
+    """The ranks that read a checkpoint together; both calls are collective."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's ``value``, on all of them."""
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrite ``tensors`` by those of the rank ``source``, which are as many and alike in shape and kind."""
+
+
+class _Alone:
+    rank, world_size = 0, 1
+
+    def gather(self, value: T) -> list[T]:
+        return [value]
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
+        """There is nobody to send them to."""
+
+
+_ALONE = _Alone()
+
+
+def load(
+    folder: str, wanted: Callable[[str], bool] = lambda name: True, peers: Peers = _ALONE
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All ``wanted`` tensors of a committed checkpoint, on the CPU, and its state. Checksums are verified.
 
-    Each part is read once; above the tensors this takes the memory of about one part.
+    Collective over ``peers``: each part is read from the store once, by one of them, and sent to the others; what
+    fails on one fails on all. Above the tensors this takes the memory of about one part.
     """
-    record = read_state(folder)
+    rank, world_size = peers.rank, peers.world_size
+    record = _alike(peers, lambda: read_state(folder) if rank == 0 else {})[0]
     tensors: dict[str, Tensor] = {}
-    for part in record["parts"]:
-        payload = read_part(folder, part)
-        tensors |= {name: t for name, t in safetensors.torch.load(payload).items() if wanted(name)}
-        del payload  # before the next one comes
+    for first in range(0, len(record["parts"]), world_size):
+        some = record["parts"][first : first + world_size]
+        mine: dict[str, Tensor] = {}
+
+        def read(own: Sequence[Mapping[str, Any]], found: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+            for part in own:
+                found |= {name: t for name, t in read_tensors(folder, part).items() if wanted(name)}
+            return {name: (tuple(t.shape), t.dtype) for name, t in found.items()}
+
+        everyones = _alike(peers, functools.partial(read, some[rank : rank + 1], mine))
+        for source, kinds in enumerate(everyones[: len(some)]):
+            whole = mine if source == rank else {n: torch.empty(shape, dtype=d) for n, (shape, d) in kinds.items()}
+            peers.broadcast([whole[name] for name in kinds], source)
+            tensors |= whole
     return tensors, record["state"]
+
+
+def _alike(peers: Peers, act: Callable[[], T]) -> list[T]:
+    """What ``act`` gives on every rank; collective. An error of one is raised on all, so that none waits for it."""
+    own: T | None = None
+    error: Exception | None = None
+    try:
+        own = act()
+    except Exception as raised:
+        error = raised
+    failed = None if error is None else (_line(error), getattr(error, "again", True))
+    everyones = peers.gather((own, failed))
+    if error is not None:
+        raise error
+    for rank, (_, other) in enumerate(everyones):
+        if other is not None:
+            elsewhere = V2FError(f"rank {rank}: {other[0]}")
+            elsewhere.again = other[1]
+            raise elsewhere
+    return [value for value, _ in everyones]  # type: ignore[misc]
+
+
+def read_tensors(folder: str, part: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a part that a record names, on the CPU; errors as of :func:`read_part`."""
+    return _decoded(folder, part, read_part(folder, part))
+
+
+def _decoded(folder: str, part: Mapping[str, Any], payload: bytes) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(payload)
+    except safetensors.SafetensorError:
+        raise _damaged(folder, part["name"], "it is no safetensors file") from None
 
 
 def read_part(folder: str, part: Mapping[str, Any]) -> bytes:

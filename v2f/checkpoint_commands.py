@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -180,14 +179,12 @@ def _problems(folder: str) -> Iterator[str]:
     except V2FError as error:
         yield str(error)
         return
-    if checkpoint.step_named(folder) not in (None, record["step"]):
-        yield f"{folder}: its record is that of step {record['step']}"
     shapes: dict[str, tuple[int, ...]] = {}
     whole = True
     for part in record["parts"]:
         where = store.join(folder, part["name"])
         try:
-            tensors = safetensors.torch.load(checkpoint.read_part(folder, part))
+            tensors = checkpoint.read_tensors(folder, part)
         except V2FError as error:
             yield str(error)
             whole = False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from v2f import __version__, train
-from v2f.errors import V2FError, guarded
+from v2f.errors import V2FError, guarded, spoken
 
 if TYPE_CHECKING:
     from v2f.weights import Frozen
@@ -16,8 +16,10 @@ _DATA = "a data set's folder or s3:// prefix"
 _RUN = "a run: its folder, its s3:// prefix, or its MLflow run id"
 
 
+@spoken
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted; see train."""
+    """Run one command: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted, 141 nobody reads
+    what it says; see train."""
     args = train.parsed(_parser(), arguments)
     return guarded(lambda: args.run(args), debug=args.debug)
 

@@ -1,8 +1,21 @@
-"""The one error that a user is meant to read: what is wrong, where, and what to do, in one line."""
+"""The one error that a user is meant to read (what is wrong, where, and what to do, in one line), and how a command
+speaks to whoever reads it."""
 
+import contextlib
+import functools
+import io
 import logging
+import os
+import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+UNREAD = 141
+"""The exit code of a command whose output nobody reads any more, as ``| head`` leaves it: what SIGPIPE gives."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class V2FError(Exception):
@@ -16,25 +29,93 @@ class V2FError(Exception):
     """Whether starting again, with nothing changed, may help."""
 
 
+def spoken(main: Callable[P, T]) -> Callable[P, T | int]:
+    """Make ``main`` an entry point, whose output is the business of whoever reads it.
+
+    A character that a stream cannot encode is written as its escape. Where nobody reads any more, ``main`` ends
+    quietly, with :data:`UNREAD`. All output is written when it returns: nothing is left to fail when Python ends.
+    """
+
+    @functools.wraps(main)
+    def entered(*args: P.args, **kwargs: P.kwargs) -> T | int:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            try:
+                return main(*args, **kwargs)
+            finally:
+                _flush()
+        except BrokenPipeError:
+            if not _unread():
+                raise
+            return UNREAD
+        except SystemExit as left:
+            if isinstance(left.__context__, BrokenPipeError):  # rich's way to end quietly
+                return UNREAD
+            raise
+
+    return entered
+
+
+def _flush() -> None:
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a terminal that hung up
+        _drop([sys.stdout.fileno()])
+        _tell(f"v2f: what it says cannot be written to where stdout leads ({error.strerror})")
+        raise SystemExit(1) from None
+
+
+def _unread() -> bool:
+    """Whether nobody reads stdout or stderr any more; what is written there from now on is dropped."""
+    gone: list[int] = []
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no file of the operating system
+            poll = select.poll()
+            poll.register(stream.fileno(), 0)  # asks for nothing but what is always told: an error, a hang-up
+            if poll.poll(0):
+                gone.append(stream.fileno())
+    _drop(gone)
+    return bool(gone)
+
+
+def _drop(numbers: Sequence[int]) -> None:
+    """Let what is written to these files of the operating system go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in numbers:
+        os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
 def guarded(command: Callable[[], int | None], *, debug: bool, mistake: int = 1) -> int:
-    """Run a command; its exit code: 0 done, ``mistake`` one that a line explains, 1 it broke, 130 interrupted."""
+    """Run a command; its exit code: 0 done, ``mistake`` one that a line explains, 1 it broke, 130 interrupted,
+    :data:`UNREAD` nobody reads what it says."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return command() or 0
     except V2FError as error:
         if debug:
             raise
-        print(f"v2f: {error}", file=sys.stderr)
+        _tell(f"v2f: {error}")
         return 1 if error.again else mistake
     except KeyboardInterrupt:
-        print("v2f: interrupted", file=sys.stderr)
+        _tell("v2f: interrupted")
         return 130
     except Exception as error:  # a defect of ours: one line for the user, the traceback for whoever asks
+        if isinstance(error, BrokenPipeError) and _unread():
+            return UNREAD
         if debug:
             raise
         text = (str(error).splitlines() or [""])[0]
-        print(
-            f"v2f: unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)",
-            file=sys.stderr,
-        )
+        _tell(f"v2f: unexpected {type(error).__name__}: {text} (run again with --debug for the traceback)")
         return 1
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # the exit code counts for more than the line, if nobody is there to read it
+        print(line, file=sys.stderr)

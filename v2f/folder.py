@@ -15,8 +15,9 @@ from pathlib import Path
 from v2f import store
 
 SCRATCH = "V2F_SCRATCH"
-# tracking.json, the mark of how much of the spool was delivered, before the spool: it must not point beyond it.
-_GROWS = ("tracking.json", "metrics.jsonl", "quarantine.jsonl", "starts.jsonl")
+# Before the spool: tracking.json, whose mark of how much was delivered must not point beyond it, and what was taken
+# out of it.
+_GROWS = ("tracking.json", "rolled-back.jsonl", "metrics.jsonl", "quarantine.jsonl", "starts.jsonl")
 _PICTURES = "samples"
 _OWNER = "written-by"  # at the prefix: the start whose rank 0 published last; here: the starts that went on from there
 

@@ -52,9 +52,13 @@ class HeldError(V2FError):
 
 
 class LostError(V2FError):
-    """It is this owner's no more: another one has taken over, or the folder is gone."""
+    """It is this owner's no more: another one has taken over, or (``gone``) the folder is not there any more."""
 
     again = True
+
+    def __init__(self, message: str, *, gone: bool = False) -> None:
+        super().__init__(message)
+        self.gone = gone
 
 
 class Clock:
@@ -102,6 +106,7 @@ class Lease:
     def __init__(self, root: str, term: Term, tag: str | None, lasting: bool, clock: Clock | None = None) -> None:
         self._root, self._term, self._tag, self._lasting = root, term, tag, lasting
         self._clock = clock or Clock()
+        self._looked = self._clock.now()
         self._lost: LostError | None = None
         self._renewing = threading.Lock()
         self._held, self._depth = threading.RLock(), 0
@@ -252,8 +257,16 @@ class Lease:
             self._check()  # else it was this very request, made again after its answer was lost
             self._tag = _tagged(self._root, self.number)[1]
         except FileNotFoundError:
-            self._lose(self._gone())
+            self._lose(self._gone(), gone=True)
         self._term = term
+
+    def look(self) -> None:
+        """:meth:`check`, but only if nobody has for a while: for what happens often, after a process was paused."""
+        if self._lost is not None:
+            raise self._lost
+        if self._clock.now() - self._looked > 2 * RENEW_S:
+            with contextlib.suppress(store.UnreachableError):
+                self.check()
 
     def check(self) -> None:
         """:class:`LostError` if another owner has taken over, or what was owned is no longer there."""
@@ -357,10 +370,11 @@ class Lease:
                     f"{self._root}: {other} has taken it over from {self._term}, which stops without another word"
                 )
         if self.number not in numbers:
-            self._lose(self._gone())
+            self._lose(self._gone(), gone=True)
+        self._looked = self._clock.now()
         mine = _read(self._root, self.number)
         if mine is None:
-            self._lose(self._gone())
+            self._lose(self._gone(), gone=True)
         if mine.owner != self.owner:
             self._lose(f"{self._root}: {mine} owns it, not {self._term}, which stops")
 
@@ -370,12 +384,12 @@ class Lease:
             "lost: restore it or start anew"
         )
 
-    def _lose(self, why: str) -> NoReturn:
-        self._lost = LostError(why)
+    def _lose(self, why: str, *, gone: bool = False) -> NoReturn:
+        self._lost = LostError(why, gone=gone)
         raise self._lost
 
 
-def newest(root: str) -> Term | None:
+def highest_term(root: str) -> Term | None:
     """The highest term of ``root``, whether it is over or not; None where there never was one."""
     numbers = _numbers(root)
     return _read(root, numbers[-1]) if numbers else None

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 from v2f.data.loader import micro_batch_of, read_usable
 from v2f.data.manifest import open_dataset
-from v2f.errors import V2FError, guarded
+from v2f.errors import V2FError, guarded, spoken
 from v2f.nn import computes_bf16, float32_products
 from v2f.nn.batchnorm import common_group, discard_ghosts
 from v2f.nn.waveform import WaveformEncoder
@@ -453,6 +453,7 @@ def show(ranks: Sequence[Measured], links: Sequence[Link], findings: Sequence[st
 # ------------------------------------------------------------------------------------------------ the command
 
 
+@spoken
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0: nothing to look at; 1: something is, or a stage did not end."""
     parser = argparse.ArgumentParser(prog="v2f.preflight", description=(__doc__ or "").splitlines()[0])

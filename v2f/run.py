@@ -206,7 +206,8 @@ def changes(before: RunConfig, now: RunConfig) -> list[str]:
 
 def config_of(folder: str) -> RunConfig:
     """What the checkpoint in ``folder`` was trained with."""
-    return _from_values(checkpoint.read_state(folder)["state"]["config"], f"the configuration in {folder}")
+    config = checkpoint.needed(checkpoint.read_state(folder)["state"], "config", folder)
+    return _from_values(config, f"the configuration in {folder}")
 
 
 def build_system(config: RunConfig) -> System:

@@ -34,6 +34,8 @@ STATUS = "V2F_STATUS"
 STARTED = "V2F_STARTED"
 """Seconds since 1970 at which this job was started, for ``--max-time``: ranks that a launcher starts anew keep it."""
 REASONS = {1: "--max-time is over", 2: "SIGUSR1", 3: "SIGTERM"}
+TAKEN = 4
+"""More urgent than these: the run is no more this start's, so that it must not even save."""
 _SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3}
 _PR_SET_PDEATHSIG = 1
 _PATIENCE_S = 5.0  # with each file of a process that hangs

@@ -18,7 +18,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -138,7 +138,10 @@ def names(path: str) -> list[str]:
 
 
 def tree(path: str) -> list[str]:
-    """All files below a folder or prefix, relative to it with slashes, sorted; empty where it does not exist."""
+    """All files below a folder or prefix, relative to it with slashes, sorted; empty where it does not exist.
+
+    Links to folders are followed, but not back into a folder that they lie in.
+    """
     with _explained(path, "list"):
         local = local_path(path)
         if local is None:
@@ -147,10 +150,24 @@ def tree(path: str) -> list[str]:
             except FileNotFoundError:
                 return []
         found: list[str] = []
-        for folder, _, files in os.walk(local, followlinks=True):  # corpora are linked together from several disks
+        above: dict[str, frozenset[tuple[int, int]]] = {}  # folder -> those that lead to it, as the disk knows them
+        for folder, folders, files in os.walk(
+            local, followlinks=True, onerror=_unlisted
+        ):  # corpora are linked together
+            there = os.stat(folder)
+            itself, leading = (there.st_dev, there.st_ino), above.pop(folder, frozenset())
+            if itself in leading:
+                folders.clear()
+                continue
+            above.update((os.path.join(folder, name), leading | {itself}) for name in folders)
             below = os.path.relpath(folder, local).replace(os.sep, "/")
             found += files if below == "." else [f"{below}/{name}" for name in files]
         return sorted(found)
+
+
+def _unlisted(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        log.warning("%s: cannot list it (%s); what lies in it is not seen", error.filename, error.strerror)
 
 
 def _s3_names(path: str, deep: bool = False) -> list[str]:
@@ -414,17 +431,21 @@ def remove(path: str) -> None:
             _retried(path, "remove", lambda: filesystem.rm_file(path))
 
 
-def remove_folder(path: str, first: str) -> None:
+def remove_folder(path: str, first: str, only: Collection[str] | None = None) -> None:
     """Remove a flat folder or prefix of files, ``first`` before the others: it is what tells that the rest is whole.
 
-    One that cannot be removed does not keep the others; the error comes at the end.
+    One that cannot be removed does not keep the others; the error comes at the end. ``only``: the files that may go;
+    others stay, and with them the folder.
     """
     local = local_path(path)
     if local is not None and os.path.isfile(local):
         raise V2FError(f"{path}: cannot remove it, it is a file and no folder")
-    remove(join(path, first))
+    if only is None or first in only:
+        remove(join(path, first))
     failures: list[V2FError] = []
     for name in names(path):
+        if only is not None and name not in only:
+            continue
         try:
             remove(join(path, name))
         except UnreachableError:  # nor would it take the next
@@ -435,7 +456,11 @@ def remove_folder(path: str, first: str) -> None:
         raise failures[0]
     if local is not None and os.path.isdir(local):
         with _explained(path, "remove"):
-            os.rmdir(local)
+            try:
+                os.rmdir(local)
+            except OSError:
+                if only is None or not os.listdir(local):
+                    raise
 
 
 def _put(temporary: str, path: str, local: str | None) -> None:

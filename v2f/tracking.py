@@ -11,10 +11,12 @@ MLflow's axis is samples seen: what it calls the step of a point or a picture is
 other batch sizes lie over each other as they are. The optimizer's step is a metric there, ``step``. What the machinery
 does is called ``system/...`` there, by which MLflow's page keeps it apart from losses and meters.
 
-A point (a name at a step) is delivered once. In the spool it stands once, since a step that is there already is not
-written again: a resumed run repeats the steps after its checkpoint. And MLflow is asked for the newest point that it
-has of each name, whenever a connection is made; points up to there are compared with its history before they are sent.
-So neither a kill between a delivery and the mark, nor an answer that is lost, nor a lost spool or mark doubles a point.
+A point (a name at a step) is delivered once. In the spool it stands once: a resumed run repeats the steps after its
+checkpoint, and what earlier starts logged of them is set aside first (:func:`roll_back`). And MLflow is asked for the
+newest point that it has of each name, whenever a connection is made; points up to there are compared with its history
+before they are sent. So neither a kill between a delivery and the mark, nor an answer that is lost, nor a lost spool or
+mark doubles a point. MLflow cannot forget one: of a step that is trained again it keeps the first point that it got,
+and a tag names the samples.
 
 Spool lines: ``{"kind", "step", "time", "samples", "metrics": {name: value}}`` or
 ``{"kind": "picture", "step", "time", "samples", "picture": file, "name"}``.
@@ -58,6 +60,7 @@ _GIB = 2.0**30
 
 _MACHINERY = ("checkpoint/", "data/", "skew/", "speed/", "time/", "tracking/")  # of the trainer, not of what it trains
 _KIND = "custom_model_development"  # else MLflow's page takes an experiment for one of language models
+SPOOL, ROLLED_BACK = "metrics.jsonl", "rolled-back.jsonl"
 NOTE = "mlflow.note.content"  # the tag that MLflow shows as a run's description
 
 Cargo = Literal["points", "pictures"]
@@ -237,7 +240,7 @@ class _Spool:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / SPOOL
         self._last, self._size = _taken_up(self.path)
         self._waiting: deque[bytes] = deque()
         self._file: Any = None
@@ -308,9 +311,87 @@ def _parsed(raw: bytes) -> dict[str, Any] | None:
     """A line of the spool, or None where a crash of the machine has left something else."""
     with contextlib.suppress(ValueError):
         line = json.loads(raw)
-        if isinstance(line, dict) and line.keys() >= {"step", "samples"}:
+        if (
+            isinstance(line, dict)
+            and line.keys() >= {"kind", "time"}
+            and type(line.get("step")) is type(line.get("samples")) is int
+            and (line.keys() >= {"picture", "name"} or isinstance(line.get("metrics"), dict))
+        ):
             return line
     return None
+
+
+# ----------------------------------------------------------------------------------------------- rolling back
+
+
+def roll_back(folder: str, step: int) -> int:
+    """Set aside what earlier starts have logged of the steps after ``step``, which this one trains again: how many
+    lines of the spool. Before a :class:`Tracker` is made for the folder, which is local.
+
+    They go to ``rolled-back.jsonl`` as they are. A kill in between leaves a line in both files, and the next call takes
+    it out of the spool. The marks go with what stays: what was not delivered yet of the rest, will be.
+    """
+    spool, aside = Path(folder, SPOOL), Path(folder, ROLLED_BACK)
+    if not spool.exists():
+        return 0
+    with spool.open("rb") as lines:
+        away = [raw for raw in lines if _is_after(raw, step)]
+    if not away:
+        return 0
+    before = aside.read_bytes().splitlines(keepends=True) if aside.exists() else []
+    known = set(before)
+    store.write_bytes(str(aside), b"".join([*before, *(raw for raw in away if raw not in known)]))
+    state = read_state(folder)
+    old = {cargo: _mark(spool, state, cargo) for cargo in ("points", "pictures")}
+    new, again = dict.fromkeys(old, 0), []
+    with store.replacing(str(spool)) as temporary, open(temporary, "wb") as kept, spool.open("rb") as lines:
+        position = 0
+        for raw in lines:
+            position += len(raw)
+            if not _is_after(raw, step):
+                kept.write(raw)
+                new = {cargo: new[cargo] + len(raw) * (position <= mark) for cargo, mark in old.items()}
+            elif position <= max(old.values(), default=0):
+                again.append(json.loads(raw)["samples"])
+    if state:
+        marks = {cargo: {"bytes": mark, "crc": _crc(spool, mark)} for cargo, mark in new.items()}
+        ranges = state.get("rolled_back", []) + ([[min(again), max(again)]] if again else [])
+        now = json.dumps(state | {"marks": marks, "rolled_back": ranges}, indent=1)
+        store.write_bytes(store.join(folder, "tracking.json"), now.encode())
+    return len(away)
+
+
+def _is_after(raw: bytes, step: int) -> bool:
+    line = _parsed(raw) if raw.endswith(b"\n") else None
+    return line is not None and bool(line["step"] > step)
+
+
+def outdated(folder: str) -> set[str]:
+    """The pictures, as paths in a run's folder or prefix, that only a start which was rolled back has drawn."""
+    drawn: dict[str, set[str]] = {SPOOL: set(), ROLLED_BACK: set()}
+    for name, pictures in drawn.items():
+        path = store.join(folder, name)
+        lines = map(_parsed, store.read_bytes(path).splitlines()) if store.exists(path) else ()
+        pictures |= {str(line["picture"]) for line in lines if line is not None and "picture" in line}
+    return drawn[ROLLED_BACK] - drawn[SPOOL]
+
+
+def _mark(spool: Path, state: Mapping[str, Any], cargo: str) -> int:
+    """Bytes of the spool that were delivered; 0 if it is not the spool that the mark was made for."""
+    mark = state.get("marks", {}).get(cargo, {"bytes": 0, "crc": 0})
+    return int(mark["bytes"]) if _crc(spool, mark["bytes"]) == mark["crc"] else 0
+
+
+def _crc(spool: Path, mark: int) -> int | None:
+    """The checksum of what stands before the mark; None if the spool ends before it."""
+    if mark == 0:
+        return 0
+    if not spool.exists() or spool.stat().st_size < mark:
+        return None
+    start = max(0, mark - _CHECKED)
+    with spool.open("rb") as file:
+        file.seek(start)
+        return zlib.crc32(file.read(mark - start))
 
 
 # ------------------------------------------------------------------------------------------------ delivering
@@ -322,7 +403,7 @@ class _Delivery(threading.Thread):
     def __init__(self, folder: Path, state: dict[str, Any], sayer: _Sayer) -> None:
         super().__init__(name="tracking", daemon=True)
         self.news, self.closing = threading.Event(), threading.Event()
-        self._folder, self._spool = folder, folder / "metrics.jsonl"
+        self._folder, self._spool = folder, folder / SPOOL
         self._sayer = sayer
         self._state: dict[str, Any] = {"id": uuid.uuid4().hex, "marks": {}} | state
         self._done = False
@@ -405,7 +486,7 @@ class _Delivery(threading.Thread):
             f"unknown {self.run_id}",
             f"MLflow does not have the run {self.run_id} (any more): this run goes on there as a new one",
         )
-        self._state |= {"run_id": None, "id": uuid.uuid4().hex, "marks": {}}
+        self._state |= {"run_id": None, "id": uuid.uuid4().hex, "marks": {}, "rolled_back": []}
         return None
 
     def _begun(self, client: Any) -> Any:
@@ -431,6 +512,9 @@ class _Delivery(threading.Thread):
         tags = dict(self._state["tags"])
         if changed:
             tags["v2f.resumed_with"] = "; ".join(f"{key}: {value}" for key, value in changed.items())[:_TAG]
+        if again := self._state.get("rolled_back"):
+            told = ", ".join(f"{first} to {last}" for first, last in again)
+            tags["v2f.rolled_back"] = f"samples {told}: of an earlier start; {SPOOL} has what counts there"[:_TAG]
         parameters = [Param(key, value) for key, value in now.items() if key not in before]
         there = run.data.tags
         others = [
@@ -451,7 +535,7 @@ class _Delivery(threading.Thread):
     # What is delivered -------------------------------------------------------------------------------------------
 
     def _deliver_all(self, cargo: Cargo) -> None:
-        mark = self._mark(cargo)
+        mark = _mark(self._spool, self._state, cargo)
         while True:
             lines, size = self._read(mark)
             if not size:
@@ -463,25 +547,9 @@ class _Delivery(threading.Thread):
                 for line in lines:
                     self._send_picture(line)
             mark += size
-            self._state["marks"][cargo] = {"bytes": mark, "crc": self._crc(mark)}
+            self._state["marks"][cargo] = {"bytes": mark, "crc": _crc(self._spool, mark)}
             if lines:
                 self._save()
-
-    def _mark(self, cargo: Cargo) -> int:
-        """Bytes of the spool that were delivered; 0 if it is not the spool that the mark was made for."""
-        mark = self._state["marks"].get(cargo, {"bytes": 0, "crc": 0})
-        return mark["bytes"] if self._crc(mark["bytes"]) == mark["crc"] else 0
-
-    def _crc(self, mark: int) -> int | None:
-        """The checksum of what stands before the mark; None if the spool ends before it."""
-        if mark == 0:
-            return 0
-        if not self._spool.exists() or self._spool.stat().st_size < mark:
-            return None
-        start = max(0, mark - _CHECKED)
-        with self._spool.open("rb") as spool:
-            spool.seek(start)
-            return zlib.crc32(spool.read(mark - start))
 
     def _read(self, mark: int) -> tuple[list[dict[str, Any]], int]:
         """The next whole lines of the spool, with about as many points as go into a request, and their bytes."""

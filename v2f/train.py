@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int | None:
         seconds = None if args.max_time is None else stopping.seconds_of(args.max_time)
         with stopping.Wish(seconds) as wish:
             stopping.report(None)  # from here on a signal is heard
+            from v2f.lease import HeldError, LostError
             from v2f.run import load_config
             from v2f.tracking import say
             from v2f.trainer import fit
@@ -64,6 +65,11 @@ def run(args: argparse.Namespace) -> int | None:
             except stopping.Stopped as stopped:
                 say(f"v2f: {stopped}")
                 return stopping.STOPPED
+            except (HeldError, LostError) as error:
+                if isinstance(error, LostError) and error.gone:
+                    raise
+                say(f"v2f: {error}")
+                return stopping.STOPPED  # another start goes on with it
             except stopping.GivenUpError:
                 together = True
                 raise
@@ -84,4 +90,6 @@ if __name__ == "__main__":
     # A script's own folder stands first on sys.path, where evaluate.py or config.py would shadow other packages'.
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p or ".").resolve() != here)]
-    sys.exit(main())
+    from v2f.errors import spoken
+
+    sys.exit(spoken(main)())

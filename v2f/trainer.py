@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, SupportsInt
 
 import torch
+from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -35,29 +36,33 @@ from v2f.data.order import Order
 from v2f.data.quarantine import Entry
 from v2f.engine import Engine
 from v2f.errors import V2FError
+from v2f.fencing import inherited, taken_up
 from v2f.folder import RunFolder
+from v2f.lease import HeldError, Lease, LostError
 from v2f.nn.batchnorm import common_group
 from v2f.profiling import Profiler
 from v2f.run import DataConfig, RunConfig, build_system, changes, check_weights, config_of, what_is
-from v2f.stopping import REASONS, GivenUpError, Stopped, Watchdog
+from v2f.stopping import REASONS, TAKEN, GivenUpError, Stopped, Watchdog
 from v2f.system import Batch, System, trained
-from v2f.tracking import NOTE, Tracker, read_state, say
+from v2f.tracking import NOTE, ROLLED_BACK, Tracker, read_state, roll_back, say
 from v2f.window import Clock, Norms, SlotLog, Window
 
 _NO_PARAMETER = ("name", "out", "tracking.")  # MLflow has them as the run's name, tag and experiment
 QUARANTINE = "quarantine.jsonl"
 _HURRY_S = 5.0  # for MLflow, after a stop: the next start delivers the rest, and a scheduler's patience is short
+_WATCHED, _SHOWN = 32, 16  # samples of a validation batch at most; those in a picture of a validation
 _HISTORY = 200  # logged points of each number that a system's verdict looks at
 
 
 @dataclass
 class _Job:
-    """What the loop works with. ``fingerprint`` is the data's; ``tracker``, ``watched`` (the validation batches),
-    ``left_out`` (samples that these would have, could they be used) and ``history`` are rank 0's. ``meters`` are those
-    of the step ``measured_at``."""
+    """What the loop works with. ``fingerprint`` is the data's; ``lease``, ``tracker``, ``watched`` (the validation
+    batches), ``left_out`` (samples that these would have, could they be used) and ``history`` are rank 0's. ``meters``
+    are those of the step ``measured_at``."""
 
     config: RunConfig
     folder: RunFolder
+    lease: Lease | None
     engine: Engine
     system: System
     fingerprint: str
@@ -84,15 +89,19 @@ def fit(config: RunConfig, resume: str = "none", *, allow_changes: bool = False,
     is none; ``none`` starts, and refuses a folder that holds a run. A run goes on under another configuration only
     with ``allow_changes``. Once ``wish`` (a :class:`~v2f.stopping.Wish`) of any rank is not 0, all ranks save after the
     same step and raise :class:`~v2f.stopping.Stopped`.
+
+    A run belongs to one start at a time: :class:`~v2f.lease.HeldError` where another one that lives has it,
+    :class:`~v2f.lease.LostError` where another one has taken it over, or its folder is gone.
     """
     local, rank = str(RunFolder(config.folder).local), int(os.environ.get("RANK", "0"))
-    with Watchdog(config.train.watchdog_minutes, local, rank) as watchdog:
-        return _fit(config, resume, allow_changes, wish, watchdog)
+    with Watchdog(config.train.watchdog_minutes, local, rank) as watchdog, contextlib.ExitStack() as owned:
+        job = _prepare(config, resume, allow_changes, wish, owned)
+        watchdog.alive()
+        return _fit(job, wish, watchdog)
 
 
-def _fit(config: RunConfig, resume: str, allow_changes: bool, wish: SupportsInt, watchdog: Watchdog) -> str:
-    job = _prepare(config, resume, allow_changes)
-    watchdog.alive()
+def _fit(job: _Job, wish: SupportsInt, watchdog: Watchdog) -> str:
+    config = job.config
     engine, system, train, batch_size = job.engine, job.system, config.train, config.data.batch
     window, stop, skipped_in_a_row = Window(), 0, dict.fromkeys((phase.name for phase in system.phases()), 0)
     system.train()
@@ -124,7 +133,7 @@ def _fit(config: RunConfig, resume: str, allow_changes: bool, wish: SupportsInt,
                         seen=seen,
                         total=total,
                         limit=job.norms.limit(phase.name),
-                        stop=int(wish),
+                        stop=TAKEN if job.lease is not None and job.lease.lost else int(wish),
                     )
                     job.norms.add(phase.name, result.grad_norm)
                     window.add(phase.name, result)
@@ -134,6 +143,8 @@ def _fit(config: RunConfig, resume: str, allow_changes: bool, wish: SupportsInt,
                         raise _given_up(job, batch, phase.name, result.skipped, train.max_skipped)
                     if not result.skipped:
                         system.after_step(phase.name)
+            if stop == TAKEN:
+                raise _taken(job)
             if job.slots is not None:
                 job.slots.write(job.step, batch)
             job.step += 1
@@ -172,20 +183,55 @@ def _published(job: _Job) -> Iterator[None]:
         yield
     finally:
         try:
-            if job.engine.rank == 0:
-                job.folder.publish()
+            if job.lease is not None:
+                with job.lease.holding():
+                    job.folder.publish()
+        except LostError:
+            pass  # it is told already, and what is there is another's
         except V2FError as error:
             say(f"{error}; the newest points and pictures are in {job.folder.local}; the next start here takes them")
 
 
-def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
-    """Build everything from the configuration and, where the run goes on, from its newest checkpoint."""
+def _taken(job: _Job) -> LostError:
+    """Why the run is no more this start's; collective, and so the same error on all ranks."""
+    lost = job.lease.lost if job.lease is not None else None
+    why, gone = job.engine.gather((str(lost), lost is not None and lost.gone))[0]
+    return LostError(why, gone=gone)
+
+
+def _own(config: RunConfig, engine: Engine, wish: SupportsInt, owned: contextlib.ExitStack) -> Lease | None:
+    """Rank 0's lease on the run, which ends with ``owned``; all ranks leave alike where another start has it."""
+    lease, refusal = None, None
+    if engine.rank == 0:
+        try:
+            lease = Lease.take(
+                store.join(config.folder, "checkpoints"),
+                "a training",
+                note=inherited,
+                say=say,
+                interrupted=lambda: bool(int(wish)),
+            )
+            owned.enter_context(lease)
+        except HeldError as error:
+            refusal = str(error)
+    refusal = engine.gather(refusal)[0]
+    if refusal:
+        raise HeldError(refusal)
+    return lease
+
+
+def _prepare(
+    config: RunConfig, resume: str, allow_changes: bool, wish: SupportsInt, owned: contextlib.ExitStack
+) -> _Job:
+    """Build everything from the configuration and, where the run goes on, from its newest checkpoint. What is the
+    run's alone ends with ``owned``."""
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     engine = Engine(config.train.precision, config.train.strategy, patience_minutes=config.train.watchdog_minutes)
     attempt = engine.gather(f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}")[0]
     folder = RunFolder(config.folder)
-    found, changed = _take_up(config, resume, engine, folder, attempt, allow_changes)
+    lease = _own(config, engine, wish, owned)
+    found, changed = _take_up(config, resume, engine, folder, lease, attempt, allow_changes)
     fingerprint, split, order = _ordered(config.data, config.seed)
     system = build_system(config)
     bn_group = common_group(trained(system).values())
@@ -195,9 +241,10 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
     engine.wrap(system, share=share, micro_batch=micro_batch)
     state: dict[str, Any] = {}
     if found is not None:
-        tensors, state = checkpoint.load(found)
-        if state["fingerprint"] != fingerprint:
-            raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {state['fingerprint']} in {found}")
+        tensors, state = checkpoint.load(found, peers=engine)
+        trained_on = checkpoint.needed(state, "fingerprint", found)
+        if trained_on != fingerprint:
+            raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {trained_on} in {found}")
         if state.get("order", order.fingerprint) != order.fingerprint:
             raise V2FError(
                 f"the order of the samples is not that of {found}: data.mix, data.batch, data.partitions, data.window "
@@ -206,7 +253,7 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
         check_weights(system, state, found)
         engine.load(system, tensors, found)
         del tensors
-    step, quarantine = state.get("step", 0), state.get("quarantine", [])
+    step, quarantine = 0 if found is None else checkpoint.step_of(found), state.get("quarantine", [])
     loader = Loader(
         split,
         order,
@@ -230,6 +277,7 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
         keep=train.keep,
         keep_every=train.keep_every,
         best=None if train.best is None else (train.best.metric, train.best.mode),
+        lease=lease,
     )
     tracker, watched, left_out, starts = None, [], 0, 1
     if engine.rank == 0:
@@ -253,6 +301,7 @@ def _prepare(config: RunConfig, resume: str, allow_changes: bool) -> _Job:
     return _Job(
         config,
         folder,
+        lease,
         engine,
         system,
         fingerprint,
@@ -285,7 +334,8 @@ def _ordered(config: DataConfig, seed: int) -> tuple[str, Samples, Order | MixOr
 
 
 def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
-    """The batches that the meters watch. Nothing stands in here: what cannot be used is left out, counted, and said."""
+    """The batches that the meters watch, none larger than a forward pass may be. Nothing stands in here: what cannot be
+    used is left out, counted, and said."""
     data = config.data
     if data.valid is None:
         return [], 0
@@ -295,14 +345,21 @@ def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
         return [], 0
     left_out: list[str] = []
     split, limit = dataset.split(data.valid), config.train.validate_samples
-    batches = list(read_usable(split, system.transforms(), 32, left_out, limit=limit))
+    size = min(_WATCHED, config.train.micro_batch or _WATCHED)
+    batches = list(read_usable(split, system.transforms(), size, left_out, limit=limit))
     if left_out:
         say(f"validation leaves out {len(left_out)} samples that cannot be used, the first: {left_out[0]}")
     return batches, len(left_out)
 
 
 def _take_up(
-    config: RunConfig, resume: str, engine: Engine, folder: RunFolder, attempt: str, allow_changes: bool
+    config: RunConfig,
+    resume: str,
+    engine: Engine,
+    folder: RunFolder,
+    lease: Lease | None,
+    attempt: str,
+    allow_changes: bool,
 ) -> tuple[str | None, list[str]]:
     """The checkpoint to go on from, and what the configuration has changed since; rank 0 refuses what must not be
     overwritten, and fetches what lies elsewhere."""
@@ -322,6 +379,8 @@ def _take_up(
                 f"{folder.path}: the configuration changed, {'; '.join(changed)}; resume with the old one, start "
                 "under another name, or allow it with --allow-changes"
             )
+        if lease is not None:
+            lease.keep(taken_up(lease.note, checkpoint.step_of(newest) if newest else 0))
         folder.fetch(attempt)
     found = engine.gather(newest)[0]
     checkpoint.check_shared(checkpoints, rank=engine.rank, gather=engine.gather)
@@ -329,9 +388,11 @@ def _take_up(
 
 
 def _note_start(folder: RunFolder, attempt: str, engine: Engine, step: int, changed: list[str]) -> int:
-    """A line for this start: what earlier starts logged from its step on was not kept. How many starts there are."""
+    """A line for this start: what earlier starts logged from its step on does not count. How many starts there are."""
     for difference in changed:
         say(f"changed and allowed: {difference}")
+    if again := roll_back(str(folder.local), step):
+        say(f"steps after {step} are trained again: what was logged of them ({again} lines) is now in {ROLLED_BACK}")
     facts = {"attempt": attempt, "step": step, "time": time.time(), "world_size": engine.world_size}
     facts |= {"strategy": engine.strategy, "changed": changed}
     with (folder.local / "starts.jsonl").open("a+", encoding="utf-8") as file:
@@ -417,7 +478,7 @@ def _log(job: _Job, bar: "tqdm[Any]", window: Window) -> None:
     samples = job.step * job.config.data.batch
     every = job.engine.gather(window.take(job.loader))
     _share_quarantine(job)
-    if job.tracker is None:
+    if job.tracker is None or not _still_ours(job):
         return
     numbers = {name: statistics.fmean(rank[name] for rank in every) for name in every[0]}
     forward = [rank["time/forward_seconds"] for rank in every]
@@ -439,11 +500,11 @@ def _log(job: _Job, bar: "tqdm[Any]", window: Window) -> None:
 
 def _validate(job: _Job) -> None:
     """Collapse meters and a grid of samples, by rank 0, from the averaged weights and batches that stay the same."""
-    if job.tracker is None or not job.watched:
+    if job.tracker is None or not job.watched or not _still_ours(job):
         return
     with job.engine.averaged(job.system):
         job.meters, job.measured_at = job.system.meters(job.watched), job.step
-        pictures = job.system.sample({k: v[:16] for k, v in job.watched[0].items()})
+        pictures = _shown(job.system, job.watched)
     named = {f"valid/{k}": v for k, v in job.meters.items()}
     job.tracker.log(job.step, job.step * job.config.data.batch, named, "validation")
     best = job.config.train.best
@@ -466,6 +527,28 @@ def _validate(job: _Job) -> None:
         say(f"cannot write {path}: {error.strerror}; training goes on")
         return
     job.tracker.picture(job.step, job.step * job.config.data.batch, str(path), "samples")
+
+
+def _still_ours(job: _Job) -> bool:
+    """Whether rank 0 may write into the run's folder: after it was paused, another start may have taken the run."""
+    try:
+        if job.lease is not None:
+            job.lease.look()
+    except LostError:
+        return False  # the next step tells all ranks
+    return True
+
+
+def _shown(system: System, batches: list[Batch]) -> dict[str, Tensor]:
+    """What the system makes of the first samples of the batches, a batch at a time."""
+    parts: list[dict[str, Tensor]] = []
+    left = _SHOWN
+    for batch in batches:
+        parts.append(system.sample({k: v[:left] for k, v in batch.items()}))
+        left -= len(batch["key"])
+        if left <= 0:
+            break
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _share_quarantine(job: _Job) -> None:
@@ -572,6 +655,8 @@ def _save(job: _Job, wait: bool) -> None:
         saver.wait()
         before = job.failed_saves
         _tell_saves(job)
+        if any(engine.gather(job.lease is not None and job.lease.lost is not None)):
+            raise _taken(job)
         if any(engine.gather(job.failed_saves > before)):
             raise _UnsavedError(
                 f"step {job.step}: this checkpoint could not be written; start again with --resume auto"

@@ -228,7 +228,11 @@ def test_splits_come_from_the_files_or_from_shares(corpus: Path, tmp_path: Path)
         ({"videos": None}, {}, r"no video VIDEO\.mp4, \.mkv or \.webm is there, and avspeech\.download is false"),
         ({"train.csv": b"\xff\xfe"}, {}, r"train\.csv: this is no CSV in UTF-8"),
         ({"train.csv": b"", "test.csv": b""}, {}, r"none of its segments can be used \(it is empty\)"),
-        ({"train.csv": b"id,start\n", "test.csv": b""}, {}, r"can be used \(1 x the row is no segment\)"),
+        (
+            {"train.csv": b"id,start\n", "test.csv": b""},
+            {},
+            r"can be used \(1 x the row is no segment; the first: line 1 of .*train\.csv: .*\(id,start\)\)",
+        ),
         ({}, {"download": True}, "avspeech.download: there is no yt-dlp here"),
         ({}, {"download": True, "videos": "s3://b/v"}, "download wants a local folder for videos, not s3://b/v"),
         ({}, {"align": "none", "mtcnn": "w"}, "mtcnn has weights, but align is 'none'"),
@@ -248,6 +252,44 @@ def test_what_cannot_be_meant_is_refused(
         (moved / name).write_bytes(content) if content is not None else shutil.rmtree(moved / name)
     with pytest.raises(V2FError, match=message):
         AVSpeech(config(moved, **kinds)).plan()
+
+
+def test_every_video_below_the_folder_is_taken_or_counted(tmp_path: Path) -> None:
+    names = [f"{letter * 11}" for letter in "abcdefg"]
+    files = [
+        f"{names[0]}.MP4",
+        f"{names[1]}.mkv",
+        f"part/{names[2]}.WebM",
+        f"deep/er/{names[1]}.mp4",
+        f"{names[3]}.AVI",
+    ]
+    files += [f"{names[5]}.mp4", f"{names[6]}.mp4", "my holidays.mp4", "notes.txt", f"{names[4]}.mp4.part"]
+    for file in files:
+        (tmp_path / "videos" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / file).touch()
+    (tmp_path / "videos/part/again").symlink_to("..")
+    (tmp_path / "train.csv").write_text("".join(f"{name},0.0,3.0,0.5,0.5,,\n" for name in names[:5]))
+    plan = AVSpeech(config(tmp_path, test_csv=None)).plan()
+    assert [item.identity for item in plan.items] == names[:3]
+    place = f"{tmp_path}/videos"
+    assert {(each.name, each.reason, each.samples, each.detail) for each in plan.left_out} == {
+        (names[3], "video is missing", 1, "1 segments"),
+        (names[4], "video is missing", 1, "1 segments"),
+        (f"{place}/{names[3]}.AVI", "no kind of video that is taken", 0, "mp4, mkv and webm are"),
+        (f"{place}/my holidays.mp4", "the file's name is no VIDEO.mp4", 0, ""),
+        (f"{place}/deep/er/{names[1]}.mp4", "the same video again", 0, f"as {place}/{names[1]}.mkv"),
+        (place, "no row names the video", 0, f"2 videos, the first: {place}/{names[5]}.mp4"),
+    }
+
+
+def test_a_video_that_is_mended_after_packing_is_named(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(corpus, tmp_path / "elsewhere"))
+    packed(moved, tmp_path / "out", align="none")
+    shutil.copy(moved / f"videos/{TALK}.mp4", moved / f"videos/{BROKEN}.mp4")
+    packed(moved, tmp_path / "out", align="none")
+    assert f"may be usable now: 1, the first: {BROKEN} 0.00-3.00 s (it was left out" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------- fetch

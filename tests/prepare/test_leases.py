@@ -55,6 +55,9 @@ class Converter:
     def plan(self) -> Plan:
         return Plan([Item(f"{who}-{n}", "train", who, f"{who} {n}", n) for who in PEOPLE for n in range(2)])
 
+    def inputs(self, item: Item) -> list[str]:
+        return []
+
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return [Made(item, members(item.identity, item.what, self._seconds), self._seconds) for item in items]
 

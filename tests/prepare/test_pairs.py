@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import soundfile
 from corpora import write_m4a
 from PIL import Image
 
+from v2f import store
 from v2f.config import build
 from v2f.data.manifest import Dataset
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
-from v2f.prepare.pack import PackConfig, pack
+from v2f.prepare.names import on_disk
+from v2f.prepare.pack import PackConfig, finalize, pack, pack_part
 from v2f.prepare.pairs import Pairs, PairsConfig
+from v2f.prepare.parts import Part
 from v2f.prepare.verify import verify
 
 TONE = 0.4 * np.sin(2 * np.pi * 300 * np.arange(16000) / 16000)
@@ -411,3 +415,186 @@ def test_names_in_any_script_become_keys_of_a_tar(folder: Path) -> None:
     dataset = packed(folder, ["a.wav,p.png,Žofie Ólafsdóttir", "b.flac,p.png,毛利", "a.wav,p.png,a.b/c"])
     assert sorted(dataset.manifest.identities) == ["a.b/c", "Žofie Ólafsdóttir", "毛利"]
     assert verify(dataset.root) == []
+
+
+# ------------------------------------------------------------------------------------------------- names
+
+JOSE, DECOMPOSED = "Jos\u00e9", "Jose\u0301"
+VIET, HALF = "Vi\u1ec7t", "Vi\u00ea\u0323t"  # as Windows types it, which is neither of Unicode's two forms
+
+
+def test_spellings_of_a_name_are_one_person(folder: Path) -> None:
+    """Of one split, with all samples under one name; the same pair in another spelling is the same pair."""
+    rows = [f"a.wav,p.png,{JOSE}", f"b.flac,p.png,{DECOMPOSED}", f"a.wav,p.png,{DECOMPOSED}", "a.wav,p.png,Jose"]
+    rows += [f"c.ogg,p.png,\ufeff{JOSE}\u00a0\u200b", "a.wav,p.png,jose"]
+    dataset = packed(folder, rows)
+    assert dataset.manifest.identities == ["Jose", JOSE, "jose"]
+    assert sorted(dataset.index.identity.tolist()) == [0, 1, 1, 1, 2]
+    (line,) = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
+    assert (line["identity"], line["reason"], line["detail"]) == (JOSE, "the same pair again", "as in line 2")
+    assert verify(dataset.root) == []
+    absent = [problem.text for problem in verify(dataset.root, [DECOMPOSED])]
+    assert f"manifest.json names {DECOMPOSED!r}" in absent
+    assert absent.count(f"its JSON names {DECOMPOSED!r}") == 3
+
+
+def test_splits_do_not_depend_on_the_spelling(tmp_path: Path) -> None:
+    kinds = {"people": {"train": 0.6, "valid": 0.2, "test": 0.2}, "seen": 0.2}
+
+    def planned(form: str) -> list[tuple[str, str, str]]:
+        rows = [
+            unicodedata.normalize(form, f"{n}/{c}\u00e9.wav,p.png,J\u00f3ska {n}") for n in range(20) for c in range(5)
+        ]
+        config = build(PairsConfig, {"csv": write_csv(tmp_path, rows), **kinds}, "the test")
+        return [(item.key, item.identity, item.split) for item in Pairs(config).plan().items]
+
+    assert planned("NFC") == planned("NFD")
+
+
+def test_a_column_that_mixes_spellings_of_a_person_is_refused(tmp_path: Path) -> None:
+    rows = [f"a,b,{JOSE},train", f"c,d,{DECOMPOSED},test"]
+    with pytest.raises(V2FError, match=rf"'{JOSE}' is in train \(line 2\) and in test \(line 3\)"):
+        packed(tmp_path, rows, "audio,image,identity,split")
+
+
+@pytest.mark.parametrize(("written", "there"), [(JOSE, DECOMPOSED), (DECOMPOSED, JOSE)])
+def test_a_path_finds_its_file_in_another_spelling(folder: Path, written: str, there: str) -> None:
+    (folder / there).mkdir()
+    shutil.copy(folder / "a.wav", folder / there / f"{written}.wav")
+    shutil.copy(folder / "p.png", folder / there / f"{HALF}.png")
+    dataset = packed(folder, [f"{written}/{there}.wav,{there}/{VIET}.png,ada"])
+    (sample,) = samples(dataset).values()
+    assert (sample.meta["audio"], sample.meta["image"]) == (f"{JOSE}/{JOSE}.wav", f"{JOSE}/{VIET}.png")
+
+
+def test_of_two_files_the_one_is_meant_that_is_spelled_as_written(folder: Path) -> None:
+    shutil.copy(folder / "a.wav", folder / f"{JOSE}.wav")
+    shutil.copy(folder / "short.wav", folder / f"{DECOMPOSED}.wav")
+    dataset = packed(folder, [f"{DECOMPOSED}.wav,p.png,ada", f"{JOSE}.wav,p.png,bob"])
+    assert dataset.manifest.identities == ["bob"]
+
+
+def test_the_list_itself_is_found_in_another_spelling(folder: Path) -> None:
+    Path(write_csv(folder, ["a.wav,p.png,ada"])).rename(folder / f"{DECOMPOSED}.csv")
+    plan = Pairs(build(PairsConfig, {"csv": str(folder / f"{JOSE}.csv"), "align": "none"}, "the test")).plan()
+    assert len(plan.items) == 1
+
+
+def test_in_a_store_too() -> None:
+    store.write_bytes(f"memory://names/{DECOMPOSED}/a.wav", b"x")
+    assert on_disk(f"memory://names/{JOSE}/a.wav") == f"memory://names/{DECOMPOSED}/a.wav"
+    assert on_disk(f"memory://names/{JOSE}/no.wav") == f"memory://names/{JOSE}/no.wav"
+
+
+def test_ascii_names_keep_the_keys_that_they_have_always_had(folder: Path) -> None:
+    dataset = packed(folder, ["a.wav,p.png,ada", f"a.wav,p.png,{JOSE}"])
+    assert {key.decode() for key in dataset.index.key.tolist()} == {"ada-eb852b006958", "Jos-88ab29cd4de8"}
+
+
+# ------------------------------------------------------------------------------------------ empty fields
+
+
+def test_commas_behind_the_last_field_do_not_count(folder: Path) -> None:
+    rows = ["a.wav,p.png,ada,,", "b.flac,p.png,bob", ",,,,", "c.ogg,p.png,eve, ,\u200b", "a.wav,p.png,dan,,x"]
+    dataset = packed(folder, rows)
+    assert dataset.manifest.identities == ["ada", "bob", "eve"]
+    (line,) = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
+    assert (line["identity"], line["reason"]) == ("dan", "too many fields")
+
+
+@pytest.mark.parametrize("header", ["audio,image,identity,,", "audio,image,,identity", ",\ufeffaudio ,image,identity"])
+def test_columns_without_a_name_do_not_count_where_they_are_empty(folder: Path, header: str) -> None:
+    def row(name: str, other: str) -> str:
+        named = {"audio": "a.wav", "image": "p.png", "identity": name}
+        return ",".join(named.get(column.strip("\ufeff "), other) for column in header.split(","))
+
+    dataset = packed(folder, [row("ada", ""), row("bob", "x")], header)
+    assert dataset.manifest.identities == ["ada"]
+    (line,) = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
+    assert (line["identity"], line["reason"]) == ("bob", "too many fields")
+
+
+def test_where_no_row_can_be_used_it_is_said_why(tmp_path: Path) -> None:
+    with pytest.raises(V2FError) as error:
+        packed(tmp_path, ["a.wav,p.png,ada,x", "a.wav,,ada", "a.wav,p.png,", "a.wav"])
+    assert str(error.value).endswith(
+        "pairs.csv: it has no row that could be used (3 x empty field, 1 x too many fields; the first: "
+        "line 3 (a.wav, ): empty field (image))"
+    )
+
+
+# ------------------------------------------------------------------------------------------- mended inputs
+
+
+def again(folder: Path, rows: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a pack of a recipe says that is packed already, and that it changes nothing."""
+    out = folder.parent / "out"
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
+    capsys.readouterr()
+    packed(folder, rows)
+    assert {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()} == before
+    said, *more = capsys.readouterr().out.splitlines()
+    assert "packed already from this recipe, nothing to do" in said
+    return "\n".join(more)
+
+
+def test_an_input_that_is_mended_after_packing_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was missing, or is another file now; what is as it was is not tried again."""
+    rows = ["a.wav,p.png,ada", "late.wav,p.png,bob", "short.wav,p.png,eve", "never.wav,p.png,dan", "a.wav,cut.png,cy"]
+    packed(folder, rows)
+    assert again(folder, rows, capsys) == ""
+    shutil.copy(folder / "a.wav", folder / "late.wav")
+    out = folder.parent / "out"
+    way_out = "choose another `out`, or remove this folder to pack anew"
+    assert again(folder, rows, capsys) == (
+        f"{out}: inputs that were left out and may be usable now: 1, the first: line 3 (late.wav, p.png) (it was left "
+        f"out because: audio is missing); nothing is added to a data set that is committed: {way_out}"
+    )
+    shutil.copy(folder / "a.wav", folder / "short.wav")
+    shutil.copy(folder / "p.png", folder / "cut.png")
+    assert "may be usable now: 3, the first: line 3 (late.wav, p.png)" in again(folder, rows, capsys)
+
+
+def test_what_is_not_mended_costs_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["a.wav,p.png,ada", *(f"a.wav,text.png,{n}" for n in range(40)), "none.wav,p.png,bob"]
+    packed(folder, rows)
+    monkeypatch.setattr(Pairs, "make", lambda self, items: 1 / 0)
+    assert again(folder, rows, capsys) == ""
+
+
+def test_of_many_mended_inputs_a_few_are_tried(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["a.wav,p.png,ada", *(f"late.wav,p.png,{n}" for n in range(40))]
+    packed(folder, rows)
+    shutil.copy(folder / "a.wav", folder / "late.wav")
+    assert "may be usable now: at least 32, the first: " in again(folder, rows, capsys)
+
+
+def test_a_part_that_is_whole_says_what_is_mended_and_how_to_take_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = write_csv(folder, ["a.wav,p.png,ada", "late.wav,p.png,ada"])
+    pairs = {"csv": csv, "align": "none", "size": 30, "seen": 0.0, "people": {"train": 1.0, "valid": 0.0, "test": 0.0}}
+    out = folder.parent / "out"
+    recipe = build(PackConfig, {"out": str(out), "source": "pairs", "pairs": pairs, "workers": 1}, "the test")
+    pack_part(recipe, Part(0, 2))
+    pack_part(recipe, Part(1, 2))
+    shutil.copy(folder / "a.wav", folder / "late.wav")
+    capsys.readouterr()
+    for number in range(2):
+        pack_part(recipe, Part(number, 2))
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "may be usable now" in line]
+    record = told.partition("to have the part packed again, remove ")[2].removesuffix(" first")
+    Path(record).unlink()
+    for number in range(2):
+        pack_part(recipe, Part(number, 2))
+    assert len(finalize(recipe).index.key) == 2
+
+
+def test_a_list_that_was_mended_is_other_inputs(folder: Path) -> None:
+    packed(folder, ["a.wav,p.png,ada"])
+    with pytest.raises(
+        V2FError, match=r"a data set of other inputs is there \(csv_sha256 differ\); choose another `out`"
+    ):
+        packed(folder, ["a.wav,p.png,ada", "b.flac,p.png,bob"])

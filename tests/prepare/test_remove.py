@@ -138,6 +138,19 @@ def test_who_is_named_in_a_report_only_is_removed_there(root: Path) -> None:
     assert verify(str(root), ["gil"]) == []
 
 
+@pytest.mark.parametrize("asked", ["Jos\u00e9", "Jose\u0301", " Jos\u00e9\u00a0"])
+def test_all_spellings_of_a_name_are_removed(tmp_path: Path, asked: str) -> None:
+    """Of a data set that a version packed which took them for two people; who is called nearly so stays."""
+    people = ["Jos\u00e9", "Jose\u0301", "Jose", "jos\u00e9"]
+    items = [(f"k{number}", who, item(number, "x", "train")[2]) for number, who in enumerate(people)]
+    write_manifest(str(tmp_path), [write_shard(str(tmp_path), "train-00000.tar", "train", items)], {})
+    yields.write_left_out(str(tmp_path), [LeftOut("1", who, "audio is empty") for who in people])
+    assert remove(str(tmp_path), [asked]).manifest.identities == ["Jose", "jos\u00e9"]
+    assert [each.identity for each in yields.read_left_out(str(tmp_path))] == ["Jose", "jos\u00e9"]
+    with pytest.raises(V2FError, match="it has nobody called 'Jos\u00e9'"):
+        remove(str(tmp_path), [asked])
+
+
 def test_a_name_that_is_not_there_changes_nothing(root: Path) -> None:
     before = every_byte(root)
     with pytest.raises(V2FError, match="it has nobody called 'adda'; the nearest is 'ada'"):

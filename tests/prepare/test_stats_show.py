@@ -174,6 +174,15 @@ def test_the_sheet_shows_everybody_before_anybody_twice(root: str, tmp_path: Pat
     assert {card.split for card in show(root, str(tmp_path / "one.html"), 5, split="test")} == {"test"}
 
 
+def test_a_person_is_shown_in_any_spelling(tmp_path: Path) -> None:
+    people = ["Jos\u00e9", "Jose\u0301", "Jose"]
+    items = [item(number, who, "train", 0.5, 1, 16) for number, who in enumerate(people)]
+    write_manifest(str(tmp_path), [write_shard(str(tmp_path), "train-00000.tar", "train", items)], {})
+    for asked in people[:2]:
+        cards = show(str(tmp_path), str(tmp_path / "show.html"), identity=asked)
+        assert sorted(card.identity for card in cards) == sorted(people[:2])
+
+
 def test_the_sheet_names_what_it_cannot_show(root: str, tmp_path: Path) -> None:
     key = damage(root, 0)
     show(root, str(tmp_path / "show.html"), 100)

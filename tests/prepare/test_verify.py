@@ -9,6 +9,7 @@ import pytest
 
 from v2f.data.manifest import write_manifest, write_shard
 from v2f.data.sample import Members, encode, encode_codes
+from v2f.prepare import LeftOut, yields
 from v2f.prepare.verify import verify
 
 Item = tuple[str, str, Members]
@@ -106,3 +107,34 @@ def test_a_sample_that_was_packed_broken_is_named(tmp_path: Path) -> None:
     root = write(tmp_path, {"train": [(key, identity, {**members, "png": members["png"][:50]})]})
     (line,) = said(root)
     assert line.startswith("train-00000.tar: sample s0: photo png cannot be decoded")
+
+
+JOSE, DECOMPOSED = "Jos\u00e9", "Jose\u0301"
+
+
+def test_a_person_who_is_there_in_two_spellings_is_named(tmp_path: Path) -> None:
+    """As a version packed it that took them for two."""
+    people = [JOSE, DECOMPOSED, "eve", "eve\ufeff"]
+    root = write(tmp_path, {"train": [item(number, who, "train") for number, who in enumerate(people)]})
+    many = "which count as so many people, for the splits, too; pack it anew, into another folder"
+    assert said(root) == [
+        f"'{JOSE}' is there in 2 spellings ('Jose\\u0301', 'Jos\\xe9'), {many}",
+        f"'eve' is there in 2 spellings ('eve', 'eve\\ufeff'), {many}",
+    ]
+
+
+@pytest.mark.parametrize("asked", [JOSE, DECOMPOSED, f"{JOSE}\u200b "])
+@pytest.mark.parametrize("there", [JOSE, DECOMPOSED])
+def test_nobody_is_absent_who_is_there_in_another_spelling(tmp_path: Path, asked: str, there: str) -> None:
+    root = write(tmp_path, {"train": [item(0, there, "train"), item(1, "eve", "train")]})
+    found = [str(problem) for problem in verify(root, [asked])]
+    assert found == [f"manifest.json names {asked!r}", f"train-00000.tar: sample s0: its JSON names {asked!r}"]
+    assert verify(root, ["Jose", "jos\u00e9", "Eve"]) == []
+
+
+def test_a_report_names_who_is_in_it_whatever_else_a_name_holds(sound: str) -> None:
+    """A separator of lines inside a name does not make the report something else than lines of JSON."""
+    left_out = [LeftOut("a\u2028b.wav", "p\u0085q", "no"), LeftOut(f"raw/{DECOMPOSED}/1.wav", "p1", "no")]
+    yields.write_left_out(sound, left_out)
+    assert yields.read_left_out(sound) == left_out
+    assert [str(problem) for problem in verify(sound, [JOSE, "gil"])] == [f"left_out.jsonl names {JOSE!r}"]

@@ -1,6 +1,7 @@
 """VoxCeleb and VGGFace as they lie on a disk: two trees of voices, two of faces, and the published metadata."""
 
 import json
+import os
 import pickle
 import shutil
 from collections import Counter
@@ -17,6 +18,7 @@ from v2f import store
 from v2f.config import build
 from v2f.data.manifest import Dataset
 from v2f.errors import V2FError
+from v2f.prepare import yields
 from v2f.prepare.pack import PackConfig, pack
 from v2f.prepare.verify import verify
 from v2f.prepare.voxceleb import VoxCeleb, VoxCelebConfig, read_meta
@@ -133,6 +135,7 @@ def test_what_is_lost_is_in_the_yield(dataset: Dataset) -> None:
         ("id00017", "none of its photos can be used"),
         ("id00076", "the person has no clips"),
         ("id09999", "the person is not in the metadata"),
+        ("n000018", "the folder is of nobody in the metadata"),
     }
     assert left_out["id10002", "the person has no photos"]["name"] == "id10002 A.R._Rahman"
     assert left_out["id00017", "none of its photos can be used"]["detail"] == "1 x no face was found"
@@ -140,7 +143,11 @@ def test_what_is_lost_is_in_the_yield(dataset: Dataset) -> None:
     report = json.loads((Path(dataset.root) / "yield.json").read_text())
     assert report["kept"] == {"samples": 6, "people": 3, "splits": {"test": 1, "train": 5}}
     assert report["left_out"]["samples"] == 5
-    assert report["rejected_photos"] == {"no face was found": 1, "photo cannot be decoded": 1}
+    assert report["rejected_photos"] == {
+        "no face was found": 1,
+        "photo cannot be decoded": 1,
+        "the folder is of nobody in the metadata": 1,
+    }
     assert report["people"]["id10001"] == {"kept": 3, "left_out": {"audio is empty": 1}}
 
 
@@ -290,3 +297,143 @@ def test_where_nothing_can_be_packed_it_is_said_why(corpus: Path, tmp_path: Path
         VoxCeleb(config(corpus, faces=[str(tmp_path)])).plan()
     with pytest.raises(V2FError, match=r"mtcnn and face are for align 'mtcnn', align is 'none'"):
         config(corpus, align="none", face="only")
+
+
+# ------------------------------------------------------------------------------------ what lies in the roots
+
+
+def planned(root: Path, **kinds: Any) -> tuple[list[str], dict[tuple[str, str], tuple[int, int]]]:
+    """The clips that are taken; and, by place below ``root`` and reason, samples and photos that are not."""
+    plan = VoxCeleb(config(root, **kinds)).plan()
+    left_out = {
+        (each.name.removeprefix(f"{root}/"), each.reason): (each.samples, each.photos) for each in plan.left_out
+    }
+    return sorted(item.name for item in plan.items), left_out
+
+
+@pytest.fixture
+def trees(tmp_path: Path) -> Path:
+    """Empty files of one person in both trees; nothing of them is read."""
+    for name in ("vox1/id10001/abc/00001.wav", "VGGFace/A.J._Buckley/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    for name in ("vox2", "VGGFace2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "vox1_meta.csv").write_text(VOX1)
+    (tmp_path / "vox2_meta.csv").write_text("VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set \n")
+    return tmp_path
+
+
+NOBODY_S = {("id10002 A.R._Rahman", "the person has no clips"), ("id10270 Eartha_Kitt", "the person has no clips")}
+
+
+def test_every_sound_below_the_roots_is_taken_or_counted(trees: Path) -> None:
+    there = ["00002.WAV", "00003.M4a", "00004.Flac", "00001.WAV", "deep/00005.wav", "00006.mp3", "notes.txt"]
+    for name in [*(f"vox1/id10001/abc/{name}" for name in there), "vox1/other/1.OGG", "vox1/2.wav"]:
+        (trees / name).parent.mkdir(exist_ok=True)
+        (trees / name).touch()
+    taken, left_out = planned(trees)
+    assert taken == [f"id10001/abc/0000{number}" for number in (1, 2, 3, 4)]
+    assert {key: count for key, count in left_out.items() if key not in NOBODY_S} == {
+        ("vox1/id10001/abc/00001.WAV", "the same clip again"): (1, 0),
+        ("vox1/id10001/abc/deep/00005.wav", "it does not lie where clips do"): (1, 0),
+        ("vox1/id10001/abc/00006.mp3", "no kind of clip that is taken"): (1, 0),
+        ("vox1/other/1.OGG", "it does not lie where clips do"): (1, 0),
+        ("vox1/2.wav", "it does not lie where clips do"): (1, 0),
+    }
+    identities = {each.name: each.identity for each in VoxCeleb(config(trees)).plan().left_out}
+    assert identities[f"{trees}/vox1/id10001/abc/deep/00005.wav"] == "id10001"
+
+
+def test_every_photo_below_the_roots_is_taken_or_counted(trees: Path) -> None:
+    there = [
+        "A.J._Buckley/2.JPG",
+        "A.J._Buckley/3.heic",
+        "A.J._Buckley/list.txt",
+        "Nobody/1.jpg",
+        "Nobody/2.png",
+        "4.jpg",
+    ]
+    for name in there:
+        (trees / "VGGFace" / name).parent.mkdir(exist_ok=True)
+        (trees / "VGGFace" / name).touch()
+    plan = VoxCeleb(config(trees, photos=9)).plan()
+    assert sorted(photo.name for photo in plan.items[0].what.photos) == ["A.J._Buckley/1.jpg", "A.J._Buckley/2.JPG"]
+    left_out = {key: count for key, count in planned(trees)[1].items() if key not in NOBODY_S}
+    assert left_out == {
+        ("VGGFace/A.J._Buckley", "no kind of photo that is taken"): (0, 1),
+        ("VGGFace/Nobody", "the folder is of nobody in the metadata"): (0, 2),
+        ("VGGFace", "the folder is of nobody in the metadata"): (0, 1),
+    }
+    identities = {each.reason: each.identity for each in plan.left_out if each.photos > 0}
+    assert identities["no kind of photo that is taken"] == "id10001"  # so `remove` finds the line
+
+
+def test_a_link_back_packs_nothing_twice(trees: Path) -> None:
+    (trees / "vox1/id10001/again").symlink_to("..")
+    (trees / "VGGFace/A.J._Buckley/again").symlink_to(".")
+    plan = VoxCeleb(config(trees, photos=9)).plan()
+    assert [item.name for item in plan.items] == ["id10001/abc/00001"]
+    assert [photo.name for photo in plan.items[0].what.photos] == ["A.J._Buckley/1.jpg"]
+    assert {(each.identity, each.reason) for each in plan.left_out} == {
+        ("id10002", "the person has no clips"),
+        ("id10270", "the person has no clips"),
+    }
+
+
+def test_a_folder_of_photos_has_the_person_s_name_in_any_spelling(trees: Path) -> None:
+    spellings = ["Beyonc\u00e9_Knowles", "Beyonce\u0301_Knowles"]
+    plans = []
+    for meta, folder in ((0, 1), (1, 0), (0, 0)):
+        (trees / "vox1_meta.csv").write_text(VOX1.replace("A.J._Buckley", spellings[meta]))
+        shutil.rmtree(trees / "VGGFace")
+        (trees / "VGGFace" / spellings[folder]).mkdir(parents=True)
+        (trees / "VGGFace" / spellings[folder] / "1.jpg").touch()
+        plans.append(VoxCeleb(config(trees)).plan())
+        assert Path(plans[-1].items[0].what.photos[0].path).exists()
+    assert {plan.items[0].what.photos[0].name for plan in plans} == {f"{spellings[0]}/1.jpg"}
+    assert len({plan.provenance["files_sha256"] for plan in plans}) == 1
+
+
+def test_a_file_whose_name_is_no_text_is_left_out_and_named(trees: Path) -> None:
+    """Bytes that are no UTF-8, as old Windows names are on a Linux disk; in the reports they are escaped."""
+    odd = os.fsdecode(b"caf\xe9")
+    for name in (f"vox1/{odd}/id10001/abc/00002.wav", f"VGGFace/A.J._Buckley/{odd}.jpg"):
+        (trees / name).parent.mkdir(exist_ok=True, parents=True)
+        (trees / name).touch()
+    taken, left_out = planned(trees)
+    assert taken == ["id10001/abc/00001"]
+    assert left_out["vox1/caf\\udce9/id10001/abc/00002.wav", "the file's name is no UTF-8"] == (1, 0)
+    assert left_out["VGGFace/A.J._Buckley", "the file's name is no UTF-8"] == (0, 1)
+    plan = VoxCeleb(config(trees)).plan()
+    yields.write_left_out(str(trees), plan.left_out)
+    assert yields.read_left_out(str(trees)) == plan.left_out
+
+
+def test_commas_and_tabs_behind_the_last_field_of_the_metadata_do_not_count() -> None:
+    plain = read_meta(VOX1.encode(), "vox1_meta.csv", True)
+    assert read_meta(VOX1.replace("\n", "\t\t\n").encode(), "vox1_meta.csv", True) == plain
+    assert read_meta(VOX1.replace("dev\n", "dev\t \n").encode(), "vox1_meta.csv", True) == plain
+    with pytest.raises(V2FError, match="line 2 is no person"):
+        read_meta(VOX1.replace("dev\n", "dev\tx\n").encode(), "vox1_meta.csv", True)
+
+
+def test_where_there_is_no_clip_at_all_the_first_file_is_named(trees: Path) -> None:
+    (trees / "vox1/id10001/abc/00001.wav").rename(trees / "vox1/00001.wav")
+    with pytest.raises(V2FError, match=r"1 x it does not lie where clips do") as error:
+        VoxCeleb(config(trees)).plan()
+    assert "; the first: " in str(error.value)
+
+
+def test_a_clip_that_is_mended_after_packing_is_named(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(corpus, tmp_path / "elsewhere"))
+    packed(moved, tmp_path / "out", align="none")
+    clips = moved / "vox1/dev/wav/id10001/1zcIwhmdeo4"
+    shutil.copy(clips / "00001.wav", clips / "00004.wav")
+    packed(moved, tmp_path / "out", align="none")
+    assert "may be usable now: 1, the first: id10001/1zcIwhmdeo4/00004 (it was left" in capsys.readouterr().out
+    shutil.copy(clips / "00001.wav", clips / "00005.wav")
+    with pytest.raises(V2FError, match=r"a data set of other inputs is there \(files_sha256 differ\)"):
+        packed(moved, tmp_path / "out", align="none")

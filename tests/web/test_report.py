@@ -18,7 +18,7 @@ from v2f.evaluate import evaluate
 from v2f.run import Run
 from v2f.web.curves import chart, charts, read_curves
 from v2f.web.page import fixed, number
-from v2f.web.report import report, voice_in_words
+from v2f.web.report import _sheets, report, voice_in_words
 
 PEOPLE = {"test": range(6), "seen": range(6, 10)}
 
@@ -118,6 +118,19 @@ def test_a_collapse_is_said_at_the_top(tmp_path: Path) -> None:
 
 def test_without_an_evaluation_the_page_says_how_to_get_one(tmp_path: Path) -> None:
     assert "Not measured yet: v2f eval" in made(tmp_path, measure=False).text
+
+
+def test_samples_of_a_start_that_was_rolled_back_are_not_shown(tmp_path: Path) -> None:
+    make_data(tmp_path / "data", PEOPLE)
+    run, _ = make_run(tmp_path / "run", tmp_path / "data")
+    (tmp_path / "run" / "samples").mkdir()
+    for step in (1, 2, 3):
+        (tmp_path / "run" / "samples" / f"step-{step:08d}.png").write_bytes(b"png")
+    for name, steps in (("metrics.jsonl", (1, 2)), ("rolled-back.jsonl", (2, 3))):
+        about = {"kind": "picture", "samples": 1, "time": 1.5, "name": "samples"}
+        lines = (json.dumps(about | {"step": s, "picture": f"samples/step-{s:08d}.png"}) for s in steps)
+        (tmp_path / "run" / name).write_text("".join(f"{line}\n" for line in lines))
+    assert [step for step, _ in _sheets(run)] == [1, 2]
 
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:

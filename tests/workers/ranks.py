@@ -19,11 +19,14 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from systems.small import SMALL  # noqa: E402
 from two_phases import GROUP, TwoPhases, batches  # noqa: E402
 
+import v2f.engine as engine_module  # noqa: E402
+from v2f import checkpoint, store  # noqa: E402
 from v2f.config import build  # noqa: E402
 from v2f.data.loader import Loader  # noqa: E402
 from v2f.data.manifest import open_dataset  # noqa: E402
 from v2f.data.order import Order  # noqa: E402
 from v2f.engine import Engine, StepResult  # noqa: E402
+from v2f.errors import V2FError  # noqa: E402
 from v2f.run import RunConfig, build_system  # noqa: E402
 from v2f.system import Batch, System, trained  # noqa: E402
 
@@ -195,6 +198,57 @@ def resumed(world_size: int) -> None:
     job.save(f"resumed-{world_size}")
 
 
+def restored(world_size: int) -> None:
+    """What two ranks saved is read together: how many bytes by each rank, whether it has all; then of a damaged one."""
+    root, job = str(FOLDER / "checkpoints"), Job("two_phases", "zero2", False)
+    engine = job.engine
+    if world_size == 2:
+        job.train(3)
+        tensors = job.tensors()
+        shares = checkpoint.deal(engine.sizes(job.system), world_size)
+        place: dict[str, Any] = {"rank": engine.rank, "world_size": world_size, "attempt": "a", "keep": 2}
+        with checkpoint.Saver(root, **place) as saver:
+            saver.start(3, shares, {name: tensors[name] for name in shares[engine.rank]}, {"step": 3})
+            saver.wait()
+            assert saver.take_failures() == []
+        write(engine, "saved", tensors)
+    folder = checkpoint.latest(root) or ""
+    record = checkpoint.read_state(folder)
+    size = store.size(store.join(folder, checkpoint.COMMIT)) + sum(part["bytes"] for part in record["parts"])
+
+    before, engine_module._BUCKET = store.statistics().bytes_read, 1000  # so that some tensors go in pieces
+    tensors, state = checkpoint.load(folder, peers=engine)
+    read = store.statistics().bytes_read - before
+    engine.load(job.system, dict(tensors), folder)
+    odd = {"flag": torch.tensor([True, False]), "half": torch.ones(3).bfloat16(), "none": torch.empty(0)}
+    sent = {name: t.clone() if engine.rank == world_size - 1 else torch.zeros_like(t) for name, t in odd.items()}
+    engine.broadcast(list(sent.values()), world_size - 1)
+    saved = safetensors.torch.load_file(FOLDER / "saved.safetensors")
+    whole = same(tensors, saved) and same(job.tensors(), saved) and same(sent, odd)
+    told = engine.gather([read, whole, state["step"]])
+
+    part = Path(folder, record["parts"][-1]["name"])
+    content = part.read_bytes()
+    engine.barrier()
+    if engine.rank == 0:
+        part.write_bytes(content[:-1])
+    engine.barrier()
+    try:
+        checkpoint.load(folder, peers=engine)
+        damage = ""
+    except V2FError as error:
+        damage = str(error)
+    found = {"told": told, "size": size, "damage": engine.gather(damage)}
+    if engine.rank == 0:
+        part.write_bytes(content)
+        (FOLDER / f"restored-{world_size}.json").write_text(json.dumps(found))
+    engine.barrier()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], t) for name, t in other.items())
+
+
 def skips(world_size: int) -> None:
     """What every rank decides where the last one has a bad loss, where all have a bad gradient, and at a spike."""
     told = {}
@@ -226,7 +280,7 @@ def skips(world_size: int) -> None:
 def main() -> None:
     engine = Engine("fp32", "ddp")
     wanted = sys.argv[3:]
-    for act in (gradients, fifty_steps, moved, resumed, skips):
+    for act in (gradients, fifty_steps, moved, resumed, restored, skips):
         if wanted and act.__name__ not in wanted:
             continue
         act(engine.world_size)

@@ -8,11 +8,12 @@ and moments lie on the ranks is the strategy's: ``ddp.py``, ``zero.py``; ``launc
 
 import contextlib
 import gc
+import itertools
 import logging
 import math
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -41,6 +42,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _LATER, _NO_END = 5.0, 24 * 60.0  # minutes
+_BUCKET = 64 << 20  # bytes that go to the other ranks together
 _STEP_BYTES = 4  # Adam's count of a parameter's steps is one float32
 
 
@@ -222,6 +224,23 @@ class Engine:
         dist.all_gather_object(values, value)
         return values
 
+    def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrite ``tensors``, contiguous and on the CPU, by those of the rank ``source``; collective.
+
+        They are as many there, and alike in shape and kind. This takes the memory of a bucket, here and on the device.
+        """
+        if self.world_size == 1:
+            return
+        pieces = [piece for t in tensors if t.numel() for piece in t.reshape(-1).view(torch.uint8).split(_BUCKET)]
+        while pieces:
+            count = _fitting(pieces)
+            some, pieces = pieces[:count], pieces[count:]
+            bucket = torch.cat(some).to(self._wire)
+            dist.broadcast(bucket, source)
+            if self.rank != source:
+                for piece, sent in zip(some, bucket.cpu().split([len(piece) for piece in some]), strict=True):
+                    piece.copy_(sent)
+
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
@@ -389,6 +408,12 @@ class _Stopwatch:
 
     def seconds(self) -> float:
         return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1000
+
+
+def _fitting(pieces: Sequence[Tensor]) -> int:
+    """How many of the first pieces, each of which does, go into a bucket together."""
+    filled = itertools.accumulate(len(piece) for piece in pieces)
+    return sum(1 for _ in itertools.takewhile(lambda size: size <= _BUCKET, filled))
 
 
 def _reason(bad_loss: bool, norm: float, limit: float | None) -> Skipped:

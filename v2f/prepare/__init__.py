@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import Any, Protocol
 
 from v2f.data.sample import Members
+from v2f.prepare.names import printable
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,19 @@ class Item:
 @dataclass(frozen=True)
 class LeftOut:
     """One input that is not in the data set: ``reason`` counts it, ``detail`` says more about this one; ``samples``:
-    how many it would have made, so that a person without photos is one line and not a thousand."""
+    how many it would have made, so that a person without photos is one line and not a thousand. ``photos``: how many
+    it is, where it is photos of nobody's sample."""
 
     name: str
     identity: str
     reason: str
     detail: str = ""
     samples: int = 1
+    photos: int = 0
+
+    def __post_init__(self) -> None:
+        for text in ("name", "identity", "detail"):  # they go into reports, which are UTF-8
+            object.__setattr__(self, text, printable(getattr(self, text)))
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
@@ -59,6 +66,10 @@ class Converter(Protocol):
     def plan(self) -> Plan: ...
 
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]: ...
+
+    def inputs(self, item: Item) -> list[str]:
+        """The files that an item is made from."""
+        ...
 
 
 def share(*words: str) -> float:

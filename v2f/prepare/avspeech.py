@@ -2,7 +2,7 @@
 
     avspeech_train.csv   VIDEO,start,end,x,y    no header; seconds; a point in the speaker's face when the segment
     avspeech_test.csv                           starts, as shares of width and height
-    videos               VIDEO.mp4 | mkv | webm one sample a segment:
+    videos               VIDEO.mp4 | mkv | webm at any depth; one sample a segment:
 
     sound from start to end ------------------------------------------------------> wav_T
     picture at start --the box around x,y--> MTCNN: the face at x,y --> aligned --> photo
@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -35,11 +35,13 @@ from v2f.data.audio import UnusableError, decode_span
 from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import square
 from v2f.errors import V2FError
-from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, video
+from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, video, yields
+from v2f.prepare.names import on_disk, same, tidy
 from v2f.prepare.splits import Shares, deal
 from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
 
 _KINDS = ("mp4", "mkv", "webm")
+_OTHER_KINDS = ("avi", "mov", "flv", "m4v", "3gp", "mpg", "mpeg", "ogv", "wmv", "ts", "m4a", "mp3", "opus", "wav")
 _VIDEO = re.compile(r"[A-Za-z0-9_-]{11}")
 _FETCH_S = 1800  # seconds that one video may take
 _GONE = ".gone"  # VIDEO.gone holds why it could not be fetched; who removes it has it tried again
@@ -50,7 +52,7 @@ class AVSpeechConfig(StepsConfig):
 
     train_csv: str = Field(description="avspeech_train.csv, or a part of it")
     test_csv: str | None = Field(None, description="avspeech_test.csv: its videos are `test`; null: `people` says")
-    videos: str = Field(description="folder that holds VIDEO.mp4, .mkv or .webm")
+    videos: str = Field(description="folder that holds VIDEO.mp4, .mkv or .webm, at any depth")
     download: bool = Field(False, description="fetch missing videos into that folder by yt-dlp, if it is installed")
     format: str = Field("bv*[height<=720]+ba/b[height<=720]/b", description="what yt-dlp chooses")
     photos: int = Field(1, ge=1, le=100, description="of a segment; the first when it starts, the others evenly after")
@@ -101,19 +103,16 @@ class AVSpeech:
             raise V2FError(
                 "avspeech.download: there is no yt-dlp here; install it (pip install yt-dlp), or set it to false"
             )
-        there: dict[str, str] = {}
-        for name in store.names(config.videos):
-            stem, _, kind = name.rpartition(".")
-            if kind in _KINDS and stem not in there:
-                there[stem] = store.join(config.videos, name)
+        there, others = self._videos()
         if not there and not config.download:
+            reasons = f" ({yields.why(others)})" if others else ""
             raise V2FError(
-                f"{config.videos}: no video VIDEO.mp4, .mkv or .webm is there, and avspeech.download is false"
+                f"{config.videos}: no video VIDEO.mp4, .mkv or .webm is there, and avspeech.download is false{reasons}"
             )
 
-        texts = [store.read_bytes(path) for path in (config.train_csv, config.test_csv) if path is not None]
+        texts = [store.read_bytes(on_disk(path)) for path in (config.train_csv, config.test_csv) if path is not None]
         found: dict[str, list[Segment]] = defaultdict(list)
-        left_out: list[LeftOut] = []
+        left_out = others
         of_file: list[set[str]] = []
         for path, text in zip((config.train_csv, config.test_csv), texts, strict=False):
             segments, bad = read_segments(text, str(path), there)
@@ -131,6 +130,10 @@ class AVSpeech:
         for name in [name for name in found if name not in there and not config.download]:
             count = len(found.pop(name))
             left_out.append(LeftOut(name, name, "video is missing", f"{count} segments", count))
+        unasked = sorted(there.keys() - {name for each in of_file for name in each})
+        if unasked:
+            detail = f"{len(unasked)} videos, the first: {there[unasked[0]]}"
+            left_out.append(LeftOut(config.videos, "", "no row names the video", detail, 0))
         left_out += _drop_repeated(found)
         split_of = deal(
             {name: [segment.key for segment in segments] for name, segments in found.items()},
@@ -145,15 +148,38 @@ class AVSpeech:
             for segment in segments
         ]
         if not items:
-            reasons = Counter(each.reason for each in left_out).most_common()
+            lost = [each for each in left_out if each.samples]
             raise V2FError(
-                f"{config.train_csv}: none of its segments can be used "
-                f"({', '.join(f'{count} x {why}' for why, count in reasons) or 'it is empty'})"
+                f"{config.train_csv}: none of its segments can be used ({yields.why(lost) or 'it is empty'})"
             )
         known: dict[str, Any] = {"csv_sha256": [sha256(text).hexdigest() for text in texts]}
         if not config.download:  # else the next run would find other files than this one
             known["files_sha256"] = sha256("\n".join(sorted(there.keys() & found.keys())).encode()).hexdigest()
         return Plan(items, left_out, {**known, **steps.provenance(config)})
+
+    def _videos(self) -> tuple[dict[str, str], list[LeftOut]]:
+        """Where the videos lie, by their names; and files that look like videos and are none that are taken."""
+        there: dict[str, str] = {}
+        left_out = []
+        root = on_disk(self.config.videos)
+        # of two of one name the one that lies higher, and then the one with the usual extension
+        for name in sorted(store.tree(root), key=lambda name: (name.count("/"), name[-4:] != name[-4:].lower(), name)):
+            stem, _, kind = name.rpartition("/")[2].rpartition(".")
+            if kind.lower() not in (*_KINDS, *_OTHER_KINDS) or not stem:
+                continue
+            path = store.join(root, name)
+            if kind.lower() not in _KINDS:
+                left_out.append(LeftOut(path, stem, "no kind of video that is taken", "mp4, mkv and webm are", 0))
+            elif _VIDEO.fullmatch(stem) is None:
+                left_out.append(LeftOut(path, stem, "the file's name is no VIDEO.mp4", "", 0))
+            elif stem in there:
+                left_out.append(LeftOut(path, stem, "the same video again", f"as {there[stem]}", 0))
+            else:
+                there[stem] = path
+        return there, left_out
+
+    def inputs(self, item: Item) -> list[str]:
+        return [item.what.path] if item.what.path is not None else []
 
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "avspeech", items, self.config.align == "mtcnn", self._read)
@@ -214,13 +240,16 @@ def read_segments(text: bytes, path: str, there: dict[str, str]) -> tuple[list[S
     """The rows of a CSV, and what is left out of it; ``there``: where each video lies."""
     segments, left_out = [], []
     try:
-        for number, row in enumerate(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline="")), start=1):
+        for number, fields in enumerate(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline="")), start=1):
+            row = [tidy(field) for field in fields]
+            while row and not row[-1]:  # of the commas that a spreadsheet leaves behind
+                row.pop()
             if not row:
                 continue
             segment = _segment(row, there)
             if segment is None:
                 left_out.append(
-                    LeftOut(f"line {number} of {path}", row[0], "the row is no segment", ",".join(row)[:80])
+                    LeftOut(f"line {number} of {path}", same(row[0]), "the row is no segment", ",".join(row)[:80])
                 )
             else:
                 segments.append(segment)
@@ -231,7 +260,7 @@ def read_segments(text: bytes, path: str, there: dict[str, str]) -> tuple[list[S
 
 def _segment(row: Sequence[str], there: dict[str, str]) -> Segment | None:
     try:
-        name, (start, end, x, y) = row[0].strip(), map(float, row[1:])
+        name, (start, end, x, y) = row[0], map(float, row[1:])
     except ValueError:
         return None
     meant = 0 <= start < end <= start + MAX_SECONDS and 0 <= x <= 1 and 0 <= y <= 1 and math.isfinite(end)

@@ -11,10 +11,10 @@ meanwhile is told in :mod:`v2f.prepare.parts`.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -28,13 +28,14 @@ from v2f.errors import V2FError
 from v2f.lease import Lease
 from v2f.prepare import Converter, Item, LeftOut, Made, Plan, parts, share, yields
 from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig
+from v2f.prepare.names import person
 from v2f.prepare.pairs import Pairs, PairsConfig
-from v2f.prepare.parts import LEFT_OUT, WHOLE, Packing, Part, PartRecord, ShardRecord
+from v2f.prepare.parts import WHOLE, Packing, Part, PartRecord, ShardRecord
 from v2f.prepare.processes import CHUNK, Make, cores, maker
 from v2f.prepare.steps import StepsConfig
 from v2f.prepare.synthetic import Synthetic, SyntheticConfig
 from v2f.prepare.voxceleb import VoxCeleb, VoxCelebConfig
-from v2f.prepare.yields import YIELD
+from v2f.prepare.yields import LEFT_OUT, YIELD
 
 CONVERTERS: dict[str, Callable[[Any], Converter]] = {
     "synthetic": Synthetic,
@@ -43,6 +44,11 @@ CONVERTERS: dict[str, Callable[[Any], Converter]] = {
     "avspeech": AVSpeech,
 }
 """The name of a source, and of its group in a recipe -> what makes a converter of that group."""
+
+_WAY_OUT = "choose another `out`, or remove this folder to pack anew"
+_OF_INPUTS = {"csv_sha256", "files_sha256", "meta_sha256"}  # what of the provenance is no recipe's
+_ORPHAN = "nothing of this person is left in train"
+_TRIED = 32  # inputs that are made on trial, where nothing is to be packed
 
 _MOST_WITH_PSP = (
     4  # processes, where the recipe sets no number: each holds pSp, 1.2 GB of weights, and one GPU serves all
@@ -131,19 +137,25 @@ def _pack(recipe: PackConfig, part: Part) -> Dataset | None:
     converter = recipe.converter()
     plan = converter.plan()
     packing = Packing.of(part.of, plan.items, {"recipe": _what(recipe), **plan.provenance})
-    dataset = _already(recipe.out, packing.provenance)
-    if dataset is not None:
-        return dataset
-    parts.enter(None, recipe.out, packing)
-    what = "v2f shards pack" + (f" --part {part}" if part.of > 1 else "")
-    with parts.leased(recipe.out, what, packing, part) as owner:
-        dataset = _already(recipe.out, packing.provenance, owner)  # of another one, for whose end this one waited
-        if dataset is not None:
-            return dataset
-        parts.enter(owner, recipe.out, packing)
-        if parts.read_part_record(recipe.out, part) is None:
-            _make(owner, recipe, converter, plan, part)
-        return _commit(owner, recipe.out, packing) if part.of == 1 else None
+    out = recipe.out
+    dataset = _already(out, packing.provenance)
+    if dataset is None:
+        parts.enter(None, out, packing)
+        what = "v2f shards pack" + (f" --part {part}" if part.of > 1 else "")
+        with parts.leased(out, what, packing, part) as owner:
+            dataset = _already(out, packing.provenance, owner)  # of another one, for whose end this one waited
+            if dataset is None:
+                parts.enter(owner, out, packing)
+                record = parts.read_part_record(out, part)
+                if record is None:
+                    _make(owner, recipe, converter, plan, part)
+                else:
+                    way_out = f"to have the part packed again, remove {store.join(out, part.record)} first"
+                    _say_mended(out, part.record, record.left_out, converter, plan, way_out)
+                return _commit(owner, out, packing) if part.of == 1 else None
+    way_out = f"nothing is added to a data set that is committed: {_WAY_OUT}"
+    _say_mended(out, MANIFEST, yields.read_left_out(out), converter, plan, way_out)
+    return dataset
 
 
 # ------------------------------------------------------------------------------------------------ a part
@@ -163,7 +175,7 @@ def _make(owner: Lease, recipe: PackConfig, converter: Converter, plan: Plan, pa
             mine = sorted((item for item in items if item.split == split), key=lambda item: share(item.key))
             if split == "seen":
                 orphans = [item for item in mine if item.identity not in people]
-                left_out += [LeftOut(o.name, o.identity, "nothing of this person is left in train") for o in orphans]
+                left_out += [LeftOut(o.name, o.identity, _ORPHAN) for o in orphans]
                 bar.update(len(orphans))
                 mine = [item for item in mine if item.identity in people]
             records = _still_true(done[split], mine, make)
@@ -262,12 +274,13 @@ def _commit(owner: Lease, out: str, packing: Packing) -> Dataset:
         with owner.holding():
             for part in wanted:
                 store.remove(store.join(out, part.record))
-        raise V2FError(f"{out}: all of the {len(left_out)} inputs were left out, there is nothing to pack")
+        raise V2FError(
+            f"{out}: all of the {len(left_out)} inputs were left out, there is nothing to pack ({yields.why(left_out)})"
+        )
     kept = Counter((record.rows.shard.split, identity) for record in ordered for identity in record.rows.identity)
     rejected = [photo for record in ordered for photo in record.rejected]
     report = yields.yield_report(kept, left_out, rejected)
-    lines = [json.dumps(asdict(each), ensure_ascii=False) for each in left_out]
-    owner.put(store.join(out, LEFT_OUT), "".join(f"{line}\n" for line in lines).encode())
+    yields.write_left_out(out, left_out, owner.put)
     owner.put(store.join(out, YIELD), yields.to_json(report))
     dataset = parts.commit(owner, out, [record.rows for record in ordered], packing.provenance)
     seconds = dict.fromkeys(SPLITS, 0.0)
@@ -293,7 +306,7 @@ def _summarise(dataset: Dataset, seconds: dict[str, float], report: dict[str, An
     )
     for name, split in manifest.splits.items():
         print(f"  {name}: {split.samples} samples of {split.people} people, {seconds[name] / 3600:.2f} hours")
-    if report["left_out"]["samples"] or report["rejected_photos"]:
+    if report["left_out"]["reasons"] or report["rejected_photos"]:
         for line in yields.lines(report):
             print(f"  {line}")
         print(f"  each of them is in {LEFT_OUT}, the counts by person in {YIELD}")
@@ -310,14 +323,14 @@ def _already(out: str, wanted: dict[str, Any], owner: Lease | None = None) -> Da
     refused."""
     if not store.exists(store.join(out, MANIFEST)):
         return None
-    way_out = "choose another `out`, or remove this folder to pack anew"
     try:
         dataset = open_dataset(out)
     except V2FError as error:
-        raise V2FError(f"{out}: a data set is there that cannot be used ({error}); {way_out}") from error
+        raise V2FError(f"{out}: a data set is there that cannot be used ({error}); {_WAY_OUT}") from error
     differing = _names_of(dataset.manifest.provenance, wanted)
     if differing:
-        raise V2FError(f"{out}: a data set of another recipe is there ({differing} differ); {way_out}")
+        what = "other inputs" if set(differing.split(", ")) <= _OF_INPUTS else "another recipe"
+        raise V2FError(f"{out}: a data set of {what} is there ({differing} differ); {_WAY_OUT}")
     parts.finish(owner, dataset, "v2f shards pack")
     print(f"{out}: packed already from this recipe, nothing to do; fingerprint {dataset.fingerprint}")
     return dataset
@@ -354,6 +367,38 @@ def _differing(one: Any, two: Any, prefix: str) -> Iterator[str]:
             yield from _differing(one.get(name), two.get(name), f"{prefix}.{name}" if prefix else name)
     elif one != two:
         yield prefix
+
+
+def _say_mended(
+    out: str, written: str, left_out: Sequence[LeftOut], converter: Converter, plan: Plan, way_out: str
+) -> None:
+    """Say which inputs have been left out, as the file ``written`` of ``out`` holds, and can be used by now.
+
+    It costs a look at their files; only those that were not there, or have changed since, are tried.
+    """
+    lost = {(each.name, person(each.identity)): each for each in left_out if each.reason != _ORPHAN}
+    items = [item for item in plan.items if (item.name, item.identity) in lost]
+    local = store.local_path(store.join(out, written))
+    since = os.stat(local).st_mtime_ns if local is not None else None
+    reasons = [lost[item.name, item.identity].reason for item in items]
+    there = [_may_be_mended(converter.inputs(item), why, since) for item, why in zip(items, reasons, strict=True)]
+    tried = [item for item, may in zip(items, there, strict=True) if may]
+    mended = [item for item in tried[:_TRIED] if isinstance(converter.make([item])[0], Made)]
+    if mended:
+        first = mended[0]
+        many = f"{'at least ' * (len(tried) > _TRIED)}{len(mended)}"
+        print(
+            f"{out}: inputs that were left out and may be usable now: {many}, the first: {first.name} (it was left out "
+            f"because: {lost[first.name, first.identity].reason}); {way_out}"
+        )
+
+
+def _may_be_mended(paths: Sequence[str], reason: str, since: int | None) -> bool:
+    local = [store.local_path(path) for path in paths]
+    if reason.endswith(("is missing", "cannot be read")):
+        return all(path is None or os.path.exists(path) for path in local)
+    changed = [os.stat(path).st_ctime_ns for path in local if path is not None and os.path.exists(path)]
+    return since is not None and max(changed, default=-1) >= since
 
 
 # --------------------------------------------------------------------------------------------- processes

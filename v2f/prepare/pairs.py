@@ -1,6 +1,7 @@
 """The converter of pairs: a CSV with the header ``audio,image,identity[,split][,x,y][,landmarks]``, one row a sample.
 
-Paths are relative to the CSV. Audio is anything that libsndfile or FFmpeg (PyAV) reads, photos anything that Pillow
+Paths are relative to the CSV. What stands around a field (blanks, commas behind the last) does not count, nor does how
+Unicode spells it (``names.py``). Audio is anything that libsndfile or FFmpeg (PyAV) reads, photos anything that Pillow
 reads; what is made of them is told in ``steps.py``. A row that cannot be used is left out with its reason; a CSV that
 cannot be meant is refused.
 
@@ -14,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
@@ -25,7 +27,8 @@ from v2f.data.audio import UnusableError
 from v2f.data.sample import SPLITS
 from v2f.data.transforms import square
 from v2f.errors import V2FError
-from v2f.prepare import Item, LeftOut, Made, Plan, align, steps
+from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, yields
+from v2f.prepare.names import on_disk, person, same, tidy
 from v2f.prepare.splits import Shares, deal
 from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
 
@@ -60,7 +63,7 @@ class PairsConfig(StepsConfig):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the CSV; ``number`` is its line, the header being line 1."""
+    """One row of the CSV; ``number`` is its line, the header being line 1. Paths are spelled as there."""
 
     number: int
     audio: str
@@ -84,11 +87,16 @@ class Pairs:
 
     def plan(self) -> Plan:
         config = self.config
-        text = store.read_bytes(config.csv)
+        text = store.read_bytes(on_disk(config.csv))
         rows, left_out, has_splits = _read_rows(text, config.csv, config.columns)
         rows = _check_column(rows, config.csv) if has_splits else self._deal(rows)
         items = [Item(_key(row), row.split, row.identity, row.name, row) for row in rows]
         return Plan(items, left_out, {"csv_sha256": sha256(text).hexdigest(), **steps.provenance(config)})
+
+    def inputs(self, item: Item) -> list[str]:
+        row = item.what
+        landmarks = [row.landmarks] if self.config.align == "landmarks" else []
+        return [self._path(path) for path in (row.audio, row.image, *landmarks)]
 
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "pairs", items, self.config.align == "mtcnn", self._read)
@@ -96,7 +104,7 @@ class Pairs:
     def _read(self, item: Item) -> Raw:
         row = item.what
         wav_T = steps.hear(self.config, self._path(row.audio))
-        return Raw(item, wav_T, [self._face(row)], {"audio": row.audio, "image": row.image})
+        return Raw(item, wav_T, [self._face(row)], {"audio": same(row.audio), "image": same(row.image)})
 
     def _face(self, row: Row) -> Picture:
         """The photo of a row, aligned."""
@@ -115,18 +123,17 @@ class Pairs:
         return steps.cut_face(config, photo, landmarks)
 
     def _path(self, path: str) -> str:
-        if path.startswith("/") or "://" in path:
-            return path
         folder, slash, _ = self.config.csv.rpartition("/")
-        return store.join(folder, path) if slash else path
+        relative = slash and not path.startswith("/") and "://" not in path
+        return on_disk(store.join(folder, path) if relative else path)
 
     def _deal(self, rows: list[Row]) -> list[Row]:
         """Split by person, and hold out clips of those who are trained on."""
         of_person: dict[str, set[str]] = defaultdict(set)
         for row in rows:
-            of_person[row.identity].add(row.audio)
+            of_person[row.identity].add(same(row.audio))
         split_of = deal(of_person, self.config.people, self.config.seen, self.config.seed)
-        return [replace(row, split=split_of[row.identity, row.audio]) for row in rows]
+        return [replace(row, split=split_of[row.identity, same(row.audio)]) for row in rows]
 
 
 # --------------------------------------------------------------------------------------------------- CSV
@@ -135,22 +142,25 @@ class Pairs:
 def _read_rows(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[Row], list[LeftOut], bool]:
     """The rows, what is left out, whether a column names the splits; ``needed``: the columns that the recipe uses."""
     try:
-        reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
-        header = [name.strip() for name in reader.fieldnames or []]
+        reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
+        listed = ([tidy(field) for field in fields] for fields in reader)
+        filled = (fields for fields in listed if any(fields))
+        header = next(filled, [])
+        names = [name for name in header if name]
         known, unused = {*_COLUMNS, *_OPTIONAL}, {*_OPTIONAL} - {*needed, "split"}
-        if len(set(header)) < len(header) or not {*needed} <= {*header} <= known:
+        if len(set(names)) < len(names) or not {*needed} <= {*names} <= known:
             wanted = f"its header has to be {','.join(needed)}, with any of {','.join(_OPTIONAL)} beside"
             raise V2FError(f"{path}: {wanted}, it is {','.join(header) or 'empty'}")
-        reader.fieldnames = header
         rows: list[Row] = []
         left_out: list[LeftOut] = []
-        first: dict[tuple[str, str, str], int] = {}
-        for fields in reader:
-            values = {name: (fields[name] or "").strip() for name in header}
-            row = Row(reader.line_num, **values)
-            pair = (row.audio, row.image, row.identity)
-            empty = [name for name in header if not values[name] and name not in unused]
-            if None in fields:
+        first: dict[tuple[str, ...], int] = {}
+        for fields in filled:
+            named = list(zip_longest(header, fields[: len(header)], fillvalue=""))
+            row = Row(reader.line_num, **{name: field for name, field in named if name})
+            row = replace(row, identity=person(row.identity))
+            pair = tuple(map(same, (row.audio, row.image, row.identity)))
+            empty = [name for name, field in named if name and not field and name not in unused]
+            if any(fields[len(header) :]) or any(field for name, field in named if not name):
                 left_out.append(LeftOut(row.name, row.identity, "too many fields", "quote what holds a comma"))
             elif empty:
                 left_out.append(LeftOut(row.name, row.identity, "empty field", ", ".join(empty)))
@@ -162,8 +172,9 @@ def _read_rows(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[Row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise V2FError(f"{path}: this is no CSV in UTF-8 ({error})") from error
     if not rows:
-        raise V2FError(f"{path}: it has no row that could be used")
-    return rows, left_out, "split" in header
+        reasons = f" ({yields.why(left_out)})" if left_out else ""
+        raise V2FError(f"{path}: it has no row that could be used{reasons}")
+    return rows, left_out, "split" in names
 
 
 def _check_column(rows: list[Row], path: str) -> list[Row]:
@@ -191,7 +202,8 @@ def _check_column(rows: list[Row], path: str) -> list[Row]:
 
 def _key(row: Row) -> str:
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", row.identity).strip("-")[:40]
-    return f"{slug or 'person'}-{sha256(chr(0).join((row.identity, row.audio, row.image)).encode()).hexdigest()[:12]}"
+    content = chr(0).join((row.identity, same(row.audio), same(row.image)))
+    return f"{slug or 'person'}-{sha256(content.encode()).hexdigest()[:12]}"
 
 
 def _point(row: Row, photo: Image.Image) -> Points:

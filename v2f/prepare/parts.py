@@ -33,11 +33,10 @@ from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
 from v2f.lease import Lease
 from v2f.prepare import Item, LeftOut, Made, share
-from v2f.prepare.yields import YIELD
+from v2f.prepare.yields import LEFT_OUT, YIELD
 
 log = logging.getLogger("v2f")
 
-LEFT_OUT = "left_out.jsonl"
 _TEMPORARY = re.compile(r"\.writing-.*")
 _RECORD = re.compile(rf"(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}\.rows\.json|part-\d{{5}}\.json")
 _SHARD = re.compile(rf"(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}\.tar")

@@ -34,9 +34,9 @@ from v2f.errors import V2FError
 from v2f.lease import Lease
 from v2f.nn.psp import PSP, Codes
 from v2f.prepare import parts
-from v2f.prepare.parts import LEFT_OUT, WHOLE, Packing, Part, ShardRecord
+from v2f.prepare.parts import WHOLE, Packing, Part, ShardRecord
 from v2f.prepare.processes import cores, looking, one_thread, pool, torch_device
-from v2f.prepare.yields import YIELD
+from v2f.prepare.yields import LEFT_OUT, YIELD
 from v2f.system import to_picture
 from v2f.weights import FaceNetWeights, IRSE50Weights, PSPCodes, StandIn, described, locate, read
 

@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,9 @@ from v2f.data.manifest import (
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
 from v2f.lease import Lease
-from v2f.prepare import LeftOut, parts, yields
-from v2f.prepare.parts import LEFT_OUT
-from v2f.prepare.yields import YIELD
+from v2f.prepare import parts, yields
+from v2f.prepare.names import person
+from v2f.prepare.yields import LEFT_OUT, YIELD
 
 _WHAT = "what.json"  # in ROOT/removing/: who goes, and which shards
 _MARK = r"-r[0-9a-f]+"  # former versions counted: -r1, -r2
@@ -51,22 +51,23 @@ _MADE = re.compile(rf"(?:(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}(?:{_MARK})
 
 
 def remove(root: str, identities: Sequence[str]) -> Dataset:
-    """Take all samples of ``identities`` out of the data set under ``root``, print what that changed, and open it.
+    """Take all samples of ``identities``, however they are spelled (``names.py``), out of the data set under ``root``,
+    print what that changed, and open it.
 
     :class:`V2FError` where one of them is not in it, before anything is changed.
     """
     if not store.exists(store.join(root, REMOVING, MANIFEST)):
         read_manifest(root)  # where no data set is nothing is made
     with parts.leased(root, "v2f shards remove") as owner:
-        return _remove(owner, root, identities)
+        return _remove(owner, root, [*dict.fromkeys(map(person, identities))])
 
 
 def _remove(owner: Lease, root: str, identities: Sequence[str]) -> Dataset:
-    gone = _finish(owner, root)
+    gone = [*map(person, _finish(owner, root))]
     dataset = open_dataset(root)
     parts.leave(owner, dataset)  # records of packing name people, too
     gone = [*gone, *identities] if _clear(owner, dataset) else gone
-    there = {*dataset.manifest.identities, *_named_beside(root)}
+    there = {person(identity) for identity in (*dataset.manifest.identities, *_named_beside(root))}
     for identity in identities:
         if identity not in there and identity not in gone:
             nearest = difflib.get_close_matches(identity, there, 1)
@@ -104,7 +105,8 @@ def _without(owner: Lease, dataset: Dataset, identities: Sequence[str]) -> Datas
     """Write what will be beside what is, and let it take its place."""
     root, manifest, removals = dataset.root, dataset.manifest, dataset.manifest.provenance.get("removals", 0)
     mark = _mark(dataset) + _digest(sorted({*identities}))
-    leaving_N = np.isin(dataset.index.identity, [i for i, who in enumerate(manifest.identities) if who in identities])
+    leaving = [i for i, who in enumerate(manifest.identities) if person(who) in identities]
+    leaving_N = np.isin(dataset.index.identity, leaving)
     if leaving_N.all():
         raise V2FError(f"{root}: it has nobody else; remove the whole folder")
     shards: list[ShardRows] = []
@@ -198,16 +200,6 @@ def _finish(owner: Lease, root: str) -> list[str]:
 # ----------------------------------------------------------------------------------------------- reports
 
 
-def _left_out(root: str) -> Iterator[LeftOut]:
-    path = store.join(root, LEFT_OUT)
-    if store.exists(path):
-        try:
-            for line in store.read_bytes(path).decode().splitlines():
-                yield LeftOut(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise V2FError(f"{path}: this is no list of what was left out ({error}); restore or remove it") from error
-
-
 def _yield(root: str) -> dict[str, Any] | None:
     path = store.join(root, YIELD)
     if not store.exists(path):
@@ -221,15 +213,15 @@ def _yield(root: str) -> dict[str, Any] | None:
 
 def _named_beside(root: str) -> set[str]:
     """Who is named beside the data: in the reports of packing."""
-    return {*(each.identity for each in _left_out(root)), *(_yield(root) or {"people": ()})["people"]}
+    return {*(each.identity for each in yields.read_left_out(root)), *(_yield(root) or {"people": ()})["people"]}
 
 
 def _clean_beside(owner: Lease, root: str, shards: Sequence[ShardRows], identities: Sequence[str]) -> None:
     """The reports of packing without ``identities``; ``shards`` are what stays."""
-    left_out = [each for each in _left_out(root) if each.identity not in identities]
+    identities = [person(identity) for identity in identities]
+    left_out = [each for each in yields.read_left_out(root) if person(each.identity) not in identities]
     if store.exists(store.join(root, LEFT_OUT)):
-        lines = [json.dumps(vars(each), ensure_ascii=False) + "\n" for each in left_out]
-        owner.put(store.join(root, LEFT_OUT), "".join(lines).encode())
+        yields.write_left_out(root, left_out, owner.put)
     before = _yield(root)
     if before is not None:
         kept = Counter((rows.shard.split, identity) for rows in shards for identity in rows.identity)

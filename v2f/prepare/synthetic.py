@@ -77,6 +77,9 @@ class Synthetic:
         items += [_item("seen", i, clip) for i in range(config.seen.people) for clip in unseen]
         return Plan(items, provenance={"world_version": VERSION, "world_hash": _hash()})
 
+    def inputs(self, item: Item) -> list[str]:
+        return []
+
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         from v2f.world.voices import render_voices  # here: it imports scipy.signal, which other packs do without
 

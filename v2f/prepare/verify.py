@@ -1,14 +1,16 @@
 """``v2f shards verify``: every byte, every sample and every promise of a data set, each problem by shard and key.
 
-With ``--absent ID`` also that nothing in it names that person: manifest, index, keys, JSONs, reports.
+With ``--absent ID`` also that nothing in it names that person, however spelled: manifest, index, keys, JSONs, reports.
 """
 
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 from zlib import crc32
 
 from tqdm import tqdm
@@ -18,8 +20,9 @@ from v2f.data.manifest import MANIFEST, REMOVING, Dataset, Shard, open_dataset
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
 from v2f.lease import FOLDER
-from v2f.prepare.parts import LEFT_OUT, is_record
-from v2f.prepare.yields import YIELD
+from v2f.prepare.names import person
+from v2f.prepare.parts import is_record
+from v2f.prepare.yields import LEFT_OUT, YIELD
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,11 @@ def _problems(dataset: Dataset, absent: Sequence[str], bar: "tqdm[Any]") -> Iter
                 if _reported(content, identity):
                     yield Problem("", "", f"{name} names {identity!r}")
     for identity in absent:
-        if identity in dataset.manifest.identities or _names(dataset.manifest.provenance, identity):
+        if person(identity) in map(person, dataset.manifest.identities) or _names(
+            dataset.manifest.provenance, identity
+        ):
             yield Problem("", "", f"{MANIFEST} names {identity!r}")
+    yield from _spellings(dataset)
     yield from _people(dataset)
     first = 0
     for number, shard in enumerate(dataset.manifest.shards):
@@ -90,28 +96,46 @@ def _reported(content: bytes, identity: str) -> bool:
         return _names(json.loads(text), identity)
     except ValueError:
         try:
-            return any(_names(json.loads(line), identity) for line in text.splitlines())
+            return any(_names(json.loads(line), identity) for line in text.split("\n") if line)
         except ValueError:
             return True
 
 
 def _names(value: Any, identity: str) -> bool:
-    """Whether plain JSON names a person: a key or a text in it is the identity, or a path with a folder called so."""
+    """Whether plain JSON names a person: a key or a text in it is the identity, or a path with a folder called so, in
+    whatever spelling."""
     if isinstance(value, dict):
         return any(_names(part, identity) for pair in value.items() for part in pair)
     if isinstance(value, list):
         return any(_names(part, identity) for part in value)
-    return isinstance(value, str) and (value == identity or identity in re.split(r"[/\\]", value))
+    if not isinstance(value, str):
+        return False
+    return person(identity) in map(person, [value, *re.split(r"[/\\]", value)])
 
 
 def _key_names(key: str, owner: str, identity: str) -> bool:
     """Whether a sample's key names a person, and not only because its owner's name holds the other's."""
-    wanted, owned = _as_in_keys(identity), _as_in_keys(owner)
-    return bool(wanted) and f"-{wanted}-" in f"-{key}-" and f"-{wanted}-" not in f"-{owned}-"
+    owned = f"-{_as_in_keys(owner)}-"
+    spelled = {_as_in_keys(normalize(form, identity)) for form in ("NFC", "NFD")} - {""}
+    return any(f"-{wanted}-" in f"-{key}-" and f"-{wanted}-" not in owned for wanted in spelled)
 
 
 def _as_in_keys(identity: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", identity).strip("-")[:40]
+
+
+def _spellings(dataset: Dataset) -> Iterator[Problem]:
+    spelled: dict[str, list[str]] = defaultdict(list)
+    for identity in dataset.manifest.identities:
+        spelled[person(identity)].append(identity)
+    for name, spellings in spelled.items():
+        if len(spellings) > 1:
+            yield Problem(
+                "",
+                "",
+                f"{name!r} is there in {len(spellings)} spellings ({', '.join(map(ascii, spellings))}), which count as "
+                "so many people, for the splits, too; pack it anew, into another folder",
+            )
 
 
 def _people(dataset: Dataset) -> Iterator[Problem]:

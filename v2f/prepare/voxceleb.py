@@ -6,7 +6,8 @@ metadata.
     faces   ROOT/.../A.J._Buckley/*.jpg              VGGFace1, or whatever has a folder for each name
             ROOT/.../n000012/*.jpg                   VGGFace2; a folder may have the idXXXXX as its name, too
 
-The people of both are disjoint, so one recipe may hold both. A person's clips get the person's photos in turn (both in
+The people of both are disjoint, so one recipe may hold both. Other sounds and photos below the roots are left out, and
+counted. A person's clips get the person's photos in turn (both in
 the order of a hash), so that they show different photos. A photo without a usable face is replaced by the next.
 """
 
@@ -26,12 +27,15 @@ from v2f import store
 from v2f.data.audio import UnusableError
 from v2f.data.transforms import square
 from v2f.errors import V2FError
-from v2f.prepare import Item, LeftOut, Made, Plan, share, steps
+from v2f.prepare import Item, LeftOut, Made, Plan, share, steps, yields
+from v2f.prepare.names import is_text, on_disk, same, tidy
 from v2f.prepare.splits import Shares, deal
 from v2f.prepare.steps import Picture, Raw, StepsConfig
 
-_CLIP = re.compile(r"(?:.*/)?(id\d{5})/([A-Za-z0-9_-]{1,40})/([A-Za-z0-9_-]{1,20})\.(wav|flac|m4a)")
+_CLIP = re.compile(r"(?:.*/)?(id\d{5})/([A-Za-z0-9_-]{1,40})/([A-Za-z0-9_-]{1,20})\.(?i:wav|flac|m4a)")
+_SOUND = re.compile(r".+\.(?:wav|flac|m4a|mp[34]|aac|og[ga]|opus|aiff?|wma|amr|caf|webm|mkv)", re.IGNORECASE)
 _PHOTO = re.compile(r".+\.(?:jpe?g|png|webp|bmp|tiff?)", re.IGNORECASE)
+_PICTURE = re.compile(r".+\.(?:gif|hei[cf]|avif|jfif|jp2|jxl|p[pgn]m|tga|svg)", re.IGNORECASE)
 _COLUMNS = {  # as published, without case and spaces; vox2_meta.csv has a space before most of its commas
     "voxceleb1id": "id",
     "voxceleb2id": "id",
@@ -78,7 +82,7 @@ class Person:
 
 @dataclass(frozen=True)
 class _Photo:
-    name: str  # relative to its root
+    name: str  # relative to its root, as names compare
     path: str
 
 
@@ -100,14 +104,15 @@ class VoxCeleb:
 
     def plan(self) -> Plan:
         config = self.config
-        texts = {path: store.read_bytes(path) for path in config.meta}
+        texts = {path: store.read_bytes(on_disk(path)) for path in config.meta}
         people: dict[str, Person] = {}
         for path, text in texts.items():
             for person in read_meta(text, path, config.splits == "published"):
                 if people.setdefault(person.id, person) != person:
                     raise V2FError(f"{path}: {person.id} is there with other data in another line or file of `meta`")
         clips, left_out = self._clips()
-        photos = self._photos(people)
+        photos, of_nobody = self._photos(people)
+        left_out += of_nobody
 
         usable: dict[str, list[_Clip]] = {}
         for id, mine in clips.items():
@@ -120,10 +125,9 @@ class VoxCeleb:
         for id in people.keys() - clips.keys():
             left_out.append(LeftOut(f"{id} {' '.join(people[id].names)}", id, "the person has no clips", "", 0))
         if not usable:
-            reasons = Counter(each.reason for each in left_out).most_common()
             raise V2FError(
                 f"{', '.join(config.voices)}: no clip idXXXXX/VIDEO/UTT.wav|m4a of a person with photos below "
-                f"{', '.join(config.faces)} was found ({', '.join(f'{count} x {why}' for why, count in reasons)})"
+                f"{', '.join(config.faces)} was found ({yields.why(left_out)})"
             )
         tested = {id for id in people if people[id].tested} if config.splits == "published" else None
         names = {id: [clip.name for clip in mine] for id, mine in usable.items()}
@@ -140,6 +144,9 @@ class VoxCeleb:
             "files_sha256": sha256("\n".join(files).encode()).hexdigest(),
         }
         return Plan(items, left_out, {**found, **steps.provenance(config)})
+
+    def inputs(self, item: Item) -> list[str]:
+        return [item.what.path, *(photo.path for photo in item.what.photos)]
 
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "voxceleb", items, self.config.align == "mtcnn", self._read)
@@ -171,40 +178,54 @@ class VoxCeleb:
         return steps.cut_face(config, photo, steps.find_face(config, photo, config.face, None).landmarks)
 
     def _clips(self) -> tuple[dict[str, list[_Clip]], list[LeftOut]]:
-        """The recordings of each id, and those that are there twice (as wav and m4a, or below two roots)."""
+        """The recordings of each id; and what is left out: those that are there twice (as wav and m4a, or below two
+        roots), and sounds that are no clips."""
         clips: dict[str, list[_Clip]] = defaultdict(list)
         left_out = []
         first: dict[str, str] = {}
-        for root in self.config.voices:
-            for name in store.tree(root):
-                match = _CLIP.fullmatch(name)
-                if match is None:
+        for root in map(on_disk, self.config.voices):
+            for name in sorted(store.tree(root), key=_as_published):
+                match, path = _CLIP.fullmatch(name), store.join(root, name)
+                if match is None or not is_text(name):
+                    if _SOUND.fullmatch(name) is not None:
+                        left_out.append(_no_clip(name, path))
                     continue
-                id, clip = match[1], "/".join(match.groups()[:3])
+                id, clip = match[1], "/".join(match.groups())
                 if clip in first:
-                    left_out.append(LeftOut(store.join(root, name), id, "the same clip again", f"as {first[clip]}"))
+                    left_out.append(LeftOut(path, id, "the same clip again", f"as {first[clip]}"))
                     continue
-                first[clip] = store.join(root, name)
-                clips[id].append(_Clip(clip, first[clip], (), {}))
+                first[clip] = path
+                clips[id].append(_Clip(clip, path, (), {}))
         return clips, left_out
 
-    def _photos(self, people: Mapping[str, Person]) -> dict[str, list[_Photo]]:
-        """The photos of each id."""
+    def _photos(self, people: Mapping[str, Person]) -> tuple[dict[str, list[_Photo]], list[LeftOut]]:
+        """The photos of each id; and those of nobody, a line for each folder."""
         exact = {name: person.id for person in people.values() for name in (person.id, *person.names)}
         loose: dict[str, set[str]] = defaultdict(set)
         for name, id in exact.items():
             loose[_loose(name)].add(id)
         photos: dict[str, list[_Photo]] = {id: [] for id in people}
-        for root in self.config.faces:
-            for name in store.tree(root):
-                if _PHOTO.fullmatch(name) is None:
+        others: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+        for root in map(on_disk, self.config.faces):
+            for path in store.tree(root):
+                name = same(path)
+                if _PHOTO.fullmatch(name) is None and _PICTURE.fullmatch(name) is None:
                     continue
-                for folder in name.split("/")[:-1]:
-                    owners = {exact[folder]} if folder in exact else loose.get(_loose(folder), set())
-                    if len(owners) == 1:
-                        photos[next(iter(owners))].append(_Photo(name, store.join(root, name)))
-                        break
-        return photos
+                owner, why = _owner(name, exact, loose)
+                if not is_text(name):
+                    why = "the file's name is no UTF-8"
+                elif _PHOTO.fullmatch(name) is None:
+                    why = "no kind of photo that is taken"
+                if owner and not why:
+                    photos[owner].append(_Photo(name, store.join(root, path)))
+                else:
+                    folder = store.join(root, path).rpartition("/")[0]
+                    others[folder, owner or folder.rpartition("/")[2], why].append(path)
+        left_out = []
+        for (folder, identity, why), names in others.items():
+            detail = f"{len(names)} photos, the first: {names[0].rpartition('/')[2]}"
+            left_out.append(LeftOut(folder, identity, why, detail, 0, len(names)))
+        return photos, left_out
 
     def _with_photos(self, person: Person, clips: list[_Clip], photos: list[_Photo]) -> list[_Clip]:
         """The clips with their photos and the spare ones: on a ring, each clip's begin where the last one's end."""
@@ -221,11 +242,11 @@ class VoxCeleb:
 def read_meta(text: bytes, path: str, needs_set: bool) -> list[Person]:
     """The people in vox1_meta.csv (tabs), vox2_meta.csv (commas) or its fuller sibling that has names, too."""
     try:
-        head, *lines = text.decode("utf-8-sig").splitlines()
+        head, *lines = re.split(r"\r\n|\r|\n", text.decode("utf-8-sig"))
         rows = csv.reader(lines, delimiter="\t" if "\t" in head else ",", strict=True)
-        titles = next(csv.reader(io.StringIO(head), delimiter="\t" if "\t" in head else ","))
+        titles = _trimmed(next(csv.reader(io.StringIO(head), delimiter="\t" if "\t" in head else ",")))
         columns = [_COLUMNS.get(re.sub(r"\s", "", title).lower(), "") for title in titles]
-        listed = [[value.strip() for value in row] for row in rows]
+        listed = [_trimmed([same(tidy(value)) for value in row], len(columns)) for row in rows]
     except (UnicodeDecodeError, csv.Error, ValueError, StopIteration) as error:
         raise V2FError(f"{path}: this is no metadata of VoxCeleb ({error or 'it is empty'})") from error
     wanted = {"id", *(["set"] if needs_set else [])}
@@ -246,6 +267,40 @@ def read_meta(text: bytes, path: str, needs_set: bool) -> list[Person]:
         known = {column: values[column] for column in ("gender", "nationality") if values.get(column)}
         people.append(Person(values["id"], names, values.get("set", "").lower() == "test", known))
     return people
+
+
+def _trimmed(row: list[str], least: int = 0) -> list[str]:
+    """A row without the empty fields at its end, of which ``least`` fields stay."""
+    filled = max((at for at, value in enumerate(row, start=1) if value.strip()), default=0)
+    return row[: max(filled, least)]
+
+
+def _as_published(name: str) -> bool:
+    """Sorts a clip behind another of its name whose extension is written as VoxCeleb writes it."""
+    return not name.rpartition(".")[2].islower()
+
+
+def _no_clip(name: str, path: str) -> LeftOut:
+    """Why the file ``name`` of a root is none of its clips, though it is a sound."""
+    folders = name.split("/")[:-1]
+    id = next((folder for folder in reversed(folders) if re.fullmatch(r"id\d{5}", folder)), "".join(folders[:1]))
+    if not is_text(name):
+        return LeftOut(path, id, "the file's name is no UTF-8")
+    if _CLIP.fullmatch(f"{name.rpartition('.')[0]}.wav") is not None:
+        return LeftOut(path, id, "no kind of clip that is taken", "these are .wav, .m4a and .flac")
+    return LeftOut(path, id, "it does not lie where clips do", "that is idXXXXX/VIDEO/UTT.wav|m4a")
+
+
+def _owner(name: str, exact: Mapping[str, str], loose: Mapping[str, set[str]]) -> tuple[str, str]:
+    """The id of the person whose folder a photo lies in, or why it is nobody's."""
+    why = "the folder is of nobody in the metadata"
+    for folder in name.split("/")[:-1]:
+        owners = {exact[folder]} if folder in exact else loose.get(_loose(folder), set())
+        if len(owners) == 1:
+            return next(iter(owners)), ""
+        if owners:
+            why = "the folder may be of several people"
+    return "", why
 
 
 def _loose(name: str) -> str:

@@ -8,12 +8,15 @@ The counts depend on the recipe alone, neither on the number of processes nor on
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from v2f import store
+from v2f.errors import V2FError
 from v2f.prepare import LeftOut
 
 YIELD = "yield.json"
+LEFT_OUT = "left_out.jsonl"
 _SHOWN = 20  # lines that are printed for each reason; left_out.jsonl has all
 
 
@@ -27,10 +30,14 @@ def yield_report(
         people[identity]["kept"] += samples
         splits[split] += samples
     reasons: Counter[str] = Counter()
-    for each in left_out:
-        people[each.identity]["left_out"][each.reason] += each.samples
-        reasons[each.reason] += each.samples
     photos = Counter(reason for _, _, reason in {(each.identity, each.name, each.reason) for each in rejected})
+    for each in left_out:
+        photos[each.reason] += each.photos
+        if each.photos and not each.samples:
+            continue
+        reasons[each.reason] += each.samples
+        if each.identity:
+            people[each.identity]["left_out"][each.reason] += each.samples
     return {
         "kept": {
             "samples": splits.total(),
@@ -38,7 +45,7 @@ def yield_report(
             "splits": dict(sorted(splits.items())),
         },
         "left_out": {"samples": reasons.total(), "reasons": _ranked(reasons)},
-        "rejected_photos": _ranked(photos),
+        "rejected_photos": _ranked(+photos),
         "people": {
             identity: {"kept": person["kept"], "left_out": _ranked(person["left_out"])}
             for identity, person in sorted(people.items())
@@ -50,13 +57,40 @@ def to_json(report: Mapping[str, Any]) -> bytes:
     return (json.dumps(report, ensure_ascii=False, indent=1) + "\n").encode()
 
 
+def write_left_out(
+    root: str, left_out: Iterable[LeftOut], put: Callable[[str, bytes], None] = store.write_bytes
+) -> None:
+    """A line of JSON for each input that was left out, beside the data; ``put`` writes a file."""
+    said = "".join(json.dumps(vars(each), ensure_ascii=False) + "\n" for each in left_out)
+    put(store.join(root, LEFT_OUT), said.encode())
+
+
+def read_left_out(root: str) -> list[LeftOut]:
+    """What :func:`write_left_out` wrote; empty where there is no such list."""
+    path = store.join(root, LEFT_OUT)
+    if not store.exists(path):
+        return []
+    try:
+        # not splitlines: a name may hold a separator of lines that JSON lets stand
+        return [LeftOut(**json.loads(line)) for line in store.read_bytes(path).decode().split("\n") if line]
+    except (ValueError, TypeError) as error:
+        raise V2FError(f"{path}: this is no list of what was left out ({error}); restore or remove it") from error
+
+
+def why(left_out: Sequence[LeftOut]) -> str:
+    """In a line why inputs were left out: the reasons with their counts, and the first input of the most frequent."""
+    counts = Counter(each.reason for each in left_out).most_common()
+    first = next((f"; the first: {each}" for each in left_out if each.reason == counts[0][0]), "")
+    return ", ".join(f"{count} x {reason}" for reason, count in counts) + first
+
+
 def lines(report: Mapping[str, Any], worst: int = 5) -> list[str]:
     """The report as text; ``worst``: so many of the people who lost most are named."""
     kept, lost = report["kept"], report["left_out"]
     everything = kept["samples"] + lost["samples"]
     share = f" ({kept['samples'] / everything:.1%})" if everything else ""
     said = [f"yield: {kept['samples']} of {everything} samples{share}, of {kept['people']} people"]
-    said += [f"  left out: {samples} {reason}" for reason, samples in lost["reasons"].items()]
+    said += [f"  left out: {samples} {reason}" for reason, samples in lost["reasons"].items() if samples]
     said += [f"  photos rejected: {count} {reason}" for reason, count in report["rejected_photos"].items()]
     losses = {identity: sum(person["left_out"].values()) for identity, person in report["people"].items()}
     without = sum(losses[identity] > 0 and not person["kept"] for identity, person in report["people"].items())

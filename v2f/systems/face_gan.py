@@ -126,20 +126,22 @@ class FaceGAN(System):
     @torch.no_grad()
     def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
         """As many generated pictures as there are people to compare them with."""
-        made, photos = [], []
+        made, photos, made_identity, photo_identity = [], [], [], []
         seen: set[int] = set()
         for batch in batches:
             people = batch["identity"].tolist()
             new = [row for row, person in enumerate(people) if person not in seen and person not in people[:row]]
             seen.update(people)
-            made.append(self.generator(batch["noise"])[new])
-            photos.append(to_picture(batch["image"], like=batch["noise"])[new])
-        made_N3HH, photo_N3HH = torch.cat(made), torch.cat(photos)
+            if new:
+                made.append(self.generator(batch["noise"])[new])
+                photos.append(to_picture(batch["image"], like=batch["noise"])[new])
+                made_identity.append(self.identity(made[-1]))
+                photo_identity.append(self.identity(photos[-1]))
         return metrics.variety_meters(
-            made=made_N3HH.flatten(1),
-            real=photo_N3HH.flatten(1),
-            made_identity=self.identity(made_N3HH),
-            real_identity=self.identity(photo_N3HH),
+            made=torch.cat(made).flatten(1),
+            real=torch.cat(photos).flatten(1),
+            made_identity=torch.cat(made_identity),
+            real_identity=torch.cat(photo_identity),
         )
 
     def verdict(self, meters: Mapping[str, float], history: Mapping[str, Sequence[float]]) -> str | None:

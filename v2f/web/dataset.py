@@ -17,6 +17,7 @@ from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
 from v2f.prepare import share, stats
+from v2f.prepare.names import person
 from v2f.prepare.yields import YIELD
 from v2f.web.page import Histogram, data_uri, environment, histogram, number
 
@@ -151,17 +152,18 @@ def _chosen(dataset: Dataset, count: int, split: str | None, identity: str | Non
         of = dataset.split(split)  # or an error that names those that are there
         rows = rows[of.first : of.first + of.samples]
     if identity is not None:
-        if identity not in manifest.identities:
+        numbers = [number for number, name in enumerate(manifest.identities) if person(name) == person(identity)]
+        if not numbers:
             raise V2FError(f"{dataset.root}: it has nobody called {identity!r}")
-        rows = rows[index.identity[rows] == manifest.identities.index(identity)]
+        rows = rows[np.isin(index.identity[rows], numbers)]
         if not len(rows):
             raise V2FError(f"{dataset.root}: {identity!r} is not in the split {split}")
     ranked = sorted(rows.tolist(), key=lambda row: share(bytes(index.key[row]).decode("ascii", "replace")))
     turn: dict[int, int] = {}
     place = {}
     for row in ranked:
-        person = int(index.identity[row])
-        place[row] = turn[person] = turn.get(person, -1) + 1
+        who = int(index.identity[row])
+        place[row] = turn[who] = turn.get(who, -1) + 1
     return np.sort(np.array(sorted(ranked, key=lambda row: place[row])[:count], dtype=np.int64))
 
 
