@@ -10,11 +10,14 @@ whoever waits (no clock of another machine is ever read), or once its process is
 owner whose term lapsed, but was not taken, goes on. Numbers only grow, so that a commit tells whether its owner had
 been superseded: readers leave those out (:mod:`v2f.checkpoint`).
 
-Terms with the same ``share`` hold together: the parts of one pack. Every other writer waits, and is refused.
+Terms with the same ``share`` hold together, one for each ``member``: the parts of one pack. Every other writer waits,
+and is refused.
 
 Where a number can only be created once (a disk; S3 with ``If-None-Match``) that decides between two contenders. Some
 stores check it without a lock (OpenStack Swift), so on a store it is read back after SETTLE_S. On a disk, checks and
-what they are for run under a file lock: an owner that was paused between the two cannot be superseded in there.
+what they are for run under a file lock: an owner that was paused between the two cannot be superseded in there. On a
+store it can, and its one request may come late: :meth:`Lease.put` makes that request depend on what was there, where
+the store compares (``If-Match``); elsewhere nothing guards against a pause of EXPIRY_S right there.
 """
 
 import contextlib
@@ -28,7 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from v2f import store
 from v2f.errors import V2FError
@@ -83,6 +86,7 @@ class Term:
     born: int
     beat: int = 0
     ended: bool = False
+    member: str | None = None
     note: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -92,16 +96,17 @@ class Term:
         """Whether its process ran on this machine and is no more; False where that cannot be known."""
         return bool(self.place) and self.place == _place() and _born(self.pid) != self.born
 
-    def together(self, share: str | None) -> bool:
-        return share is not None and share == self.share
+    def together(self, share: str | None, member: str | None = None) -> bool:
+        return share is not None and share == self.share and (member is None or member != self.member)
 
 
 class Lease:
     """An owner's hold on ``root``, from :meth:`take` to the end of the ``with`` block."""
 
-    def __init__(self, root: str, term: Term, tag: str | None, lasting: bool, clock: Clock) -> None:
-        self._root, self._term, self._tag, self._lasting, self._clock = root, term, tag, lasting, clock
-        self._looked = clock.now()
+    def __init__(self, root: str, term: Term, tag: str | None, lasting: bool, clock: Clock | None = None) -> None:
+        self._root, self._term, self._tag, self._lasting = root, term, tag, lasting
+        self._clock = clock or Clock()
+        self._looked = self._clock.now()
         self._lost: LostError | None = None
         self._renewing = threading.Lock()
         self._held, self._depth = threading.RLock(), 0
@@ -115,6 +120,7 @@ class Lease:
         what: str,
         *,
         share: str | None = None,
+        member: str | None = None,
         note: Callable[[Term | None], dict[str, Any]] = lambda before: {},
         say: Callable[[str], None] = lambda line: None,
         interrupted: Callable[[], bool] = lambda: False,
@@ -141,9 +147,9 @@ class Lease:
                     watched[term.number] = term, now
                     changed = changed if before is None else now
             living = [t for t in terms if not t.ended and not t.gone() and now - watched[t.number][1] < EXPIRY_S]
-            others = [term for term in living if not term.together(share)]
+            others = [term for term in living if not term.together(share, member)]
             if not others:
-                lease = cls._next(root, numbers, what, share, note, clock, lasting)
+                lease = cls._next(root, numbers, what, share, member, note, clock, lasting)
                 if lease is not None:
                     return lease._begun(renewing)
             elif not told:
@@ -153,11 +159,13 @@ class Lease:
             if interrupted():
                 raise HeldError(f"{root}: {whose} has it, and waiting for its end was interrupted")
             # An owner that renewed it a moment ago has had its time to end; one that was seen no more may yet lapse.
-            if now - began >= EXPIRY_S and (now - changed < RENEW_S + 2 * _LOOK_S or now - began >= 3 * EXPIRY_S):
+            waited, lives = now - began, bool(others) and now - changed < RENEW_S + 2 * _LOOK_S
+            # Of many that start together and may hold together, the slowest at creating a number is not refused for it.
+            if waited >= EXPIRY_S * (1 if lives else 3 if others or share is None else 6):
                 raise HeldError(
                     f"{root}: {whose} has it, and lives; wait for its end, stop it, or choose another folder"
                 )
-            clock.pause(_LOOK_S)
+            clock.pause(_LOOK_S if others else _LOOK_S / 3)
 
     @classmethod
     def _next(
@@ -166,6 +174,7 @@ class Lease:
         numbers: list[int],
         what: str,
         share: str | None,
+        member: str | None,
         note: Callable[[Term | None], dict[str, Any]],
         clock: Clock,
         lasting: bool,
@@ -180,6 +189,7 @@ class Lease:
             place=_place(),
             pid=os.getpid(),
             born=_born(os.getpid()),
+            member=member,
             note=note(_read(root, numbers[-1]) if numbers else None),
         )
         path = _path(root, term.number)
@@ -195,14 +205,18 @@ class Lease:
         if mine is None or mine.owner != term.owner:
             return None
         above = [_read(root, number) for number in there if number > term.number]
-        if any(other is not None and not other.together(share) for other in above):
+        if any(other is not None and not other.together(share, member) for other in above):
             store.remove(path)
             return None
         for number in numbers:  # over for ever, since this number is there; those that are shared count on
             before = _read(root, number) if share is not None else None
-            if before is None or not before.together(share):
+            if before is None or not before.together(share, member):
                 store.remove(_path(root, number))
         return cls(root, term, tag, lasting, clock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For the owner's other processes: there it can be held, but is neither renewed nor to be ended."""
+        return Lease, (self._root, self._term, None, self._lasting)
 
     @property
     def number(self) -> int:
@@ -228,17 +242,23 @@ class Lease:
 
     def renew(self) -> None:
         """Show that the owner lives; :class:`LostError` if it is another's by now."""
-        with self._renewing:
-            self._check()
-            path, term = _path(self._root, self.number), replace(self._term, beat=self._term.beat + 1)
-            try:
-                self._tag = store.renew(path, _content(term), self._tag)
-            except store.ConflictError:
-                self._check()  # else it was this very request, made again after its answer was lost
-                self._tag = _tagged(self._root, self.number)[1]
-            except FileNotFoundError:
-                self._lose(self._gone(), gone=True)
-            self._term = term
+        # On a disk under the lock, else who was paused here would write over the number of a later owner. On a store
+        # not: there the block may be a long upload, and the owner of it lives.
+        with self._locking() if store.local_path(self._root) is not None else contextlib.nullcontext():
+            with self._renewing:
+                self._renew()
+
+    def _renew(self) -> None:
+        self._check()
+        path, term = _path(self._root, self.number), replace(self._term, beat=self._term.beat + 1)
+        try:
+            self._tag = store.renew(path, _content(term), self._tag)
+        except store.ConflictError:
+            self._check()  # else it was this very request, made again after its answer was lost
+            self._tag = _tagged(self._root, self.number)[1]
+        except FileNotFoundError:
+            self._lose(self._gone(), gone=True)
+        self._term = term
 
     def look(self) -> None:
         """:meth:`check`, but only if nobody has for a while: for what happens often, after a process was paused."""
@@ -256,17 +276,50 @@ class Lease:
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
         """A block that commits: it is this owner's when it begins, and on a disk until it ends."""
+        with self._locking() as outermost:
+            if outermost:
+                self.check()
+            yield
+
+    @contextlib.contextmanager
+    def _locking(self) -> Iterator[bool]:
+        """One thread of the owner at a time, on a disk under the lock; whether it is no block within such a block."""
         with self._held:
             if self._depth:
-                yield  # within another such block of this thread
+                yield False
                 return
             with _locked(self._root, wait=True):
-                self.check()
                 self._depth = 1
                 try:
-                    yield
+                    yield True
                 finally:
                     self._depth = 0
+
+    def put(self, path: str, data: bytes) -> None:
+        """Have ``data`` stand in a small file whose name all owners use; :class:`LostError` if it is another's by now.
+
+        Where the store compares, an owner that was superseded cannot replace what its successor has written.
+        """
+        while True:
+            there, tag = store.read_tagged(path)
+            if there == data:
+                return
+            with self.holding():
+                if store.local_path(path) is not None:
+                    store.write_bytes(path, data)
+                    return
+                if there is None:
+                    if store.create(path, data):
+                        return
+                    continue
+                with contextlib.suppress(store.ConflictError):
+                    store.renew(path, data, tag)
+                    return
+
+    def settle(self) -> None:
+        """On a store that may let two create one object: wait until what was created stays as it is."""
+        if store.local_path(self._root) is None:
+            self._clock.pause(SETTLE_S)
 
     def __enter__(self) -> "Lease":
         return self
@@ -284,9 +337,10 @@ class Lease:
                 self._term = replace(self._term, ended=True)
                 self.renew()
                 return
-            self.check()
-            store.remove(_path(self._root, self.number))
-            _clear(self._root)
+            with self._locking():
+                self.check()
+                store.remove(_path(self._root, self.number))
+                _clear(self._root)
 
     def _begun(self, renewing: bool) -> "Lease":
         if renewing:
@@ -311,7 +365,7 @@ class Lease:
             if number <= self.number:
                 break
             other = _read(self._root, number)
-            if other is not None and not other.together(self._term.share):
+            if other is not None and not other.together(self._term.share, self._term.member):
                 self._lose(
                     f"{self._root}: {other} has taken it over from {self._term}, which stops without another word"
                 )
@@ -319,7 +373,9 @@ class Lease:
             self._lose(self._gone(), gone=True)
         self._looked = self._clock.now()
         mine = _read(self._root, self.number)
-        if mine is not None and mine.owner != self.owner:
+        if mine is None:
+            self._lose(self._gone(), gone=True)
+        if mine.owner != self.owner:
             self._lose(f"{self._root}: {mine} owns it, not {self._term}, which stops")
 
     def _gone(self) -> str:
@@ -328,7 +384,7 @@ class Lease:
             "lost: restore it or start anew"
         )
 
-    def _lose(self, why: str, *, gone: bool = False) -> None:
+    def _lose(self, why: str, *, gone: bool = False) -> NoReturn:
         self._lost = LostError(why, gone=gone)
         raise self._lost
 
@@ -350,7 +406,8 @@ def _standing(root: str) -> tuple[list[int], list[Term]]:
             continue
         if found and not term.together(found[0].share):
             break
-        found.append(term)
+        if all(term.together(other.share, other.member) for other in found):  # else its part was begun anew
+            found.append(term)
         if term.share is None:
             break
     return numbers, found
@@ -410,12 +467,15 @@ def _born(pid: int) -> int:
 
 
 def _clear(root: str) -> None:
-    """Remove the empty folder of leases; on a store there is none."""
+    """Remove the empty folder of leases, under its lock; on a store there is none."""
     local = store.local_path(root)
     if local is not None and not _numbers(root):
+        folder = os.path.join(local, FOLDER)
         with contextlib.suppress(OSError):
-            os.unlink(os.path.join(local, FOLDER, _LOCK))
-            os.rmdir(os.path.join(local, FOLDER))
+            for name in os.listdir(folder):
+                if name == _LOCK or name.startswith(".writing-"):  # half a number of an owner that was killed
+                    os.unlink(os.path.join(folder, name))
+            os.rmdir(folder)
 
 
 @contextlib.contextmanager
@@ -426,20 +486,25 @@ def _locked(root: str, wait: bool = False) -> Iterator[bool]:
         yield True
         return
     folder = os.path.join(local, FOLDER)
+    path = os.path.join(folder, _LOCK)
     with contextlib.ExitStack() as opened:
-        try:
-            if not wait:
-                os.makedirs(folder, exist_ok=True)
-            handle = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError:
-            yield True  # the folder is gone, or not to be written to: what comes next says so
-            return
-        opened.callback(os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            pass
+        while True:
+            try:
+                if not wait:
+                    os.makedirs(folder, exist_ok=True)
+                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError:
+                break  # the folder is gone, or not to be written to: what comes next says so
+            opened.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            except OSError:
+                break
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    break
+            # It was removed by the last owner before it was locked here: others may hold a new one.
         yield True

@@ -390,6 +390,8 @@ def _create_locally(local: str, data: bytes) -> bool:
     os.makedirs(folder, exist_ok=True)
     temporary = _written(folder, data)
     try:
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.link(temporary, local)
     except FileExistsError:
         return False
@@ -444,8 +446,8 @@ def renew(path: str, data: bytes, tag: str | None) -> str | None:
         with explained(path, "write"):
             try:
                 return _retried(path, "write", lambda: s3.put(path, data, match=tag))
-            except s3.ExistsError:
-                raise ConflictError(f"{_shown(path)}: another has written it") from None
+            except (s3.ExistsError, FileNotFoundError):
+                raise ConflictError(f"{_shown(path)}: another has written or removed it") from None
     if local is None:
         write_bytes(path, data)
         return None

@@ -190,6 +190,22 @@ def test_damage_is_not_made_sound(source: Dataset, tmp_path: Path) -> None:
         open_dataset(str(tmp_path / "d"))
 
 
+def test_a_source_that_changes_meanwhile_is_an_error(
+    source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else somebody who was removed from it would be in what is made of it."""
+    root, fill = shutil.copytree(source.root, str(tmp_path / "copy")), module._fill
+
+    def removed(*values: Any) -> None:
+        fill(*values)
+        remove(root, ["p4"])
+
+    monkeypatch.setattr(module, "_fill", removed)
+    with pytest.raises(V2FError, match=r"copy: it was changed while it was read; remove .*d and start again"):
+        precompute(root, str(tmp_path / "d"), load(BOTH))
+    assert not (tmp_path / "d" / "manifest.json").exists()
+
+
 def test_people_can_be_removed_from_it(computed: Dataset, tmp_path: Path) -> None:
     root = shutil.copytree(computed.root, str(tmp_path / "copy"))
     remove(root, ["p0"])

@@ -2,14 +2,15 @@
 
 ``index.npz`` (no pickles) holds one row a sample, in the order of the shards: shard, offset and length of its run
 of tar members (headers and padding included), CRC-32 of that run, identity, key. ``manifest.json`` is written
-last: a folder without it holds no data set. Its fingerprint depends on content alone.
+last: a folder without it holds no data set. Its fingerprint depends on content alone. It names its index, because the
+one that follows it when people are removed lies beside it until the manifest itself is replaced.
 """
 
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -28,7 +29,7 @@ from v2f.errors import V2FError
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
 PACKING = "packing.json"  # there while a pack is under way, or after one was killed
-REMOVING = "removing"  # a folder that is there while people are removed, or after that was killed
+REMOVING = "removing"  # a folder that a former version made while it removed people
 Ints = npt.NDArray[np.int64]
 _COLUMNS: dict[str, str] = {
     "shard": "<i4",
@@ -64,10 +65,11 @@ class Manifest(Config):
     identities: list[str]
     index_sha256: str
     provenance: dict[str, Any]
+    index: str = INDEX
 
     def content_fingerprint(self) -> str:
         """SHA-256 over what the data are: not over who made them, when, or from which recipe."""
-        content = self.model_dump(exclude={"created_by", "fingerprint", "provenance"})
+        content = self.model_dump(exclude={"created_by", "fingerprint", "provenance", "index"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -278,8 +280,15 @@ def write_runs(
     )
 
 
-def write_manifest(root: str, shards: Sequence[ShardRows], provenance: Mapping[str, Any]) -> Dataset:
-    """Commit a data set: its index first, ``manifest.json`` last. ``provenance`` is plain JSON."""
+def write_manifest(
+    root: str,
+    shards: Sequence[ShardRows],
+    provenance: Mapping[str, Any],
+    put: Callable[[str, bytes], None] = store.write_bytes,
+    named: str = INDEX,
+) -> Dataset:
+    """Commit a data set: its index first, ``manifest.json`` last. ``provenance`` is plain JSON; ``put`` writes a file,
+    ``named`` is the index's name."""
     rows = [(row, key) for row in shards for key in row.key]
     keys = [key for _, key in rows]
     if not keys:
@@ -305,13 +314,15 @@ def write_manifest(root: str, shards: Sequence[ShardRows], provenance: Mapping[s
         identities=identities,
         index_sha256=index.digest(),
         provenance=dict(provenance),
+        index=named,
     )
     manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: getattr(index, name) for name in _COLUMNS})
-    store.write_bytes(store.join(root, INDEX), buffer.getvalue())
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-    store.write_bytes(store.join(root, MANIFEST), text.encode() + b"\n")
+    put(store.join(root, named), buffer.getvalue())
+    values = manifest.model_dump(mode="json", exclude={"index"} if named == INDEX else None)
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+    put(store.join(root, MANIFEST), text.encode() + b"\n")
     return Dataset(root, manifest, index)
 
 
@@ -331,8 +342,15 @@ def _split_sizes(shards: Sequence[ShardRows]) -> dict[str, SplitSize]:
 def open_dataset(root: str) -> Dataset:
     """The data set under ``root``, validated: a missing, cut or edited manifest or index is one clear line."""
     manifest = read_manifest(root)
-    path = store.join(root, INDEX)
-    content = store.read_bytes(path)
+    while True:
+        try:
+            content = store.read_bytes(store.join(root, manifest.index))
+            break
+        except V2FError:
+            before, manifest = manifest, read_manifest(root)
+            if manifest == before:  # else people were removed in between, and the index with them
+                raise
+    path = store.join(root, manifest.index)
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as columns:
             index = Index(**{name: columns[name] for name in _COLUMNS})

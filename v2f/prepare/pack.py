@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from v2f import store
 from v2f.config import Config, Place, build, override, read_yaml
-from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
+from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_shard
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
+from v2f.lease import Lease
 from v2f.prepare import Converter, Item, LeftOut, Made, Plan, parts, share, yields
 from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig
 from v2f.prepare.names import person
@@ -96,7 +97,9 @@ def pack(recipe: PackConfig) -> Dataset:
 
     A data set of the same recipe that is there already is left as it is; anything else in the way is refused.
     """
-    return _pack(recipe, WHOLE) or _commit(recipe.out)
+    dataset = _pack(recipe, WHOLE)
+    assert dataset is not None, "the whole is committed"
+    return dataset
 
 
 def pack_part(recipe: PackConfig, part: Part) -> None:
@@ -111,6 +114,13 @@ def finalize(recipe: PackConfig) -> Dataset:
     dataset = _already(recipe.out, wanted)
     if dataset is not None:
         return dataset
+    _packing_of(recipe, wanted)  # a folder where nothing was packed gets no lease
+    with parts.leased(recipe.out, "v2f shards finalize") as owner:
+        return _already(recipe.out, wanted, owner) or _commit(owner, recipe.out, _packing_of(recipe, wanted))
+
+
+def _packing_of(recipe: PackConfig, wanted: dict[str, Any]) -> Packing:
+    """What is packed into the recipe's ``out``, if it is the recipe."""
     packing = parts.read_packing(recipe.out)
     if packing is None:
         raise V2FError(
@@ -119,34 +129,39 @@ def finalize(recipe: PackConfig) -> Dataset:
     differing = _names_of(packing.provenance, wanted)
     if differing:
         raise V2FError(f"{recipe.out}: parts of another recipe are here ({differing} differ); name the one they are of")
-    return _commit(recipe.out)
+    return packing
 
 
 def _pack(recipe: PackConfig, part: Part) -> Dataset | None:
-    """Pack a part, or open the data set where it is committed already."""
+    """Pack a part, and commit it where it is the whole; or open the data set where it is committed already."""
     converter = recipe.converter()
     plan = converter.plan()
     packing = Packing.of(part.of, plan.items, {"recipe": _what(recipe), **plan.provenance})
     out = recipe.out
     dataset = _already(out, packing.provenance)
-    if dataset is not None:
-        way_out = f"nothing is added to a data set that is committed: {_WAY_OUT}"
-        _say_mended(out, MANIFEST, yields.read_left_out(out), converter, plan, way_out)
-        return dataset
-    parts.enter(out, packing)
-    record = parts.read_part_record(out, part)
-    if record is None:
-        _make(recipe, converter, plan, part)
-    else:
-        way_out = f"to have the part packed again, remove {store.join(out, part.record)} first"
-        _say_mended(out, part.record, record.left_out, converter, plan, way_out)
-    return None
+    if dataset is None:
+        parts.enter(None, out, packing)
+        what = "v2f shards pack" + (f" --part {part}" if part.of > 1 else "")
+        with parts.leased(out, what, packing, part) as owner:
+            dataset = _already(out, packing.provenance, owner)  # of another one, for whose end this one waited
+            if dataset is None:
+                parts.enter(owner, out, packing)
+                record = parts.read_part_record(out, part)
+                if record is None:
+                    _make(owner, recipe, converter, plan, part)
+                else:
+                    way_out = f"to have the part packed again, remove {store.join(out, part.record)} first"
+                    _say_mended(out, part.record, record.left_out, converter, plan, way_out)
+                return _commit(owner, out, packing) if part.of == 1 else None
+    way_out = f"nothing is added to a data set that is committed: {_WAY_OUT}"
+    _say_mended(out, MANIFEST, yields.read_left_out(out), converter, plan, way_out)
+    return dataset
 
 
 # ------------------------------------------------------------------------------------------------ a part
 
 
-def _make(recipe: PackConfig, converter: Converter, plan: Plan, part: Part) -> None:
+def _make(owner: Lease, recipe: PackConfig, converter: Converter, plan: Plan, part: Part) -> None:
     """Make and write the samples of a part, from where a former attempt has got to."""
     out, items = recipe.out, part.deal(plan.items)
     done = parts.recover(out, part)
@@ -166,10 +181,10 @@ def _make(recipe: PackConfig, converter: Converter, plan: Plan, part: Part) -> N
             records = _still_true(done[split], mine, make)
             bar.update(_stop(records))
             if _stop(records) < len(mine):
-                parts.forget(out, part, [*shards, *(record.rows.shard.name for record in records)])
+                parts.forget(owner, out, part, [*shards, *(record.rows.shard.name for record in records)])
                 done = {name: [] for name in SPLITS}  # who may be in later splits depends on who gets into this one
-                for record in _new(recipe, part, split, records, mine, make, bar, left_out):
-                    parts.write_record(out, parts.rows_name(record.rows.shard.name), record)
+                for record in _new(owner, recipe, part, split, records, mine, make, bar, left_out):
+                    parts.write_record(owner, out, parts.rows_name(record.rows.shard.name), record)
                     records.append(record)
             shards += [record.rows.shard.name for record in records]
             left_out += [each for record in records for _, each in record.left_out]
@@ -178,7 +193,7 @@ def _make(recipe: PackConfig, converter: Converter, plan: Plan, part: Part) -> N
     left_out.sort(key=str)
     for line in yields.examples(left_out):
         print(line)
-    parts.write_record(out, part.record, PartRecord(shards=shards, left_out=left_out))
+    parts.write_record(owner, out, part.record, PartRecord(shards=shards, left_out=left_out))
 
 
 def _stop(records: Sequence[ShardRecord]) -> int:
@@ -195,6 +210,7 @@ def _still_true(records: list[ShardRecord], items: Sequence[Item], make: Make) -
 
 
 def _new(
+    owner: Lease,
     recipe: PackConfig,
     part: Part,
     split: str,
@@ -213,7 +229,8 @@ def _new(
 
     def write(stop: int) -> ShardRecord:
         samples = [(each.item.key, each.item.identity, each.members) for each in made]
-        rows = write_shard(recipe.out, part.shard(split, number), split, samples)
+        with owner.holding():
+            rows = write_shard(recipe.out, part.shard(split, number), split, samples)
         return ShardRecord.of(rows, made, stop, left)
 
     for at, result in enumerate(make(items[start:]), start):
@@ -235,10 +252,8 @@ def _new(
 # --------------------------------------------------------------------------------------------- all parts
 
 
-def _commit(out: str) -> Dataset:
+def _commit(owner: Lease, out: str, packing: Packing) -> Dataset:
     """Make a data set of the parts in ``out``, if all are whole."""
-    packing = parts.read_packing(out)
-    assert packing is not None
     wanted = [Part(number, packing.parts) for number in range(packing.parts)]
     with ThreadPoolExecutor(16) as pool:  # each record is a round trip where the folder is remote
         found = list(pool.map(lambda part: parts.read_part_record(out, part), wanted))
@@ -246,27 +261,28 @@ def _commit(out: str) -> Dataset:
         if missing:
             raise V2FError(f"{out}: {_listed(missing)} not packed yet; run `v2f shards pack` for them first")
         whole = {part: record for part, record in zip(wanted, found, strict=True) if record is not None}
-        owner = {name: part for part, record in whole.items() for name in record.shards}
-        records = dict(zip(owner, pool.map(lambda name: parts.read_shard_record(out, name), owner), strict=True))
+        of = {name: part for part, record in whole.items() for name in record.shards}
+        records = dict(zip(of, pool.map(lambda name: parts.read_shard_record(out, name), of), strict=True))
     for name, record in records.items():
         if record is None:
-            store.remove(store.join(out, owner[name].record))  # so that running it again mends it
-            raise V2FError(f"{out}: {name} is not there or was cut; run `v2f shards pack` for part {owner[name]} again")
+            with owner.holding():
+                store.remove(store.join(out, of[name].record))  # so that running it again mends it
+            raise V2FError(f"{out}: {name} is not there or was cut; run `v2f shards pack` for part {of[name]} again")
     left_out = sorted((each for record in whole.values() for each in record.left_out), key=str)
     ordered = [record for split in SPLITS for record in records.values() if record and record.rows.shard.split == split]
     if not ordered:
-        for part in wanted:
-            store.remove(store.join(out, part.record))
+        with owner.holding():
+            for part in wanted:
+                store.remove(store.join(out, part.record))
         raise V2FError(
             f"{out}: all of the {len(left_out)} inputs were left out, there is nothing to pack ({yields.why(left_out)})"
         )
     kept = Counter((record.rows.shard.split, identity) for record in ordered for identity in record.rows.identity)
     rejected = [photo for record in ordered for photo in record.rejected]
     report = yields.yield_report(kept, left_out, rejected)
-    yields.write_left_out(out, left_out)
-    store.write_bytes(store.join(out, YIELD), yields.to_json(report))
-    dataset = write_manifest(out, [record.rows for record in ordered], packing.provenance)
-    parts.leave(out)
+    yields.write_left_out(out, left_out, owner.put)
+    owner.put(store.join(out, YIELD), yields.to_json(report))
+    dataset = parts.commit(owner, out, [record.rows for record in ordered], packing.provenance)
     seconds = dict.fromkeys(SPLITS, 0.0)
     for record in ordered:
         seconds[record.rows.shard.split] += record.seconds
@@ -302,7 +318,7 @@ def _summarise(dataset: Dataset, seconds: dict[str, float], report: dict[str, An
 # ------------------------------------------------------------------------------------------------- place
 
 
-def _already(out: str, wanted: dict[str, Any]) -> Dataset | None:
+def _already(out: str, wanted: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
     """The data set that ``out`` holds, if it is the one that is ``wanted`` (parts of its provenance); another one is
     refused."""
     if not store.exists(store.join(out, MANIFEST)):
@@ -315,7 +331,7 @@ def _already(out: str, wanted: dict[str, Any]) -> Dataset | None:
     if differing:
         what = "other inputs" if set(differing.split(", ")) <= _OF_INPUTS else "another recipe"
         raise V2FError(f"{out}: a data set of {what} is there ({differing} differ); {_WAY_OUT}")
-    parts.leave(out)
+    parts.finish(owner, dataset, "v2f shards pack")
     print(f"{out}: packed already from this recipe, nothing to do; fingerprint {dataset.fingerprint}")
     return dataset
 

@@ -4,29 +4,38 @@
     train-p00003-00007.tar            shard 7 of part 3 (of one part alone: train-00007.tar)
     train-p00003-00007.rows.json      written after its shard: what it holds; so a part that was killed goes on there
     part-00003.json                   part 3 is whole: its shards, and what it left out
+    lease/                            who is at work: the parts of one pack together, every other writer alone
 
 A part has whole people, so that what concerns one person is decided in one place. Which, depends on the plan and on the
 number of parts alone. When the manifest is written, all but the shards goes.
+
+Whoever writes or removes a file here holds the lease. On a store, where an owner that was superseded may still have one
+request under way, shards are replaced and not removed before the manifest is there: those of one packing are the same
+bytes, whoever writes them. And there a pack of another recipe is never cleared away.
 """
 
 import hashlib
 import heapq
 import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from v2f import store
+from v2f import lease, store
 from v2f.config import Config
-from v2f.data.manifest import INDEX, PACKING, ShardRows
+from v2f.data.manifest import INDEX, PACKING, Dataset, ShardRows, open_dataset, write_manifest
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
+from v2f.lease import Lease
 from v2f.prepare import Item, LeftOut, Made, share
 from v2f.prepare.yields import LEFT_OUT, YIELD
+
+log = logging.getLogger("v2f")
 
 _TEMPORARY = re.compile(r"\.writing-.*")
 _RECORD = re.compile(rf"(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}\.rows\.json|part-\d{{5}}\.json")
@@ -111,6 +120,9 @@ class Packing(Config):
             digest.update(f"{item.key}\0{item.split}\0{item.identity}\n".encode())
         return cls(parts=parts, plan=digest.hexdigest(), provenance=json.loads(json.dumps(provenance)))
 
+    def to_json(self) -> bytes:
+        return self.model_dump_json(indent=1).encode()
+
 
 def read_packing(out: str) -> Packing | None:
     """What is packed into ``out``; None where nothing is."""
@@ -123,10 +135,19 @@ def read_packing(out: str) -> Packing | None:
         return Packing(parts=1, plan="", provenance={})
 
 
-def enter(out: str, packing: Packing) -> None:
+def leased(out: str, what: str, packing: Packing | None = None, part: Part = WHOLE) -> Lease:
+    """The lease of a data set, for ``what``: together with other parts of the same ``packing``, or alone."""
+    share = None
+    if packing is not None and part.of > 1:
+        share = hashlib.sha256(packing.to_json() + str(part.of).encode()).hexdigest()
+    return Lease.take(out, what, share=share, member=str(part), say=log.warning, lasting=False)
+
+
+def enter(owner: Lease | None, out: str, packing: Packing) -> None:
     """Make ``out`` the place where ``packing`` is under way: what is not ours is refused, and so is another packing in
-    parts, at which other machines may be working; what else a pack of another recipe has left is removed."""
-    there = [name for name in store.names(out) if not _TEMPORARY.fullmatch(name)]
+    parts, at which other machines may be working; what else a pack of another recipe has left is removed. Without an
+    ``owner`` it is only looked whether that would be refused."""
+    there = [name for name in store.names(out) if not _TEMPORARY.fullmatch(name) and name != lease.FOLDER]
     foreign = [name for name in there if not is_ours(name)]
     found = read_packing(out)
     if foreign or (there and found is None):
@@ -141,17 +162,55 @@ def enter(out: str, packing: Packing) -> None:
         else:
             what = "the inputs are not those that the other parts have seen"
         raise V2FError(f"{out}: {what}; start all parts alike, choose another `out`, or remove this folder")
-    for name in there:
-        store.remove(store.join(out, name))
-    store.write_bytes(store.join(out, PACKING), packing.model_dump_json(indent=1).encode())
-
-
-def leave(out: str) -> None:
-    """Remove what packing needed, ``packing.json`` last; the data set is committed."""
-    for name in store.names(out):
-        if is_record(name) and name != PACKING:
+    if found is not None and store.local_path(out) is None:
+        raise V2FError(
+            f"{out}: a pack of another recipe was begun here and may only be slow; remove all of it first, or choose "
+            "another `out`"
+        )
+    if owner is None:
+        return
+    with owner.holding():
+        for name in sorted(there, key=lambda name: name == PACKING):  # without it the rest would be nobody's
             store.remove(store.join(out, name))
-    store.remove(store.join(out, PACKING))
+        made = store.create(store.join(out, PACKING), packing.to_json())
+    owner.settle()
+    if not made or read_packing(out) != packing:
+        raise V2FError(f"{out}: a pack of another recipe has just begun here; choose another `out`")
+
+
+def remains(dataset: Dataset) -> list[str]:
+    """What packing a data set needed or left behind and has not removed yet, ``packing.json`` last."""
+    shards, names = {shard.name for shard in dataset.manifest.shards}, store.names(dataset.root)
+    stray = [name for name in names if _SHARD.fullmatch(name) and name not in shards] if PACKING in names else []
+    return stray + sorted(filter(is_record, names), key=lambda name: name == PACKING)
+
+
+def commit(owner: Lease, out: str, rows: Sequence[ShardRows], provenance: Mapping[str, Any]) -> Dataset:
+    """Write the manifest, and remove what packing needed."""
+    dataset = write_manifest(out, rows, provenance, owner.put)
+    if store.local_path(out) is None:
+        owner.settle()
+        write_manifest(out, rows, provenance, owner.put)  # which writes only what another has just written over
+    leave(owner, dataset)
+    return dataset
+
+
+def finish(owner: Lease | None, dataset: Dataset, what: str) -> None:
+    """Remove what is left of a pack that was killed after it had written the manifest; without an ``owner``, as one."""
+    if not remains(dataset):
+        return
+    if owner is not None:
+        return leave(owner, dataset)
+    with leased(dataset.root, what) as owner:
+        leave(owner, open_dataset(dataset.root))
+
+
+def leave(owner: Lease, dataset: Dataset) -> None:
+    """Remove what packing needed; the data set is committed."""
+    gone = remains(dataset)  # before it is looked whose it is: a later owner's files are not among them
+    with owner.holding():
+        for name in gone:
+            store.remove(store.join(dataset.root, name))
 
 
 # --------------------------------------------------------------------------------------------- records
@@ -182,8 +241,8 @@ class PartRecord(Config):
     left_out: list[LeftOut]
 
 
-def write_record(out: str, name: str, record: Config) -> None:
-    store.write_bytes(store.join(out, name), record.model_dump_json().encode())
+def write_record(owner: Lease, out: str, name: str, record: Config) -> None:
+    owner.put(store.join(out, name), record.model_dump_json().encode())
 
 
 def rows_name(shard: str) -> str:
@@ -223,9 +282,12 @@ def recover(out: str, part: Part) -> dict[str, list[ShardRecord]]:
     return found
 
 
-def forget(out: str, part: Part, kept: Iterable[str]) -> None:
-    """Remove what this part wrote, but for the shards ``kept`` and their records: each record before its shard."""
-    stay = {name for shard in kept for name in (shard, rows_name(shard))}
-    gone = [name for name in store.names(out) if part.wrote(name) and name not in stay]
-    for name in sorted(gone, key=lambda name: name.endswith(".tar")):
-        store.remove(store.join(out, name))
+def forget(owner: Lease, out: str, part: Part, kept: Iterable[str]) -> None:
+    """Remove this part's records, but for those of the shards ``kept``. What else it wrote is replaced, or goes when
+    the data set is committed."""
+    stay = {rows_name(shard) for shard in kept}
+    names = store.names(out)
+    gone = [name for name in names if part.wrote(name) and not _SHARD.fullmatch(name) and name not in stay]
+    with owner.holding():
+        for name in gone:
+            store.remove(store.join(out, name))

@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from v2f import standins, store
 from v2f.config import Config, Place, build, override
-from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
+from v2f.data.manifest import MANIFEST, Dataset, open_dataset, read_manifest, write_shard
 from v2f.data.sample import CODES, EMBEDDING, Members, Sample, encode_codes, encode_embedding, split_members
 from v2f.data.transforms import square
 from v2f.errors import V2FError
+from v2f.lease import Lease
 from v2f.nn.psp import PSP, Codes
 from v2f.prepare import parts
 from v2f.prepare.parts import WHOLE, Packing, Part, ShardRecord
@@ -85,16 +86,40 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
     before = source.manifest.provenance.get("precomputed", {})  # by another net, which is none of these
     computed = {**before, "of": source.fingerprint, **_made_by(config, device)}
     provenance = {**source.manifest.provenance, "precomputed": computed}
-    if store.exists(store.join(out, MANIFEST)):
-        dataset = open_dataset(out)
-        if dataset.manifest.provenance.get("precomputed") != computed:
-            raise V2FError(f"{out}: another data set is there; choose another --out, or remove this folder")
-        parts.leave(out)
-        print(f"{out}: computed already by these nets, nothing to do; fingerprint {dataset.fingerprint}")
-        return dataset
-    shards = _names(source)
     # like a pack in parts, because others may be at work here: what is not the same is refused, not removed
-    parts.enter(out, Packing(parts=max(2, len(shards)), plan=source.fingerprint, provenance=provenance))
+    packing = Packing(parts=max(2, len(_names(source))), plan=source.fingerprint, provenance=provenance)
+    dataset = _already(out, computed)
+    if dataset is not None:
+        return dataset
+    parts.enter(None, out, packing)
+    what = "v2f shards precompute" + (f" --part {part}" if part.of > 1 else "")
+    with parts.leased(out, what, packing, part) as owner:
+        dataset = _already(out, computed, owner)  # of another one, for whose end this one waited
+        if dataset is not None:
+            return dataset
+        parts.enter(owner, out, packing)
+        _fill(owner, source, out, config, part, device)
+        if part.of > 1:
+            print(f"{out}: part {part} is computed; when all are, the same command without --part commits them")
+            return None
+        return _commit(owner, source, out, provenance)
+
+
+def _already(out: str, computed: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
+    """The data set that ``out`` holds, if it is the one that is wanted; another one is refused."""
+    if not store.exists(store.join(out, MANIFEST)):
+        return None
+    dataset = open_dataset(out)
+    if dataset.manifest.provenance.get("precomputed") != computed:
+        raise V2FError(f"{out}: another data set is there; choose another --out, or remove this folder")
+    parts.finish(owner, dataset, "v2f shards precompute")
+    print(f"{out}: computed already by these nets, nothing to do; fingerprint {dataset.fingerprint}")
+    return dataset
+
+
+def _fill(owner: Lease, source: Dataset, out: str, config: PrecomputeConfig, part: Part, device: str) -> None:
+    """Write those shards of a part that are missing."""
+    shards = _names(source)
     mine = [number for number in range(len(shards)) if number % part.of == part.number]
     missing = [number for number in mine if parts.read_shard_record(out, shards[number]) is None]
     samples = [shard.samples for shard in source.manifest.shards]
@@ -102,12 +127,8 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
     bar = tqdm(total=sum(samples[n] for n in mine), unit="sample", desc=f"computing {what}", disable=None)
     with bar:
         bar.update(sum(samples[n] for n in mine if n not in missing))
-        for number in _work(source, out, config, device, missing):
+        for number in _work(owner, source, out, config, device, missing):
             bar.update(samples[number])
-    if part.of > 1:
-        print(f"{out}: part {part} is computed; when all are, the same command without --part commits them")
-        return None
-    return _commit(source, out, provenance)
 
 
 def _names(source: Dataset) -> list[str]:
@@ -120,16 +141,17 @@ def _names(source: Dataset) -> list[str]:
     return found
 
 
-def _commit(source: Dataset, out: str, provenance: dict[str, Any]) -> Dataset:
+def _commit(owner: Lease, source: Dataset, out: str, provenance: dict[str, Any]) -> Dataset:
     records = [parts.read_shard_record(out, name) for name in _names(source)]
     rows = [record.rows for record in records if record is not None]
     if len(rows) < len(records):
         raise V2FError(f"{out}: a shard that was computed is not there any more; run the same command again")
     for name in (LEFT_OUT, YIELD):
         if store.exists(store.join(source.root, name)):
-            store.write_bytes(store.join(out, name), store.read_bytes(store.join(source.root, name)))
-    dataset = write_manifest(out, rows, provenance)
-    parts.leave(out)
+            owner.put(store.join(out, name), store.read_bytes(store.join(source.root, name)))
+    if read_manifest(source.root) != source.manifest:  # someone may have been removed from it, and would be in here
+        raise V2FError(f"{source.root}: it was changed while it was read; remove {out} and start again")
+    dataset = parts.commit(owner, out, rows, provenance)
     size, before = (sum(shard.bytes for shard in each.manifest.shards) / 1e6 for each in (dataset, source))
     print(
         f"{out}: {len(dataset.index.key)} samples, {size:.0f} MB ({before:.0f} MB before) in {len(rows)} shards; "
@@ -141,13 +163,15 @@ def _commit(source: Dataset, out: str, provenance: dict[str, Any]) -> Dataset:
 # --------------------------------------------------------------------------------------------- computing
 
 
-def _work(source: Dataset, out: str, config: PrecomputeConfig, device: str, numbers: Sequence[int]) -> Iterator[int]:
+def _work(
+    owner: Lease, source: Dataset, out: str, config: PrecomputeConfig, device: str, numbers: Sequence[int]
+) -> Iterator[int]:
     """Write the shards with these numbers; each number when its shard is there."""
     most = 1 if device == "cuda" else cores()
     if not all(isinstance(named, StandIn) for named in _named(config).values()):
         most = min(most, _MOST_WITH_WEIGHTS)
     workers = min(config.workers or most, len(numbers))
-    what = (source.root, source.fingerprint, out, config, device)
+    what = (owner, source.root, source.fingerprint, out, config, device)
     if workers <= 1:
         with one_thread():
             yield from (_compute(*what, number) for number in numbers)
@@ -157,7 +181,9 @@ def _work(source: Dataset, out: str, config: PrecomputeConfig, device: str, numb
             yield done.result()
 
 
-def _compute(data: str, fingerprint: str, out: str, config: PrecomputeConfig, device: str, number: int) -> int:
+def _compute(
+    owner: Lease, data: str, fingerprint: str, out: str, config: PrecomputeConfig, device: str, number: int
+) -> int:
     """Write one shard and its record; its number."""
     source = _opened(data, fingerprint)
     shard, name, index = source.manifest.shards[number], _names(source)[number], source.index
@@ -184,8 +210,9 @@ def _compute(data: str, fingerprint: str, out: str, config: PrecomputeConfig, de
             encode = encode_embedding if role == "identity" else encode_codes
             each[member] = encode(key, values_P, len(values_P))
     identities = [source.manifest.identities[identity] for identity in index.identity[rows]]
-    written = write_shard(out, name, shard.split, list(zip(keys, identities, members, strict=True)))
-    parts.write_record(out, parts.rows_name(name), ShardRecord.of(written, [], len(keys), []))
+    with owner.holding():
+        written = write_shard(out, name, shard.split, list(zip(keys, identities, members, strict=True)))
+    parts.write_record(owner, out, parts.rows_name(name), ShardRecord.of(written, [], len(keys), []))
     return number
 
 

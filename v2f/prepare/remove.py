@@ -1,15 +1,21 @@
 """``v2f shards remove``: a person withdraws consent, and is in the data set no more.
 
-    affected shards --without the person's samples--> shards of other names        the old data set is still whole
-    index, manifest of what stays ----> ROOT/removing/                              decided: from here on it is finished
-    old manifest removed, new index and manifest put in its place, old shards removed
+    affected shards --without the person's samples--> shards of other names, an index of another name
+    reports of packing without the person                                      the old data set is still whole
+    new manifest in the place of the old one                                   the new data set is
+    old shards and the old index removed
 
-Killed anywhere, the same command finishes it, and in between there is either the old data set, or the new one, or a
-folder that says that it is neither. What stays is copied byte by byte with its checksum, so that a damaged sample does
-not become a sound one; other shards are not touched.
+Killed anywhere, the same command finishes it, and at each moment there is either the old data set or the new one. What
+stays is copied byte by byte with its checksum, so that a damaged sample does not become a sound one; other shards are
+not touched.
+
+One owner of the lease does it at a time. The new names hold a mark of the data set and of who goes: one who was
+superseded, and wakes up, writes under them the same bytes or what no manifest names. A name is removed only when the
+data set that it was made from is no more, so that no later owner can have made it anew.
 """
 
 import difflib
+import hashlib
 import json
 import re
 from collections import Counter
@@ -28,17 +34,20 @@ from v2f.data.manifest import (
     Shard,
     ShardRows,
     open_dataset,
+    read_manifest,
     write_manifest,
     write_runs,
 )
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
+from v2f.lease import Lease
 from v2f.prepare import parts, yields
 from v2f.prepare.names import person
 from v2f.prepare.yields import LEFT_OUT, YIELD
 
 _WHAT = "what.json"  # in ROOT/removing/: who goes, and which shards
-_REWRITTEN = re.compile(rf"(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}-r\d+\.tar")
+_MARK = r"-r[0-9a-f]+"  # former versions counted: -r1, -r2
+_MADE = re.compile(rf"(?:(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}(?:{_MARK})?\.tar|index(?:{_MARK})?\.npz)")
 
 
 def remove(root: str, identities: Sequence[str]) -> Dataset:
@@ -47,10 +56,17 @@ def remove(root: str, identities: Sequence[str]) -> Dataset:
 
     :class:`V2FError` where one of them is not in it, before anything is changed.
     """
-    identities = [*dict.fromkeys(map(person, identities))]
-    gone = [*map(person, _finish(root))]
+    if not store.exists(store.join(root, REMOVING, MANIFEST)):
+        read_manifest(root)  # where no data set is nothing is made
+    with parts.leased(root, "v2f shards remove") as owner:
+        return _remove(owner, root, [*dict.fromkeys(map(person, identities))])
+
+
+def _remove(owner: Lease, root: str, identities: Sequence[str]) -> Dataset:
+    gone = [*map(person, _finish(owner, root))]
     dataset = open_dataset(root)
-    parts.leave(root)  # records of packing name people, too
+    parts.leave(owner, dataset)  # records of packing name people, too
+    gone = [*gone, *identities] if _clear(owner, dataset) else gone
     there = {person(identity) for identity in (*dataset.manifest.identities, *_named_beside(root))}
     for identity in identities:
         if identity not in there and identity not in gone:
@@ -59,10 +75,8 @@ def remove(root: str, identities: Sequence[str]) -> Dataset:
             raise V2FError(f"{root}: it has nobody called {identity!r}{hint}; `verify --absent` proves it")
     wanted = [identity for identity in identities if identity in there]
     if wanted:
-        before = dataset
-        _decide(dataset, wanted)
-        _finish(root)
-        dataset = open_dataset(root)
+        before, dataset = dataset, _without(owner, dataset, wanted)
+        _clear(owner, dataset)
         _summarise(before, dataset, wanted)
     else:
         print(f"{root}: a removal that was interrupted is finished; fingerprint {dataset.fingerprint}")
@@ -84,35 +98,50 @@ def _summarise(before: Dataset, after: Dataset, identities: Sequence[str]) -> No
     print("  copies elsewhere (backups, versions that an object store keeps, caches, runs) are not touched")
 
 
-# ----------------------------------------------------------------------------------------------- decide
+# ------------------------------------------------------------------------------------------------ change
 
 
-def _decide(dataset: Dataset, identities: Sequence[str]) -> None:
-    """Write what will be, beside what is."""
-    root, manifest = dataset.root, dataset.manifest
-    for name in store.names(root):  # of a removal that was killed here
-        if _REWRITTEN.fullmatch(name) and name not in {shard.name for shard in manifest.shards}:
-            store.remove(store.join(root, name))
-    leaving_N = np.isin(
-        dataset.index.identity, [i for i, who in enumerate(manifest.identities) if person(who) in identities]
-    )
+def _without(owner: Lease, dataset: Dataset, identities: Sequence[str]) -> Dataset:
+    """Write what will be beside what is, and let it take its place."""
+    root, manifest, removals = dataset.root, dataset.manifest, dataset.manifest.provenance.get("removals", 0)
+    mark = _mark(dataset) + _digest(sorted({*identities}))
+    leaving = [i for i, who in enumerate(manifest.identities) if person(who) in identities]
+    leaving_N = np.isin(dataset.index.identity, leaving)
+    if leaving_N.all():
+        raise V2FError(f"{root}: it has nobody else; remove the whole folder")
     shards: list[ShardRows] = []
-    old: list[str] = []
     for number, shard in enumerate(tqdm(manifest.shards, unit="shard", desc=f"removing from {root}", disable=None)):
         mine_N = dataset.index.shard == number
         rows = np.flatnonzero(mine_N & ~leaving_N)
-        if (mine_N & leaving_N).any():
-            old.append(shard.name)
-            if len(rows):
-                shards.append(_rewrite(dataset, shard, rows))
-        else:
+        if not (mine_N & leaving_N).any():
             shards.append(_rows(dataset, shard, rows))
-    if not shards:
-        raise V2FError(f"{root}: it has nobody else; remove the whole folder")
-    folder = store.join(root, REMOVING)
-    store.write_bytes(store.join(folder, _WHAT), json.dumps({"identities": list(identities), "shards": old}).encode())
-    provenance = {**manifest.provenance, "removals": manifest.provenance.get("removals", 0) + 1}
-    write_manifest(folder, shards, provenance)
+        elif len(rows):
+            shards.append(_rewrite(owner, dataset, shard, rows, mark))
+    _clean_beside(owner, root, shards, identities)
+    provenance = {**manifest.provenance, "removals": removals + 1}
+    named = f"index{mark}.npz" if leaving_N.any() else manifest.index
+    return write_manifest(root, shards, provenance, owner.put, named)
+
+
+def _mark(dataset: Dataset) -> str:
+    """With what the names begin that a removal from this very data set gives."""
+    return "-r" + _digest([dataset.fingerprint, dataset.manifest.provenance.get("removals", 0)])
+
+
+def _digest(facts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+
+
+def _clear(owner: Lease, dataset: Dataset) -> bool:
+    """Remove the shards and indexes of what this data set was before; whether there were any."""
+    manifest, mark = dataset.manifest, _mark(dataset)
+    stay = {manifest.index, *(shard.name for shard in manifest.shards)}
+    there = [name for name in store.names(dataset.root) if _MADE.fullmatch(name) and mark not in name]
+    gone = [name for name in there if name not in stay]
+    with owner.holding():
+        for name in gone:
+            store.remove(store.join(dataset.root, name))
+    return bool(gone)
 
 
 def _rows(dataset: Dataset, shard: Shard, rows: "np.ndarray[Any, Any]") -> ShardRows:
@@ -128,60 +157,75 @@ def _rows(dataset: Dataset, shard: Shard, rows: "np.ndarray[Any, Any]") -> Shard
     )
 
 
-def _rewrite(dataset: Dataset, shard: Shard, rows: "np.ndarray[Any, Any]") -> ShardRows:
-    """A shard that holds the samples ``rows`` of ``shard`` as they are, and no other."""
+def _rewrite(owner: Lease, dataset: Dataset, shard: Shard, rows: "np.ndarray[Any, Any]", mark: str) -> ShardRows:
+    """A shard that holds the samples ``rows`` of ``shard`` as they are, and no other; its name ends in ``mark``."""
     content = memoryview(store.read_bytes(store.join(dataset.root, shard.name)))
     if len(content) != shard.bytes:
         raise V2FError(
             f"{dataset.root}: {shard.name} has {len(content)} bytes, the manifest says {shard.bytes}; restore it first"
         )
     found = _rows(dataset, shard, rows)
-    stem, again = re.fullmatch(r"(.*?)(?:-r(\d+))?\.tar", shard.name).groups()  # type: ignore[union-attr]
-    name = f"{stem}-r{int(again or 0) + 1}.tar"
+    name = re.sub(rf"(?:{_MARK})?\.tar$", f"{mark}.tar", shard.name)
     runs = [content[offset : offset + length] for offset, length in zip(found.offset, found.length, strict=True)]
-    return write_runs(dataset.root, name, shard.split, found.key, found.identity, runs, found.crc32)
+    with owner.holding():
+        return write_runs(dataset.root, name, shard.split, found.key, found.identity, runs, found.crc32)
 
 
-# ----------------------------------------------------------------------------------------------- finish
-
-
-def _finish(root: str) -> list[str]:
-    """Finish a removal that was decided, drop one that was not; who was to be removed."""
+def _finish(owner: Lease, root: str) -> list[str]:
+    """Finish a removal that a former version had decided in ROOT/removing/, drop one that it had not; who was to go."""
     folder = store.join(root, REMOVING)
+    if not store.exists(folder):
+        return []
     what: dict[str, Any] = {"identities": [], "shards": []}
     if store.exists(store.join(folder, _WHAT)):
         what = json.loads(store.read_bytes(store.join(folder, _WHAT)))
     if store.exists(store.join(folder, MANIFEST)):
-        open_dataset(folder)  # which it has to be before anything goes
-        store.remove(store.join(root, MANIFEST))
-        store.write_bytes(store.join(root, INDEX), store.read_bytes(store.join(folder, INDEX)))
-        _clean_beside(root, folder, what["identities"])
-        store.write_bytes(store.join(root, MANIFEST), store.read_bytes(store.join(folder, MANIFEST)))
-        for name in what["shards"]:
+        decided = open_dataset(folder)
+        shards = [
+            _rows(decided, shard, np.flatnonzero(decided.index.shard == number))
+            for number, shard in enumerate(decided.manifest.shards)
+        ]
+        _clean_beside(owner, root, shards, what["identities"])
+        with owner.holding():
+            store.remove(store.join(root, MANIFEST))
+        for name in (INDEX, MANIFEST):
+            owner.put(store.join(root, name), store.read_bytes(store.join(folder, name)))
+    with owner.holding():
+        for name in what["shards"] if store.exists(store.join(folder, MANIFEST)) else []:
             store.remove(store.join(root, name))
-    if store.exists(folder):
         store.remove_folder(folder, MANIFEST)
     return list(what["identities"])
 
 
+# ----------------------------------------------------------------------------------------------- reports
+
+
+def _yield(root: str) -> dict[str, Any] | None:
+    path = store.join(root, YIELD)
+    if not store.exists(path):
+        return None
+    try:
+        report = json.loads(store.read_bytes(path))
+        return {"people": dict(report["people"]), "rejected_photos": dict(report["rejected_photos"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise V2FError(f"{path}: this is no yield report; restore or remove it") from error
+
+
 def _named_beside(root: str) -> set[str]:
-    """Who is named beside the data: people of whom samples were left out."""
-    return {each.identity for each in yields.read_left_out(root)}
+    """Who is named beside the data: in the reports of packing."""
+    return {*(each.identity for each in yields.read_left_out(root)), *(_yield(root) or {"people": ()})["people"]}
 
 
-def _clean_beside(root: str, folder: str, identities: Sequence[str]) -> None:
-    """The reports of packing without ``identities``; ``folder`` holds the manifest and index of what stays."""
-    dataset = open_dataset(folder)
+def _clean_beside(owner: Lease, root: str, shards: Sequence[ShardRows], identities: Sequence[str]) -> None:
+    """The reports of packing without ``identities``; ``shards`` are what stays."""
     identities = [person(identity) for identity in identities]
     left_out = [each for each in yields.read_left_out(root) if person(each.identity) not in identities]
     if store.exists(store.join(root, LEFT_OUT)):
-        yields.write_left_out(root, left_out)
-    path = store.join(root, YIELD)
-    if store.exists(path):
-        split_N = [dataset.manifest.shards[shard].split for shard in dataset.index.shard]
-        kept = Counter(zip(split_N, (dataset.manifest.identities[i] for i in dataset.index.identity), strict=True))
-        try:
-            rejected = json.loads(store.read_bytes(path))["rejected_photos"]  # counts of photos, of nobody by name
-        except (ValueError, KeyError, TypeError) as error:
-            raise V2FError(f"{path}: this is no yield report; restore or remove it") from error
-        store.write_bytes(path, yields.to_json({**yields.yield_report(kept, left_out), "rejected_photos": rejected}))
+        yields.write_left_out(root, left_out, owner.put)
+    before = _yield(root)
+    if before is not None:
+        kept = Counter((rows.shard.split, identity) for rows in shards for identity in rows.identity)
+        report = yields.yield_report(kept, left_out)
+        # The rejected are counts of photos, of nobody by name.
+        report["rejected_photos"] = before["rejected_photos"]
+        owner.put(store.join(root, YIELD), yields.to_json(report))

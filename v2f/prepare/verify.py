@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from v2f import store
-from v2f.data.manifest import INDEX, MANIFEST, REMOVING, Dataset, Shard, open_dataset
+from v2f.data.manifest import MANIFEST, REMOVING, Dataset, Shard, open_dataset
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
+from v2f.lease import FOLDER
 from v2f.prepare.names import person
 from v2f.prepare.parts import is_record
 from v2f.prepare.yields import LEFT_OUT, YIELD
@@ -63,13 +64,14 @@ def verify(root: str, absent: Sequence[str] = ()) -> list[Problem]:
 
 
 def _problems(dataset: Dataset, absent: Sequence[str], bar: "tqdm[Any]") -> Iterator[Problem]:
-    known = {MANIFEST, INDEX, LEFT_OUT, YIELD} | {shard.name for shard in dataset.manifest.shards}
+    binary = {dataset.manifest.index, *(shard.name for shard in dataset.manifest.shards)}
+    known = {MANIFEST, LEFT_OUT, YIELD, FOLDER} | binary
     for name in store.names(dataset.root):
         if name == REMOVING:
             yield Problem("", "", "removing people was not finished here; run the same `v2f shards remove` again")
         elif name not in known and not is_record(name):  # these, finishing the pack removes
             yield Problem("", "", f"{name} does not belong to the data set; move it elsewhere")
-        elif absent and name not in (MANIFEST, INDEX) and not name.endswith(".tar"):
+        elif absent and name not in (MANIFEST, FOLDER) and name not in binary:
             try:
                 content = store.read_bytes(store.join(dataset.root, name))
             except V2FError as error:

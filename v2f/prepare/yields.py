@@ -8,7 +8,7 @@ The counts depend on the recipe alone, neither on the number of processes nor on
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from v2f import store
@@ -57,10 +57,12 @@ def to_json(report: Mapping[str, Any]) -> bytes:
     return (json.dumps(report, ensure_ascii=False, indent=1) + "\n").encode()
 
 
-def write_left_out(root: str, left_out: Iterable[LeftOut]) -> None:
-    """A line of JSON for each input that was left out, beside the data."""
+def write_left_out(
+    root: str, left_out: Iterable[LeftOut], put: Callable[[str, bytes], None] = store.write_bytes
+) -> None:
+    """A line of JSON for each input that was left out, beside the data; ``put`` writes a file."""
     said = "".join(json.dumps(vars(each), ensure_ascii=False) + "\n" for each in left_out)
-    store.write_bytes(store.join(root, LEFT_OUT), said.encode())
+    put(store.join(root, LEFT_OUT), said.encode())
 
 
 def read_left_out(root: str) -> list[LeftOut]:
