@@ -1,5 +1,7 @@
 """A run belongs to one start at a time, and a commit of a start that was superseded is never taken up."""
 
+import functools
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +17,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from interleaving import FakeS3, Interleaved, Time, on_a_disk
+from schedule import STORES, Killed, World
 
 from v2f import checkpoint, lease, train
 from v2f.config import build
@@ -151,10 +153,10 @@ def test_a_refused_start_leaves_the_run_to_the_next(run_values):
 
 
 def test_what_counts_is_told_by_the_highest_term():
-    first = lease.Term(1, "a", "", None, "", "", 0, 0, note=taken_up(inherited(None), 0))
-    second = lease.Term(2, "b", "", None, "", "", 0, 0, note=taken_up(inherited(first), 20))
-    crashed = lease.Term(3, "c", "", None, "", "", 0, 0, note=inherited(second))  # before it had taken anything up
-    fourth = lease.Term(4, "d", "", None, "", "", 0, 0, note=taken_up(inherited(crashed), 50))
+    first = lease.Term(1, "a", "", None, "", "", note=taken_up(inherited(None), 0))
+    second = lease.Term(2, "b", "", None, "", "", note=taken_up(inherited(first), 20))
+    crashed = lease.Term(3, "c", "", None, "", "", note=inherited(second))  # before it had taken anything up
+    fourth = lease.Term(4, "d", "", None, "", "", note=taken_up(inherited(crashed), 50))
     fences = Fences.of(fourth)
     assert [step for step in (10, 20, 30) if fences.counts(step, (1, "a"))] == [10, 20]
     assert [step for step in (30, 50, 60) if fences.counts(step, (2, "b"))] == [30, 50]
@@ -176,10 +178,6 @@ def test_commits_of_an_earlier_version_or_another_run_are_taken_up_and_stay(run_
     assert steps(folder) == [2, 3]
 
 
-MOMENTS = (r"create.*checkpoint\.json", r"(remove|delete).*checkpoint\.json", r"(renew|put).*lease", "part-")
-"""Where it matters that a writer is paused or killed just then."""
-
-
 class _Inline:
     """A thread that has ended when it was started: what a Saver does stays in its writer's."""
 
@@ -199,84 +197,96 @@ class _Inline:
 class Trainings:
     """Starts of one run that save after every step; a checkpoint holds which term has trained each step up to it."""
 
-    def __init__(self, root: str, writers: Interleaved) -> None:
-        self.root, self.writers, self.time = root, writers, Time(writers)
-        self.taken_up: dict[int, list[int]] = {}  # term -> what it went on from
+    def __init__(self, world: World) -> None:
+        self.world, self.root = world, world.root
+        self.taken_up: dict[tuple[int, str], list[int]] = {}  # term -> what it went on from
+        self.attempts = itertools.count()
 
     def history(self, folder: str | None) -> list[int]:
         return [] if folder is None else checkpoint.load(folder)[0]["model/terms"].tolist()
 
-    def train(self, count: int, attempt: str) -> int:
-        with Lease.take(self.root, "a training", note=inherited, clock=self.time, renewing=False) as mine:
+    def train(self, count: int = 4) -> int:
+        with Lease.take(self.root, "a training", note=inherited, renewing=False) as mine:
             terms = self.history(checkpoint.latest(self.root))
             mine.keep(taken_up(mine.note, len(terms)))
-            self.taken_up[mine.number] = list(terms)
-            saver = checkpoint.Saver(
-                self.root, rank=0, world_size=1, attempt=attempt, keep=2, lease=mine, patience_s=0.0
-            )
+            self.taken_up[mine.number, mine.owner] = list(terms)
+            attempt = str(next(self.attempts))
+            saver = checkpoint.Saver(self.root, rank=0, world_size=1, attempt=attempt, keep=2, lease=mine)
             for _ in range(count):
                 terms = [*terms, mine.number]
-                mine.renew()
                 tensors = {"model/terms": torch.tensor(terms)}
                 saver.start(len(terms), [list(tensors)], tensors, {"step": len(terms)})
+                failures = saver.take_failures()
                 if mine.lost:
                     raise mine.lost
+                assert not failures
         return len(terms)
 
+    def watch(self) -> None:
+        """What any reader sees at any time is one line of terms: none beside that of the newest checkpoint."""
+        final = self.history(checkpoint.latest(self.root))
+        assert final == sorted(final)
+        for folder in checkpoint.committed(self.root):
+            assert self.history(folder) == final[: checkpoint.step_of(folder)]
 
-@pytest.mark.parametrize("where", ["disk", "s3", "swift"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def check(self) -> None:
+        """And whoever starts now takes over within a minute, and goes on from what all owners before went on from."""
+        for process in self.world.processes:
+            assert process.error is None or isinstance(process.error, (HeldError, LostError, Killed)), process.error
+        again = self.world.alone("again", lambda: self.train(2))
+        assert again.error is None
+        assert again.waited is not None
+        assert again.waited <= 60
+        self.watch()
+        final = self.history(checkpoint.latest(self.root))
+        assert len(final) == again.result
+        owners = sorted(self.taken_up)
+        *_, last = (before for owner, before in self.taken_up.items() if owner[0] == owners[-1][0])
+        assert final[: len(last)] == last
+
+
+@pytest.fixture
+def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], World]:
+    """New worlds of a kind, each with a folder or prefix of its own."""
+    monkeypatch.setattr(checkpoint, "threading", SimpleNamespace(Thread=_Inline, Event=threading.Event))
+    number = itertools.count()
+    return lambda kind: World(kind, str(tmp_path / f"r{next(number)}") if kind == "disk" else "s3://bucket/run")
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_wherever_a_start_is_paused_it_spoils_nothing_of_the_one_that_takes_over(worlds, kind):
+    """Paused for a minute after each number of requests, then woken: the middle of a take, a save, a removal."""
+    for requests in itertools.count(1):
+        with worlds(kind) as world:
+            runs = Trainings(world)
+            one = world.start("one", runs.train)
+            world.play([("run", 0, requests), ("pause", 0, 0), ("late", 0, 0)])
+            if one.over:
+                break
+            world.start("two", functools.partial(runs.train, 3))
+            world.play([("run", 1, 1000), ("late", 0, 0), ("run", 1, 1000), ("wake", 0, 0)], runs.watch)
+            world.finish(runs.watch)
+            runs.check()
+    assert requests > 60
+
+
+@pytest.mark.parametrize("kind", STORES)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    schedule=st.lists(
+    st.lists(
         st.tuples(
-            st.sampled_from("abc"),
-            st.sampled_from([0, 1, 2, 5, 13, 34, 89, *MOMENTS]),
-            st.booleans(),
+            st.sampled_from(["run", "run", "run", "run", "pause", "wake", "late", "kill"]),
+            st.integers(0, 2),
+            st.integers(1, 90),
         ),
-        min_size=3,
         max_size=16,
     )
 )
-def test_no_resume_takes_what_a_superseded_start_committed(where, schedule, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(checkpoint, "threading", SimpleNamespace(Thread=_Inline, Event=threading.Event))
-        writers = Interleaved()
-        if where == "disk":
-            root = str(tmp_path_factory.mktemp("run") / "checkpoints")
-        else:
-            FakeS3(writers, monkeypatch, locks=where == "s3")
-            root = "s3://bucket/run/checkpoints"
-        runs = Trainings(root, writers)
-        for name in "abc":
-            writers.start(name, lambda name=name: runs.train(4, name))
-        if where == "disk":
-            on_a_disk(writers, monkeypatch)
-        for name, how, asleep in schedule:
-            if asleep:  # all of them, for so long that every lease lapses
-                runs.time.seconds += 1.5 * lease.EXPIRY_S
-            writers.advance(name, how)
-            monkeypatch.setattr(time, "time", lambda: 0.0)  # the machine's clock jumps; nobody may mind
-        for name in "ab":
-            writers.kill(name)
-        writers.finish()
-        allowed = (HeldError, LostError)
-        for writer in writers.writers.values():
-            assert writer.error is None or isinstance(writer.error, allowed), repr(writer.error)
-        # Whoever starts now takes over within a minute, and goes on from what counts.
-        writers.start("d", lambda: runs.train(2, "d"))
-        began = runs.time.seconds
-        while writers.step("d") and len(runs.taken_up) and max(runs.taken_up) not in runs.taken_up:
-            pass
-        writers.finish()
-        assert writers.writers["d"].error is None
-        assert runs.time.seconds - began <= 60
-        # One line of terms, each going on from where the one before it was when it was superseded.
-        final = runs.history(checkpoint.latest(root))
-        assert len(final) == writers.writers["d"].result
-        for number in sorted(runs.taken_up):
-            before = runs.taken_up[number]
-            assert final[: len(before)] == before
-        assert final == sorted(final)
-        for folder in checkpoint.committed(root):
-            terms = runs.history(folder)
-            assert terms == final[: len(terms)]
+def test_whatever_happens_to_three_starts_no_superseded_commit_is_taken_up(worlds, kind, actions):
+    with worlds(kind) as world:
+        runs = Trainings(world)
+        for name in ("one", "two", "three"):
+            world.start(name, runs.train)
+        world.play(actions, runs.watch)
+        world.finish(runs.watch)
+        runs.check()

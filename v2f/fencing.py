@@ -28,7 +28,10 @@ class Fences:
         """As the highest term of a lease tells it; without one all commits count."""
         if term is None:
             return cls({})
-        upto = {(number, owner): _limit(last) for number, owner, _, last in term.note.get("before", [])}
+        try:
+            upto = {(number, owner): _limit(last) for number, owner, _, last in term.note.get("before", [])}
+        except (TypeError, ValueError):  # damaged by hand: nobody knows any more who was superseded
+            return cls({})
         return cls(upto | {(term.number, term.owner): math.inf}, _limit(term.note.get("foreign")))
 
     @property

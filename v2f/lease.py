@@ -33,7 +33,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
-from v2f import store
+from v2f import processes, store
+from v2f.config import Record, problem_of
 from v2f.errors import V2FError
 
 FOLDER = "lease"
@@ -73,31 +74,41 @@ class Clock:
 
 @dataclass(frozen=True)
 class Term:
-    """What a lease's file says. ``place``: boot and process namespace, in which ``pid`` and ``born`` (in ticks since
-    that boot) can be looked up; ``note``: what the owner keeps beside it."""
+    """What a lease's file says. ``process``: its owner's, by :func:`v2f.processes.identity`; ``note``: what the owner
+    keeps beside it."""
 
     number: int
     owner: str
     what: str
     share: str | None
     host: str
-    place: str
-    pid: int
-    born: int
+    process: str
     beat: int = 0
     ended: bool = False
     member: str | None = None
     note: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.what} (process {self.pid} on {self.host})"
+        return f"{self.what} (process {self.process.partition(':')[0]} on {self.host})"
 
     def gone(self) -> bool:
         """Whether its process ran on this machine and is no more; False where that cannot be known."""
-        return bool(self.place) and self.place == _place() and _born(self.pid) != self.born
+        return processes.is_gone(self.process) is True
 
     def together(self, share: str | None, member: str | None = None) -> bool:
         return share is not None and share == self.share and (member is None or member != self.member)
+
+
+class _Told(Record):
+    """What of a term's file is relied on."""
+
+    owner: str
+    share: str | None
+    process: str
+    beat: int
+    ended: bool
+    member: str | None
+    note: dict[str, Any]
 
 
 class Lease:
@@ -186,9 +197,7 @@ class Lease:
             what=what,
             share=share,
             host=socket.gethostname(),
-            place=_place(),
-            pid=os.getpid(),
-            born=_born(os.getpid()),
+            process=processes.identity(os.getpid()) or "",
             member=member,
             note=note(_read(root, numbers[-1]) if numbers else None),
         )
@@ -438,32 +447,14 @@ def _tagged(root: str, number: int) -> tuple[Term | None, str | None]:
     if content is None:
         return None, None
     try:
-        term = Term(**json.loads(content))
-    except (ValueError, TypeError):
+        told = json.loads(content)
+        if problem_of(_Told, told) is not None:
+            raise ValueError
+        term = Term(**told)
+    except (ValueError, TypeError, RecursionError):
         # Not written by this version, or damaged: somebody whom nothing is known of, and who lapses.
-        term = Term(number, content.decode(errors="replace"), "somebody", None, "an unknown machine", "", 0, 0)
+        term = Term(number, content.decode(errors="replace"), "somebody", None, "an unknown machine", "")
     return replace(term, number=number), tag
-
-
-def _place() -> str:
-    """This boot of this machine, and the namespace in which its process numbers mean something; empty if unknown."""
-    with contextlib.suppress(OSError):
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    return ""
-
-
-def _born(pid: int) -> int:
-    """When a process of this machine started, in ticks since the boot; -1 where there is none that still runs.
-
-    Not by the clock: one that jumps would make a process another.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            state, *rest = file.read().rpartition(")")[2].split()
-    except OSError:
-        return -1
-    return -1 if state in "ZX" else int(rest[18])
 
 
 def _clear(root: str) -> None:
