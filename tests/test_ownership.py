@@ -17,7 +17,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schedule import STORES, Killed, World
+from schedule import LAPSE_S, STORES, Killed, World
 
 from v2f import checkpoint, lease, train
 from v2f.config import build
@@ -211,14 +211,16 @@ class Trainings:
             mine.keep(taken_up(mine.note, len(terms)))
             self.taken_up[mine.number, mine.owner] = list(terms)
             attempt = str(next(self.attempts))
-            saver = checkpoint.Saver(self.root, rank=0, world_size=1, attempt=attempt, keep=2, lease=mine)
+            saver = checkpoint.Saver(
+                self.root, rank=0, world_size=1, attempt=attempt, keep=2, patience_s=0.0, lease=mine
+            )
             for _ in range(count):
                 terms = [*terms, mine.number]
                 tensors = {"model/terms": torch.tensor(terms)}
                 saver.start(len(terms), [list(tensors)], tensors, {"step": len(terms)})
                 failures = saver.take_failures()
-                if mine.lost:
-                    raise mine.lost
+                if failures:  # only for somebody else who has the run by now
+                    mine.check()
                 assert not failures
         return len(terms)
 
@@ -253,18 +255,23 @@ def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], W
     return lambda kind: World(kind, str(tmp_path / f"r{next(number)}") if kind == "disk" else "s3://bucket/run")
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", STORES)
-def test_wherever_a_start_is_paused_it_spoils_nothing_of_the_one_that_takes_over(worlds, kind):
+def test_wherever_a_start_is_paused_it_spoils_nothing_of_the_one_that_takes_over(worlds, kind, every):
     """Paused for a minute after each number of requests, then woken: the middle of a take, a save, a removal."""
-    for requests in itertools.count(1):
+    for requests in itertools.count(1, every):
         with worlds(kind) as world:
             runs = Trainings(world)
-            one = world.start("one", runs.train)
-            world.play([("run", 0, requests), ("pause", 0, 0), ("late", 0, 0)])
+            one = world.start("one", functools.partial(runs.train, 3))
+            for _ in range(requests):
+                world.go_on(one)
             if one.over:
                 break
-            world.start("two", functools.partial(runs.train, 3))
-            world.play([("run", 1, 1000), ("late", 0, 0), ("run", 1, 1000), ("wake", 0, 0)], runs.watch)
+            world.play([("pause", 0, 0), ("late", 0, 0)])
+            two = world.start("two", functools.partial(runs.train, 3))
+            while not two.over and world.now < two.began + 2 * LAPSE_S:
+                world.go_on(two)
+            world.play([("wake", 0, 0)], runs.watch)
             world.finish(runs.watch)
             runs.check()
     assert requests > 60

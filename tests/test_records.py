@@ -19,6 +19,7 @@ from v2f.data.manifest import open_dataset, write_manifest, write_shard
 from v2f.data.sample import encode
 from v2f.errors import V2FError, unexpected
 from v2f.folder import RunFolder
+from v2f.lease import Lease
 from v2f.prepare import parts, verify
 from v2f.prepare.parts import Packing, Part, PartRecord, ShardRecord
 from v2f.run import Run, RunConfig, config_of
@@ -163,7 +164,8 @@ def test_the_record_of_a_checkpoint(run: Path) -> None:
 
 def _changed(path: Path, change: dict[str, Any], read: Callable[[], object]) -> None:
     sound = path.read_bytes()
-    path.write_text(json.dumps(json.loads(sound) | change))
+    record = json.loads(sound) | change
+    path.write_text(json.dumps(record | {"sha256": checkpoint._checksum(record)}))
     try:
         read()
     finally:
@@ -227,9 +229,10 @@ class _Bar:
 def test_what_a_pack_goes_on_from(shards: Path, tmp_path: Path) -> None:
     out, part = str(tmp_path), Part(0, 1)
     rows = write_shard(out, "train-00000.tar", "train", [("s0", "ada", {"json": b"{}"})])
-    parts.write_record(out, "packing.json", Packing(parts=1, plan="p", provenance={}))
-    parts.write_record(out, "train-00000.rows.json", ShardRecord.of(rows, [], 1, []))
-    parts.write_record(out, part.record, PartRecord(shards=["train-00000.tar"], left_out=[]))
+    with Lease.take(out, "packing", lasting=False) as owner:
+        parts.write_record(owner, out, "packing.json", Packing(parts=1, plan="p", provenance={}))
+        parts.write_record(owner, out, "train-00000.rows.json", ShardRecord.of(rows, [], 1, []))
+        parts.write_record(owner, out, part.record, PartRecord(shards=["train-00000.tar"], left_out=[]))
     check(tmp_path / "packing.json", lambda: parts.read_packing(out))
     check(tmp_path / "train-00000.rows.json", lambda: parts.recover(out, part))
     check(tmp_path / part.record, lambda: parts.read_part_record(out, part))

@@ -325,7 +325,7 @@ def test_local_trains_on_two_processes_is_stopped_as_by_ctrl_c_and_goes_on(endle
     assert process.wait(120) == 75, log.read_text()[-3000:]
     step = saved_step(out)
     assert f"SIGUSR1: saved at step {step} of {ENDLESS}" in log.read_text()
-    assert log.read_text().endswith("v2f: stopped and saved; the same command goes on\n")
+    assert log.read_text().endswith("v2f: stopped; the same command goes on\n")
     recipe(endless, tmp_path, step + 5)
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

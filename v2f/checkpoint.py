@@ -214,6 +214,8 @@ class Saver:
             if not absent:
                 return [{"name": name, **receipts[name]} for name in names]
             told = f"{folder}: no part came from rank {', '.join(map(str, absent[:8]))}{' ...' if absent[8:] else ''}"
+            if self._lease is not None and self._lease.lost is not None:
+                raise self._lease.lost
             if time.monotonic() >= deadline:
                 raise V2FError(f"{told} for {self._patience_s:.0f} s; look there whether it lives and can write")
             if self._given_up.wait(pause):
@@ -559,7 +561,7 @@ def load(
     fails on one fails on all. Above the tensors this takes the memory of about one part.
     """
     rank, world_size = peers.rank, peers.world_size
-    record = _alike(peers, lambda: read_state(folder) if rank == 0 else {})[0]
+    record = alike(peers, lambda: read_state(folder) if rank == 0 else {})[0]
     tensors: dict[str, Tensor] = {}
     for first in range(0, len(record["parts"]), world_size):
         some = record["parts"][first : first + world_size]
@@ -570,7 +572,7 @@ def load(
                 found |= {name: t for name, t in read_tensors(folder, part).items() if wanted(name)}
             return {name: (tuple(t.shape), t.dtype) for name, t in found.items()}
 
-        everyones = _alike(peers, functools.partial(read, some[rank : rank + 1], mine))
+        everyones = alike(peers, functools.partial(read, some[rank : rank + 1], mine))
         for source, kinds in enumerate(everyones[: len(some)]):
             whole = mine if source == rank else {n: torch.empty(shape, dtype=d) for n, (shape, d) in kinds.items()}
             peers.broadcast([whole[name] for name in kinds], source)
@@ -578,22 +580,24 @@ def load(
     return tensors, record["state"]
 
 
-def _alike(peers: Peers, act: Callable[[], T]) -> list[T]:
-    """What ``act`` gives on every rank; collective. An error of one is raised on all, so that none waits for it."""
+def alike(peers: Peers, act: Callable[[], T]) -> list[T]:
+    """What ``act`` gives on every rank; collective. An error of one is raised on all, as of the same kind, so that none
+    waits for it."""
     own: T | None = None
     error: Exception | None = None
     try:
         own = act()
     except Exception as raised:
         error = raised
-    failed = None if error is None else (_line(error), getattr(error, "again", True))
+    kind = type(error) if isinstance(error, V2FError) else V2FError
+    failed = None if error is None else (kind, _line(error), getattr(error, "again", True))
     everyones = peers.gather((own, failed))
     if error is not None:
         raise error
     for rank, (_, other) in enumerate(everyones):
         if other is not None:
-            elsewhere = V2FError(f"rank {rank}: {other[0]}")
-            elsewhere.again = other[1]
+            elsewhere = other[0](f"rank {rank}: {other[1]}")
+            elsewhere.again = other[2]
             raise elsewhere
     return [value for value, _ in everyones]  # type: ignore[misc]
 

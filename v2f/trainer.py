@@ -39,7 +39,7 @@ from v2f.engine import Engine
 from v2f.errors import V2FError
 from v2f.fencing import inherited, taken_up
 from v2f.folder import RunFolder
-from v2f.lease import HeldError, Lease, LostError
+from v2f.lease import Lease, LostError
 from v2f.nn.batchnorm import common_group
 from v2f.profiling import Profiler
 from v2f.run import DataConfig, RunConfig, build_system, changes, check_weights, config_of, what_is
@@ -203,22 +203,16 @@ def _taken(job: _Job) -> LostError:
 
 def _own(config: RunConfig, engine: Engine, wish: SupportsInt, owned: contextlib.ExitStack) -> Lease | None:
     """Rank 0's lease on the run, which ends with ``owned``; all ranks leave alike where another start has it."""
-    lease, refusal = None, None
-    if engine.rank == 0:
-        try:
-            lease = Lease.take(
-                store.join(config.folder, "checkpoints"),
-                "a training",
-                note=inherited,
-                say=say,
-                interrupted=lambda: bool(int(wish)),
-            )
+    lease: Lease | None = None
+
+    def take() -> None:
+        nonlocal lease
+        if engine.rank == 0:
+            root, stopped = store.join(config.folder, "checkpoints"), lambda: bool(int(wish))
+            lease = Lease.take(root, "a training", note=inherited, say=say, interrupted=stopped)
             owned.enter_context(lease)
-        except HeldError as error:
-            refusal = str(error)
-    refusal = engine.gather(refusal)[0]
-    if refusal:
-        raise HeldError(refusal)
+
+    checkpoint.alike(engine, take)
     return lease
 
 
@@ -367,8 +361,11 @@ def _take_up(
     overwritten, and fetches what lies elsewhere."""
     if resume not in ("auto", "none"):
         raise V2FError(f"--resume {resume}: auto or none")
-    checkpoints, newest, changed = store.join(folder.path, "checkpoints"), None, []
-    if engine.rank == 0:
+    checkpoints = store.join(folder.path, "checkpoints")
+
+    def look() -> tuple[str | None, list[str]]:
+        if engine.rank != 0:
+            return None, []
         newest = checkpoint.latest(checkpoints)
         if resume == "none" and (newest is not None or store.exists(store.join(folder.path, "config.yaml"))):
             raise V2FError(
@@ -384,7 +381,9 @@ def _take_up(
         if lease is not None:
             lease.keep(taken_up(lease.note, checkpoint.step_of(newest) if newest else 0))
         folder.fetch(attempt)
-    found = engine.gather(newest)[0]
+        return newest, changed
+
+    found, changed = checkpoint.alike(engine, look)[0]
     checkpoint.check_shared(checkpoints, rank=engine.rank, gather=engine.gather)
     return found, changed
 

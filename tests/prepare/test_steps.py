@@ -253,7 +253,7 @@ def test_what_a_video_does_not_have_is_said(videos: Path, tmp_path: Path, monkey
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:4,\nhttp://127.0.0.1:9/v.ts\n#EXT-X-ENDLIST\n")
     for name in ("text.mp4", "cut.mp4", "list.mp4", "nowhere.mp4"):
         with (
-            pytest.raises(UnusableError, match="video cannot be decoded"),
+            pytest.raises(UnusableError, match=r"video cannot be (decoded|read)"),
             video.opened(str(tmp_path / name)) as broken,
         ):
             video.pictures(broken, [0.0])

@@ -138,7 +138,10 @@ def only_speech(wav_T: Floats, sample_rate: int, *, mode: int, margin: float, ke
     ``mode`` 0 lets most pass, 3 least; ``keep``: the speech alone, its parts joined, or the span from the first part
     to the last.
     """
-    speech_F = _speech(wav_T, sample_rate, mode)
+    # The detector misses quiet voices, so it hears everybody at the loudness of a broadcast.
+    rate = _vad_rate(sample_rate)
+    heard_T = to_loudness(_resampled(wav_T, sample_rate, rate), rate, lufs=-23.0, max_gain=20.0, peak=1.0)
+    speech_F = _speech(heard_T, rate, mode)
     if not speech_F.any():
         raise UnusableError("no speech was found", f"in {len(wav_T) / sample_rate:.2f} s")
     at_F = np.flatnonzero(speech_F)
@@ -181,24 +184,29 @@ def likeness(wav_T: Floats, sample_rate: int) -> Likeness:
     window = min(round(_WINDOW_S * sample_rate), len(wav_T))
     windows_FL = wav_T[: len(wav_T) // window * window].reshape(-1, window).astype(np.float64)
     level_F = 10 * np.log10(np.maximum((windows_FL**2).mean(axis=1), 1e-12))
-    swing = float(level_F[level_F >= level_F.max() - _AUDIBLE_DB].std())
-    return Likeness(float(_speech(wav_T, sample_rate, mode=3).mean()), swing)
+    audible_F = level_F >= level_F.max() - _AUDIBLE_DB
+    # As loud as a broadcast, but by power alone: BS.1770's filters would cost `v2f generate` a second of imports.
+    power_F = 10 ** (level_F / 10)
+    power_F = power_F[power_F > power_F.mean() / 10]  # its gate, too
+    heard_T = _amplified(wav_T, float(_lufs(power_F.mean())), lufs=-23.0, max_gain=20.0, peak=1.0)
+    return Likeness(float(_speech(heard_T, sample_rate, mode=3).mean()), float(level_F[audible_F].std()))
 
 
 def _speech(wav_T: Floats, sample_rate: int, mode: int) -> npt.NDArray[np.bool_]:
-    """Whether each window is speech, bool [F]; what is left at the end is filled up with silence.
-
-    The detector misses quiet voices, so it hears everybody at the loudness of a broadcast.
-    """
+    """Whether each window is speech, bool [F]; what is left at the end is filled up with silence."""
     import webrtcvad
 
-    rate = sample_rate if sample_rate in _VAD_RATES else 16000
-    heard_T = to_loudness(_resampled(wav_T, sample_rate, rate), rate, lufs=-23.0, max_gain=20.0, peak=1.0)
+    rate = _vad_rate(sample_rate)
+    heard_T = _resampled(wav_T, sample_rate, rate)
     pcm_T = np.round(np.clip(heard_T, -1.0, 1.0) * 32767.0).astype("<i2")
     window = round(rate * _WINDOW_S)
     pcm_T = np.pad(pcm_T, (0, -len(pcm_T) % window))
     detector = webrtcvad.Vad(mode)  # it listens with a memory: one for each recording
     return np.array([detector.is_speech(pcm_L.tobytes(), rate) for pcm_L in pcm_T.reshape(-1, window)], bool)
+
+
+def _vad_rate(sample_rate: int) -> int:
+    return sample_rate if sample_rate in _VAD_RATES else 16000
 
 
 def _runs(numbers_N: npt.NDArray[np.intp]) -> list[tuple[int, int]]:
@@ -212,7 +220,11 @@ def _runs(numbers_N: npt.NDArray[np.intp]) -> list[tuple[int, int]]:
 
 def to_loudness(wav_T: Floats, sample_rate: int, *, lufs: float, max_gain: float, peak: float) -> Floats:
     """``wav_T`` amplified, or turned down, to ``lufs``; by at most ``max_gain`` dB, and no sample beyond ``peak``."""
-    gain = 10 ** (min(lufs - loudness(wav_T, sample_rate), max_gain) / 20)
+    return _amplified(wav_T, loudness(wav_T, sample_rate), lufs, max_gain, peak)
+
+
+def _amplified(wav_T: Floats, level: float, lufs: float, max_gain: float, peak: float) -> Floats:
+    gain = 10 ** (min(lufs - level, max_gain) / 20)
     louder_T: Floats = wav_T * np.float32(min(gain, peak / max(float(np.abs(wav_T).max()), SILENCE)))
     return louder_T
 

@@ -356,7 +356,7 @@ def _what(recipe: PackConfig) -> dict[str, Any]:
 def _completed(found: Any) -> Any:
     """A data set's recipe with the keys that it did not have yet when it was packed; their defaults change nothing."""
     try:
-        return _what(build(PackConfig, {**found, "out": ""}, ""))
+        return _what(build(PackConfig, {**found, "out": "."}, ""))
     except (V2FError, TypeError):
         return found  # of another kind, or of a version that knew other keys: it differs
 
