@@ -97,5 +97,18 @@ def test_the_launcher_is_the_nearest_that_is_one(tmp_path, monkeypatch):
     pid, found = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()
     assert found == pid
     assert launcher() is None
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of somebody's own")
-    assert launcher() == os.getppid()
+
+
+def test_a_launcher_of_somebodys_own_is_known_by_torch_and_not_by_who_adopts_its_rank(monkeypatch):
+    asks = "from v2f.processes import launcher; print(launcher())"
+    starts = (
+        f"import os, subprocess, sys, torch; print(os.getpid(), flush=True); {{}}([sys.executable, '-c', {asks!r}])"
+    )
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    command = [sys.executable, "-c", starts.format("subprocess.run")]
+    pid, found = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()
+    assert found == pid
+    asks = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass\n" + asks
+    starts = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {asks!r}, str(os.getpid())])"
+    done = subprocess.run([sys.executable, "-c", starts], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "None\n", done.stderr

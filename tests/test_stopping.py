@@ -122,6 +122,7 @@ def test_a_time_limit_counts_from_the_jobs_start_however_often_its_ranks_are_sta
         Wish(60.0)
     monkeypatch.delenv(STARTED)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # without `v2f exec`: since torchrun began, here who runs pytest
+    monkeypatch.setattr(processes, "launcher", os.getppid)
     age = processes.age(os.getppid())
     assert (int(Wish(age + 3600)), int(Wish(age - 1e-3))) == (0, 1)
 
@@ -419,6 +420,17 @@ def test_a_rank_that_is_started_again_after_its_exec_was_killed_ends_at_once(pro
     monkeypatch.setenv("V2F_EXEC", str(known))
     done = subprocess.run([sys.executable, programs / "rank.py"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
+    assert "what started rank 0 is gone (v2f exec, or the launcher): it ends, too" in done.stderr
+
+
+def test_a_rank_whose_launcher_was_killed_while_it_was_being_started_ends_at_once(programs):
+    """What has adopted it stays, and would be watched for ever."""
+    body = (programs / "rank.py").read_text()
+    (programs / "rank.py").write_text(f"import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass\n{body}")
+    (programs / "torchrun").write_text('TORCHELASTIC_RUN_ID=x "$@" $$ & exit 0\n')
+    command = ["sh", "torchrun", sys.executable, "rank.py"]
+    done = subprocess.run(command, cwd=programs, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "", done.stderr
     assert "what started rank 0 is gone (v2f exec, or the launcher): it ends, too" in done.stderr
 
 

@@ -91,12 +91,27 @@ _LAUNCHERS = {"torchrun", "accelerate", "accelerate-launch", "deepspeed"} | {
 
 
 def launcher() -> int | None:
-    """The launcher that started this process, at once or through shells; None where it was started by hand."""
-    for process in psutil.Process().parents():
+    """The launcher that started this process, at once or through shells; None where it was started by hand.
+
+    None as well for a rank of torch elastic (``TORCHELASTIC_RUN_ID``) that looks when its launcher is gone already.
+    """
+    above = psutil.Process().parents()
+    for process in above:
         with contextlib.suppress(psutil.Error):
             if _program(process.cmdline()) in _LAUNCHERS:
                 return process.pid
-    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None  # a launcher of somebody's own
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    # A launcher of somebody's own. Who adopts a rank that has lost it, the machine's first process for example, does
+    # not run torch.
+    return next((process.pid for process in above if _runs_torch(process.pid)), None)
+
+
+def _runs_torch(pid: int) -> bool:
+    try:
+        return b"libtorch" in Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return not os.path.exists("/proc/self/maps")  # another system than Linux: nobody can tell
 
 
 def _program(command: list[str]) -> str:

@@ -201,11 +201,17 @@ def die_with_launcher() -> None:
 
     if os.environ.get(EXEC):
         processes.when_gone(os.environ[EXEC], end)
+    elastic = "TORCHELASTIC_RUN_ID" in os.environ
     launcher = processes.launcher()
+    if launcher is None and not elastic:
+        return
+    # `v2f exec` ends what has lost its launcher; what has lost both must not begin to save.
+    act = end if elastic or os.environ.get(EXEC) else lambda: os.kill(os.getpid(), signal.SIGTERM)
     known = None if launcher is None else processes.identity(launcher)
-    if known is not None:
-        alone = "TORCHELASTIC_RUN_ID" not in os.environ
-        processes.when_gone(known, (lambda: os.kill(os.getpid(), signal.SIGTERM)) if alone else end)
+    if known is None:  # it was killed while this rank was being started
+        act()
+    else:
+        processes.when_gone(known, act)
 
 
 # --------------------------------------------------------------------------------------------- a terminal that is gone
