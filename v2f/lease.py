@@ -369,17 +369,14 @@ class Lease:
     def _check(self) -> None:
         if self._lost is not None:
             raise self._lost
-        numbers = _numbers(self._root)
-        for number in reversed(numbers):
-            if number <= self.number:
-                break
+        # A store's listing may be late (Swift's is): the next number, and its own, are asked for by name.
+        above = {number for number in _numbers(self._root) if number > self.number} | {self.number + 1}
+        for number in sorted(above, reverse=True):
             other = _read(self._root, number)
             if other is not None and not other.together(self._term.share, self._term.member):
                 self._lose(
                     f"{self._root}: {other} has taken it over from {self._term}, which stops without another word"
                 )
-        if self.number not in numbers:
-            self._lose(self._gone(), gone=True)
         self._looked = self._clock.now()
         mine = _read(self._root, self.number)
         if mine is None:
