@@ -171,6 +171,37 @@ def test_a_run_on_s3_is_stopped_goes_on_elsewhere_and_ends_like_one_on_a_disk(
     assert Run.open(f"{s3_root}/run").system().training is False
 
 
+def test_a_stop_at_a_step_that_is_validated_costs_no_validation(run_values, monkeypatch):
+    """Who is stopped has no time for it; the next start makes up for it, so that both runs have the same points."""
+    from v2f.systems.voice_styled_face import VoiceStyledFace
+
+    def validations(folder: str) -> list[tuple[int, dict[str, float]]]:
+        lines = map(json.loads, Path(folder, "metrics.jsonl").read_text().splitlines())
+        return [(line["step"], line["metrics"]) for line in lines if line["kind"] == "validation"]
+
+    class Wish:
+        asked = 0
+
+        def __int__(self) -> int:
+            return self.asked
+
+    values, wish, real = run_values(steps=4, validate_every=2, checkpoint_every=100), Wish(), VoiceStyledFace.loss
+    whole = fit(build(RunConfig, values | {"out": values["out"] + "-whole"}, "test"))
+
+    def loss(self: VoiceStyledFace, phase: str, batch: dict, step: int) -> dict:
+        wish.asked = 3 if step == 0 and not wish.asked else wish.asked
+        return real(self, phase, batch, step)
+
+    monkeypatch.setattr(VoiceStyledFace, "loss", loss)
+    config = build(RunConfig, values, "test")
+    with pytest.raises(Stopped, match="saved at step 2 of 4"):
+        fit(config, wish=wish)
+    assert validations(config.folder) == []
+    fit(config, resume="auto")
+    assert [step for step, _ in validations(config.folder)] == [2, 4]
+    assert validations(config.folder) == validations(whole)
+
+
 def test_a_changed_configuration_is_shown_and_refused_unless_allowed(run_values, capsys):
     values = run_values(steps=2)
     folder = fit(build(RunConfig, values, "test"))
