@@ -146,6 +146,24 @@ class _After:
         return int(self._left < 0)
 
 
+def test_a_stop_at_the_step_of_a_validation_leaves_no_gap_in_the_points(run_values, tmp_path):
+    def points(name: str) -> list[tuple[str, int, float | None]]:
+        lines = map(json.loads, Path(values["out"], name).read_text().splitlines())
+        return [
+            (p["kind"], p["step"], p.get("metrics", {}).get("valid/w_norm")) for p in lines if p["kind"] != "system"
+        ]
+
+    values = run_values(validate_every=2)
+    fit(build(RunConfig, values, "test"))
+    undisturbed = points("metrics.jsonl")
+    values["out"] = str(tmp_path / "stopped")
+    with pytest.raises(Stopped, match="saved at step 2 of 4"):
+        fit(build(RunConfig, values, "test"), wish=_After(1))
+    fit(build(RunConfig, values, "test"), resume="auto")
+    assert [step for kind, step, _ in undisturbed if kind == "validation"] == [2, 4]
+    assert points("metrics.jsonl") == undisturbed
+
+
 def test_a_run_on_s3_is_stopped_goes_on_elsewhere_and_ends_like_one_on_a_disk(
     run_values, s3_root, tmp_path, monkeypatch
 ):
