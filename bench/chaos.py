@@ -1,13 +1,17 @@
 """Kill -9 a training at random moments, again and again; in the end nothing may show it (promises 1, 4, 5).
 
-    python bench/chaos.py                        # 30 kills with 1 rank, 30 with 4, runs on a disk: about 15 minutes
-    python bench/chaos.py --s3 --ranks 1         # runs in an object store on loopback (OpenStack Swift)
+    python bench/chaos.py                                       # 30 kills with 1 rank, 30 with 2, runs on a disk
+    python bench/chaos.py --ranks 2 --kills 8 --kill agent exec restarted local      # of one process alone
+    python bench/chaos.py --ranks 1 --kills 8 --s3              # runs in an object store on loopback (OpenStack Swift)
 
-Each kill takes the launcher, its ranks and their decode workers at once, while the run starts, in its first step, after
-some steps, or in a save: there once a file of a checkpoint is being written (or uploaded). After each kill every
-committed checkpoint is read, all checksums verified. After the last one the run is left to end, and then compared with
-a run of the same recipe that nobody disturbed: final weights, moments and averages bit for bit, and the samples of all
-slots of all steps, each once. Writes bench/results/chaos.json; exit code 1 where anything differs.
+A kill of ``ranks`` takes the launcher, its ranks and their decode workers at once. One of the ``agent`` (torchrun), of
+``exec`` (v2f exec) or of ``local`` (launch/local) takes nothing but that process, and the next start does not wait for
+what it leaves behind; ``restarted`` is an exec that launch/local starts again by itself. It comes while the run starts,
+in its first step, after some steps, or in a save: there once a file of a checkpoint is being written (or uploaded).
+After each kill every committed checkpoint is read, all checksums verified. After the last one the run is left to end,
+and then compared with a run of the same recipe that nobody disturbed: final weights, moments and averages bit for bit;
+the samples of all slots of all steps and the points of metrics.jsonl, each once and the same; and no process is left.
+Writes bench/results/chaos.json; exit code 1 where anything differs.
 """
 
 import argparse
@@ -19,32 +23,40 @@ import os
 import platform
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from machine import cpus
 
 from v2f import checkpoint, store
-from v2f.folder import SCRATCH, RunFolder
+from v2f.folder import RunFolder
+from v2f.local import SCRATCH, scratch
 from v2f.prepare.pack import load_recipe, pack
+from v2f.stopping import STOPPED
+from v2f.tracking import SPOOL
 from v2f.window import read_slots
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results" / "chaos.json"
 MOMENTS = ("start", "first step", "step", "save", "save")
 PATIENCE_S = 300.0
+LEAVE_S = 15.0  # for what a run that has ended leaves behind
+KILLS = ("ranks", "agent", "exec", "restarted", "local")
+POINTS = ("loss/", "grad_norm/", "rate/", "skipped/", "valid/")  # what no clock and no machine changes
 SMALL = [
     *("system.seconds=0.5", "system.encoder.channels=[8,12,16]", "system.encoder.blocks=[1,1,1]"),
     *("system.encoder.strides=[2,2,2]", "system.encoder.stem_stride=8", "system.encoder.out_channels=16"),
     *("system.encoder.bn_group=2", "data.batch=8", "data.workers=1", "data.window=8", "train.precision=fp32"),
-    *("train.threads=1", "train.log_every=5", "train.validate_every=40", "train.validate_samples=8"),
+    *("train.threads=1", "train.log_every=1", "train.validate_every=40", "train.validate_samples=8"),
     *("train.checkpoint_every=4", "train.sample_log=true", "tracking.uri=null"),
 ]
 
@@ -58,17 +70,56 @@ class Trial:
     ranks: int
     steps: int
     temporary: Path
+    kill: str = "ranks"
 
     def start(self) -> "subprocess.Popen[bytes]":
         self.temporary.mkdir(parents=True, exist_ok=True)
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={self.ranks}"]
-        recipe = str(REPOSITORY / "launch" / "recipes" / "quickstart.yaml")
-        command = [sys.executable, *(launcher if self.ranks > 1 else []), str(REPOSITORY / "v2f" / "train.py")]
-        command += ["--config", recipe, "--resume", "auto", f"out={self.out}", f"data.path={self.data}"]
+        train = ["v2f/train.py", "--resume", "auto", "--config"]
+        torchrun = ["torchrun", "--standalone", "--nproc-per-node", str(self.ranks), *train]
+        command = {
+            "ranks": torchrun if self.ranks > 1 else ["python", *train],
+            "agent": torchrun,
+            "exec": ["v2f", "exec", *torchrun],
+        }.get(self.kill, ["launch/local"])
+        command += ["launch/recipes/quickstart.yaml", f"out={self.out}", f"data.path={self.data}"]
         command += [f"train.steps={self.steps}", *SMALL]
-        settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TMPDIR": str(self.temporary)}
+        settings = {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        settings |= {"V2F_RANKS": str(self.ranks), "V2F_PAUSE": "0", "V2F_RESTARTS": "1000"}
+        settings |= {"TMPDIR": str(self.temporary), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         with open(self.temporary / "log.txt", "ab") as log:
-            return subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | settings, stdout=log, stderr=log)
+
+    def strike(self, process: "subprocess.Popen[bytes]") -> "subprocess.Popen[bytes]":
+        """Kill; what was started next."""
+        if self.kill == "restarted":
+            while not (found := [each for each in psutil.Process(process.pid).children() if "exec" in each.cmdline()]):
+                time.sleep(0.01)
+            found[0].kill()
+            return process
+        if self.kill == "ranks":
+            self.end()
+        process.kill()
+        process.wait()
+        return self.start()
+
+    def end(self) -> None:
+        """Kill all of its processes."""
+        while doomed := self.alive():
+            for each in doomed:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+
+    def alive(self) -> list[psutil.Process]:
+        """Its processes, of whatever start: no others have its temporary folder."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("TMPDIR") == str(self.temporary) and process.status() != "zombie":
+                    found.append(process)
+        return found
+
+    def said(self) -> str:
+        return (self.temporary / "log.txt").read_text(errors="replace")[-3000:]
 
     @property
     def local(self) -> Path:
@@ -90,81 +141,105 @@ class Trial:
     def writing(self) -> set[str]:
         """Files of a checkpoint, or in a store of the run's folder, that are being written, or that a kill left so."""
         folder = store.local_path(self.out)
-        return set(glob.glob(f"{folder}/checkpoints/step-*/.writing-*" if folder else f"{self.temporary}/.writing-*"))
+        return set(glob.glob(f"{folder}/checkpoints/step-*/.writing-*" if folder else f"{scratch()}/.writing-*"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", default="data/bench-chaos", help="folder for data and runs; emptied")
+    parser.add_argument("--kill", choices=KILLS, nargs="+", default=["ranks"], help="what is killed")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--steps", type=int, help="of the run; without it 12 for each kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--s3", action="store_true", help="runs in an object store instead of on a disk")
     args = parser.parse_args()
     work = Path(args.work).resolve()
     shutil.rmtree(work, ignore_errors=True)
-    with contextlib.ExitStack() as stack:
-        prefix = stack.enter_context(object_store(work / "swift")) if args.s3 else str(work / "runs")
-        found = {ranks: trial(work, prefix, ranks, args.kills, args.seed) for ranks in args.ranks}
-    write("s3" if args.s3 else "disk", found)
-    return 1 if any(result["wrong"] for result in found.values()) else 0
-
-
-def trial(work: Path, prefix: str, ranks: int, kills: int, seed: int, steps: int | None = None) -> dict[str, Any]:
-    """An undisturbed run and one that is killed ``kills`` times; what happened, and what is ``wrong``."""
+    os.environ[SCRATCH] = str(work / "scratch")
     data = str(work / "data")
     people = ["train.people=24", "valid.people=8", "test.people=0", "seen.people=0", "seconds=0.6"]
     pack(load_recipe(str(REPOSITORY / "shards/quickstart.yaml"), [f"out={data}", *(f"synthetic.{p}" for p in people)]))
-    os.environ[SCRATCH] = str(work / "scratch")
-    total = steps or 12 * kills
-    whole, killed = (
-        Trial(store.join(prefix, f"{name}-{ranks}"), data, ranks, total, work / f"tmp-{name}-{ranks}")
-        for name in ("whole", "killed")
-    )
-    print(f"{ranks} ranks, {total} steps: the run that nobody disturbs", flush=True)
+    steps, wrong = args.steps or 12 * args.kills, 0
+    with contextlib.ExitStack() as stack:
+        prefix = stack.enter_context(object_store(work / "swift")) if args.s3 else str(work / "runs")
+        for ranks in args.ranks:
+            runs = {
+                name: Trial(store.join(prefix, f"{name}-{ranks}"), data, ranks, steps, work / f"tmp-{name}-{ranks}")
+                for name in ("whole", *args.kill)
+            }
+            for run in runs.values():
+                stack.callback(run.end)
+            print(f"{ranks} ranks, {steps} steps: the run that nobody disturbs", flush=True)
+            started_s = undisturbed(runs["whole"])
+            for kill in args.kill:
+                runs[kill].kill = kill
+                result = trial(runs["whole"], runs[kill], args.kills, args.seed, started_s)
+                write(f"{'s3' if args.s3 else 'disk'}, {ranks} ranks, kill of {kill}", result)
+                wrong += len(result["wrong"])
+    return 1 if wrong else 0
+
+
+def undisturbed(run: Trial) -> float:
+    """How long it takes to its first step."""
     start = time.monotonic()
-    process = whole.start()
-    wait_for(lambda: whole.starts() > 0, process, whole)
+    process = run.start()
+    wait_for(lambda: run.starts() > 0, process, run)
     started_s = time.monotonic() - start
     if process.wait():
-        sys.exit((whole.temporary / "log.txt").read_text()[-3000:])
+        sys.exit(run.said())
+    return started_s
 
-    rng = random.Random(seed)
-    moments, wrong, committed = Counter[str](), list[str](), 0
-    for number in range(kills):
+
+def trial(whole: Trial, killed: Trial, kills: int, seed: int, started_s: float) -> dict[str, Any]:
+    """Kill a run ``kills`` times, and let it end; what happened, and what is ``wrong``."""
+    rng, start = random.Random(seed), time.monotonic()
+    moments, wrong, committed, refused, number = Counter[str](), list[str](), 0, 0, 0
+    process = killed.start()
+    while number < kills:
         moment = rng.choice(MOMENTS)
         before, old, left = killed.starts(), uncommitted(killed), killed.writing()
-        process = killed.start()
-        alive = wait_until(moment, rng, process, killed, before, left, started_s)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if not alive:
-            if process.returncode == 0:
-                print(f"the run ended after {number} kills; give it more steps", flush=True)
-                break
-            sys.exit((killed.temporary / "log.txt").read_text()[-3000:])
+        if wait_until(moment, rng, process, killed, before, left, started_s):
+            process = killed.strike(process)
+            number += 1
+            # A store shows nothing of a file that is not whole.
+            if uncommitted(killed) - old or killed.writing() - left:
+                moment += f", in {'an upload' if store.local_path(killed.out) is None else 'a save'}"
+            moments[moment] += 1
+        elif process.returncode == STOPPED:
+            refused += 1
+            process = killed.start()
+            continue
+        elif process.returncode:
+            sys.exit(killed.said())
+        else:
+            print(f"the run ended after {number} kills; give it more steps", flush=True)
+            break
         folders = checkpoint.committed(killed.checkpoints)
-        if uncommitted(killed) - old or killed.writing() - left:  # a store shows nothing of a file that is not whole
-            moment += f", which cut {'an upload' if store.local_path(killed.out) is None else 'a save'}"
-        moments[moment] += 1
         for folder in folders:
             try:
                 checkpoint.load(folder)
             except Exception as error:
-                wrong.append(f"kill {number + 1}: {error}")
+                if folder in checkpoint.committed(killed.checkpoints):  # else what the kill left has removed it since
+                    wrong.append(f"kill {number}: {error}")
         newest = checkpoint.step_of(folders[-1]) if folders else 0
         if newest < committed:
-            wrong.append(f"kill {number + 1}: the newest checkpoint went back from step {committed} to {newest}")
+            wrong.append(f"kill {number}: the newest checkpoint went back from step {committed} to {newest}")
         committed = newest
-        print(f"kill {number + 1} of {kills} ({moment}): committed up to step {committed}", flush=True)
-    if killed.start().wait():
-        sys.exit((killed.temporary / "log.txt").read_text()[-3000:])
+        print(f"kill {number} of {kills} ({moment}): committed up to step {committed}", flush=True)
+    while process.wait() == STOPPED:
+        refused += 1
+        process = killed.start()
+    if process.returncode:
+        sys.exit(killed.said())
+    _, stayed = psutil.wait_procs(killed.alive(), LEAVE_S)
+    wrong += [f"a process is left: {each}" for each in stayed]
     wrong += differences(whole, killed)
     for line in wrong:
         print(line, file=sys.stderr)
     seconds = round(time.monotonic() - start)
-    return {"kills": dict(moments), "starts": killed.starts(), "steps": total, "seconds": seconds, "wrong": wrong}
+    facts = {"kills": dict(moments), "starts": killed.starts(), "refused": refused, "steps": killed.steps}
+    return facts | {"seconds": seconds, "wrong": wrong}
 
 
 def uncommitted(run: Trial) -> set[str]:
@@ -205,8 +280,7 @@ def wait_for(reached: Callable[[], bool], process: "subprocess.Popen[bytes]", ru
         if process.poll() is not None:
             return False
         if time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
-            sys.exit(f"nothing happens for {PATIENCE_S:.0f} s\n{(run.temporary / 'log.txt').read_text()[-3000:]}")
+            sys.exit(f"nothing happens for {PATIENCE_S:.0f} s\n{run.said()}")
         time.sleep(0.0005)
     return True
 
@@ -227,7 +301,23 @@ def differences(whole: Trial, killed: Trial) -> list[str]:
     if slots != expected:
         first = next((pair for pair in zip(expected, slots, strict=False) if pair[0] != pair[1]), None)
         found.append(f"{len(slots)} slots, {len(expected)} expected; the first that differs: {first}")
+    undisturbed, again = points(whole), points(killed)
+    if [step for kind, step, _ in undisturbed if kind == "training"] != list(range(1, whole.steps + 1)):
+        found.append("the undisturbed run did not log every step once")
+    if again != undisturbed:
+        first = next((pair for pair in zip(undisturbed, again, strict=False) if pair[0] != pair[1]), None)
+        found.append(f"{len(again)} points, {len(undisturbed)} expected; the first that differs: {first}")
     return found
+
+
+def points(run: Trial) -> list[tuple[str, int, dict[str, float]]]:
+    """What was logged, line by line: its kind, its step, and its numbers that every start must find again."""
+    lines = [json.loads(line) for line in (run.local / SPOOL).read_text().splitlines()]
+    return [
+        (each["kind"], each["step"], {k: v for k, v in each.get("metrics", {}).items() if k.startswith(POINTS)})
+        for each in lines
+        if each["kind"] != "system"
+    ]
 
 
 @contextlib.contextmanager
@@ -241,13 +331,13 @@ def object_store(folder: Path) -> Iterator[str]:
         yield f"s3://{swift.bucket}/runs"
 
 
-def write(where: str, found: dict[int, dict[str, Any]]) -> None:
+def write(name: str, result: dict[str, Any]) -> None:
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for ranks, result in found.items():
-        facts = {"date": datetime.date.today().isoformat(), "device": f"{os.cpu_count()} x {platform.machine()}"}
-        known[f"{where}, {ranks} ranks"] = facts | {"torch": torch.__version__} | result
+    facts = {"date": datetime.date.today().isoformat(), "device": cpus()}
+    versions = {"python": platform.python_version(), **{p: version(p) for p in ("v2f", "torch")}}
+    known[name] = facts | {"versions": versions} | result
     RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-    print(json.dumps(known, indent=1))
+    print(json.dumps({name: known[name]}, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -425,8 +425,7 @@ def test_a_rank_that_is_started_again_after_its_exec_was_killed_ends_at_once(pro
 
 def test_a_rank_whose_launcher_was_killed_while_it_was_being_started_ends_at_once(programs):
     """What has adopted it stays, and would be watched for ever."""
-    body = (programs / "rank.py").read_text()
-    (programs / "rank.py").write_text(f"import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass\n{body}")
+    (programs / "rank.py").write_text(f"import os, sys\nwhile os.getppid() == int(sys.argv[1]): pass\n{STAYS}")
     (programs / "torchrun").write_text('TORCHELASTIC_RUN_ID=x "$@" $$ & exit 0\n')
     command = ["sh", "torchrun", sys.executable, "rank.py"]
     done = subprocess.run(command, cwd=programs, capture_output=True, text=True, timeout=60)

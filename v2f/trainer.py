@@ -118,8 +118,9 @@ def _fit(job: _Job, wish: SupportsInt, watchdog: Watchdog) -> str:
         contextlib.closing(profiler),
         contextlib.closing(job.slots) if job.slots is not None else contextlib.nullcontext(),
     ):
-        if job.step and job.step % train.validate_every == 0 and job.measured_at != job.step:
-            _validate(job)  # whoever was stopped at this step had no time for it
+        if 0 < job.step < train.steps and job.step % train.validate_every == 0 and job.measured_at != job.step:
+            _validate(job)  # whoever was stopped here had no time for it
+            window.restart()
             watchdog.alive()
         batches = iter(job.loader)
         while job.step < train.steps and not stop:
