@@ -321,12 +321,15 @@ def _sound(folder: str) -> dict[str, Any] | None:
         record = json.loads(store.read_tagged(store.join(folder, COMMIT))[0] or b"")
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and record.get("sha256") in (None, _checksum(record)) else None
+    if problem_of(_Commit, record) is not None:
+        return None
+    return record if record.get("sha256") in (None, _checksum(record)) else None
 
 
 def _lease_of(record: Mapping[str, Any]) -> tuple[int, str] | None:
     """The owner in whose name a checkpoint was committed: number and token; None where the record does not say."""
-    return (record["lease"][0], record["lease"][1]) if "lease" in record else None
+    lease = record.get("lease")
+    return (lease[0], lease[1]) if lease else None
 
 
 def _listed(root: str) -> dict[str, set[str]]:
