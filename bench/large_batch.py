@@ -162,7 +162,7 @@ def one(recipe: RunConfig, samples: int, batch: int, arm: str, seed: int) -> dic
         "optimizer"
     ]["lr"]
     for split, found in evaluated["splits"].items():
-        voice = found["lines"]["voice"]
+        voice = found["by"]["judge"]["lines"]["voice"]  # this recipe's loss is of codes alone: it saw no identity net
         scores[f"{split}/R@10"] = voice["R@10"]["value"]
         scores[f"{split}/R@10 interval"] = [voice["R@10"]["low"], voice["R@10"]["high"]]
         scores[f"{split}/identity distance"] = voice["identity_distance_ratio"]

@@ -352,12 +352,16 @@ def test_what_was_measured_of_this_step_is_on_the_card(tiny_shards: str, system:
     folder = str(tmp_path / "run")
     write(folder, configuration(tiny_shards, folder), system)
     line = {"R@1": {"value": 0.25, "low": 0.1, "high": 0.4}}
-    split = {"what": "unseen people", "gallery": 100, "lines": {"voice": line}, "chance": {"R@1": 0.01}}
+    split = {"what": "unseen people", "gallery": 100, "chance": {"R@1": 0.01}}
+    split["by"] = {
+        "referee": {"lines": {"voice": line}},
+        "judge": {"lines": {"voice": {"R@1": line["R@1"] | {"value": 0.5}}}},
+    }
     measured = {"step": 40, "data": {"fingerprint": "f" * 64}, "splits": {"test": split}}
     store.write_bytes(f"{folder}/eval.json", json.dumps(measured).encode())
     for step in (40, 10):
         export(folder, str(tmp_path / str(step)), step)
-    assert "| R@1 | 25.0 % | 1.0 % |" in (tmp_path / "40" / "README.md").read_text()
+    assert "| R@1 | 25.0 % | 50.0 % | 1.0 % |" in (tmp_path / "40" / "README.md").read_text()
     assert "R@1" not in (tmp_path / "10" / "README.md").read_text()
 
 

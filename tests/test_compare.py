@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from v2f.keyed import keyed_rng
 from v2f.significance import holm, sign_flips, with_training
 
 PEOPLE = 60
-KEYS = tuple(metric.key for metric in compare.METRICS["voice"])
+JUDGED = [metric for metric in compare.METRICS["voice"] if metric.by == "judge"]
+KEYS = tuple(metric.key for metric in JUDGED)
 Shares = dict[str, np.ndarray]
 
 
@@ -38,8 +39,10 @@ def write_run(
     weights: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
     info: Mapping[str, Any] | None = None,
+    by: Sequence[str] = ("judge",),
+    referee: Mapping[str, Any] | None = None,
 ) -> str:
-    """A run's folder as training and ``v2f eval`` leave it, with the shares of each split's people."""
+    """A run's folder as training and ``v2f eval`` leave it, with the shares of each split's people, as ``by`` tells."""
     path.mkdir(parents=True)
     values: dict[str, Any] = {"name": path.name, "seed": seed, "system": {"name": "fake", "kind": kind}}
     values |= {"data": {"path": "data", "batch": 8}, "train": {"steps": 1}}
@@ -56,12 +59,17 @@ def write_run(
         line = {key: value for key, value in means.items() if key not in ("nearest", "energy", "margin")}
         line["picture"] = {key: means[key] for key in ("nearest", "energy") if key in means}
         splits[split] = {"people": len(next(iter(of.values()))), "gallery": 50, "chance": {"R@10": 0.2}}
-        splits[split] |= {"lines": {"voice": line}, "meters": {"margin": means.get("margin")}, "verdict": None}
+        told = {"lines": {"voice": line}, "meters": {"margin": means.get("margin")}}
+        splits[split] |= {"by": dict.fromkeys(by, told), "verdict": None}
         people = list(range(splits[split]["people"]))
-        kept[split] = {"people": people, "shares": {key: each.tolist() for key, each in of.items()}}
+        kept[split] = {
+            "people": people,
+            "shares": {who: {key: each.tolist() for key, each in of.items()} for who in by},
+        }
     content = json.dumps({"splits": kept}).encode()
     (path / "eval-people.json").write_bytes(content)
     measured = {"step": 1, "weights": dict(weights or {}), "stand_ins": [], "splits": splits}
+    measured["referee"] = dict(referee or {})
     measured["data"] = {"path": "data", "fingerprint": fingerprint}
     measured["people"] = {"file": "eval-people.json", "sha256": hashlib.sha256(content).hexdigest()}
     (path / "eval.json").write_text(json.dumps(measured))
@@ -147,6 +155,25 @@ def test_a_difference_is_found_though_the_intervals_overlap(tmp_path: Path) -> N
     assert outcome(found, "R@10").difference.value == pytest.approx(0.045, abs=0.015)
 
 
+def test_what_the_referee_tells_comes_first_beside_what_the_judge_tells(tmp_path: Path) -> None:
+    shares = [{"test": drawn(n, shift=0.2 * n)} for n in (0, 1)]
+    kinds, both = ("copy", "constant"), ("referee", "judge")
+    one, other = (
+        write_run(tmp_path / f"run{n}", shares[n], kind=kinds[n], by=both, referee={"net": "stand_in"}) for n in (0, 1)
+    )
+    found = compared(one, other)
+    assert [o.metric.by for o in found.larger] == ["referee"] * len(KEYS) + ["judge"] * len(KEYS)
+    text = printed(found)
+    assert text.index("by the referee") < text.index("by the judge")
+    assert "test, R@10, % by the referee: B is above A by" in text
+    third = write_run(tmp_path / "third", shares[1], kind="constant", by=both, referee={"net": "facenet"})
+    apart = compared(one, third)  # the judges are the same, the referees are not
+    assert {o.metric.by for o in apart.outcomes if o.p is not None} == {"judge"}
+    assert any("measured by different nets" in note for note in apart.notes)
+    without = write_run(tmp_path / "without", shares[1], kind="constant")
+    assert any(f"was measured without a referee: v2f eval {without}" in note for note in compared(one, without).notes)
+
+
 def test_what_is_better_depends_on_the_metric(tmp_path: Path) -> None:
     folders = [
         write_run(tmp_path / f"run{n}", {"test": drawn(n, shift=0.2 * n)}, kind=("copy", "constant")[n]) for n in (0, 1)
@@ -161,7 +188,7 @@ def test_what_is_better_depends_on_the_metric(tmp_path: Path) -> None:
         "nearest": 0,
         "energy": -1,
     }
-    assert outcome(found, "R@1").told().startswith("R@1, %: B is above A by 2")
+    assert outcome(found, "R@1").told().startswith("R@1, % by the judge: B is above A by 2")
     assert outcome(found, "R@1").told().endswith("B is better")
     assert outcome(found, "energy").told().endswith("A is better")
     assert "better" not in outcome(found, "nearest").told()
@@ -266,7 +293,7 @@ def test_what_was_not_measured_alike_is_not_tested_and_says_why(tmp_path: Path) 
         (note,) = (note for note in found.notes if said in note)
         assert way_out in note
     judged = compared(base, former).subjects[1]
-    value = judged.value("test", compare.METRICS["voice"][0])
+    value = judged.value("test", JUDGED[0])
     assert value is not None  # the number and its interval are there all the same
     assert value.low < value.value < value.high
 
@@ -384,7 +411,7 @@ def test_the_table_says_what_differs_and_what_is_larger_than_noise(tmp_path: Pat
     assert "system.kind" in text
     assert "gallery" not in text
     assert "* larger than noise: 7 of 7 differences" in text
-    assert "test, R@10, %: B is above A by" in text
+    assert "test, R@10, % by the judge: B is above A by" in text
     (row,) = (line for line in text.splitlines() if "B − A" in line)
     assert row.count("*") == 7
     assert "chance" in text

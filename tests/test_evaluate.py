@@ -15,7 +15,7 @@ from v2f import metrics
 from v2f.data.manifest import open_dataset
 from v2f.data.mix import Union
 from v2f.errors import V2FError
-from v2f.evaluate import evaluate, in_batches, judge
+from v2f.evaluate import evaluate, in_batches, look, observers_of
 from v2f.run import Run
 from v2f.world import bounds
 from v2f.world.people import World
@@ -38,20 +38,21 @@ def test_a_system_that_gives_the_reference_is_always_found(tmp_path: Path) -> No
     test = measured(tmp_path)["splits"]["test"]
     assert test["people"] == 30
     assert test["clips"] == 60
-    assert test["lines"]["voice"]["R@1"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert test["lines"]["voice"]["median_rank"] == 1
-    assert test["lines"]["voice"]["identity_distance_ratio"] == pytest.approx(1.0)
-    one_each = judge(FakeSystem(FakeSystem.Config()), np.stack([portrait(p) for p in range(30)]).transpose(0, 3, 1, 2))[
-        0
-    ]
-    assert test["meters"]["identity_distance"] == pytest.approx(metrics.identity_distance(one_each))
+    assert test["by"]["judge"]["lines"]["voice"]["R@1"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert test["by"]["judge"]["lines"]["voice"]["median_rank"] == 1
+    assert test["by"]["judge"]["lines"]["voice"]["identity_distance_ratio"] == pytest.approx(1.0)
+    system = FakeSystem(FakeSystem.Config())
+    observers, _ = observers_of(Run.open(str(tmp_path / "run")), system)
+    photos = np.stack([portrait(p) for p in range(30)]).transpose(0, 3, 1, 2)
+    one_each = look(observers, photos, torch.device("cpu"))["judge"].emb_MD
+    assert test["by"]["judge"]["meters"]["identity_distance"] == pytest.approx(metrics.identity_distance(one_each))
     assert test["verdict"] is None
 
 
 def test_one_face_for_everyone_is_chance_and_named(tmp_path: Path) -> None:
     result = measured(tmp_path, "constant")
     for split in result["splits"].values():
-        voice = split["lines"]["voice"]
+        voice = split["by"]["judge"]["lines"]["voice"]
         for k in (1, 5, 10):
             assert voice[f"R@{k}"]["value"] == pytest.approx(split["chance"][f"R@{k}"])
         assert voice["identity_distance_ratio"] == pytest.approx(0.0, abs=1e-6)
@@ -78,13 +79,13 @@ def test_each_persons_share_is_kept_beside_it(tmp_path: Path) -> None:
     assert splits.keys() == result["splits"].keys()
     for name, split in splits.items():
         numbers = result["splits"][name]
-        voice = numbers["lines"]["voice"]
+        voice = numbers["by"]["judge"]["lines"]["voice"]
         assert len(split["people"]) == len(set(split["people"])) == numbers["people"]
-        shares = {key: np.array(share_N) for key, share_N in split["shares"].items()}
+        shares = {key: np.array(share_N) for key, share_N in split["shares"]["judge"].items()}
         assert all(share_N.shape == (numbers["people"],) for share_N in shares.values())
         for k in metrics.KS:
             assert metrics.over_people(shares[f"R@{k}"]).as_dict() == voice[f"R@{k}"]
-        assert shares["margin"].mean() == pytest.approx(numbers["meters"]["margin"])
+        assert shares["margin"].mean() == pytest.approx(numbers["by"]["judge"]["meters"]["margin"])
         assert shares["identity_distance_ratio"].mean() == pytest.approx(voice["identity_distance_ratio"])
         assert shares["nearest"].mean() == pytest.approx(voice["picture"]["nearest"])
         assert shares["energy"].mean() == pytest.approx(voice["picture"]["energy"], abs=0.01)
@@ -107,7 +108,7 @@ def test_with_one_person_nothing_is_retrieved(tmp_path: Path) -> None:
     test = measured(tmp_path, data={"people": {"test": [4]}})["splits"]["test"]
     assert test["gallery"] is None
     assert test["chance"] is None
-    assert "R@1" not in test["lines"]["voice"]
+    assert "R@1" not in test["by"]["judge"]["lines"]["voice"]
     assert any("nothing is retrieved" in note for note in test["notes"])
 
 
@@ -118,17 +119,17 @@ def test_no_split_to_evaluate_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_real_people_have_no_upper_bounds_and_it_says_why(tmp_path: Path) -> None:
     test = measured(tmp_path)["splits"]["test"]
-    assert not {"U1", "U2", "strongest"} & set(test["lines"])
+    assert not {"U1", "U2", "strongest"} & set(test["by"]["judge"]["lines"])
     assert any("no upper bound" in note for note in test["notes"])
 
 
 def test_synthetic_people_have_upper_bounds(tmp_path: Path) -> None:
     people = {"test": range(60)}
     test = measured(tmp_path, data={"people": people, "synthetic": True, "clips": 1})["splits"]["test"]
-    assert {"voice", "U1", "U2", "strongest", "photo"} <= set(test["lines"])
-    assert test["strongest_factor"] in ("pitch", "tract", "breathiness", "tilt", "liveliness", "rate")
-    held = test["held_equal"]
-    assert held["factor"] == test["strongest_factor"]
+    assert {"voice", "U1", "U2", "strongest", "photo"} <= set(test["by"]["judge"]["lines"])
+    assert test["by"]["judge"]["strongest_factor"] in ("pitch", "tract", "breathiness", "tilt", "liveliness", "rate")
+    held = test["by"]["judge"]["held_equal"]
+    assert held["factor"] == test["by"]["judge"]["strongest_factor"]
     assert held["gallery"] == 20
     assert held["lines"]["voice"]["R@1"]["value"] == 1
     assert held["chance"]["R@1"] == 0.05
@@ -141,19 +142,21 @@ def test_the_strongest_factor_is_the_one_that_tells_most(tmp_path: Path, monkeyp
     monkeypatch.setattr(bounds, "factor_pictures", only_tilt)
     data = {"people": {"test": range(60)}, "synthetic": True, "clips": 1}
     test = measured(tmp_path, data=data)["splits"]["test"]
-    assert test["strongest_factor"] == "tilt"
-    assert test["lines"]["strongest"]["R@1"]["value"] == 1
+    assert test["by"]["judge"]["strongest_factor"] == "tilt"
+    assert test["by"]["judge"]["lines"]["strongest"]["R@1"]["value"] == 1
 
 
 def test_people_of_another_world_have_no_upper_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fakes.world_hash", lambda: "0" * 64)
     test = measured(tmp_path, data={"people": {"test": range(4)}, "synthetic": True})["splits"]["test"]
-    assert "U1" not in test["lines"]
+    assert "U1" not in test["by"]["judge"]["lines"]
     assert any("pack the data anew" in note for note in test["notes"])
 
 
 def test_the_other_photo_of_a_person_is_a_different_one(tmp_path: Path) -> None:
-    lines = measured(tmp_path, data={"people": PEOPLE, "photos": 2, "clips": 1})["splits"]["test"]["lines"]
+    lines = measured(tmp_path, data={"people": PEOPLE, "photos": 2, "clips": 1})["splits"]["test"]["by"]["judge"][
+        "lines"
+    ]
     assert lines["photo"]["people"] == 30
     assert lines["photo"]["R@1"]["value"] > 0.9  # the noise between two photos is small
     assert lines["photo"]["picture"]["nearest"] > 0.01  # not the gallery's own photo
@@ -161,8 +164,8 @@ def test_the_other_photo_of_a_person_is_a_different_one(tmp_path: Path) -> None:
 
 def test_people_with_one_photo_have_no_line_for_another(tmp_path: Path) -> None:
     test = measured(tmp_path, data={"people": PEOPLE, "photos": 1})["splits"]["test"]
-    assert "photo" not in test["lines"]
-    assert "generator" not in test["lines"]
+    assert "photo" not in test["by"]["judge"]["lines"]
+    assert "generator" not in test["by"]["judge"]["lines"]
     assert any("second photo" in note for note in test["notes"])
 
 
@@ -183,11 +186,14 @@ def test_what_the_generator_allows_is_the_other_photo_through_its_codes(tmp_path
     make_data(tmp_path / "data", PEOPLE)
     run, _fake = make_run(tmp_path / "run", tmp_path / "data")
     test = evaluate(run, system=Inverting(run.config.system), progress=False, device="cpu")["splits"]["test"]
-    assert test["lines"]["generator"]["R@1"]["value"] > 0.9
+    assert test["by"]["judge"]["lines"]["generator"]["R@1"]["value"] > 0.9
     # The codes average the noise of the photo away, which the photo itself keeps.
-    picture = test["lines"]["generator"]["picture"]["nearest"], test["lines"]["photo"]["picture"]["nearest"]
+    picture = (
+        test["by"]["judge"]["lines"]["generator"]["picture"]["nearest"],
+        test["by"]["judge"]["lines"]["photo"]["picture"]["nearest"],
+    )
     assert picture[0] < picture[1]
-    assert test["meters"]["w_variance_ratio"] == pytest.approx(1.0, abs=0.05)
+    assert test["by"]["judge"]["meters"]["w_variance_ratio"] == pytest.approx(1.0, abs=0.05)
 
 
 def damage(data: Path, sample: int) -> str:
@@ -208,7 +214,9 @@ def test_a_damaged_sample_is_left_out_counted_and_named(tmp_path: Path) -> None:
     assert test["people"] == 30
     assert test["left_out"]["samples"] == 1
     assert key in test["left_out"]["first"][0]
-    assert test["lines"]["voice"]["R@1"]["value"] == before["lines"]["voice"]["R@1"]["value"]
+    assert (
+        test["by"]["judge"]["lines"]["voice"]["R@1"]["value"] == before["by"]["judge"]["lines"]["voice"]["R@1"]["value"]
+    )
 
 
 def test_only_damaged_samples_are_an_error(tmp_path: Path) -> None:

@@ -267,13 +267,11 @@ def test_the_shares_are_the_jackknifes() -> None:
     for name in ("nearest", "energy"):
         without = jackknifed(lambda c, name=name: getattr(metrics.picture_distance(made_NP[c], real_NP), name), people)
         assert each[name] == pytest.approx(without)
-    real = {"real": real_NP, "real_identity": real_NP}
-    variety = metrics.variety_shares(made=made_NP, made_identity=made_NP, **real)
-    for name, share_N in variety.items():
-        without = jackknifed(
-            lambda c, name=name: metrics.variety_meters(made=made_NP[c], made_identity=made_NP[c], **real)[name], people
-        )
+    for name, share_N in metrics.pixel_variety_shares(made_NP, real_NP).items():
+        without = jackknifed(lambda c, name=name: metrics.pixel_variety(made_NP[c], real_NP)[name], people)
         assert share_N == pytest.approx(without)
+    variety = metrics.identity_variety_shares(made_NP, real_NP)
+    assert variety == pytest.approx(jackknifed(lambda c: metrics.identity_variety(made_NP[c], real_NP), people))
 
 
 def test_the_spread_of_the_shares_is_how_sure_the_number_is() -> None:
@@ -290,5 +288,5 @@ def test_too_few_people_have_no_shares() -> None:
     assert np.isnan(metrics.identity_distance_shares(two, [0, 1])).all()
     assert np.isnan(metrics.margin_shares(two[:1], two, [0])).all()
     assert np.isnan(metrics.picture_distance(two, two + 1).each["energy"]).all()
-    for share_N in metrics.variety_shares(made=two, real=two, made_identity=two, real_identity=two).values():
+    for share_N in (*metrics.pixel_variety_shares(two, two).values(), metrics.identity_variety_shares(two, two)):
         assert np.isnan(share_N).all()

@@ -126,8 +126,9 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         saver.wait()
     assert saver.take_failures() == []
     interval = {"value": 0.5, "low": 0.4, "high": 0.6}
-    split = {"people": 2, "clips": 2, "gallery": 2, "chance": {"R@10": 0.5}, "meters": {"margin": 0.1}, "notes": ["n"]}
-    split |= {"lines": {"voice": {"R@10": interval, "picture": {"nearest": 1.0}}}, "verdict": None, "left_out": {}}
+    split = {"people": 2, "clips": 2, "gallery": 2, "chance": {"R@10": 0.5}, "verdict": None, "notes": ["n"]}
+    told = {"lines": {"voice": {"R@10": interval, "picture": {"nearest": 1.0}}}, "meters": {"margin": 0.1}}
+    split |= {"by": {"referee": told, "judge": told}, "left_out": {}}
     evaluated = {"step": 4, "data": {"path": "d", "fingerprint": "f"}, "splits": {"test": split}, "weights": {}}
     info = {"name": "tiny", "fingerprint": "f", "weights": {}, "versions": {"torch": "2"}, "world_size": 1}
     mark = {"points": {"bytes": 0, "crc": 0}}

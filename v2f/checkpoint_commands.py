@@ -366,18 +366,25 @@ def _numbers(about: Mapping[str, Any], evaluated: Mapping[str, Any]) -> list[str
             *(f"| {name} | {_number(value)} |" for name, value in sorted(about["metrics"].items())),
         ]
     for name, split in evaluated.get("splits", {}).items():
-        shares = {k: v for k, v in split.get("lines", {}).get("voice", {}).items() if k.startswith("R@") and v}
-        if shares:
+        told = {by: own["lines"].get("voice", {}) for by, own in split["by"].items()}
+        shares = {by: {k: v for k, v in own.items() if k.startswith("R@") and v} for by, own in told.items()}
+        names = list(dict.fromkeys(k for own in shares.values() for k in own))
+        if names:
             chance = split.get("chance") or {}
             data = evaluated.get("data", {}).get("fingerprint")
             where = "the same data" if data == about.get("fingerprint") else f"the data `{data}`"
             lines += [
                 *([""] if lines else []),
-                f"`v2f eval` of this step on {where}: {split.get('what', name)}, gallery of {split.get('gallery')}.",
+                f"`v2f eval` of this step on {where}: {split.get('what', name)}, gallery of {split.get('gallery')}. "
+                "No loss has seen the referee; the judge is what the losses look at.",
                 "",
-                "| | this run | chance |",
-                "| --- | ---: | ---: |",
-                *(f"| {k} | {100 * v['value']:.1f} % | {100 * chance.get(k, 0):.1f} % |" for k, v in shares.items()),
+                f"| | {' | '.join(f'this run, by the {by}' for by in shares)} | chance |",
+                f"| --- |{' ---: |' * (len(shares) + 1)}",
+                *(
+                    f"| {k} | {' | '.join(_percent(own.get(k)) for own in shares.values())} "
+                    f"| {100 * chance.get(k, 0):.1f} % |"
+                    for k in names
+                ),
             ]
     return lines or ["Nothing was measured before this checkpoint; measure it with `v2f eval`."]
 
@@ -397,6 +404,10 @@ def _nets(about: Mapping[str, Any], brought: Mapping[str, Brought]) -> list[str]
             f"looks for it (`system.frozen`); SHA-256 `{digest}`."
         )
     return lines or ["None."]
+
+
+def _percent(share: Mapping[str, float] | None) -> str:
+    return "-" if share is None else f"{100 * share['value']:.1f} %"
 
 
 def _number(value: float | None) -> str:

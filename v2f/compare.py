@@ -56,8 +56,10 @@ class Metric:
     key: str
     title: str
     better: int
-    judge: str
-    """What it depends on beside the people: the net ``identity`` or ``perceptual``, or the ``pixels`` alone."""
+    by: str
+    """The observer that tells it: ``referee``, ``judge``, or ``pixels`` where no net does."""
+    net: str
+    """What it depends on beside the people: the net ``referee``, ``identity`` or ``perceptual``, or ``pixels``."""
     scale: float = 1.0
     digits: int = 2
 
@@ -74,25 +76,39 @@ class Metric:
         return f"{self.shown(value.value, sign)} ({between})"
 
 
-_PICTURE = (
-    Metric("nearest", "picture: nearest", 0, "perceptual"),  # below 1 it is an average face, and no better
-    Metric("energy", "picture: energy", -1, "perceptual", digits=3),
-)
-METRICS: dict[str, tuple[Metric, ...]] = {
-    "voice": (
-        *(Metric(f"R@{k}", f"R@{k}, %", 1, "identity", 100, 1) for k in metrics.KS),
-        Metric("margin", "margin", 1, "identity", digits=3),
-        Metric("identity_distance_ratio", "identity distance", 0, "identity"),
-        *_PICTURE,
-    ),
-    "generated": (
-        *_PICTURE,
-        Metric("variety", "variety", 0, "pixels"),
-        Metric("variety_nearest", "to the nearest", 0, "pixels"),
-        Metric("variety_identity", "between people", 0, "identity"),
-    ),
+def _told(by: str, identity: str, maps: str) -> dict[str, tuple[Metric, ...]]:
+    """The metrics that an observer tells, with the nets that it looks through."""
+    picture = (
+        Metric("nearest", "picture: nearest", 0, by, maps),  # below 1 it is an average face, and no better
+        Metric("energy", "picture: energy", -1, by, maps, digits=3),
+    )
+    return {
+        "voice": (
+            *(Metric(f"R@{k}", f"R@{k}, %", 1, by, identity, 100, 1) for k in metrics.KS),
+            Metric("margin", "margin", 1, by, identity, digits=3),
+            Metric("identity_distance_ratio", "identity distance", 0, by, identity),
+            *picture,
+        ),
+        "generated": (*picture, Metric("variety_identity", "between people", 0, by, identity)),
+    }
+
+
+_TOLD: dict[str, dict[str, tuple[Metric, ...]]] = {
+    "referee": _told("referee", "referee", "referee"),
+    "judge": _told("judge", "identity", "perceptual"),
+    "pixels": {
+        "generated": (
+            Metric("variety", "variety", 0, "pixels", "pixels"),
+            Metric("variety_nearest", "to the nearest", 0, "pixels", "pixels"),
+        )
+    },
 }
-"""By the line of ``eval.json`` that is the run's own, in the table's order."""
+METRICS: dict[str, tuple[Metric, ...]] = {
+    line: tuple(metric for told in _TOLD.values() for metric in told.get(line, ())) for line in ("voice", "generated")
+}
+"""By the line of ``eval.json`` that is the run's own, in the table's order: what the referee tells first."""
+BY = evaluate.OBSERVERS | {"pixels": "in pixels, by no net"}
+"""Who tells a metric, and how that is said."""
 
 
 # ------------------------------------------------------------------------------------------------- the runs
@@ -146,7 +162,10 @@ class Subject:
     def measured(self, split: str) -> tuple[str, dict[str, Any]] | None:
         """The run's own line of a split, by its name, and the split's numbers."""
         numbers = (self.evaluated or {"splits": {}})["splits"].get(split)
-        own = None if numbers is None else next((line for line in METRICS if line in numbers["lines"]), None)
+        if numbers is None:
+            return None
+        lines = evaluate.told_first(numbers)[1]["lines"]
+        own = next((line for line in METRICS if line in lines), None)
         return None if own is None else (own, numbers)
 
     def value(self, split: str, metric: Metric) -> Interval | None:
@@ -155,7 +174,10 @@ class Subject:
         if found is None:
             return None
         line, numbers = found
-        value = _number(numbers["lines"][line] | {"margin": numbers.get("meters", {}).get("margin")}, metric)
+        told = numbers["by"].get(metric.by)
+        if told is None:
+            return None
+        value = _number(told["lines"][line] | {"margin": told.get("meters", {}).get("margin")}, metric)
         shares_N = self.shares(split, metric)
         if value is None or shares_N is None or math.isfinite(value.low):
             return value
@@ -164,7 +186,7 @@ class Subject:
 
     def shares(self, split: str, metric: Metric) -> Floats | None:
         """Each person's share in the number; None where it is not known or not defined."""
-        found = self.people.get(split, {"shares": {}})["shares"].get(metric.key)
+        found = self.people.get(split, {"shares": {}})["shares"].get(metric.by, {}).get(metric.key)
         return None if found is None or None in found else np.array(found, np.float64)
 
     def ground(self, split: str, metric: Metric) -> dict[str, Any] | str:
@@ -175,6 +197,8 @@ class Subject:
             return f"{self.letter} was not measured: v2f eval {self.run.path}"
         if metric not in METRICS[found[0]]:
             return ""
+        if metric.by not in found[1]["by"]:
+            return f"{self.letter} was measured without a {metric.by}: v2f eval {self.run.path}"
         if split not in self.people:
             return f"{self.letter} was measured without keeping each person’s share: v2f eval {self.run.path}"
         if self.shares(split, metric) is None:
@@ -183,11 +207,13 @@ class Subject:
         if metric.key.startswith("R@"):
             ground["gallery"] = found[1].get("gallery")
         values = flatten(self.run.config)
-        if metric.judge != "pixels":
-            net = f"system.frozen.{metric.judge}."
+        if metric.net == "referee":
+            ground["judge"] = self.evaluated["referee"]
+        elif metric.net != "pixels":
+            net = f"system.frozen.{metric.net}."
             options = {k: v for k, v in values.items() if k.startswith(net) and not k.startswith(FREE)}
-            ground["judge"] = (options, self.evaluated["weights"].get(metric.judge))
-        if metric.judge != "identity":
+            ground["judge"] = (options, self.evaluated["weights"].get(metric.net))
+        if metric.net in ("pixels", "perceptual") or metric.key in ("nearest", "energy"):
             ground["pictures"] = (values.get("system.image_size"), values.get("system.share"))
         return ground
 
@@ -202,7 +228,7 @@ _APART = {
 
 def _number(line: Mapping[str, Any], metric: Metric) -> Interval | None:
     """A number of a line of ``eval.json``, with its interval where it holds one."""
-    value = line.get(metric.key, (line["picture"] or {}).get(metric.key))
+    value = line.get(metric.key, (line.get("picture") or {}).get(metric.key))
     if value is None or isinstance(value, Mapping):
         return None if value is None else Interval(**value)
     return Interval(value=value, low=math.nan, high=math.nan)
@@ -418,7 +444,8 @@ class Outcome:
         by = f"{m.shown(abs(d.value))} ({m.shown(ends[0])} to {m.shown(ends[1])})"
         if m.shown(abs(d.value)) == m.shown(0.0):
             by = f"less than {10.0**-m.digits:g}"
-        return f"{m.title}: {high.letters} is above {low.letters} by {by}{judged}"
+        who = "" if m.by == "pixels" else f" by the {m.by}"
+        return f"{m.title}{who}: {high.letters} is above {low.letters} by {by}{judged}"
 
 
 @dataclass(frozen=True)
@@ -436,9 +463,17 @@ class Comparison:
 
     def metrics(self, split: str) -> list[Metric]:
         """Those that some run has, in the table's order."""
-        lines = {found[0] for found in (subject.measured(split) for subject in self.subjects) if found}
-        found = [metric for line, row in METRICS.items() if line in lines for metric in row]
-        return list(dict.fromkeys(found))
+        measured = [found for found in (subject.measured(split) for subject in self.subjects) if found]
+        lines, told = {line for line, _ in measured}, {by for _, numbers in measured for by in numbers["by"]}
+        found = [metric for line, row in METRICS.items() if line in lines for metric in row if metric.by in told]
+        return sorted(dict.fromkeys(found), key=lambda metric: list(BY).index(metric.by))
+
+    def told(self, split: str) -> dict[str, list[int]]:
+        """Who tells the metrics of a split, in the order of :data:`BY`, with their places in :meth:`metrics`."""
+        places: dict[str, list[int]] = {}
+        for at, metric in enumerate(self.metrics(split)):
+            places.setdefault(metric.by, []).append(at)
+        return places
 
     def references(self, split: str) -> list[tuple[str, list[Interval | None]]]:
         """Chance and what is known of the people, to hold the numbers against: by title, in the order of
@@ -450,10 +485,14 @@ class Comparison:
             return []
         found = measured[0].measured(split)
         assert found is not None
-        lines, chance = found[1]["lines"], found[1].get("chance")
-        shown = [line for line in ("strongest", "U1", "trained") if line in lines]
+        by, chance = found[1]["by"], found[1].get("chance")
+        told = evaluate.told_first(found[1])[1]
+        shown = [line for line in ("strongest", "U1", "trained") if line in told["lines"]]
         rows = [
-            (evaluate.title(line, found[1].get("strongest_factor")), [_number(lines[line], m) for m in chosen])
+            (
+                evaluate.title(line, told.get("strongest_factor")),
+                [_number(by[m.by]["lines"][line], m) if line in by[m.by]["lines"] else None for m in chosen],
+            )
             for line in shown
         ]
         if chance:
@@ -672,39 +711,46 @@ def show(comparison: Comparison, console: Console) -> None:
 
 def _show_split(comparison: Comparison, split: str, console: Console) -> None:
     chosen = comparison.metrics(split)
-    what = f"{split}: {evaluate.SPLITS[split]}"
     references = comparison.references(split)
     columns = [*(subject.title for subject in comparison.subjects), *(title for title, _ in references)]
-    table = _table(f"{what} (95 % interval over people)", "", columns)
-    for at, metric in enumerate(chosen):
-        values = [subject.value(split, metric) for subject in comparison.subjects]
-        shown = ["–" if value is None else metric.interval(value) for value in values]
-        against = [reference[at] for _, reference in references]
-        shown += ["–" if value is None else metric.interval(value) for value in against]
-        table.add_row(metric.title, *map(Text, shown))
-    console.print(table)
-    for heading, rows in (
-        (
-            f"{what}, differences; * larger than noise",
-            [
-                (f"{other.letters} − {one.letters}", [_marked(outcome) for outcome in outcomes])
-                for one, other, outcomes in comparison.of(split)
-            ],
-        ),
-        (
-            f"{what}, the same recipe with other seeds: least to most",
-            [
-                (recipe.letters, ["–" if r is None else f"{m.shown(r.low)} to {m.shown(r.high)}" for m, r in pairs])
-                for recipe, ranges in comparison.spread(split)
-                for pairs in [list(zip(chosen, ranges, strict=True))]
-            ],
-        ),
-    ):
-        if rows:
-            table = _table(heading, "", [metric.title for metric in chosen])
-            for name, cells in rows:
-                table.add_row(name, *map(Text, cells))
-            console.print(table)
+    for by, places in comparison.told(split).items():
+        what = f"{split}: {evaluate.SPLITS[split]}, {BY[by]}"
+        table = _table(f"{what} (95 % interval over people)", "", columns)
+        for at in places:
+            metric = chosen[at]
+            values = [subject.value(split, metric) for subject in comparison.subjects]
+            shown = ["–" if value is None else metric.interval(value) for value in values]
+            against = [reference[at] for _, reference in references]
+            shown += ["–" if value is None else metric.interval(value) for value in against]
+            table.add_row(metric.title, *map(Text, shown))
+        console.print(table)
+        for heading, rows in (
+            (
+                f"{what}, differences; * larger than noise",
+                [
+                    (f"{other.letters} − {one.letters}", [_marked(outcomes[at]) for at in places])
+                    for one, other, outcomes in comparison.of(split)
+                ],
+            ),
+            (
+                f"{what}, the same recipe with other seeds: least to most",
+                [
+                    (recipe.letters, [_ranged(chosen[at], ranges[at]) for at in places])
+                    for recipe, ranges in comparison.spread(split)
+                ],
+            ),
+        ):
+            if rows:
+                table = _table(heading, "", [chosen[at].title for at in places])
+                for name, cells in rows:
+                    table.add_row(name, *map(Text, cells))
+                console.print(table)
+
+
+def _ranged(metric: Metric, least_to_most: Interval | None) -> str:
+    if least_to_most is None:
+        return "–"
+    return f"{metric.shown(least_to_most.low)} to {metric.shown(least_to_most.high)}"
 
 
 def _marked(outcome: Outcome) -> str:

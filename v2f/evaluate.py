@@ -4,8 +4,11 @@ For each split (``test``: unseen people; ``seen``: unseen clips of trained peopl
 each person, photo 0 of the person's first sample; a query is the face made from one clip. Beside the run's own line
 stand chance, the upper bounds of the synthetic world, and what the frozen nets allow::
 
-    samples -> faces, photos -> identity embeddings + perceptual features -> lines of numbers -> eval.json, a table
-                                                           each person's share in the run's -> eval-people.json
+    samples -> faces, photos -> observers: identity embeddings + pooled maps -> lines of numbers -> eval.json, a table
+                                                               each person's share in the run's -> eval-people.json
+
+Every number is told by two observers. The *referee*, an identity net that no loss and no meter has seen, comes first:
+the *judge*, the run's own frozen nets, is what the training learned to please (:mod:`v2f.referee`).
 
 A system that makes faces from noise is measured on the first of the splits alone: as many generated pictures as there
 are people, and as many photos of trained people, each beside the photos that were held out.
@@ -13,17 +16,17 @@ are people, and as many photos of trained people, each beside the photos that we
 The nets always see batches of one size, the last one filled up, and everything after them is in float64 over whole
 sets: the table is a function of run and data, not of how the data were read (promise 5).
 
-Shape letters: N people, M clips, D embedding width, P features, V voice factors.
+Shape letters: N people, M clips, D embedding width, P features, L styles, V voice factors.
 """
 
 import hashlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -33,7 +36,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from v2f import metrics, store
+from v2f import metrics, referee, store, tracking, weights
 from v2f.config import build
 from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split, open_dataset, read_manifest
@@ -54,12 +57,12 @@ _BATCH = 32  # what the nets see at once, always; the table depends on it no mor
 _HELD_EQUAL = 20
 _EXPLAINED = (
     "identity: distance of different people's faces over that of their photos (0: one face for everyone); nearest and "
-    "energy: distance of the pictures from real ones (1 and 0: none)"
+    "energy: distance of the pictures from real ones (1 and 0: none); what the judge alone finds is no likeness"
 )
 _EXPLAINED_PICTURES = (
-    "Frechet: distance of the distributions in the identity net's features, which falls with the number of pictures; "
-    "nearest and energy: distance from the photos in the perceptual net's (1 and 0: none); variety, over that of the "
-    "photos: mean distance in pixels, distance to the nearest other picture, distance between people (1: as photos)"
+    "Frechet: distance of the distributions in identity features, which falls with the number of pictures; nearest and "
+    "energy: distance from the photos in maps (1 and 0: none); variety, over that of the photos: mean distance in "
+    "pixels, distance to the nearest other picture, distance between people (1: as photos)"
 )
 
 
@@ -69,6 +72,37 @@ class Judges(Protocol):
     def identity(self, img_BCHW: Tensor) -> Tensor: ...
 
     def perceptual(self, img_BCHW: Tensor) -> Sequence[Tensor]: ...
+
+
+Name = Literal["referee", "judge"]
+OBSERVERS: dict[Name, str] = {
+    "referee": "by the referee, which no loss ever saw",
+    "judge": "by the judge, the nets that losses and meters use",
+}
+"""Who looks at pictures, the referee first, and how that is said."""
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Frozen nets that look at pictures [B, 3, H, W] in [-1, 1]."""
+
+    name: Name
+    look: Callable[[Tensor], tuple[Tensor, Sequence[Tensor]]]
+    """Identity embeddings [B, D] of length one, and maps [B, C, h, w] of what is there."""
+
+    def __call__(self, img_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, D] and features [B, P]: mean and spread of each channel, what is there and how sharply."""
+        emb_BD, maps = self.look(img_BCHW.clamp(-1, 1))
+        pooled = [statistic for m in maps for statistic in (m.mean((2, 3)), m.std((2, 3), correction=0))]
+        return emb_BD, torch.cat([each.float() for each in pooled], 1)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an observer saw of M pictures: identity embeddings and pooled maps."""
+
+    emb_MD: NDArray[np.float32]
+    features_MP: NDArray[np.float32]
 
 
 class Styled(Protocol):
@@ -102,10 +136,10 @@ class Clips:
     names: list[int] = field(default_factory=list)
     """Each person's number in the manifest."""
     person_M: list[int] = field(default_factory=list)
-    face_M: list[NDArray[np.float32]] = field(default_factory=list)
-    """Identity embeddings of the faces made from clips."""
-    drawn_N: list[NDArray[np.float32]] = field(default_factory=list)
-    """Perceptual features of the face made from each person's first clip."""
+    face_M: dict[Name, list[NDArray[np.float32]]] = field(default_factory=dict)
+    """By each observer: identity embeddings of the faces made from clips."""
+    drawn_N: dict[Name, list[NDArray[np.float32]]] = field(default_factory=dict)
+    """By each observer: features of the face made from each person's first clip."""
     w_M: list[NDArray[np.float32]] = field(default_factory=list)
     photo_N: list[NDArray[np.uint8]] = field(default_factory=list)
     """The gallery's photos."""
@@ -147,24 +181,29 @@ def evaluate(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     float32_products(tf32=False)
     system = system.to(device).eval()
-    result = about(run, dataset, system, device) | {"splits": {}}
+    observers, second = observers_of(run, system)
+    result = about(run, dataset, system, device) | {"referee": second, "splits": {}}
+    if second.get("net") == "stand_in":
+        result["stand_ins"] = [*result["stand_ins"], "referee"]
     people: dict[str, Any] = {}
     if result["stand_ins"]:
         nets = ", ".join(result["stand_ins"])
         console.print(f"stand-ins, so that these numbers hold for the synthetic world only: {nets}")
+    if second.get("why_not"):
+        console.print(f"no referee: {second['why_not']}", style="bold red")
     if dataset.fingerprint not in trained_on(run, dataset):
         what = "known to be one of the data sets" if run.config.data.mix else "the data set"
         console.print(f"note: {dataset.root} is not {what} that {run.config.name} was trained on")
     if from_noise(system):
         name = splits[0]
-        result["splits"][name], people[name] = _measure_pictures(run, dataset, name, system, limit)
+        result["splits"][name], people[name] = _measure_pictures(run, dataset, name, system, observers, limit)
         show_pictures(name, result, console)
         console.print(_EXPLAINED_PICTURES, style="dim")
     else:
         for name in splits:
-            clips = gather(dataset.split(name), system, limit=limit, console=console)
+            clips = gather(dataset.split(name), system, observers, limit=limit, console=console)
             with console.status(f"{name}: upper bounds and distances"):
-                result["splits"][name], people[name] = _measure(name, clips, dataset, system)
+                result["splits"][name], people[name] = _measure(name, clips, dataset, system, observers)
             show(name, result, console)
         console.print(_EXPLAINED, style="dim")
     of_each = json.dumps(_finite({"splits": people}), allow_nan=False).encode()
@@ -173,7 +212,37 @@ def evaluate(
     text = json.dumps(_finite(result), indent=1, ensure_ascii=False, allow_nan=False)
     store.write_bytes(store.join(run.path, FILE), text.encode() + b"\n")
     console.print(f"written: {store.join(run.path, FILE)}")
+    _to_mlflow(run, result, console)
     return cast(dict[str, Any], json.loads(text))
+
+
+def points(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of the run itself as MLflow has them: ``eval/SPLIT/OBSERVER/NUMBER``, such as
+    ``eval/test/referee/recall_at_10``, and the upper bounds' beside them (``.../U1_recall_at_10``)."""
+    found = {}
+    for split, numbers in result["splits"].items():
+        for by, told in numbers["by"].items():
+            for line, own in told["lines"].items():
+                if line not in ("voice", "generated", "U1", "U2"):
+                    continue
+                values = own | (own.get("picture") or {}) | (told.get("meters", {}) if line == "voice" else {})
+                for key, value in values.items():
+                    value = value["value"] if isinstance(value, Mapping) and "value" in value else value
+                    if isinstance(value, float) and np.isfinite(value):
+                        name = key.replace("R@", "recall_at_")
+                        name = f"{line}_{name}" if line in ("U1", "U2") else name
+                        found[f"eval/{split}/{by}/{name}"] = value
+    return found
+
+
+def _to_mlflow(run: Run, result: Mapping[str, Any], console: Console) -> None:
+    """The numbers into the MLflow run that ``run`` is tracked as, if it is; what fails there is said and no more."""
+    samples = (result["step"] or 0) * run.config.data.batch
+    try:
+        if tracking.note(run.path, points(result), samples):
+            console.print("and in the run's MLflow, as eval/...")
+    except V2FError as error:
+        console.print(f"not in MLflow: {error}")
 
 
 def read(run: Run) -> dict[str, Any] | None:
@@ -217,6 +286,28 @@ def about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, 
     }
 
 
+def observers_of(run: Run, system: System) -> tuple[list[Observer], dict[str, Any]]:
+    """Who looks at the pictures of ``system``, the referee first where there is one; and what the referee is, or
+    ``why_not`` there is none."""
+    judges = cast(Judges, system)
+    judge = Observer("judge", lambda img: (judges.identity(img), judges.perceptual(img)))
+    frozen = getattr(run.config.system, "frozen", None)
+    if not isinstance(frozen, weights.Judges):
+        return [judge], {"why_not": "the configuration of this system names no frozen nets, and so no referee"}
+    try:
+        net, digest = referee.load(frozen, system.weights.get("identity"))
+    except V2FError as error:
+        return [judge], {"why_not": f"{error}; these numbers are told by the nets that the losses look at"}
+    second = weights.described("referee", frozen.second_opinion, digest)
+    return [Observer("referee", cast(Any, net.to(device_of(system))).look), judge], second
+
+
+def told_first(split: Mapping[str, Any]) -> tuple[Name, dict[str, Any]]:
+    """Of a split of ``eval.json``: who tells it first, the referee where there is one, and that observer's numbers."""
+    name: Name = "referee" if "referee" in split["by"] else "judge"
+    return name, split["by"][name]
+
+
 def from_noise(system: System) -> bool:
     """Whether the system makes its pictures of nobody in particular."""
     return {"noise", "image"} <= system.transforms().keys()
@@ -225,7 +316,9 @@ def from_noise(system: System) -> bool:
 # ------------------------------------------------------------------------------------------------ the nets
 
 
-def gather(split: Split, system: System, *, limit: int | None, console: Console) -> Clips:
+def gather(
+    split: Split, system: System, observers: Sequence[Observer], *, limit: int | None, console: Console
+) -> Clips:
     """Everything that evaluation wants of a split, in one pass over its samples."""
     read = system.transforms()
     photo = read.get("image")
@@ -238,19 +331,23 @@ def gather(split: Split, system: System, *, limit: int | None, console: Console)
     if isinstance(world_of(split.dataset), World):
         transforms["voice"] = Factors("voice")
     clips, people = Clips(), dict[int, int]()
+    for observer in observers:
+        clips.face_M[observer.name], clips.drawn_N[observer.name] = [], []
     batches = read_usable(split, transforms, _BATCH, clips.left_out, limit=limit)
     steps = -(-(split.samples if limit is None else min(limit, split.samples)) // _BATCH)
     what = f"{split.name}: faces"
     for batch in track(batches, what, total=steps, console=console, disable=console.quiet, transient=True):
-        face_BD, drawn_BP, w_B = _faces(system, batch["wav"])
-        clips.face_M.extend(face_BD)
+        looks, w_B = _faces(system, observers, batch["wav"])
+        for by, look in looks.items():
+            clips.face_M[by].extend(look.emb_MD)
         clips.w_M.extend(w_B)
         for row, name in enumerate(batch["identity"].tolist()):
             if name not in people:
                 people[name] = len(people)
                 clips.names.append(name)
                 clips.photo_N.append(batch["image"][row].numpy())
-                clips.drawn_N.append(drawn_BP[row])
+                for by, look in looks.items():
+                    clips.drawn_N[by].append(look.features_MP[row])
                 if "voice" in batch:
                     clips.voice_N.append(batch["voice"][row].numpy())
             person = people[name]
@@ -291,41 +388,50 @@ def in_batches(
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def _faces(system: System, wav_MT: Tensor) -> list[NDArray[np.float32]]:
-    """Of voices: identity embeddings and perceptual features of their faces, and codes (empty without a generator)."""
+Looks = dict[Name, Look]
+"""What each observer saw of the same pictures, the referee first."""
+
+
+def _seen(observers: Sequence[Observer], img_BCHW: Tensor) -> tuple[Tensor, ...]:
+    """What the observers see of pictures, one after the other: to be put together by :func:`_looks`."""
+    return tuple(column for observer in observers for column in observer(img_BCHW))
+
+
+def _looks(observers: Sequence[Observer], columns: Sequence[NDArray[np.float32]]) -> Looks:
+    return {each.name: Look(columns[2 * at], columns[2 * at + 1]) for at, each in enumerate(observers)}
+
+
+def _faces(system: System, observers: Sequence[Observer], wav_MT: Tensor) -> tuple[Looks, NDArray[np.float32]]:
+    """Of voices: what is seen of their faces, and codes [M, L, D] (of width 0 without a generator)."""
     styled = _styled(system)
 
     def function(wav_BT: Tensor) -> tuple[Tensor, ...]:
         if styled is not None:
             w = styled.styles(wav_BT)
-            return (*_judged(system, styled.face(w)), w)
-        return (*_judged(system, system.sample({"wav": wav_BT})["face"]), wav_BT.new_zeros(len(wav_BT), 0))
+            return (*_seen(observers, styled.face(w)), w)
+        return (*_seen(observers, system.sample({"wav": wav_BT})["face"]), wav_BT.new_zeros(len(wav_BT), 0))
 
-    return in_batches(function, wav_MT, device_of(system))
-
-
-def judge(system: System, photo_MCHW: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """Identity embeddings [M, D] and perceptual features [M, P] of uint8 pictures [M, 3, H, W]."""
-    return in_batches(lambda img: _judged(system, to_picture(img)), torch.from_numpy(photo_MCHW), device_of(system))
+    *columns, w_M = in_batches(function, wav_MT, device_of(system))
+    return _looks(observers, columns), w_M
 
 
-def _through_generator(system: System, inverts: Inverts, photo_MCHW: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    """As :func:`judge`, of what the generator makes of the photos' codes, and the codes."""
+def look(observers: Sequence[Observer], photo_MCHW: NDArray[np.uint8], device: torch.device) -> Looks:
+    """What is seen of uint8 pictures [M, 3, H, W]."""
+    columns = in_batches(lambda img: _seen(observers, to_picture(img)), torch.from_numpy(photo_MCHW), device)
+    return _looks(observers, columns)
+
+
+def _through_generator(
+    system: System, inverts: Inverts, observers: Sequence[Observer], photo_MCHW: NDArray[np.uint8]
+) -> tuple[Looks, NDArray[np.float32]]:
+    """As :func:`look`, of what the generator makes of the photos' codes, and the codes."""
 
     def function(img_BCHW: Tensor) -> tuple[Tensor, ...]:
         w = inverts.codes(to_picture(img_BCHW))
-        return (*_judged(system, inverts.face(w)), w)
+        return (*_seen(observers, inverts.face(w)), w)
 
-    return in_batches(function, torch.from_numpy(photo_MCHW), device_of(system))
-
-
-def _judged(system: System, img_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    judges = cast(Judges, system)
-    img_BCHW = img_BCHW.clamp(-1, 1)
-    maps = judges.perceptual(img_BCHW)
-    # Mean and spread of each channel: what is there, and how sharply.
-    pooled = [statistic for m in maps for statistic in (m.mean((2, 3)), m.std((2, 3), correction=0))]
-    return judges.identity(img_BCHW), torch.cat(pooled, 1)
+    *columns, w_M = in_batches(function, torch.from_numpy(photo_MCHW), device_of(system))
+    return _looks(observers, columns), w_M
 
 
 def _styled(system: System) -> Styled | None:
@@ -354,31 +460,36 @@ Measured = tuple[dict[str, Any], dict[str, Any]]
 """Of one split: all numbers; and the people, with each one's share in those of the run itself."""
 
 
-def _measure(name: str, clips: Clips, dataset: Dataset, system: System) -> Measured:
+def _measure(name: str, clips: Clips, dataset: Dataset, system: System, observers: Sequence[Observer]) -> Measured:
     """All numbers of one split."""
-    people = len(clips.names)
-    reference_ND, real_NP = judge(system, np.stack(clips.photo_N))
-    face_MD, person_M = np.stack(clips.face_M), np.array(clips.person_M)
-    lines = [Line(name="voice", emb_QD=face_MD, person_Q=person_M, drawn_NP=np.stack(clips.drawn_N))]
+    people, device = len(clips.names), device_of(system)
+    photo_NCHW, person_M = np.stack(clips.photo_N), np.array(clips.person_M)
+    reference = look(observers, photo_NCHW, device)
+    lines: dict[Name, list[Line]] = {
+        by: [Line(name="voice", emb_QD=np.stack(face_M), person_Q=person_M, drawn_NP=np.stack(clips.drawn_N[by]))]
+        for by, face_M in clips.face_M.items()
+    }
     notes = []
-    gallery, strongest = min(metrics.GALLERY, people), None
+    gallery, strongest = min(metrics.GALLERY, people), dict[Name, str]()
     world = world_of(dataset)
     if isinstance(world, World) and people > 1:
-        possible, strongest = _bounds(world, clips, system, reference_ND, gallery)
-        lines += possible
+        for by, (possible, factor) in _bounds(world, clips, observers, reference, gallery, device).items():
+            lines[by] += possible
+            strongest[by] = factor
     elif isinstance(world, str):
         notes.append(world)
     w_MLD = None if _styled(system) is None else np.stack(clips.w_M)
     inverts = _inverts(system)
-    codes_NLD = None if inverts is None else _through_generator(system, inverts, np.stack(clips.photo_N))[2]
+    codes_NLD = None if inverts is None else _through_generator(system, inverts, observers, photo_NCHW)[1]
     if clips.other_N:
         others = np.array(sorted(clips.other_N))
         other_NCHW = np.stack([clips.other_N[person] for person in others.tolist()])
+        seen = {"photo": look(observers, other_NCHW, device)}
         if inverts is not None:
-            emb_ND, drawn_NP, _ = _through_generator(system, inverts, other_NCHW)
-            lines.append(Line(name="generator", emb_QD=emb_ND, person_Q=others, drawn_NP=drawn_NP))
-        emb_ND, drawn_NP = judge(system, other_NCHW)
-        lines.append(Line(name="photo", emb_QD=emb_ND, person_Q=others, drawn_NP=drawn_NP))
+            seen = {"generator": _through_generator(system, inverts, observers, other_NCHW)[0]} | seen
+        for line, looks in seen.items():
+            for by, one in looks.items():
+                lines[by].append(Line(name=line, emb_QD=one.emb_MD, person_Q=others, drawn_NP=one.features_MP))
     else:
         notes.append("nobody has a second photo: there is no line for what the generator and the identity net allow")
     if people < 2:
@@ -388,11 +499,20 @@ def _measure(name: str, clips: Clips, dataset: Dataset, system: System) -> Measu
             f"the gallery is too small: {people} people, {metrics.GALLERY} are wanted; R@K is among {people}, easier "
             "than it should be, and not to be compared with any other"
         )
-    meters = metrics.collapse_meters(
-        face=face_MD, reference=reference_ND[person_M], identity=person_M, w=w_MLD, codes=codes_NLD
-    )
-    measured = {line.name: _numbers(line, reference_ND, real_NP, gallery) for line in lines}
-    each = measured["voice"][1] | {"margin": metrics.margin_shares(face_MD, reference_ND, person_M)}
+    by_observer: dict[Name, dict[str, Any]] = {}
+    each: dict[Name, dict[str, NDArray[np.float64]]] = {}
+    for by, own in lines.items():
+        reference_ND, face_MD = reference[by].emb_MD, own[0].emb_QD
+        measured = {line.name: _numbers(line, reference_ND, reference[by].features_MP, gallery) for line in own}
+        each[by] = measured["voice"][1] | {"margin": metrics.margin_shares(face_MD, reference_ND, person_M)}
+        by_observer[by] = {
+            "lines": {line: numbers for line, (numbers, _) in measured.items()},
+            "held_equal": _held_equal(own, reference_ND, clips, strongest.get(by)),
+            "strongest_factor": strongest.get(by),
+            "meters": metrics.collapse_meters(
+                face=face_MD, reference=reference_ND[person_M], identity=person_M, w=w_MLD, codes=codes_NLD
+            ),
+        }
     result: dict[str, Any] = {
         "what": SPLITS[name],
         "people": people,
@@ -401,51 +521,77 @@ def _measure(name: str, clips: Clips, dataset: Dataset, system: System) -> Measu
         "gallery": gallery if people > 1 else None,
         "gallery_too_small": people < metrics.GALLERY,
         "chance": {f"R@{k}": v for k, v in metrics.chance(gallery).items()} if people > 1 else None,
-        "lines": {line: numbers for line, (numbers, _) in measured.items()},
-        "held_equal": None,
-        "meters": meters,
-        "verdict": metrics.verdict(meters),
+        "by": by_observer,
         "notes": notes,
     }
-    if strongest is not None and people >= 2 * _HELD_EQUAL:
-        factor_N = np.stack(clips.voice_N)[:, VOICE.index(strongest)]
-        result["held_equal"] = {
-            "factor": strongest,
-            "gallery": _HELD_EQUAL,
-            "chance": {f"R@{k}": v for k, v in metrics.chance(_HELD_EQUAL).items()},
-            "lines": {
-                line.name: metrics.retrieval_held_equal(
-                    line.emb_QD, reference_ND, line.person_Q, factor_N, gallery=_HELD_EQUAL
-                ).as_dict()
-                for line in lines
-            },
-        }
-    result["strongest_factor"] = strongest
+    result["verdict"] = metrics.verdict(told_first(result)[1]["meters"])
     return result, _of_each(clips.names, each)
 
 
-def _of_each(people: list[int], each: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    return {"people": people, "shares": {name: share_N.tolist() for name, share_N in each.items()}}
+def _held_equal(
+    lines: Sequence[Line], reference_ND: NDArray[np.float32], clips: Clips, strongest: str | None
+) -> dict[str, Any] | None:
+    """Retrieval among people who are alike in the factor that tells most; None with too few people."""
+    if strongest is None or len(reference_ND) < 2 * _HELD_EQUAL:
+        return None
+    factor_N = np.stack(clips.voice_N)[:, VOICE.index(strongest)]
+    return {
+        "factor": strongest,
+        "gallery": _HELD_EQUAL,
+        "chance": {f"R@{k}": v for k, v in metrics.chance(_HELD_EQUAL).items()},
+        "lines": {
+            line.name: metrics.retrieval_held_equal(
+                line.emb_QD, reference_ND, line.person_Q, factor_N, gallery=_HELD_EQUAL
+            ).as_dict()
+            for line in lines
+        },
+    }
+
+
+def _of_each(people: list[int], each: Mapping[Any, dict[str, NDArray[np.float64]]]) -> dict[str, Any]:
+    shares = {by: {name: share_N.tolist() for name, share_N in own.items()} for by, own in each.items()}
+    return {"people": people, "shares": shares}
 
 
 def _bounds(
-    world: World, clips: Clips, system: System, reference_ND: NDArray[np.float32], gallery: int
-) -> tuple[list[Line], str]:
-    """What retrieval can reach at best in the synthetic world, and by the one factor that tells most."""
+    world: World,
+    clips: Clips,
+    observers: Sequence[Observer],
+    reference: Looks,
+    gallery: int,
+    device: torch.device,
+) -> dict[Name, tuple[list[Line], str]]:
+    """By each observer: what retrieval can reach at best in the synthetic world, and by the one factor that tells
+    most, with that factor's name."""
     voice_NV, size, everyone = np.stack(clips.voice_N), clips.photo_N[0].shape[-1], np.arange(len(clips.names))
 
-    def embed(pictures_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return judge(system, pictures_NHWC.transpose(0, 3, 1, 2))[0]
+    def seen(pictures_NHWC: NDArray[np.uint8]) -> Looks:
+        return look(observers, pictures_NHWC.transpose(0, 3, 1, 2), device)
 
-    emb_ND, drawn_NP = judge(system, bounds.u1_pictures(world, voice_NV, size).transpose(0, 3, 1, 2))
-    lines = [Line(name="U1", emb_QD=emb_ND, person_Q=everyone, drawn_NP=drawn_NP)]
-    lines.append(Line(name="U2", emb_QD=bounds.u2_embeddings(world, voice_NV, embed, size=size), person_Q=everyone))
-    single = {factor: embed(bounds.factor_pictures(world, voice_NV, factor, size)) for factor in VOICE}
+    def embeds(observer: Observer) -> bounds.Embed:
+        return lambda pictures: look([observer], pictures.transpose(0, 3, 1, 2), device)[observer.name].emb_MD
+
+    known = seen(bounds.u1_pictures(world, voice_NV, size))
+    expected = bounds.u2_embeddings(world, voice_NV, [embeds(observer) for observer in observers], size=size)
+    single = {factor: seen(bounds.factor_pictures(world, voice_NV, factor, size)) for factor in VOICE}
     k = max(metrics.KS)
-    found = {f: metrics.retrieval(e, reference_ND, everyone, gallery=gallery, ks=(k,)) for f, e in single.items()}
-    strongest = max(VOICE, key=lambda factor: found[factor].recall[k].value)
-    lines.append(Line(name="strongest", emb_QD=single[strongest], person_Q=everyone))
-    return lines, strongest
+    found: dict[Name, tuple[list[Line], str]] = {}
+    for observer, u2_ND in zip(observers, expected, strict=True):
+        by = observer.name
+
+        def recall(factor: str, by: Name = by) -> float:
+            own = metrics.retrieval(single[factor][by].emb_MD, reference[by].emb_MD, everyone, gallery=gallery, ks=(k,))
+            return own.recall[k].value
+
+        strongest = max(VOICE, key=recall)
+        u1 = known[by]
+        lines = [
+            Line(name="U1", emb_QD=u1.emb_MD, person_Q=everyone, drawn_NP=u1.features_MP),
+            Line(name="U2", emb_QD=u2_ND, person_Q=everyone),
+            Line(name="strongest", emb_QD=single[strongest][by].emb_MD, person_Q=everyone),
+        ]
+        found[by] = lines, strongest
+    return found
 
 
 def _numbers(
@@ -482,46 +628,66 @@ def _finite(value: Any) -> Any:
 # ------------------------------------------------------------------------------------- pictures from noise
 
 
-def _measure_pictures(run: Run, dataset: Dataset, name: str, system: System, limit: int | None) -> Measured:
+def _measure_pictures(
+    run: Run, dataset: Dataset, name: str, system: System, observers: Sequence[Observer], limit: int | None
+) -> Measured:
     """All numbers of a system that makes pictures from noise; ``limit``: people."""
     left_out: list[str] = []
     held_out = people_of(dataset.split(name), system, limit, left_out)
     if held_out is None:
         raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first: {left_out[0]}")
     photos, noise_NZ, people = held_out
-    sets = {"generated": in_batches(lambda noise: _drawn(system, noise), noise_NZ, device_of(system))}
+
+    def looked(draw: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[NDArray[np.float32], Looks]:
+        def function(row_B: Tensor) -> tuple[Tensor, ...]:
+            picture_B3HW = draw(row_B)
+            return (picture_B3HW.flatten(1), *_seen(observers, picture_B3HW))
+
+        pixels_MP, *columns = in_batches(function, rows, device_of(system))
+        return pixels_MP, _looks(observers, columns)
+
+    sets = {"generated": looked(lambda noise: system.sample({"noise": noise})["face"], noise_NZ)}
     notes = []
     if run.config.data.split in dataset.splits:
         others = people_of(dataset.split(run.config.data.split), system, len(photos), [])
         if others is not None:
-            sets["trained"] = in_batches(lambda img: _seen(system, img), others[0], device_of(system))
+            sets["trained"] = looked(to_picture, others[0])
     else:
         notes.append(f"no split {run.config.data.split!r} here: nothing to say what other photos would measure")
-    real = in_batches(lambda img: _seen(system, img), photos, device_of(system))
-    if len(photos) <= real[1].shape[1]:
+    real_pixels_MP, real = looked(to_picture, photos)
+    width = max(look.emb_MD.shape[1] for look in real.values())
+    if len(photos) <= width:
         notes.append(
-            f"{len(photos)} people are few for {real[1].shape[1]} features: the Frechet distance means something only "
-            "beside that of other photos"
+            f"{len(photos)} people are few for {width} features: the Frechet distance means something only beside that "
+            "of other photos"
         )
-    lines: dict[str, Any] = {}
+    by: dict[str, dict[str, Any]] = {who: {"lines": {}} for who in (*real, "pixels")}
     each: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for line, (pixels_MP, emb_MD, drawn_MF) in sets.items():
-        spread: dict[str, Any] = {"made": pixels_MP, "real": real[0], "made_identity": emb_MD, "real_identity": real[1]}
-        picture = metrics.picture_distance(drawn_MF, real[2])
-        lines[line] = {
-            "frechet": metrics.frechet_distance(emb_MD, real[1]),
-            "picture": picture.as_dict(),
-            **metrics.variety_meters(**spread),
-        }
-        each[line] = picture.each | metrics.variety_shares(**spread)
-    return {
+    for line, (pixels_MP, looks) in sets.items():
+        own = {"made": pixels_MP, "real": real_pixels_MP}
+        by["pixels"]["lines"][line] = metrics.pixel_variety(**own)
+        if line == "generated":
+            each["pixels"] = metrics.pixel_variety_shares(**own)
+        for who, seen in looks.items():
+            picture = metrics.picture_distance(seen.features_MP, real[who].features_MP)
+            by[who]["lines"][line] = {
+                "frechet": metrics.frechet_distance(seen.emb_MD, real[who].emb_MD),
+                "picture": picture.as_dict(),
+                "variety_identity": metrics.identity_variety(seen.emb_MD, real[who].emb_MD),
+            }
+            if line == "generated":
+                shares = metrics.identity_variety_shares(seen.emb_MD, real[who].emb_MD)
+                each[who] = picture.each | {"variety_identity": shares}
+    result = {
         "what": SPLITS[name],
         "people": len(photos),
         "left_out": {"samples": len(left_out), "first": left_out[:5]},
-        "lines": lines,
-        "verdict": metrics.mode_collapse(lines["generated"]),
+        "by": by,
         "notes": notes,
-    }, _of_each(people.tolist(), each["generated"])
+    }
+    meters = by["pixels"]["lines"]["generated"] | told_first(result)[1]["lines"]["generated"]
+    result["verdict"] = metrics.mode_collapse(meters)
+    return result, _of_each(people.tolist(), each)
 
 
 def people_of(
@@ -536,18 +702,6 @@ def people_of(
         return None
     photo, noise, people = (torch.cat([batch[name] for batch in batches]) for name in ("image", "noise", "identity"))
     return photo, noise, people
-
-
-def _drawn(system: System, noise_BZ: Tensor) -> tuple[Tensor, ...]:
-    """Of noise: the generated pictures' pixels, identity embeddings and perceptual features."""
-    made_B3HW = system.sample({"noise": noise_BZ})["face"]
-    return (made_B3HW.flatten(1), *_judged(system, made_B3HW))
-
-
-def _seen(system: System, img_B3HW: Tensor) -> tuple[Tensor, ...]:
-    """As :func:`_drawn`, of uint8 photos."""
-    picture_B3HW = to_picture(img_B3HW)
-    return (picture_B3HW.flatten(1), *_judged(system, picture_B3HW))
 
 
 # ----------------------------------------------------------------------------------------------- the table
@@ -569,35 +723,36 @@ def title(line: str, strongest: str | None) -> str:
 
 
 def show(name: str, result: dict[str, Any], console: Console) -> None:
-    """Print one split's table."""
+    """Print one split's tables, one by each observer."""
     split = result["splits"][name]
-    heading = f"{name}: {split['what']}, {split['people']} people, {split['clips']} clips of {result['seconds']} s"
-    table = Table(title=heading, title_justify="left")
-    table.add_column(f"gallery of {split['gallery']}, % (95 % interval)" if split["gallery"] else "no gallery")
-    for column in ("R@1", "R@5", "R@10", "median rank", "identity", "nearest", "energy"):
-        table.add_column(column, justify="right")
-    if split["chance"] is not None:
-        shares = [f"{100 * v:.1f}" for v in split["chance"].values()]
-        table.add_row("chance", *shares, f"{(split['gallery'] + 1) / 2:.1f}", "", "", "")
-    for line, numbers in split["lines"].items():
-        picture = numbers["picture"] or {}
-        table.add_row(
-            title(line, split["strongest_factor"]),
-            *[percent(numbers.get(f"R@{k}")) for k in metrics.KS],
-            _number(numbers.get("median_rank"), 1),
-            _number(numbers["identity_distance_ratio"], 2),
-            _number(picture.get("nearest"), 2),
-            _number(picture.get("energy"), 3),
-            style="bold" if line == "voice" else None,
-        )
-    console.print(table)
-    held = split["held_equal"]
-    if held is not None:
-        shown = ", ".join(f"{line} {percent(held['lines'][line]['R@1'])}" for line in held["lines"])
-        console.print(
-            f"{held['factor']} held equal (galleries of the {held['gallery']} people nearest in it), R@1 %: "
-            f"chance {100 * held['chance']['R@1']:.1f}, {shown}"
-        )
+    of = f"{name}: {split['what']}, {split['people']} people, {split['clips']} clips of {result['seconds']} s"
+    for by, told in split["by"].items():
+        table = Table(title=f"{of}; {OBSERVERS[by]}", title_justify="left")
+        table.add_column(f"gallery of {split['gallery']}, % (95 % interval)" if split["gallery"] else "no gallery")
+        for column in ("R@1", "R@5", "R@10", "median rank", "identity", "nearest", "energy"):
+            table.add_column(column, justify="right")
+        if split["chance"] is not None:
+            shares = [f"{100 * v:.1f}" for v in split["chance"].values()]
+            table.add_row("chance", *shares, f"{(split['gallery'] + 1) / 2:.1f}", "", "", "")
+        for line, numbers in told["lines"].items():
+            picture = numbers["picture"] or {}
+            table.add_row(
+                title(line, told["strongest_factor"]),
+                *[percent(numbers.get(f"R@{k}")) for k in metrics.KS],
+                _number(numbers.get("median_rank"), 1),
+                _number(numbers["identity_distance_ratio"], 2),
+                _number(picture.get("nearest"), 2),
+                _number(picture.get("energy"), 3),
+                style="bold" if line == "voice" else None,
+            )
+        console.print(table)
+        held = told["held_equal"]
+        if held is not None:
+            shown = ", ".join(f"{line} {percent(held['lines'][line]['R@1'])}" for line in held["lines"])
+            console.print(
+                f"{held['factor']} held equal (galleries of the {held['gallery']} people nearest in it), R@1 %, "
+                f"by the {by}: chance {100 * held['chance']['R@1']:.1f}, {shown}"
+            )
     _tell(split, console)
 
 
@@ -613,23 +768,30 @@ def _tell(split: dict[str, Any], console: Console) -> None:
 
 
 def show_pictures(name: str, result: dict[str, Any], console: Console) -> None:
-    """Print the table of a system that makes pictures from noise."""
+    """Print the tables of a system that makes pictures from noise: by each observer, and of the pixels alone."""
     split = result["splits"][name]
-    heading = f"{name}: {split['what']}, as many pictures as people: {split['people']}"
-    table = Table(title=heading, title_justify="left")
-    table.add_column("against the photos of these people")
-    for column in ("Frechet", "nearest", "energy", "variety", "to the nearest", "between people"):
-        table.add_column(column, justify="right")
-    for line, numbers in split["lines"].items():
-        table.add_row(
-            title(line, None),
-            _number(numbers["frechet"], 3),
-            _number(numbers["picture"]["nearest"], 2),
-            _number(numbers["picture"]["energy"], 3),
-            *[_number(numbers[key], 2) for key in ("variety", "variety_nearest", "variety_identity")],
-            style="bold" if line == "generated" else None,
-        )
-    console.print(table)
+    of = f"{name}: {split['what']}, as many pictures as people: {split['people']}"
+    for by, told in split["by"].items():
+        pixels = by == "pixels"
+        table = Table(title=f"{of}; {'in pixels, by no net' if pixels else OBSERVERS[by]}", title_justify="left")
+        table.add_column("against the photos of these people")
+        columns = ("variety", "to the nearest") if pixels else ("Frechet", "nearest", "energy", "between people")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for line, numbers in told["lines"].items():
+            picture = numbers.get("picture") or {}
+            values = (
+                [_number(numbers[key], 2) for key in ("variety", "variety_nearest")]
+                if pixels
+                else [
+                    _number(numbers["frechet"], 3),
+                    _number(picture.get("nearest"), 2),
+                    _number(picture.get("energy"), 3),
+                    _number(numbers["variety_identity"], 2),
+                ]
+            )
+            table.add_row(title(line, None), *values, style="bold" if line == "generated" else None)
+        console.print(table)
     _tell(split, console)
 
 

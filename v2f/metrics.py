@@ -307,31 +307,35 @@ def verdict(meters: Mapping[str, float]) -> str | None:
 
 
 def variety_meters(*, made: Numbers, real: Numbers, made_identity: Numbers, real_identity: Numbers) -> dict[str, float]:
-    """How much M generated pictures differ from each other, over how much as many real ones do: 1 is like real ones.
+    """How much M generated pictures differ from each other: :func:`pixel_variety`, and :func:`identity_variety` as
+    ``variety_identity``. ``made`` and ``real``: pixels [M, P]; the others: identity embeddings [M, D]."""
+    return pixel_variety(made, real) | {"variety_identity": identity_variety(made_identity, real_identity)}
 
-    ``made`` and ``real``: pixels [M, P], each real one another person's; the others: identity embeddings [M, D].
-    ``variety`` is the ratio of mean distances in pixels, ``variety_identity`` that of 1 - cos. A generator with a few
-    different pictures has both; ``variety_nearest``, the ratio of mean distances to the *nearest other* picture, sees
-    that they repeat. NaN with fewer than two pictures.
+
+def pixel_variety(made: Numbers, real: Numbers) -> dict[str, float]:
+    """How much M generated pictures [M, P] differ, over how much as many real ones do, each another person's.
+
+    ``variety`` is the ratio of mean distances in pixels. A generator with a few different pictures has it;
+    ``variety_nearest``, the ratio of mean distances to the *nearest other* picture, sees that they repeat. 1 is like
+    real ones; NaN with fewer than two pictures.
     """
     if len(made) < 2:  # type: ignore[arg-type]
-        return dict.fromkeys(("variety", "variety_nearest", "variety_identity"), float("nan"))
+        return dict.fromkeys(("variety", "variety_nearest"), float("nan"))
     made_mean, made_nearest = _spread(_floats(made))
     real_mean, real_nearest = _spread(_floats(real))
-    return {
-        "variety": ratio(made_mean, real_mean),
-        "variety_nearest": ratio(made_nearest, real_nearest),
-        "variety_identity": ratio(identity_distance(made_identity), identity_distance(real_identity)),
-    }
+    return {"variety": ratio(made_mean, real_mean), "variety_nearest": ratio(made_nearest, real_nearest)}
 
 
-def variety_shares(
-    *, made: Numbers, real: Numbers, made_identity: Numbers, real_identity: Numbers
-) -> dict[str, Floats]:
-    """Each generated picture's share in the numbers of :func:`variety_meters`; NaN with fewer than three."""
+def identity_variety(made: Numbers, real: Numbers) -> float:
+    """The ratio of mean 1 - cos of identity embeddings [M, D]: how much people differ, 1 is like real ones."""
+    return ratio(identity_distance(made), identity_distance(real))
+
+
+def pixel_variety_shares(made: Numbers, real: Numbers) -> dict[str, Floats]:
+    """Each generated picture's share in the numbers of :func:`pixel_variety`; NaN with fewer than three."""
     rows_MP, count = _floats(made), len(made)  # type: ignore[arg-type]
     if count < 3:
-        return dict.fromkeys(("variety", "variety_nearest", "variety_identity"), np.full(count, np.nan))
+        return dict.fromkeys(("variety", "variety_nearest"), np.full(count, np.nan))
     apart_MM = _distances(rows_MP, rows_MP)
     np.fill_diagonal(apart_MM, 0.0)
     sum_M = apart_MM.sum(1)
@@ -342,13 +346,18 @@ def variety_shares(
     # without a picture, those that it was nearest to have their second nearest
     nearest_M = (next_M2[:, 0].sum() - next_M2[:, 0] + (next_M2[:, 1] - next_M2[:, 0]) @ is_nearest_MM) / (count - 1)
     (mean, nearest), (real_mean, real_nearest) = _spread(rows_MP), _spread(_floats(real))
-    people_M = identity_distance_shares(made_identity, np.arange(count))
     with np.errstate(divide="ignore", invalid="ignore"):  # photos that are all the same: undefined, as the meters are
         return {
             "variety": _shares(mean, mean_M) / real_mean,
             "variety_nearest": _shares(nearest, nearest_M) / real_nearest,
-            "variety_identity": people_M / identity_distance(real_identity),
         }
+
+
+def identity_variety_shares(made: Numbers, real: Numbers) -> Floats:
+    """Each generated picture's share in :func:`identity_variety`; NaN with fewer than three."""
+    shares_M = identity_distance_shares(made, np.arange(len(made)))  # type: ignore[arg-type]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return shares_M / identity_distance(real)
 
 
 def _spread(rows_MD: Floats) -> tuple[float, float]:

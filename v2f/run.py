@@ -40,6 +40,7 @@ FREE = (
     "data.cache",
     "data.max_bad_fraction",
     "system.frozen.path",
+    "system.frozen.referee",  # it looks on; no loss sees it
     *(
         f"system.frozen.{role}.{key}"
         for role in ("generator", "identity", "perceptual", "codes")
@@ -255,17 +256,24 @@ class _HeldEqual(Record):
     chance: dict[str, float | None]
 
 
-class _Split(Record):
-    """The numbers of a split; a number stands alone or with its interval."""
+class _Told(Record):
+    """The numbers of a split by one observer; a number stands alone or with its interval."""
 
     lines: dict[str, dict[str, float | dict[str, float | None] | None]]
+    meters: dict[str, float | None] = {}
+    held_equal: _HeldEqual | None = None
+    strongest_factor: str | None = None
+
+
+class _Split(Record):
+    """The numbers of a split, by each observer."""
+
+    by: dict[Literal["referee", "judge", "pixels"], _Told] = {}
     people: int | None = None
     clips: int | None = None
     gallery: int | None = None
     chance: dict[str, float | None] | None = None
-    meters: dict[str, float | None] = {}
     left_out: _LeftOut = _LeftOut()
-    held_equal: _HeldEqual | None = None
     verdict: str | None = None
     notes: list[str] = []
 
@@ -284,6 +292,7 @@ class _Evaluated(Record):
 
     data: _Data
     splits: dict[str, _Split]
+    referee: dict[str, Any] = {}
     step: int | None = None
     weights: dict[str, str | None] = {}
     stand_ins: list[str] = []
@@ -345,7 +354,11 @@ class Run:
         where = store.join(self.path, EVALUATION)
         if not store.exists(where):
             return None
-        return store.read_record(where, _Evaluated, f"write it anew with `v2f eval {self.path}`")
+        way_out = f"measure the run anew with `v2f eval {self.path}`"
+        found = store.read_record(where, _Evaluated, way_out)
+        if not all(split.get("by") for split in found["splits"].values()):
+            raise V2FError(f"{where}: an older v2f wrote it, which knew no referee; {way_out}")
+        return found
 
     @cached_property
     def exported(self) -> bool:

@@ -710,6 +710,27 @@ def deliver(folder: str, patience_s: float = 600.0) -> None:
         raise V2FError(f"{state['uri']}: MLflow has not got everything of {folder}; try again when it answers")
 
 
+def note(folder: str, numbers: Mapping[str, float], samples: int) -> bool:
+    """Add ``numbers``, measured at ``samples``, to the MLflow run that a folder or prefix is tracked as; False where it
+    is tracked by none. V2FError where MLflow does not take them."""
+    state = read_state(folder)
+    run_id, uri = state.get("run_id"), os.environ.get("MLFLOW_TRACKING_URI") or state.get("uri")
+    if not run_id or not uri:
+        return False
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise V2FError(f"{uri}: it is not here; name the MLflow that holds the run in MLFLOW_TRACKING_URI")
+    client, now = _client(uri), int(time.time() * 1000)
+    from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
+
+    try:
+        for some in _chunks([Metric(name, value, now, samples) for name, value in numbers.items()], _BATCH):
+            client.log_batch(run_id, metrics=some)
+    except MlflowException as error:
+        raise V2FError(f"{without_credentials(uri)}: MLflow does not take it: {_reason(error)}") from error
+    return True
+
+
 def round_trip(uri: str) -> str:
     """What a run does at MLflow, once: a run in the experiment ``v2f-doctor``, a number and a picture, both read back,
     and the run deleted; in words. V2FError with what does not work, and why."""

@@ -49,8 +49,9 @@ def test_the_mean_style_is_a_face_and_other_than_people(unseen: Portraits) -> No
     assert (w_ND.mean(dim=0) - generator.latent_avg).square().mean() < 0.1 * spread
 
 
-def test_the_identity_net_finds_unseen_people_again(unseen: Portraits) -> None:
-    net = standins.load("identity")
+@pytest.mark.parametrize("kind", ["identity", "referee"])
+def test_an_identity_net_finds_unseen_people_again(unseen: Portraits, kind: Kind) -> None:
+    net = standins.load(kind)
     with torch.no_grad():
         embedding = net(unseen.images(slice(None)))
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(128), rtol=0, atol=1e-5)
@@ -77,7 +78,7 @@ def test_codes_bring_a_picture_back(unseen: Portraits) -> None:
     assert psnr(picture, reference) > standins.info("codes").quality["psnr_db"] - 1
 
 
-@pytest.mark.parametrize("kind", ["identity", "perceptual", "codes"])
+@pytest.mark.parametrize("kind", ["identity", "perceptual", "codes", "referee"])
 def test_pictures_of_other_sizes_are_seen_at_64_pixels(kind: Kind) -> None:
     net, small = standins.load(kind), torch.rand(1, 3, 64, 64) * 2 - 1
     large = small.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)

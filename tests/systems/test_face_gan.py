@@ -200,10 +200,12 @@ def test_the_training_says_it_and_the_run_is_measured_and_shown(
     test = measured["splits"]["test"]
     assert list(measured["splits"]) == ["test"]
     assert test["people"] == 6
-    made, trained = test["lines"]["generated"], test["lines"]["trained"]
-    assert trained["variety"] == pytest.approx(1, abs=0.4)
-    assert made["picture"]["energy"] > 2 * abs(trained["picture"]["energy"])  # it knows nothing
-    assert made["frechet"] > trained["frechet"]
+    assert list(test["by"]) == ["referee", "judge", "pixels"]
+    assert test["by"]["pixels"]["lines"]["trained"]["variety"] == pytest.approx(1, abs=0.4)
+    for by in ("referee", "judge"):
+        made, trained = test["by"][by]["lines"]["generated"], test["by"][by]["lines"]["trained"]
+        assert made["picture"]["energy"] > 2 * abs(trained["picture"]["energy"])  # it knows nothing
+        assert made["frechet"] > trained["frechet"]
     assert "6 people are few for 128 features" in " ".join(printed.split())
     assert "stand-ins" in printed
 

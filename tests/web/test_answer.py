@@ -216,7 +216,7 @@ def test_few_people_are_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyP
     make_data(tmp_path / "data", {"test": range(7)})
     run, system = make_run(tmp_path / "run", tmp_path / "data")
     with pytest.raises(Exception, match="at least 8 people"):
-        reference.measure(run, system)
+        reference.measure(run, system, None)
     make_data(tmp_path / "more", {"test": range(9)})
     run, system = make_run(tmp_path / "run2", tmp_path / "more")
     known = reference.measure(run, system)

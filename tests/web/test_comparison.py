@@ -69,7 +69,7 @@ def test_the_same_voices_go_through_each_run(tmp_path: Path, two: list[str]) -> 
 
 def test_the_page_says_what_is_larger_than_noise_and_what_it_cannot_know(tmp_path: Path, two: list[str]) -> None:
     page = page_of(tmp_path, *two)
-    assert "R@1, %: A is above B by" in page.text
+    assert "R@1, % by the judge: A is above B by" in page.text
     assert "A is better" in page.text
     assert "Each recipe was trained once" in page.text
     assert "one face for everyone" in page.text  # B's collapse
@@ -128,7 +128,7 @@ def test_without_a_checkpoint_the_others_faces_are_shown(
     page = page_of(tmp_path, *two, voices=2)
     assert "A shows no faces: " in page.text
     assert len(pictures(page)) == 4
-    assert "R@1, %: A is above B" in page.text
+    assert "R@1, % by the judge: A is above B" in page.text
 
 
 def test_runs_with_other_data_are_shown_people_of_one_that_is_named(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from v2f.weights.files import SUMS, sha256_of
 LAUNCH = Path(__file__).parents[2] / "launch" / "recipes"
 NEEDED = ("stylegan2-ffhq-1024", "stylegan2-ffhq-256", "ir-se50", "lpips-alex", "psp-ffhq-encode")
 NEEDED += ("psp-ffhq-frontalization",)  # for packing, optional
+NEEDED += ("facenet-vggface2",)  # the referee of `v2f eval`
 ALEX = "alexnet-owt-7be5be79.pth"
 
 
@@ -61,7 +62,7 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
     for user in ("thesis-final: generator", "thesis-small: identity", "thesis-voxceleb2: codes"):
         assert user in text
     assert "use the stand-ins in the package: face-gan, large-batch, pairs, quickstart, synthetic" in text
-    assert "missing or refused: 5; see docs/weights.md" in text
+    assert "missing or refused: 6; see docs/weights.md" in text
     assert main(["weights", "table", "launch/recipes/quickstart.yaml"]) == 0
 
 
@@ -140,8 +141,9 @@ def test_a_mirror_holds_what_is_needed_with_checksums_and_licences(
 ) -> None:
     target = tmp_path / "mirror"
     needs = {"a": frozen(alex, perceptual={"net": "lpips"}), "b": frozen(alex, identity={"net": "facenet"})}
-    assert commands.mirror(str(target), needs, str(alex)) == 1
+    assert commands.mirror(str(target), needs, str(alex)) == 2  # with its referee
     told = capsys.readouterr().out
+    assert "missing: get ir-se50 from" in told
     assert "missing: get facenet-vggface2 from https://github.com/timesler/facenet-pytorch" in told
     assert sorted(path.name for path in target.iterdir()) == sorted([ALEX, SUMS, commands.LICENCES])
     assert (target / SUMS).read_text() == f"{sha256_of(str(target / ALEX))}  {ALEX}\n"

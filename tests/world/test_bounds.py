@@ -56,19 +56,20 @@ def test_a_single_factor_hides_the_others(factor: str) -> None:
 
 def test_u2_has_length_one_and_converges_to_one_answer() -> None:
     voice = WORLD.voice(IDS[:6])
-    few = u2_embeddings(WORLD, voice, embed, draws=2)
+    few = u2_embeddings(WORLD, voice, [embed], draws=2)[0]
     assert few.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(few, axis=1), 1.0, rtol=1e-5)
-    np.testing.assert_array_equal(few, u2_embeddings(WORLD, voice, embed, draws=2))
+    np.testing.assert_array_equal(few, u2_embeddings(WORLD, voice, [embed], draws=2)[0])
     apart = [
         np.linalg.norm(
-            u2_embeddings(WORLD, voice, embed, draws=n, key=1) - u2_embeddings(WORLD, voice, embed, draws=n, key=2)
+            u2_embeddings(WORLD, voice, [embed], draws=n, key=1)[0]
+            - u2_embeddings(WORLD, voice, [embed], draws=n, key=2)[0]
         )
         for n in (2, 24)
     ]
     assert apart[1] < 0.6 * apart[0]
     with pytest.raises(V2FError, match="draws=0"):
-        u2_embeddings(WORLD, voice, embed, draws=0)
+        u2_embeddings(WORLD, voice, [embed], draws=0)[0]
 
 
 def test_knowing_more_is_worth_more() -> None:
@@ -79,4 +80,4 @@ def test_knowing_more_is_worth_more() -> None:
     assert u1 > 0.3
     assert max(singles) < u1
     assert np.mean(singles) < 0.6 * u1
-    assert recall_at_10(u2_embeddings(WORLD, voice, embed, draws=8), reals) > 0.3
+    assert recall_at_10(u2_embeddings(WORLD, voice, [embed], draws=8)[0], reals) > 0.3

@@ -88,7 +88,7 @@ def weights(name: str, config: "RunConfig") -> Iterator[Step]:
 
     system = config.system
     frozen = system.frozen if hasattr(system, "frozen") else None
-    if frozen is None or not frozen.brought():
+    if frozen is None or not frozen.wanted():
         yield Line("weights", "ok", "none to bring: stand-ins of the package, or no frozen nets")
         return
     yield f"reading the weights in {without_credentials(frozen.path)}"

@@ -7,7 +7,7 @@ Letters: B batch, C channels, H/W pixels.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -35,11 +35,18 @@ class FaceIdentity(nn.Module):
     ``crop`` cuts to pSp's face box; then the picture is average-pooled to ``size`` px, its channels are turned to
     ``channels``, and it is multiplied by ``scale``. IR-SE50 takes 112 px and a scale of 1 (pSp's identity loss crops
     and gives it "rgb", though it was trained on "bgr"); facenet takes 160 px and, for (x - 127.5) / 128 of numbers
-    up to 255, a scale of 127.5 / 128. The embedding is in float32.
+    up to 255, a scale of 127.5 / 128. The embedding is in float32. ``taps``: the parts of ``net`` whose outputs are the
+    maps of :meth:`look`.
     """
 
     def __init__(
-        self, net: nn.Module, size: int, crop: bool, channels: Literal["rgb", "bgr"], scale: float = 1.0
+        self,
+        net: nn.Module,
+        size: int,
+        crop: bool,
+        channels: Literal["rgb", "bgr"],
+        scale: float = 1.0,
+        taps: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.net = net
@@ -47,6 +54,20 @@ class FaceIdentity(nn.Module):
         self.crop = crop
         self.channels = channels
         self.scale = scale
+        self.taps = tuple(taps)
+
+    def look(self, img_B3HW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The embedding, and the maps [B,C,h,w] that led to it, shallow ones first."""
+        maps: list[Tensor] = []
+        hooks = [
+            self.net.get_submodule(tap).register_forward_hook(lambda _, __, output: maps.append(output))
+            for tap in self.taps
+        ]
+        try:
+            return self(img_B3HW), maps
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def forward(self, img_B3HW: Tensor) -> Tensor:
         if self.crop:

@@ -1,7 +1,7 @@
 """Small frozen networks for the synthetic world, in the places of the ones that users bring.
 
-They stand in for a face identity network, LPIPS' backbone and pSp, on 64 px pictures. All take pictures
-[B,3,H,W] in [-1,1] of any size and see them at 64 px (by the mean over areas).
+They stand in for a face identity network, LPIPS' backbone, pSp and a second identity network, on 64 px pictures. All
+take pictures [B,3,H,W] in [-1,1] of any size and see them at 64 px (by the mean over areas).
 
 Letters: B batch, C channels, H/W pixels, E embedding width, L styles, D style width.
 """
@@ -80,6 +80,45 @@ class IdentityNet(nn.Module):
 
     def forward(self, img_B3HW: Tensor) -> Tensor:
         return F.normalize(self.raw(img_B3HW), dim=1)
+
+
+class RefereeNet(nn.Module):
+    """The second opinion on whose face it is: picture [B,3,H,W] -> embedding [B,E] of length one.
+
+    What pleases :class:`IdentityNet` need not please this one, so it is built otherwise in all that can be chosen:
+    5 x 5 and 3 x 3 convolutions with group norm (Wu and He 2018) and ReLU, pooling in place of strides, and mean and
+    maximum over the picture in place of a flattened map.
+    """
+
+    def __init__(self, channels: list[int], embedding: int = 128, groups: int = 8) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList()
+        width = 3
+        for depth, c in enumerate(channels):
+            kernel = 5 if depth == 0 else 3
+            self.stages.append(
+                nn.Sequential(
+                    nn.Conv2d(width, c, kernel, padding=kernel // 2, bias=False),
+                    nn.AvgPool2d(2),
+                    nn.GroupNorm(groups, c),
+                    nn.ReLU(),
+                )
+            )
+            width = c
+        self.head = nn.Linear(2 * width, embedding)
+
+    def look(self, img_B3HW: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The embedding and what led to it: with four stages the maps [B,C0,32,32], ..., [B,C3,4,4]."""
+        x = to_input(img_B3HW)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        x_BE: Tensor = self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
+        return F.normalize(widened(x_BE), dim=1), maps
+
+    def forward(self, img_B3HW: Tensor) -> Tensor:
+        return self.look(img_B3HW)[0]
 
 
 class PerceptualNet(nn.Module):

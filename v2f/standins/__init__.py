@@ -16,17 +16,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
-from v2f.nn.standin_nets import CodeEncoder, IdentityNet, PerceptualNet
+from v2f.nn.standin_nets import CodeEncoder, IdentityNet, PerceptualNet, RefereeNet
 from v2f.nn.stylegan2 import Generator
 from v2f.world import people, world_hash
 
-Kind = Literal["generator", "identity", "perceptual", "codes"]
+Kind = Literal["generator", "identity", "perceptual", "codes", "referee"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CLASSES: dict[Kind, type[nn.Module]] = {
     "generator": Generator,
     "identity": IdentityNet,
     "perceptual": PerceptualNet,
     "codes": CodeEncoder,
+    "referee": RefereeNet,
 }
 WEIGHTS = Path(__file__).parent / "weights"
 RADIUS = 6.0  # the constant coordinate of a latent: about the length of all its factors together

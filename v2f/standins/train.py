@@ -4,11 +4,13 @@
   features of the perceptual net;
 - *codes*: pictures to styles, by reconstruction through the frozen generator and by the styles themselves;
 - *identity*: InfoNCE over two photos of a person, and the factors of the face, so that faint ones count too;
-- *perceptual*: all factors of a portrait, those of the photo included.
+- *perceptual*: all factors of a portrait, those of the photo included;
+- *referee*: InfoNCE over two photos of a person in other light, place and noise, and nothing else: a net that was made
+  as a user's would be, and that no loss ever sees.
 
-The people are those of a world with a seed of its own, so no recipe trains or evaluates on them. ``all`` runs two
-lanes side by side, (perceptual, generator, codes) and (identity), each with half of the cores: small networks gain
-little from more threads.
+The people are those of worlds with seeds of their own, the referee's of another one than the others', so no recipe
+trains or evaluates on them. ``all`` runs two lanes side by side, (perceptual, generator, codes) and (identity,
+referee), each with half of the cores: small networks gain little from more threads.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from v2f import standins, store
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.nn import feature_distance
-from v2f.nn.standin_nets import CodeEncoder, IdentityNet, PerceptualNet
+from v2f.nn.standin_nets import CodeEncoder, IdentityNet, PerceptualNet, RefereeNet
 from v2f.nn.stylegan2 import Generator
 from v2f.standins import KINDS, WEIGHTS, Kind, factor_latent
 from v2f.world import people, world_hash
@@ -44,10 +46,11 @@ from v2f.world.people import World, WorldConfig
 from v2f.world.portraits import render_portraits
 
 SEED = 1000  # of the world whose people the stand-ins know
+REFEREE_SEED = 2000  # of the referee's: it shares nobody with them
 SIZE = 64
 HELD_OUT = 1_000_000  # the first person that no training sees
-MINUTES: dict[Kind, float] = {"perceptual": 6.0, "generator": 26.0, "codes": 5.0, "identity": 6.5}
-LANES: tuple[tuple[Kind, ...], ...] = (("perceptual", "generator", "codes"), ("identity",))
+MINUTES: dict[Kind, float] = {"perceptual": 6.0, "generator": 26.0, "codes": 5.0, "identity": 6.5, "referee": 10.0}
+LANES: tuple[tuple[Kind, ...], ...] = (("perceptual", "generator", "codes"), ("identity", "referee"))
 
 STYLE_DIM = 128
 GENERATOR = {
@@ -96,10 +99,10 @@ class Portraits:
         return cls(pictures, np.array(face), np.array(photo), photos)
 
 
-def render(first: int, count: int, photos: int, processes: int = 1) -> Portraits:
-    """The first ``photos`` photos of ``count`` people from person ``first`` on."""
+def render(first: int, count: int, photos: int, processes: int = 1, seed: int = SEED) -> Portraits:
+    """The first ``photos`` photos of ``count`` people from person ``first`` on, of the world with ``seed``."""
     step = 128
-    jobs = [(start, min(step, first + count - start), photos) for start in range(first, first + count, step)]
+    jobs = [(seed, start, min(step, first + count - start), photos) for start in range(first, first + count, step)]
     if processes > 1:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
             parts = list(pool.map(_render, jobs))
@@ -109,9 +112,9 @@ def render(first: int, count: int, photos: int, processes: int = 1) -> Portraits
     return Portraits(pictures, face, photo, photos)
 
 
-def _render(job: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    first, count, photos = job
-    world = World(WorldConfig(seed=SEED))
+def _render(job: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    seed, first, count, photos = job
+    world = World(WorldConfig(seed=seed))
     ids = np.repeat(np.arange(first, first + count), photos)
     face, photo = world.face(ids), world.photo(ids, np.tile(np.arange(photos), count))
     return render_portraits(face, photo, SIZE), face, photo
@@ -281,38 +284,86 @@ def train_identity(data: Portraits, held_out: Portraits, minutes: float, out: Pa
         net, factors = module.get_submodule("net"), module.get_submodule("factors")
         scale = module.get_parameter("scale")
         assert isinstance(net, IdentityNet)
-        person = next(rows)
-        # two different photos of each person
-        first = rng.integers(data.photos, size=len(person))
-        second = (first + rng.integers(1, data.photos, size=len(person))) % data.photos
-        both = np.concatenate([person * data.photos + first, person * data.photos + second])
+        both = two_photos(data, next(rows), rng)
         e_BE = F.normalize(net.raw(data.images(both)), dim=1)
-        a, b = e_BE.chunk(2)
-        logits = scale.clamp(max=math.log(30.0)).exp() * (a.float() @ b.float().T)
-        label = torch.arange(len(person))
-        match = (F.cross_entropy(logits, label) + F.cross_entropy(logits.T, label)) / 2
+        match = info_nce(e_BE, scale)
         # without it the net leaves out what tells few people apart, and so caps what a generated face can show
         told = (factors(e_BE * e_BE.shape[1] ** 0.5) - torch.from_numpy(data.face[both])).square().mean()
         return match + told
 
     fitted, steps = fit("identity", module, loss, minutes, lr=1e-3)
     average = fitted.get_submodule("net")
-    known = in_parts(lambda part: average(data.images(part)), min(len(data), 8192))
-    unseen = in_parts(lambda part: average(held_out.images(part)), len(held_out))
+    save("identity", average.state_dict(), config, tells_apart(average, data, held_out) | {"steps": steps}, out)
+
+
+def train_referee(data: Portraits, held_out: Portraits, minutes: float, out: Path) -> None:
+    config = {"channels": [32, 64, 128, 192], "embedding": 128}
+    module = nn.ModuleDict({"net": RefereeNet(**config)})  # type: ignore[arg-type]
+    module.register_parameter("scale", nn.Parameter(torch.tensor(math.log(10.0))))
+    rows = batches(len(data) // data.photos, 64, key=6)
+    rng = keyed_rng(REFEREE_SEED, 7)
+
+    def loss(module: nn.Module) -> Tensor:
+        net, scale = module.get_submodule("net"), module.get_parameter("scale")
+        assert isinstance(net, RefereeNet)
+        both = two_photos(data, next(rows), rng)
+        return info_nce(net(disturbed(data.images(both), rng)), scale)
+
+    fitted, steps = fit("referee", module, loss, minutes, lr=2e-3)
+    average = fitted.get_submodule("net")
+    save("referee", average.state_dict(), config, tells_apart(average, data, held_out) | {"steps": steps}, out)
+
+
+def two_photos(data: Portraits, person_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows [2P] of two different photos of each person: all first ones, then all second ones."""
+    first = rng.integers(data.photos, size=len(person_P))
+    second = (first + rng.integers(1, data.photos, size=len(person_P))) % data.photos
+    return np.concatenate([person_P * data.photos + first, person_P * data.photos + second])
+
+
+def info_nce(e_BE: Tensor, scale: Tensor) -> Tensor:
+    """Which of the second halves of embeddings is the person of which of the first; ``scale``: log of the factor."""
+    a, b = e_BE.chunk(2)
+    logits = scale.clamp(max=math.log(30.0)).exp() * (a.float() @ b.float().T)
+    label = torch.arange(len(a))
+    return (F.cross_entropy(logits, label) + F.cross_entropy(logits.T, label)) / 2
+
+
+def disturbed(img_B3HW: Tensor, rng: np.random.Generator) -> Tensor:
+    """Pictures as other cameras would take them: colour, contrast, place, size, tilt, blur and noise drawn anew."""
+    count = len(img_B3HW)
+
+    def drawn(*shape: int, scale: float) -> Tensor:
+        return torch.from_numpy(scale * rng.standard_normal(shape, dtype=np.float32))
+
+    turn, size = drawn(count, scale=0.05), torch.exp(drawn(count, scale=0.05))
+    row = [size * turn.cos(), -size * turn.sin(), drawn(count, scale=0.06)]
+    next_row = [size * turn.sin(), size * turn.cos(), drawn(count, scale=0.06)]
+    grid = F.affine_grid(torch.stack([*row, *next_row], 1).view(-1, 2, 3), list(img_B3HW.shape), align_corners=False)
+    moved = F.grid_sample(img_B3HW, grid, padding_mode="border", align_corners=False)
+    soft = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    moved = torch.lerp(moved, soft, torch.from_numpy(rng.random((count, 1, 1, 1), dtype=np.float32)))
+    coloured = moved * torch.exp(drawn(count, 3, 1, 1, scale=0.08)) * torch.exp(drawn(count, 1, 1, 1, scale=0.12))
+    coloured = coloured + drawn(count, 3, 1, 1, scale=0.06) + drawn(count, 1, 1, 1, scale=0.08)
+    return (coloured + drawn(*img_B3HW.shape, scale=1.0) * drawn(count, 1, 1, 1, scale=0.08).abs()).clamp(-1, 1)
+
+
+def tells_apart(net: nn.Module, data: Portraits, held_out: Portraits) -> dict[str, float]:
+    """How an identity net finds people again that it never saw, and which factors of a face its embedding holds."""
+    known = in_parts(lambda part: net(data.images(part)), min(len(data), 8192))
+    unseen = in_parts(lambda part: net(held_out.images(part)), len(held_out))
     a, b = unseen[:: held_out.photos], unseen[1 :: held_out.photos]
     cosine = a @ b.T
     own = cosine.diagonal()
     others = (cosine.sum() - own.sum()) / (cosine.numel() - len(own))
     estimate = _linear(known, torch.from_numpy(data.face[: len(known)]), unseen)
-    quality = {
+    return {
         "recall_at_1": (cosine.argmax(dim=1) == torch.arange(len(own))).float().mean().item(),
         "gallery": len(own),
         "own_cosine": own.mean().item(),
         "other_cosine": others.item(),
         **_by_factor(explained(estimate, torch.from_numpy(held_out.face))),
-        "steps": steps,
     }
-    save("identity", average.state_dict(), config, quality, out)
 
 
 def _linear(inputs: Tensor, targets: Tensor, at: Tensor) -> Tensor:
@@ -353,16 +404,23 @@ TRAIN: dict[Kind, Callable[[Portraits, Portraits, float, Path], None]] = {
     "codes": train_codes,
     "perceptual": train_perceptual,
     "identity": train_identity,
+    "referee": train_referee,
 }
 
 
 def run_lane(kinds: Sequence[Kind], minutes: float, folder: Path, photos: int, out: Path, threads: int) -> None:
     """One stand-in after the other on the portraits of ``folder``; ``minutes`` multiplies each one's share."""
     torch.set_num_threads(threads)
-    data, held_out = Portraits.load(folder / "train", photos), Portraits.load(folder / "held_out", photos)
     for kind in kinds:
-        torch.manual_seed(SEED)
+        own = folder / str(seed_of(kind))
+        data, held_out = Portraits.load(own / "train", photos), Portraits.load(own / "held_out", photos)
+        torch.manual_seed(seed_of(kind))
         TRAIN[kind](data, held_out, MINUTES[kind] * minutes, out)
+
+
+def seed_of(kind: Kind) -> int:
+    """Of the world whose people a stand-in knows."""
+    return REFEREE_SEED if kind == "referee" else SEED
 
 
 def train(kinds: Sequence[Kind], minutes: float | None, out: Path, count: int, held_out: int, photos: int) -> None:
@@ -374,9 +432,11 @@ def train(kinds: Sequence[Kind], minutes: float | None, out: Path, count: int, h
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print(f"portraits  {count} people, {photos} photos each", flush=True)
-        for part, first, people_in_it in (("train", 0, count), ("held_out", HELD_OUT, held_out)):
-            (folder / part).mkdir()
-            render(first, people_in_it, photos, cores if people_in_it > 512 else 1).save(folder / part)
+        for seed in sorted({seed_of(kind) for kind in kinds}):
+            for part, first, people_in_it in (("train", 0, count), ("held_out", HELD_OUT, held_out)):
+                own = folder / str(seed) / part
+                own.mkdir(parents=True)
+                render(first, people_in_it, photos, cores if people_in_it > 512 else 1, seed).save(own)
         if len(lanes) == 1:
             run_lane(lanes[0], scale, folder, photos, out, cores)
             return

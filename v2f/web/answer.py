@@ -85,10 +85,11 @@ class Listener:
         self.run, self.step = run, run.step_of(which)
         self.system = run.system(which=which).to("cuda" if torch.cuda.is_available() else "cpu")
         self.ear = generate.ear(run, self.system)
+        self.observer = reference.observer_of(run, self.system)
         self.reference: Reference | None = None
         self.without = ""
         try:
-            self.reference = reference.measure(run, self.system)
+            self.reference = reference.measure(run, self.system, self.observer)
         except V2FError as error:
             self.without = str(error)
         self.retrieval = _retrieval(run)
@@ -119,7 +120,7 @@ class Listener:
             side=face_P3HW.shape[-1],
             moments=[(_uri(one, notes), span) for one, span in zip(face_P3HW[1:-2], spans, strict=True)],
             others=others,
-            gauges=self._gauges(wav_T, like, reference.identities(self.system, face_P3HW[-2:])),
+            gauges=self._gauges(wav_T, like, reference.identities(self.observer, face_P3HW[-2:])),
             heard=spectrum.heard(wav_T, rate),
             sound=_sound(wav_T, rate),
         )
@@ -158,7 +159,9 @@ def _retrieval(run: Run) -> dict[str, Any] | None:
     """What ``v2f eval`` found on unseen people: R@10 with its interval, chance and gallery; None: not measured."""
     try:
         split = (evaluate.read(run) or {})["splits"]["test"]
-        return {"gallery": split["gallery"], "chance": split["chance"]["R@10"], **split["lines"]["voice"]["R@10"]}
+        by, told = evaluate.told_first(split)
+        found = {"gallery": split["gallery"], "chance": split["chance"]["R@10"], "by": by}
+        return found | told["lines"]["voice"]["R@10"]
     except (V2FError, KeyError, TypeError):
         return None  # of unseen people nothing was measured, or of a system of another kind
 

@@ -100,6 +100,7 @@ def comparison(
             shown=shown,
             real=shown.dataset is not None and "world_hash" not in shown.dataset.manifest.provenance,
             what=evaluate.SPLITS,
+            by=compare.BY,
             stand_ins=stand_ins,
             verdicts=[
                 f"{subject.letter}, {evaluate.SPLITS[split]}: {numbers['verdict']}"

@@ -21,6 +21,7 @@ from v2f.data.loader import read_usable
 from v2f.data.manifest import open_dataset
 from v2f.data.transforms import Codes
 from v2f.errors import V2FError
+from v2f.evaluate import Observer, observers_of
 from v2f.run import Run
 from v2f.system import System, device_of, to_picture
 from v2f.web.spectrum import log_mel
@@ -40,7 +41,7 @@ class Reference:
     split: str
     people: int
     halves_N: Floats | None
-    """Distance of the faces of the first and the second half of a person's clip; None: no identity net."""
+    """Distance of the faces of the first and the second half of a person's clip; None: nobody looked at them."""
     strangers: float | None
     """Median distance of the faces of two people's clips."""
     settled: float | None
@@ -85,13 +86,18 @@ def distance(one_NE: Floats, other_NE: Floats) -> Floats:
     return 1 - (one_NE * other_NE).sum(-1) / np.maximum(lengths, 1e-12)
 
 
+def observer_of(run: Run, system: System) -> Observer | None:
+    """Whose identity embeddings say how far faces are apart: the referee's, where there is one; None: nobody's."""
+    first = observers_of(run, system)[0][0]
+    return first if first.name == "referee" or hasattr(system, "identity") else None
+
+
 @torch.no_grad()
-def identities(system: System, img_NCHW: Tensor) -> Floats | None:
-    """Identity embeddings [N, E] of pictures in [-1, 1]; None: the system has no identity net."""
-    if not hasattr(system, "identity"):
+def identities(observer: Observer | None, img_NCHW: Tensor) -> Floats | None:
+    """Identity embeddings [N, E] of pictures in [-1, 1]; None: nobody looks."""
+    if observer is None:
         return None
-    judge: Any = system.identity
-    parts = [judge(part) for part in img_NCHW.to(device_of(system)).split(_BATCH)]
+    parts = [observer.look(part)[0] for part in img_NCHW.split(_BATCH)]
     return np.asarray(torch.cat(parts).double().cpu().numpy(), dtype=np.float64)
 
 
@@ -104,7 +110,7 @@ def halves(wav_T: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return [wav_T[:middle], wav_T[middle:]]
 
 
-def measure(run: Run, system: System, people: int = PEOPLE) -> Reference:
+def measure(run: Run, system: System, observer: Observer | None, people: int = PEOPLE) -> Reference:
     """What is usual among up to ``people`` people whom ``run`` was not trained on; V2FError where its data set is away,
     or holds too few of them."""
     dataset = open_dataset(run.config.data.home)
@@ -126,7 +132,7 @@ def measure(run: Run, system: System, people: int = PEOPLE) -> Reference:
         w_NLD, face_N3HW = generate.faces_of(system, wav_N, hears.frames)
         halved = generate.faces_of(system, [half for wav_T in wav_N for half in halves(wav_T)], hears.frames)[1]
         sounds += [sound(wav_T, hears.sample_rate) for wav_T in wav_N]
-        faces, parts = identities(system, face_N3HW), identities(system, halved)
+        faces, parts = identities(observer, face_N3HW), identities(observer, halved)
         if faces is not None and parts is not None:
             whole.append(faces)
             first.append(parts[0::2])

@@ -75,6 +75,8 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
         "what": evaluate.SPLITS,
         "evaluated": evaluate.read(run),
         "titles": evaluate.title,
+        "told_first": evaluate.told_first,
+        "by": evaluate.OBSERVERS | {"pixels": "in pixels, by no net"},
         "losses": charts([curves], "loss/"),
         "meters": charts([curves], "valid/"),
         "machine": charts([curves], "grad_norm/", "rate/", "speed/"),

@@ -129,18 +129,55 @@ class Precomputed(Config):
 
 
 class Judges(Config):
-    """The frozen nets that look at pictures, each by the kind of its weights."""
+    """The frozen nets that look at pictures, each by the kind of its weights.
+
+    ``identity`` and ``perceptual`` are the *judge*: losses and meters use them, so that what pleases them is learned.
+    The *referee* is another identity net, which ``v2f eval`` alone loads (:mod:`v2f.referee`).
+    """
 
     path: Place = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
     identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] = StandIn()
     perceptual: Annotated[StandIn | LPIPSWeights, Field(discriminator="net")] = StandIn()
+    referee: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = Field(
+        None,
+        description="identity net that no loss sees and `v2f eval` tells first; null: the stand-in beside a stand-in, "
+        "facenet beside ir_se50, ir_se50 beside facenet",
+    )
+
+    @model_validator(mode="after")
+    def _has_two_opinions(self) -> "Judges":
+        if isinstance(self.referee, Brought) and self.referee.net == self.identity.net:
+            other = "facenet" if self.referee.net == "ir_se50" else "ir_se50"
+            raise ValueError(
+                f"frozen.referee is {self.referee.net}, which the losses look at as frozen.identity: name {other}, or "
+                "null for it"
+            )
+        return self
+
+    @property
+    def second_opinion(self) -> StandIn | IRSE50Weights | FaceNetWeights:
+        """The referee: the one that is named, or of the other kind than the identity net."""
+        if self.referee is not None:
+            return self.referee
+        if isinstance(self.identity, StandIn):
+            return StandIn()
+        return (
+            FaceNetWeights(net="facenet")
+            if self.identity.net == "ir_se50"
+            else IRSE50Weights(net="ir_se50", channels="bgr")
+        )
 
     def brought(self) -> dict[str, Brought]:
-        """Role -> what the user brings for it."""
+        """Role -> what the user brings for training."""
         return {role: net for role, net in self.roles().items() if isinstance(net, Brought)}
 
+    def wanted(self) -> dict[str, Brought]:
+        """Role -> what the user brings for training and for evaluation."""
+        referee = self.second_opinion
+        return self.brought() | ({"referee": referee} if isinstance(referee, Brought) else {})
+
     def roles(self) -> dict[str, Any]:
-        """Role -> the kind of its weights."""
+        """Role -> the kind of its weights, for training."""
         return {"identity": self.identity, "perceptual": self.perceptual}
 
 
@@ -336,7 +373,8 @@ def _ir_se50(net: IRSE50Weights, content: Any, path: str) -> "FaceIdentity":
     with torch.device("meta"):
         body = IRSE50()
     fill(body, files.tensors(content, path), path, "IR-SE50 (model_ir_se50.pth)")
-    return FaceIdentity(body, size=112, crop=net.crop, channels=net.channels)
+    stages = ("body.2", "body.6", "body.20", "body.23")
+    return FaceIdentity(body, size=112, crop=net.crop, channels=net.channels, taps=stages)
 
 
 def _facenet(net: FaceNetWeights, content: Any, path: str) -> "FaceIdentity":
@@ -351,7 +389,8 @@ def _facenet(net: FaceNetWeights, content: Any, path: str) -> "FaceIdentity":
     fill(body, state, path, f"InceptionResnetV1 on {net.trained_on}")
     body.classify = False
     del body.logits
-    return FaceIdentity(body, size=160, crop=net.crop, channels="rgb", scale=127.5 / 128)
+    stages = ("conv2d_4b", "repeat_1", "repeat_2", "repeat_3")
+    return FaceIdentity(body, size=160, crop=net.crop, channels="rgb", scale=127.5 / 128, taps=stages)
 
 
 def _lpips(net: LPIPSWeights, content: Any, path: str) -> "LPIPS":

@@ -62,7 +62,7 @@ def rows(needs: Needs, load: bool = False) -> list[Row]:
     """What each recipe needs, in the order of the catalogue. With ``load``, files are also loaded, strictly."""
     wanted: dict[tuple[str, str | None, str | None, str | None], list[tuple[str, Brought]]] = {}
     for recipe, frozen in needs.items():
-        for role, net in frozen.brought().items():
+        for role, net in frozen.wanted().items():
             try:
                 path = locate(frozen.path, net)
             except V2FError:
@@ -127,7 +127,7 @@ def show(needs: Needs, load: bool = False, console: Console | None = None) -> in
     for published in dict.fromkeys([row.published for row in found] + [optional]):
         source = f"checksum: {published.sha256_source}"
         console.print(f"{published.name}: {published.what}\n  {published.page}; {source}", soft_wrap=True)
-    stood_in = [recipe for recipe, frozen in needs.items() if not frozen.brought()]
+    stood_in = [recipe for recipe, frozen in needs.items() if not frozen.wanted()]
     if stood_in:
         console.print(f"need nothing, they use the stand-ins in the package: {', '.join(stood_in)}", soft_wrap=True)
     bad = sum(not row.good for row in found)
@@ -161,7 +161,7 @@ def mirror(target: str, needs: Needs, source: str, download: bool = False) -> in
         raise V2FError(f"{source}: there is no such folder of weights; name one with --from")
     wanted: dict[str, list[tuple[str, Brought]]] = {}
     for frozen in needs.values():
-        for net in frozen.brought().values():
+        for net in frozen.wanted().values():
             wanted.setdefault(net.published.name, [])
             if net.file is not None:
                 with contextlib.suppress(V2FError):  # what is not there is counted as missing below

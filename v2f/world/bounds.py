@@ -12,7 +12,7 @@ exactly as a system's outputs are:
 Shapes: N people, V voice factors, H = W = size, D the embedding's width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,20 +41,21 @@ def factor_pictures(world: World, voice_NV: np.ndarray, factor: str, size: int =
 
 
 def u2_embeddings(
-    world: World, voice_NV: np.ndarray, embed: Embed, draws: int = 32, key: int = 0, size: int = 64
-) -> np.ndarray:
-    """U2's queries: float32 [N,D] of length 1, the mean embedding of ``draws`` faces and photos for each voice.
+    world: World, voice_NV: np.ndarray, embeds: Sequence[Embed], draws: int = 32, key: int = 0, size: int = 64
+) -> list[np.ndarray]:
+    """U2's queries by each net: float32 [N,D] of length 1, the mean embedding of ``draws`` faces for each voice.
 
-    Monte Carlo over ``World.posterior_face`` and photos that nobody has; the mean is taken over embeddings of
-    length 1 and scaled back to length 1.
+    Monte Carlo over ``World.posterior_face`` and photos that nobody has, the same pictures for all nets; the mean is
+    taken over embeddings of length 1 and scaled back to length 1.
     """
     if draws < 1:
         raise V2FError(f"u2_embeddings needs at least one draw a person, got draws={draws}")
     faces, photos = world.posterior_face(voice_NV, draws, key), world.any_photo(len(voice_NV), draws, key)
-    total: np.ndarray | float = 0.0
+    totals: list[np.ndarray | float] = [0.0] * len(embeds)
     for face_NF, photo_NP in zip(faces, photos, strict=True):
-        total = total + _unit_length(embed(render_portraits(face_NF, photo_NP, size)))
-    return _unit_length(np.asarray(total)).astype(np.float32)
+        pictures = render_portraits(face_NF, photo_NP, size)
+        totals = [total + _unit_length(embed(pictures)) for total, embed in zip(totals, embeds, strict=True)]
+    return [_unit_length(np.asarray(total)).astype(np.float32) for total in totals]
 
 
 def _unit_length(emb_ND: np.ndarray) -> np.ndarray:
