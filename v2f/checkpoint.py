@@ -665,6 +665,16 @@ def read_header(path: str) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, notes
 
 
+def shapes_of(folder: str) -> dict[str, Sequence[int]]:
+    """The shapes of the weights in a committed checkpoint, by ``MODULE.tensor``, from the heads of its parts."""
+    heads = [read_header(store.join(folder, part["name"]))[0] for part in read_state(folder)["parts"]]
+    return _of_model({name: entry.shape for head in heads for name, entry in head.items()})
+
+
+def _of_model(shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    return {n.removeprefix("model/"): shape for n, shape in shapes.items() if n.startswith("model/")}
+
+
 def _damaged(folder: str, name: str, why: str) -> V2FError:
     own = step_named(folder)
     if own is None:
@@ -747,12 +757,23 @@ def restore_export(path: str, system: System) -> None:
     fill(module_tensors(system), {f"model/{name}": tensor for name, tensor in tensors.items()}, path)
 
 
+class MisfitError(V2FError):
+    """Weights that are not those wanted; ``shapes``: what they are, by ``MODULE.tensor``."""
+
+    def __init__(self, message: str, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
+        super().__init__(message)
+        self.shapes = shapes or {}
+
+
 def fill(targets: Mapping[str, Tensor], source: Mapping[str, Tensor], where: str) -> None:
-    """Copy ``source`` into ``targets`` in place; names and shapes must agree."""
+    """Copy ``source`` into ``targets`` in place; MisfitError unless names and shapes agree."""
+    shapes = _of_model({name: tensor.shape for name, tensor in source.items()})
     if targets.keys() != source.keys():
         name = sorted(targets.keys() ^ source.keys())[0]
-        raise V2FError(f"{where}: the tensor {name!r} is {'missing' if name in targets else 'not part of this system'}")
+        lack = "missing" if name in targets else "not part of this system"
+        raise MisfitError(f"{where}: the tensor {name!r} is {lack}", shapes)
     for name, tensor in targets.items():
         if tensor.shape != source[name].shape:
-            raise V2FError(f"{where}: {name!r} has shape {list(source[name].shape)}, this system {list(tensor.shape)}")
+            line = f"{where}: {name!r} has shape {list(source[name].shape)}, this system {list(tensor.shape)}"
+            raise MisfitError(line, shapes)
         tensor.data.copy_(source[name])

@@ -6,10 +6,11 @@ from which step, on how many ranks it was started) and ``OUT/eval.json``. An exp
 run, too: ``config.yaml`` and the weights of one checkpoint, ``model.safetensors``.
 """
 
+import contextlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -231,6 +232,23 @@ def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
             )
 
 
+def check_shapes(config: RunConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """V2FError if the system knows why weights of these shapes, by ``MODULE.tensor``, are not those of ``config``."""
+    why = _system_class(config.system.name).misfit(config.system, shapes)  # type: ignore[attr-defined]
+    if why is not None:
+        raise V2FError(f"{where}: {why}")
+
+
+@contextlib.contextmanager
+def _explained(config: RunConfig, where: str) -> Iterator[None]:
+    """Says of weights that do not fit what the system knows of it."""
+    try:
+        yield
+    except checkpoint.MisfitError as error:
+        check_shapes(config, error.shapes, where)
+        raise
+
+
 class _Info(Record):
     """What identifies a run."""
 
@@ -406,12 +424,14 @@ class Run:
                 self.checkpoint(which)
             system = build_system(self.config)
             check_weights(system, self.info, self.path)
-            checkpoint.restore_export(self._model, system)
+            with _explained(self.config, self.path):
+                checkpoint.restore_export(self._model, system)
             return system.eval()
         found = self.checkpoint(which)
         system = build_system(self.config)
         check_weights(system, checkpoint.read_state(found)["state"], found)
-        checkpoint.restore_weights(found, system, ema=ema)
+        with _explained(self.config, found):
+            checkpoint.restore_weights(found, system, ema=ema)
         return system.eval()
 
     @property

@@ -136,6 +136,12 @@ class System(nn.Module, abc.ABC):
         """
         return None
 
+    @classmethod
+    def misfit(cls, config: Any, shapes: Mapping[str, Sequence[int]]) -> str | None:
+        """Why weights of these shapes, by ``MODULE.tensor``, are not those of a system of ``config``, and the way out;
+        None: nothing is known but the first tensor that does not fit."""
+        return None
+
     @abc.abstractmethod
     def transforms(self) -> dict[str, Transform]:
         """What it reads of a sample: name in the batch -> transform."""

@@ -42,7 +42,7 @@ from v2f.folder import RunFolder
 from v2f.lease import Lease, LostError
 from v2f.nn.batchnorm import common_group
 from v2f.profiling import Profiler
-from v2f.run import DataConfig, RunConfig, build_system, changes, check_weights, config_of, what_is
+from v2f.run import DataConfig, RunConfig, build_system, changes, check_shapes, check_weights, config_of, what_is
 from v2f.stopping import REASONS, TAKEN, GivenUpError, Stopped, Watchdog
 from v2f.system import Batch, System, trained
 from v2f.tracking import NOTE, ROLLED_BACK, Tracker, read_state, roll_back, say
@@ -377,6 +377,8 @@ def _take_up(
             )
         # Against what the checkpoint was trained with: a start that came to none has trained nothing.
         changed = [] if newest is None else changes(config_of(newest), config)
+        if newest is not None and changed:
+            check_shapes(config, checkpoint.shapes_of(newest), newest)
         if changed and not allow_changes:
             raise V2FError(
                 f"{folder.path}: the configuration changed, {'; '.join(changed)}; resume with the old one, start "

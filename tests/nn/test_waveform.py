@@ -2,11 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from v2f import config
 from v2f.errors import V2FError
 from v2f.nn.batchnorm import GhostBatchNorm, collect_ghosts
-from v2f.nn.waveform import WaveformEncoder
+from v2f.nn.waveform import WaveformEncoder, other_split
 
 
 def small(**values: object) -> WaveformEncoder:
@@ -24,11 +26,42 @@ def small(**values: object) -> WaveformEncoder:
     return WaveformEncoder(config.build(WaveformEncoder.Config, base | values, "test"))
 
 
-def test_the_thesis_encoder_has_its_count() -> None:
-    with torch.device("meta"):
+def count(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_the_thesis_encoder_has_its_counts(device: str) -> None:
+    with torch.device(device):
         encoder = WaveformEncoder(WaveformEncoder.Config())
-    assert sum(p.numel() for p in encoder.parameters()) == 37_511_616
+    assert sum(len(stage) for stage in encoder.stages) == 32  # type: ignore[arg-type]
+    assert count(encoder.stages) == 37_511_616
+    assert count(encoder.stem) == 1_792
+    assert count(encoder.lateral_middle, encoder.lateral_shallow) == 197_632
     assert isinstance(encoder.lateral_deep, nn.Identity)
+    assert count(encoder) == 37_711_040
+
+
+def test_the_full_encoder_takes_182_gflop_for_6_s() -> None:
+    with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        WaveformEncoder(WaveformEncoder.Config())(torch.empty(4, 96_000))
+    assert counter.get_total_flops() / 4 == pytest.approx(182e9, abs=0.5e9)
+
+
+def test_another_split_is_told_by_its_tensors() -> None:
+    def shapes(**values: object) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in small(**values).state_dict().items()}
+
+    here = small().config
+    assert other_split(here, shapes()) is None
+    assert other_split(here, shapes(channels=[4, 8, 8, 16])) is None  # another matter
+    assert other_split(here, {"stages.0": [], "stages.0.0.body.1.weight": []}) is None
+    deeper, wider = shapes(blocks=[1, 2, 11, 3]), shapes(kernel=7, stem_activation="leaky_relu")
+    told = "its encoder has blocks {}, kernel {} and {} in the stem, this configuration has blocks 1/2/1/1, kernel 5"
+    assert str(other_split(here, deeper)).startswith(told.format("1/2/11/3", 5, "prelu"))
+    assert str(other_split(here, wider)).startswith(told.format("1/2/1/1", 7, "leaky_relu"))
+    assert "corrected" not in str(other_split(here, wider))
+    assert "corrected" in str(other_split(small(kernel=9).config, wider))
 
 
 def test_the_full_encoder_has_the_promised_lengths() -> None:
@@ -49,7 +82,8 @@ def slow(encoder: WaveformEncoder, wav_BT: Tensor) -> list[Tensor]:
         weight = state[f"{name}.weight"]
         return F.conv1d(x, weight, state.get(f"{name}.bias"), stride, weight.shape[-1] // 2)
 
-    x = F.leaky_relu(norm(conv(wav_BT[:, None], "stem.0", c.stem_stride), "stem.1"), 0.25)
+    x = norm(conv(wav_BT[:, None], "stem.0", c.stem_stride), "stem.1")
+    x = F.prelu(x, state["stem.2.weight"]) if c.stem_activation == "prelu" else F.leaky_relu(x, 0.25)
     depths = []
     for s, blocks in enumerate(c.blocks):
         for b in range(blocks):
@@ -74,15 +108,19 @@ def slow(encoder: WaveformEncoder, wav_BT: Tensor) -> list[Tensor]:
     return [shallow + stretch(middle, shallow.shape[-1]), middle, deep]
 
 
+@pytest.mark.parametrize("stem", ["prelu", "leaky_relu"])
 @pytest.mark.parametrize("samples", [480, 517])
-def test_maps_agree_with_plain_1d_operations(samples: int) -> None:
-    encoder, wav_BT = small().double(), torch.randn(4, samples, dtype=torch.float64)
+def test_maps_agree_with_plain_1d_operations(samples: int, stem: str) -> None:
+    encoder, wav_BT = small(stem_activation=stem).double(), torch.randn(4, samples, dtype=torch.float64)
+    for each in encoder.parameters():
+        if each.ndim == 1:  # slopes and norms: no two channels alike
+            each.data += 0.1 * torch.rand_like(each)
     for here, there in zip(encoder(wav_BT), slow(encoder, wav_BT), strict=True):
         torch.testing.assert_close(here, there, rtol=0, atol=1e-10)
 
 
 def test_everything_is_trained_and_collected() -> None:
-    encoder = small(conv_bias=True, stem_activation="prelu")
+    encoder = small(conv_bias=True)
     shallow, middle, deep = encoder(torch.randn(4, 600))
     (shallow.square().mean() + middle.mean() + deep.mean()).backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []

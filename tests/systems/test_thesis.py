@@ -12,7 +12,8 @@ from PIL import Image
 from weights import fake_nvidia
 
 from v2f import checkpoint
-from v2f.config import build
+from v2f.checkpoint_commands import export
+from v2f.config import build, dump_yaml
 from v2f.data.loader import read_split
 from v2f.data.manifest import open_dataset, write_manifest, write_shard
 from v2f.data.sample import encode
@@ -32,6 +33,14 @@ from v2f.weights import IRSE50Weights, LPIPSWeights, PSPCodes, StyleGAN2Weights
 from v2f.weights.nvidia import convert
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
+COUNTS = {  # blocks, mapping and generator by table 5.1, the whole by the text
+    "blocks": 37_511_616,
+    "stem": 1_792,
+    "laterals": 197_632,
+    "mapping": 33_057_792,
+    "generator": 30_370_060,
+    "whole": 101_138_892,
+}
 TABLE = {  # coefficients: small set, VoxCeleb2 (style: set, but not told to what)
     "mse": (1.0, 0.01),
     "l1": (0.0, 0.0),
@@ -52,19 +61,25 @@ def system_of(config: RunConfig) -> VoiceStyledFace.Config:
     return config.system
 
 
-def count(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def count(*modules: torch.nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def counts(encoder: WaveformEncoder, mapping: torch.nn.Module, generator: torch.nn.Module) -> dict[str, int]:
+    return {
+        "blocks": count(encoder.stages),
+        "stem": count(encoder.stem),
+        "laterals": count(encoder.lateral_deep, encoder.lateral_middle, encoder.lateral_shallow),
+        "mapping": count(mapping),
+        "generator": count(generator),
+        "whole": count(encoder, mapping, generator),
+    }
 
 
 @pytest.mark.parametrize(
-    ("name", "encoder", "size", "styles"),
-    [
-        ("thesis-final", 37_511_616, 1024, 18),
-        ("thesis-voxceleb2", None, 1024, 18),
-        ("thesis-small", None, 256, 14),
-    ],
+    ("name", "size", "styles"), [("thesis-final", 1024, 18), ("thesis-voxceleb2", 1024, 18), ("thesis-small", 256, 14)]
 )
-def test_the_recipes_have_the_sizes_of_the_thesis(name: str, encoder: int | None, size: int, styles: int) -> None:
+def test_the_recipes_have_the_sizes_of_the_thesis(name: str, size: int, styles: int) -> None:
     c = system_of(recipe(name))
     assert isinstance(c.frozen.generator, StyleGAN2Weights)
     assert c.frozen.generator.size == size
@@ -75,10 +90,11 @@ def test_the_recipes_have_the_sizes_of_the_thesis(name: str, encoder: int | None
         mapping = StyleMapping(c.mapping, channels=voice.out_channels, n_styles=styles, style_dim=512)
     assert generator.n_latent == styles
     assert count(mapping) == styles * 1_836_544
-    if encoder is not None:
-        assert (count(voice), count(mapping), count(generator)) == (37_511_616, 33_057_792, 30_370_060)
+    assert count(voice.stem) == 1_792
+    if name == "thesis-final":
+        assert counts(voice, mapping, generator) == COUNTS
         assert 0 < c.encoder.residual_scale < 1
-        assert sum(c.encoder.blocks) == 32
+        assert c.encoder == WaveformEncoder.Config()
     else:
         assert sum(c.encoder.blocks) == 4
 
@@ -137,7 +153,7 @@ def test_the_final_system_takes_a_step_and_draws_at_both_sizes(
     assert set(run.info["weights"]) == {"generator", "identity", "perceptual", "codes"}
     system = run.system()
     assert isinstance(system, VoiceStyledFace)
-    assert (count(system.encoder), count(system.mapping), count(system.generator)) == (37511616, 33057792, 30370060)
+    assert counts(system.encoder, system.mapping, system.generator) == COUNTS
     saved = checkpoint.load(checkpoint.latest(str(tmp_path / "run" / "checkpoints")) or "")[0]
     trained = {name for name in saved if name.startswith("model/")}
     assert not [name for name in trained if not name.startswith(("model/encoder.", "model/mapping."))]
@@ -156,6 +172,42 @@ def test_the_final_system_takes_a_step_and_draws_at_both_sizes(
     assert sum(difference) / len(difference) < 3  # one face, drawn at two sizes
     with pytest.raises(V2FError, match="a generator of 1024 px gives no picture of 300 px"):
         generate(run, str(clip), str(tmp_path / "no.png"), size=300, system=system)
+
+
+FIRST = {"blocks": [8, 9, 7, 8], "kernel": 7, "stem_activation": "leaky_relu"}  # the recipe's split, as it was first
+CORRECTED = {"blocks": [11, 9, 6, 6], "kernel": 9, "stem_activation": "prelu"}
+
+
+def test_a_run_of_the_first_split_is_refused_under_the_corrected_one_and_goes_on_under_its_own(
+    tmp_path: Path, run_values: Callable[..., dict[str, Any]]
+) -> None:
+    def values(split: dict[str, Any], steps: int) -> RunConfig:
+        made = run_values(steps=steps)
+        encoder = made["system"]["encoder"] | {"channels": [2, 2, 4, 4], "strides": [2, 2, 2, 2]} | split
+        return build(RunConfig, made | {"system": made["system"] | {"encoder": encoder}}, "test")
+
+    folder = Path(fit(values(FIRST, steps=1)))
+    newest = checkpoint.latest(str(folder / "checkpoints")) or ""
+    told = (
+        "its encoder has blocks 8/9/7/8, kernel 7 and leaky_relu in the stem, this configuration has blocks 11/9/6/6, "
+        r"kernel 9 and prelu in the stem \(the split of launch/recipes/thesis-\*.yaml was corrected from the one to "
+        r"the other\); go on with what it was trained with, the config.yaml of its run"
+    )
+    for allow_changes in (False, True):
+        with pytest.raises(V2FError, match=f"^{newest}: {told}.* or train anew under another name$"):
+            fit(values(CORRECTED, steps=2), resume="auto", allow_changes=allow_changes)
+    export(str(folder), str(tmp_path / "export"))
+    assert sum(Run.open(str(tmp_path / "export")).system().config.encoder.blocks) == 32  # type: ignore[attr-defined]
+    own = (folder / "config.yaml").read_text()
+    for run, where in ((folder, newest), (tmp_path / "export", tmp_path / "export")):
+        (run / "config.yaml").write_text(dump_yaml(values(CORRECTED, steps=1)))
+        with pytest.raises(V2FError, match=f"^{where}: {told}"):
+            Run.open(str(run)).system()
+        (run / "config.yaml").write_text(own)
+        assert isinstance(Run.open(str(run)).system(), VoiceStyledFace)
+    assert evaluate(Run.open(str(folder)), progress=False)["step"] == 1
+    fit(load_config(str(folder / "config.yaml"), ["train.steps=2"]), resume="auto", allow_changes=True)
+    assert Run.open(str(folder)).step == 2
 
 
 def first_clip(tar: Path) -> bytes:

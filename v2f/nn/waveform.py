@@ -2,12 +2,14 @@
 
     wave [B,T] -> stem -> stages of residual blocks -> three maps [B,C,T_i], shallow (long), middle, deep (short)
 
-*Voice Styled Face* (a master's thesis, 2022) names the parts; its parameter count, 37,511,616, leaves one reading.
-With the defaults of :class:`WaveformEncoder.Config` it is hit exactly, and the work in front of the mapping is
-165 GFLOP for 6 s, as reconstructed:
+*Voice Styled Face* (a master's thesis, 2022) names the parts; its two parameter counts leave one split of them. Table
+5.1 gives the 32 blocks, 37,511,616. The whole system has 101,138,892, which is 199,424 more than the table adds up to:
+the stem (1,792) and the laterals (197,632). ``bench/encoder_split.py`` looks through all splits. The defaults of
+:class:`WaveformEncoder.Config` are this encoder, 37,711,040 in all; how it shortens the signal is reconstructed, and
+then a forward pass over 6 s takes 182 GFLOP (a multiply-add is 2; ``torch.utils.flop_counter``):
 
-- stem: convolution of 25 taps without bias, batch norm, an activation *without* parameters;
-- stages of 8, 9, 7, 8 blocks with 64, 128, 256, 512 channels, 7 taps, convolutions without bias;
+- stem: convolution of 25 taps without bias, batch norm, PReLU with a slope for each channel;
+- stages of 11, 9, 6, 6 blocks with 64, 128, 256, 512 channels, 9 taps, convolutions without bias;
 - block: batch norm, convolution, PReLU with a slope for each channel, convolution (this one has the stride, as in
   ArcFace's improved residual block), batch norm; times ``residual_scale``; plus the shortcut;
 - shortcut: convolution of 1 tap with the stride, and batch norm, where the channels change; else max-pool by the
@@ -19,7 +21,10 @@ Letters: B batch, T samples or frames, C/I/O channels. Inside, a signal is [B,C,
 CPU's and the GPU's convolutions are fastest (up to twice as fast as [B,C,T] on a CPU).
 """
 
-from typing import Annotated, Literal
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +65,8 @@ def activation(name: Activation, channels: int) -> nn.Module:
 class Block(nn.Module):
     """Residual block [B,I,1,T] -> [B,O,1,ceil(T / stride)], scaled by a constant before the sum.
 
-    The scaling is Szegedy et al. 2016 (arXiv 1602.07261, section 3.3); the thesis found that it cured exploding
-    gradients.
+    The scaling is Szegedy et al. 2016 (arXiv 1602.07261, section 3.3). In the thesis it "did not help much" by itself;
+    the gradients stopped exploding only together with L2 and clipping.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, config: "WaveformEncoder.Config") -> None:
@@ -97,12 +102,12 @@ class WaveformEncoder(nn.Module):
         """The defaults are the thesis's final encoder; ``stem_stride`` and ``strides`` are reconstructed."""
 
         channels: Annotated[list[int], Field(min_length=3)] = [64, 128, 256, 512]
-        blocks: list[Annotated[int, Field(ge=1)]] = [8, 9, 7, 8]
+        blocks: list[Annotated[int, Field(ge=1)]] = [11, 9, 6, 6]
         strides: list[Annotated[int, Field(ge=1)]] = [2, 2, 2, 2]  # of the first block of each stage
-        kernel: int = 7
+        kernel: int = 9
         stem_kernel: int = 25
         stem_stride: Annotated[int, Field(ge=1)] = 4
-        stem_activation: Activation = "leaky_relu"
+        stem_activation: Activation = "prelu"
         block_activation: Activation = "prelu"
         residual_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
         out_channels: Annotated[int, Field(ge=1)] = 512
@@ -158,6 +163,38 @@ class WaveformEncoder(nn.Module):
         middle = add_stretched(self.lateral_middle(depths[-2]), deep)
         shallow = add_stretched(self.lateral_shallow(depths[-3]), middle)
         return shallow.squeeze(2), middle.squeeze(2), deep.squeeze(2)
+
+
+class Split(NamedTuple):
+    """Where the parameters of an encoder are: what the thesis's counts leave to be found."""
+
+    blocks: tuple[int, ...]
+    kernel: int
+    stem: Activation
+
+    def __str__(self) -> str:
+        return f"blocks {'/'.join(map(str, self.blocks))}, kernel {self.kernel} and {self.stem} in the stem"
+
+
+def other_split(config: WaveformEncoder.Config, shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """Why an encoder whose tensors, by name, have these shapes is not that of ``config``, and the way out; None where
+    both have one split, or the tensors are no encoder's."""
+    weight = shapes.get("stages.0.0.body.1.weight")
+    if not weight:
+        return None
+    places = {each.groups() for each in map(re.compile(r"stages\.(\d+)\.(\d+)\.").match, shapes) if each}
+    blocks = Counter(int(stage) for stage, _ in places)
+    stem: Activation = "prelu" if "stem.2.weight" in shapes else "leaky_relu"
+    found = Split(tuple(blocks[stage] for stage in sorted(blocks)), weight[-1], stem)
+    wanted = Split(tuple(config.blocks), config.kernel, config.stem_activation)
+    if found == wanted:
+        return None
+    corrected = found[1:] == (7, "leaky_relu") and wanted[1:] == (9, "prelu")
+    why = " (the split of launch/recipes/thesis-*.yaml was corrected from the one to the other)" if corrected else ""
+    return (
+        f"its encoder has {found}, this configuration has {wanted}{why}; go on with what it was trained with, the "
+        "config.yaml of its run (a checkpoint's record holds it, too: state.config), or train anew under another name"
+    )
 
 
 def _channels_last(wav_BT: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from v2f.data.transforms import Codes, Embedding, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.nn import face_box
 from v2f.nn.mapping import StyleMapping
-from v2f.nn.waveform import WaveformEncoder
+from v2f.nn.waveform import WaveformEncoder, other_split
 from v2f.system import Batch, Losses, Optimizer, Phase, System, Transform, freeze, to_picture, weighted
 from v2f.weights import LEAST_SIDE, Frozen, LPIPSWeights, Precomputed, StyleGAN2Weights
 
@@ -101,6 +101,11 @@ class VoiceStyledFace(System):
     def phases(self) -> list[Phase]:
         modules = {"encoder": self.encoder, "mapping": self.mapping}
         return [Phase(name="supervised", modules=modules, optimizer=self.config.optimizer, ema=self.config.ema)]
+
+    @classmethod
+    def misfit(cls, config: "VoiceStyledFace.Config", shapes: Mapping[str, Sequence[int]]) -> str | None:
+        own = {n.removeprefix("encoder."): shape for n, shape in shapes.items() if n.startswith("encoder.")}
+        return other_split(config.encoder, own)
 
     def transforms(self) -> dict[str, Transform]:
         c = self.config
