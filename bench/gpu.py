@@ -263,7 +263,7 @@ def thesis(work: Path) -> dict[str, Any]:
 
 
 def profile(work: Path) -> dict[str, Any]:
-    """thesis-final through trainer and loader in bf16, with a checkpoint of 0.85 GB on the way and SIGUSR2."""
+    """thesis-final through trainer and loader in bf16, with a checkpoint of 849 MB on the way and SIGUSR2."""
     folder = work / "runs" / "thesis"
     command = [sys.executable, "v2f/train.py", "--config", THESIS, *thesis_overrides(work), f"out={folder}"]
     command += ["train.precision=bf16", "train.steps=120", "train.log_every=10", "train.validate_every=120"]

@@ -433,7 +433,7 @@ def test_runs_and_exports_may_lie_in_an_object_store(
 # ------------------------------------------------------------------------------------------------- at full size
 
 
-TRAINED = 70_768_832  # parameters; 12 bytes each, weights and Adam's two moments in fp32, are 0.85 GB
+TRAINED = 70_768_832  # parameters; 12 bytes each, weights and Adam's two moments in fp32, are 849 MB
 
 
 def test_the_final_systems_checkpoint_is_0_85_gb_and_dealt_evenly() -> None:
@@ -458,7 +458,7 @@ def test_the_final_systems_checkpoint_is_0_85_gb_and_dealt_evenly() -> None:
 
 @pytest.mark.slow
 def test_a_checkpoint_of_the_final_system_holds_what_is_trained_and_adams_state(tmp_path: Path) -> None:
-    """The thesis's encoder and mapping beside its generator, after a step of the engine; 0.85 GB go to the disk."""
+    """The thesis's encoder and mapping beside its generator, after a step of the engine; 849 MB go to the disk."""
     command = [sys.executable, str(REPOSITORY / "tests" / "workers" / "full_size.py"), str(tmp_path / "checkpoints")]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -29,7 +29,7 @@ from rendered import (
 from v2f import __version__
 from v2f.stopping import MISTAKE, STOPPED
 
-SAVE_S = 120  # what a training needs from SIGTERM on at the very least: a step, 0.85 GB to a store, the last points
+SAVE_S = 120  # what a training needs from SIGTERM on at the very least: a step, 849 MB to a store, the last points
 Break = Callable[[Object], Iterator[Object | None]]
 """Broken copies of an object; None: it is not there at all."""
 

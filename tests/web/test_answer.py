@@ -219,7 +219,7 @@ def test_few_people_are_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyP
         reference.measure(run, system, None)
     make_data(tmp_path / "more", {"test": range(9)})
     run, system = make_run(tmp_path / "run2", tmp_path / "more")
-    known = reference.measure(run, system)
+    known = reference.measure(run, system, reference.observer_of(run, system))
     assert isinstance(known, Reference)
     assert known.people == 9
     assert known.halves_N is not None

@@ -130,7 +130,7 @@ def test_recipes_of_one_name_and_overrides_are_told_apart(
         shutil.copyfile(LAUNCH / "thesis-small.yaml", tmp_path / folder / "own.yaml")
     paths = [str(tmp_path / folder / "own.yaml") for folder in ("one", "two")]
     overrides = [f"system.frozen.path={alex}", "system.frozen.generator={net: stand_in}", "system.image_size=64"]
-    overrides.append("system.frozen.identity={net: stand_in}")
+    overrides += ["system.frozen.identity={net: stand_in}", "system.frozen.referee=null"]
     assert main(["weights", "table", *paths, *overrides]) == 0
     text = "".join(capsys.readouterr().out.split())
     assert all(f"{path}:perceptual" in text for path in paths)
