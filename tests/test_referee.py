@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pages import Page
 from torch import Tensor
 
 from v2f import referee, standins
@@ -20,6 +21,7 @@ from v2f.standins.train import HELD_OUT, REFEREE_SEED, SEED, render, seed_of
 from v2f.systems import SYSTEMS
 from v2f.tracking import note
 from v2f.trainer import fit
+from v2f.web.report import report
 from v2f.weights import FaceNetWeights, Frozen, IRSE50Weights, Judges, StandIn, files
 
 
@@ -102,6 +104,9 @@ def test_both_tell_every_number_the_referee_first(
         for line, numbers in one["lines"].items():
             assert numbers.keys() == other["lines"][line].keys()
             assert numbers != other["lines"][line]
+    page = Page(report(run))
+    assert "By the referee, which no loss ever saw" in page.text
+    assert "R@10 among 6, by the referee" in page.text
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
