@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from v2f.config import Config
 from v2f.data.manifest import Dataset, write_manifest, write_shard
 from v2f.data.sample import encode
 from v2f.data.transforms import Photo, Waveform
 from v2f.keyed import keyed_rng
 from v2f.run import Run
-from v2f.system import System, Transform
+from v2f.system import Judged, Kind, Picture, Sound, SystemConfig, Transform
 from v2f.systems import SYSTEMS
 from v2f.world import world_hash
 from v2f.world.people import VERSION, WorldConfig, names
@@ -39,10 +38,12 @@ def portrait(person: int, photo: int = 0) -> np.ndarray:
     return (np.kron(squares, np.ones((SIZE // 4, SIZE // 4, 1))) + noise).astype(np.uint8)
 
 
-class FakeSystem(System):
+class FakeSystem(Judged):
     """``copy``: the person's first photo; ``constant``: one face for everyone; ``broken``: not a number."""
 
-    class Config(Config):
+    protocol = "faces_of_voices"
+
+    class Config(SystemConfig):
         name: Literal["fake"] = "fake"
         kind: Literal["copy", "constant", "broken"] = "copy"
 
@@ -65,6 +66,12 @@ class FakeSystem(System):
     def transforms(self) -> dict[str, Transform]:
         return {"wav": Waveform(SECONDS, RATE), "image": Photo(SIZE)}
 
+    def asks(self) -> dict[str, Kind]:
+        return {"wav": Sound(RATE, SECONDS, voice=True)}
+
+    def makes(self) -> dict[str, Kind]:
+        return {"face": Picture(SIZE)}
+
     def sample(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         people = (batch["wav"].mean(1) * FULL).round().long() - 1
         if self.kind == "constant":
@@ -73,11 +80,11 @@ class FakeSystem(System):
         face = pictures / 127.5 - 1
         return {"face": face * float("nan") if self.kind == "broken" else face}
 
-    def identity(self, img_BCHW: Tensor) -> Tensor:
+    def embed(self, img_BCHW: Tensor) -> Tensor:
         rows = torch.nn.functional.avg_pool2d(img_BCHW, SIZE // 4).flatten(1) @ self.projection
         return torch.nn.functional.normalize(rows)
 
-    def perceptual(self, img_BCHW: Tensor) -> list[Tensor]:
+    def maps(self, img_BCHW: Tensor) -> list[Tensor]:
         return [img_BCHW, torch.nn.functional.avg_pool2d(img_BCHW, SIZE // 4)]
 
 

@@ -276,4 +276,4 @@ def test_the_system_of_the_guide_is_drawn_and_measured_like_any(
     soundfile.write(tmp_path / "voice.wav", voice(3), 16000)
     generate(Run.open(straight), str(tmp_path / "voice.wav"), str(tmp_path / "face.png"))
     assert (tmp_path / "face.png").stat().st_size > 500
-    assert evaluate(Run.open(straight))["splits"]["test"]["lines"]["voice"]
+    assert evaluate(Run.open(straight))["splits"]["test"]["by"]["referee"]["lines"]["voice"]

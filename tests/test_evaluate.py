@@ -15,8 +15,10 @@ from v2f import metrics
 from v2f.data.manifest import open_dataset
 from v2f.data.mix import Union
 from v2f.errors import V2FError
-from v2f.evaluate import evaluate, in_batches, look, observers_of
+from v2f.evaluate import evaluate
+from v2f.observers import in_batches, look, observers_of
 from v2f.run import Run
+from v2f.system import Styled
 from v2f.world import bounds
 from v2f.world.people import World
 
@@ -169,16 +171,18 @@ def test_people_with_one_photo_have_no_line_for_another(tmp_path: Path) -> None:
     assert any("second photo" in note for note in test["notes"])
 
 
-class Inverting(FakeSystem):
+class Inverting(FakeSystem, Styled):
     """A system with a generator whose codes are the squares of a portrait."""
 
-    def codes(self, img_BCHW: Tensor) -> Tensor:
+    inverts = True
+
+    def invert(self, img_BCHW: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(img_BCHW, SIZE // 4).flatten(2)
 
     def styles(self, wav_BT: Tensor) -> Tensor:
-        return self.codes(self.sample({"wav": wav_BT})["face"])
+        return self.invert(self.sample({"wav": wav_BT})["face"])
 
-    def face(self, w_BLD: Tensor) -> Tensor:
+    def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
         return w_BLD.unflatten(2, (4, 4)).repeat_interleave(SIZE // 4, 2).repeat_interleave(SIZE // 4, 3)
 
 
@@ -302,6 +306,6 @@ def test_a_diverged_system_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_system_without_voice_or_noise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeSystem, "transforms", lambda self: {})
-    with pytest.raises(V2FError, match="systems that make faces from voices or noise"):
+    monkeypatch.setattr(FakeSystem, "asks", lambda self: {})
+    with pytest.raises(V2FError, match=r"no face of a voice: this system asks for nothing, and makes face \(Picture\)"):
         measured(tmp_path)

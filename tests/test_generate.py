@@ -19,6 +19,7 @@ from torch import Tensor
 from v2f.errors import V2FError
 from v2f.generate import generate, png, windows
 from v2f.run import Run
+from v2f.system import Styled
 
 Made = tuple[Run, FakeSystem]
 
@@ -68,11 +69,11 @@ def test_sound_of_a_video_file_is_heard(tmp_path: Path, made: Made, monkeypatch:
 
 
 def test_codes_of_a_long_clip_are_averaged_without_its_pauses(made: Made, tmp_path: Path) -> None:
-    class Coded(FakeSystem):
+    class Coded(FakeSystem, Styled):
         def styles(self, wav_BT: Tensor) -> Tensor:
             return wav_BT.mean(1)[:, None, None]
 
-        def face(self, w_BLD: Tensor) -> Tensor:
+        def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
             return w_BLD[..., None].expand(len(w_BLD), 3, 2, 2)
 
     system = Coded(FakeSystem.Config())

@@ -14,8 +14,9 @@ from torch import Tensor
 from v2f import referee, standins
 from v2f.config import build
 from v2f.errors import V2FError
-from v2f.evaluate import evaluate, observers_of, points, told_first
+from v2f.evaluate import evaluate, points
 from v2f.nn.frozen import FaceIdentity
+from v2f.observers import observers_of, told_first
 from v2f.run import Run, RunConfig
 from v2f.standins.train import HELD_OUT, REFEREE_SEED, SEED, render, seed_of
 from v2f.systems import SYSTEMS

@@ -59,6 +59,12 @@ class TwoPhases(System):
         fake = weighted(F.softplus(self.d(fake_BX)).mean(dim=1), batch["weight"])
         return {"total": real + fake, "real": real, "fake": fake}
 
+    def asks(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def makes(self) -> dict[str, Any]:
+        raise NotImplementedError
+
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
 

@@ -302,9 +302,9 @@ def _card(
     config: RunConfig, about: Mapping[str, Any], weights: Mapping[str, Tensor], digest: str, evaluated: dict[str, Any]
 ) -> str:
     """The model card."""
-    system = config.system.name  # type: ignore[attr-defined]
+    system = config.system.name
     numbers = sum(tensor.numel() for tensor in weights.values())
-    brought = config.system.frozen.brought() if hasattr(config.system, "frozen") else {}
+    brought = config.system.nets.brought() if config.system.nets is not None else {}
     lines = [
         f"# {config.name}",
         "",

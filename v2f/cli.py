@@ -14,7 +14,7 @@ from v2f.errors import V2FError, guarded, spoken
 from v2f.place import argument
 
 if TYPE_CHECKING:
-    from v2f.weights import Frozen
+    from v2f.weights import Judges
 
 _DATA = "a data set's folder or s3:// prefix"
 _RUN = "a run: its folder, its s3:// prefix, or its MLflow run id"
@@ -422,7 +422,7 @@ def _doctor(args: argparse.Namespace) -> int:
     return 1 if doctor(asked, limit_s=args.limit, as_json=args.json) else 0
 
 
-def _needs(arguments: Sequence[str]) -> "dict[str, Frozen]":
+def _needs(arguments: Sequence[str]) -> "dict[str, Judges]":
     """The frozen nets that recipes of runs name, with overrides; a system without such a group needs none."""
     from v2f.run import load_config
 
@@ -435,8 +435,8 @@ def _needs(arguments: Sequence[str]) -> "dict[str, Frozen]":
     needs = {}
     for path, stem in zip(paths, stems, strict=True):
         system = load_config(path, overrides).system
-        if hasattr(system, "frozen"):
-            needs[stem if stems.count(stem) == 1 else path] = system.frozen
+        if system.nets is not None:
+            needs[stem if stems.count(stem) == 1 else path] = system.nets
     return needs
 
 

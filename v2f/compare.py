@@ -36,10 +36,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from v2f import evaluate, metrics, store
+from v2f import evaluate, metrics, protocols, store
 from v2f.config import Record, flatten, problem_of
 from v2f.errors import V2FError
 from v2f.metrics import Floats, Interval
+from v2f.observers import BY, told_first
+from v2f.protocols import SPLITS, Metric
 from v2f.run import FREE, Run
 from v2f.significance import ALPHA, holm, sign_flips, with_training
 
@@ -49,66 +51,8 @@ _DRAWS = 10_000  # sign flips, at least
 _DRAWS_A_TEST = 200  # more of them for more tests: Holm's smallest level must be within reach
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A number of ``eval.json`` that is compared. ``better``: 1 where higher is, -1 where lower is, 0 where neither."""
-
-    key: str
-    title: str
-    better: int
-    by: str
-    """The observer that tells it: ``referee``, ``judge``, or ``pixels`` where no net does."""
-    net: str
-    """What it depends on beside the people: the net ``referee``, ``identity`` or ``perceptual``, or ``pixels``."""
-    scale: float = 1.0
-    digits: int = 2
-
-    def shown(self, value: float | None, sign: bool = False) -> str:
-        if value is None or not math.isfinite(value):
-            return "–"
-        text = f"{round(self.scale * value, self.digits) + 0.0:{'+' if sign else ''}.{self.digits}f}"
-        return text.replace("-", "−")
-
-    def interval(self, value: Interval, sign: bool = False) -> str:
-        if not (math.isfinite(value.low) and math.isfinite(value.high)):
-            return self.shown(value.value, sign)
-        between = f"{self.shown(value.low, sign)} to {self.shown(value.high, sign)}"
-        return f"{self.shown(value.value, sign)} ({between})"
-
-
-def _told(by: str, identity: str, maps: str) -> dict[str, tuple[Metric, ...]]:
-    """The metrics that an observer tells, with the nets that it looks through."""
-    picture = (
-        Metric("nearest", "picture: nearest", 0, by, maps),  # below 1 it is an average face, and no better
-        Metric("energy", "picture: energy", -1, by, maps, digits=3),
-    )
-    return {
-        "voice": (
-            *(Metric(f"R@{k}", f"R@{k}, %", 1, by, identity, 100, 1) for k in metrics.KS),
-            Metric("margin", "margin", 1, by, identity, digits=3),
-            Metric("identity_distance_ratio", "identity distance", 0, by, identity),
-            *picture,
-        ),
-        "generated": (*picture, Metric("variety_identity", "between people", 0, by, identity)),
-    }
-
-
-_TOLD: dict[str, dict[str, tuple[Metric, ...]]] = {
-    "referee": _told("referee", "referee", "referee"),
-    "judge": _told("judge", "identity", "perceptual"),
-    "pixels": {
-        "generated": (
-            Metric("variety", "variety", 0, "pixels", "pixels"),
-            Metric("variety_nearest", "to the nearest", 0, "pixels", "pixels"),
-        )
-    },
-}
-METRICS: dict[str, tuple[Metric, ...]] = {
-    line: tuple(metric for told in _TOLD.values() for metric in told.get(line, ())) for line in ("voice", "generated")
-}
+METRICS: dict[str, tuple[Metric, ...]] = {each.own: each.compared for each in protocols.PROTOCOLS.values()}
 """By the line of ``eval.json`` that is the run's own, in the table's order: what the referee tells first."""
-BY = evaluate.OBSERVERS | {"pixels": "in pixels, by no net"}
-"""Who tells a metric, and how that is said."""
 
 
 # ------------------------------------------------------------------------------------------------- the runs
@@ -164,7 +108,7 @@ class Subject:
         numbers = (self.evaluated or {"splits": {}})["splits"].get(split)
         if numbers is None:
             return None
-        lines = evaluate.told_first(numbers)[1]["lines"]
+        lines = told_first(numbers)[1]["lines"]
         own = next((line for line in METRICS if line in lines), None)
         return None if own is None else (own, numbers)
 
@@ -209,11 +153,11 @@ class Subject:
         values = flatten(self.run.config)
         if metric.net == "referee":
             ground["judge"] = self.evaluated["referee"]
-        elif metric.net != "pixels":
+        elif metric.net:
             net = f"system.frozen.{metric.net}."
             options = {k: v for k, v in values.items() if k.startswith(net) and not k.startswith(FREE)}
             ground["judge"] = (options, self.evaluated["weights"].get(metric.net))
-        if metric.net in ("pixels", "perceptual") or metric.key in ("nearest", "energy"):
+        if metric.of_pictures:
             ground["pictures"] = (values.get("system.image_size"), values.get("system.share"))
         return ground
 
@@ -444,7 +388,7 @@ class Outcome:
         by = f"{m.shown(abs(d.value))} ({m.shown(ends[0])} to {m.shown(ends[1])})"
         if m.shown(abs(d.value)) == m.shown(0.0):
             by = f"less than {10.0**-m.digits:g}"
-        who = "" if m.by == "pixels" else f" by the {m.by}"
+        who = f" by the {m.by}" if m.net else ""
         return f"{m.title}{who}: {high.letters} is above {low.letters} by {by}{judged}"
 
 
@@ -459,7 +403,7 @@ class Comparison:
 
     @property
     def splits(self) -> list[str]:
-        return [split for split in evaluate.SPLITS if any(subject.measured(split) for subject in self.subjects)]
+        return [split for split in SPLITS if any(subject.measured(split) for subject in self.subjects)]
 
     def metrics(self, split: str) -> list[Metric]:
         """Those that some run has, in the table's order."""
@@ -486,11 +430,12 @@ class Comparison:
         found = measured[0].measured(split)
         assert found is not None
         by, chance = found[1]["by"], found[1].get("chance")
-        told = evaluate.told_first(found[1])[1]
+        told = told_first(found[1])[1]
+        protocol = next(each for each in protocols.PROTOCOLS.values() if each.own == found[0])
         shown = [line for line in ("strongest", "U1", "trained") if line in told["lines"]]
         rows = [
             (
-                evaluate.title(line, told.get("strongest_factor")),
+                protocol.title(line, told),
                 [_number(by[m.by]["lines"][line], m) if line in by[m.by]["lines"] else None for m in chosen],
             )
             for line in shown
@@ -714,7 +659,7 @@ def _show_split(comparison: Comparison, split: str, console: Console) -> None:
     references = comparison.references(split)
     columns = [*(subject.title for subject in comparison.subjects), *(title for title, _ in references)]
     for by, places in comparison.told(split).items():
-        what = f"{split}: {evaluate.SPLITS[split]}, {BY[by]}"
+        what = f"{split}: {SPLITS[split]}, {BY[by]}"
         table = _table(f"{what} (95 % interval over people)", "", columns)
         for at in places:
             metric = chosen[at]

@@ -25,7 +25,7 @@ from v2f.data.audio import UnusableError, decode_voice, likeness
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
 from v2f.run import Run
-from v2f.system import System, device_of
+from v2f.system import Picture, Sound, Styled, System, device_of
 
 DISCLAIMER = "Estimated from a voice; not a photograph, and not a likeness that could identify anyone."
 
@@ -69,10 +69,14 @@ def generate(run: Run, voice: str, output: str, *, size: int | None = None, syst
 
 def ear(run: Run, system: System) -> Waveform:
     """How long a clip the system of ``run`` hears, at which rate; V2FError if it makes no face from a voice."""
-    hears = system.transforms().get("wav")
-    if not isinstance(hears, Waveform):
-        raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
-    return hears
+    for kind in system.asks().values():
+        if (
+            isinstance(kind, Sound)
+            and kind.voice
+            and any(isinstance(made, Picture) for made in system.makes().values())
+        ):
+            return Waveform(kind.seconds, kind.rate)
+    raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
 
 
 def read_voice(path: str, sample_rate: int) -> NDArray[np.float32]:
@@ -107,16 +111,17 @@ def face_of(system: System, wav_WT: Tensor, size: int | None = None) -> Tensor:
     if size is not None:
         raise V2FError(f"this system draws pictures of one size only; leave out the {size} px")
     middle = len(wav_WT) // 2
-    return _finite(system.sample({"wav": wav_WT[middle : middle + 1].to(device_of(system))})["face"])[0]
+    asked = next(iter(system.asks()))
+    made = system.sample({asked: wav_WT[middle : middle + 1].to(device_of(system))})
+    return _finite(next(iter(made.values())))[0]
 
 
 @torch.no_grad()
 def codes_of(system: System, wav_WT: Tensor) -> Tensor | None:
     """w+ [W, L, D] of windows of a voice; None: the system is not built around a generator of styles."""
-    if not (hasattr(system, "styles") and hasattr(system, "face")):
+    if not isinstance(system, Styled):
         return None
-    styled: Any = system
-    return torch.cat([styled.styles(part) for part in wav_WT.to(device_of(system)).split(_BATCH)])
+    return torch.cat([system.styles(part) for part in wav_WT.to(device_of(system)).split(_BATCH)])
 
 
 def faces_of(system: System, wav_N: Sequence[NDArray[np.float32]], frames: int) -> tuple[Tensor | None, Tensor]:
@@ -133,9 +138,8 @@ def faces_of(system: System, wav_N: Sequence[NDArray[np.float32]], frames: int) 
 @torch.no_grad()
 def draw(system: System, w_NLD: Tensor, size: int | None = None) -> Tensor:
     """Pictures [N, 3, H, W] in [-1, 1] of codes w+ that :func:`codes_of` gave; V2FError if one is not finite."""
-    styled: Any = system
-    parts = w_NLD.split(_BATCH)
-    return _finite(torch.cat([styled.face(part) if size is None else styled.face(part, size) for part in parts]))
+    assert isinstance(system, Styled), "codes are those of a system that has styles"
+    return _finite(torch.cat([system.face(part, size) for part in w_NLD.split(_BATCH)]))
 
 
 def _finite(picture_NCHW: Tensor) -> Tensor:
@@ -156,15 +160,14 @@ def provenance(run: Run, system: System, *, step: int | None = None) -> dict[str
 
 def notes(name: str, system: System, step: int | None) -> dict[str, str]:
     """What a picture that the run ``name`` makes now should carry with it: what it is, what made it, and when."""
-    stand_ins: list[str] = getattr(system, "stand_ins", [])
-    voice = "wav" in system.transforms()
+    voice = any(isinstance(kind, Sound) for kind in system.asks().values())
     return {
         "Title": f"A face {'estimated from a voice' if voice else 'made from noise'}, not a photograph",
         "Disclaimer": DISCLAIMER if voice else "Drawn by chance; not a photograph, and nobody's likeness.",
         "Software": f"v2f {__version__}",
         "Run": name,
         "Step": str(step if step is not None else "unknown"),
-        "Stand-ins": ", ".join(stand_ins) or "none",
+        "Stand-ins": ", ".join(system.stand_ins) or "none",
         "Creation Time": now(),
     }
 

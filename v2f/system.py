@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f.config import Config
+from v2f.weights import Judges
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,6 +91,85 @@ class Phase:
     """Half-life of the moving average of the weights, in samples; None keeps none."""
 
 
+class SystemConfig(Config):
+    """What the configuration of every system has."""
+
+    name: str
+
+    @property
+    def nets(self) -> Judges | None:
+        """The frozen nets that it names; None: it names none."""
+        return None
+
+
+# What goes in and comes out. In a batch an input has the shape that its transform gives it, with B in front.
+
+
+@dataclass(frozen=True)
+class Sound:
+    """float32 [B,T] in [-1,1] as an input, [B,1,T] as an output. ``voice``: a person's speech."""
+
+    rate: int
+    """Samples a second."""
+    seconds: float
+    """T is ``round(seconds * rate)``."""
+    voice: bool = False
+
+    @property
+    def frames(self) -> int:
+        return round(self.seconds * self.rate)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """uint8 [B,C,H,H] as an input, float32 [B,C,H,H] in [-1,1] as an output."""
+
+    size: int
+    channels: int = 3
+    share: float = 1.0
+    """Of a photo's side, kept around its middle, as an input."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames, uint8 [B,F,3,H,H], spread evenly over the video."""
+
+    size: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """int64 [B] as an input, scores [B,K] as an output: one of ``names``."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """float32 [B,E]."""
+
+    width: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """int64 [B,T] below ``vocabulary``."""
+
+    length: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Noise:
+    """float32 [B,Z], N(0, 1): nobody is asked for it, it is drawn."""
+
+    width: int
+
+
+Kind = Sound | Picture | Video | Label | Embedding | Tokens | Noise
+
+
 class Transform(Protocol):
     """Reads one array from a decoded sample; ``rng`` is keyed by (seed, slot), or None for the fixed view."""
 
@@ -103,7 +183,9 @@ class System(nn.Module, abc.ABC):
     the engine, the optimizer and the checkpoint.
     """
 
-    Config: ClassVar[type[Config]]
+    Config: ClassVar[type[SystemConfig]]
+    protocol: ClassVar[str | None] = None
+    """Name of the protocol by which it is judged (:mod:`v2f.protocols`); None: there is none yet."""
     stand_ins: Sequence[str] = ()
     """Names of the frozen nets that are the synthetic world's, because no weights were named."""
     weights: Mapping[str, str] = {}
@@ -121,8 +203,17 @@ class System(nn.Module, abc.ABC):
         """Called after each optimizer step that was not skipped; a function of (seed, slot) alone."""
 
     @abc.abstractmethod
+    def asks(self) -> Mapping[str, Kind]:
+        """What :meth:`sample` needs, by its name in the batch; nothing else of a batch is looked at for its result."""
+
+    @abc.abstractmethod
+    def makes(self) -> Mapping[str, Kind]:
+        """What :meth:`sample` makes of that, by name; the first one is what the system is for."""
+
+    @abc.abstractmethod
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """What the system makes of a batch: pictures [B, 3, H, W] in [-1, 1] or sound [B, 1, T], by name."""
+        """What the system makes of a batch, as :meth:`makes` declares it; of one from a data set also what it is to be
+        held against, under other names."""
 
     @abc.abstractmethod
     def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -145,6 +236,43 @@ class System(nn.Module, abc.ABC):
     @abc.abstractmethod
     def transforms(self) -> dict[str, Transform]:
         """What it reads of a sample: name in the batch -> transform."""
+
+
+class Judged(System):
+    """A system whose own frozen nets look at pictures [B,3,H,W] in [-1,1]."""
+
+    @abc.abstractmethod
+    def embed(self, img_B3HW: Tensor) -> Tensor:
+        """Whose face: identity embeddings [B,E] of length one."""
+
+    @abc.abstractmethod
+    def maps(self, img_B3HW: Tensor) -> Sequence[Tensor]:
+        """What is there: feature maps [B,C,h,w] of a perceptual net."""
+
+
+class Styled(System):
+    """A system around a generator of styles."""
+
+    @abc.abstractmethod
+    def styles(self, wav_BT: Tensor) -> Tensor:
+        """w+ [B,L,D] of what it hears."""
+
+    @abc.abstractmethod
+    def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
+        """Pictures [B,3,S,S] of w+; ``size`` None: that of the training."""
+
+    @property
+    def inverts(self) -> bool:
+        """Whether a net of this run gives the w+ of a photo."""
+        return False
+
+    def invert(self, img_B3HW: Tensor) -> Tensor:
+        """w+ of real photos in [-1,1], where :attr:`inverts` says so."""
+        raise NotImplementedError
+
+    def reference_codes(self, batch: Batch, reference_B3HW: Tensor) -> Tensor | None:
+        """w+ of a batch's photos, from its shards or by :meth:`invert`; None where neither has them."""
+        return self.invert(reference_B3HW) if self.inverts else None
 
 
 def trained(system: System) -> dict[str, nn.Module]:

@@ -419,7 +419,7 @@ def _start(
     """The tracker, and ``run.json``: what identifies the run. ``run_id``: MLflow's, as the checkpoint knows it."""
     info = {
         "name": config.name,
-        "system": config.system.name,  # type: ignore[attr-defined]
+        "system": config.system.name,
         "fingerprint": fingerprint,
         "data": config.data.path or ", ".join(source.path for source in config.data.mix or []),
         "stand_ins": ", ".join(system.stand_ins) or "none",
@@ -460,7 +460,7 @@ def _description(config: RunConfig, system: System, split: Samples) -> str:
     data = ", ".join(f"`{_last_part(dataset.root)}`" for dataset in split.datasets)
     nets = f"Stand-ins ({', '.join(system.stand_ins)}): its numbers and faces hold for the synthetic world only."
     lines = [
-        f"**{what_is(config.system.name)}**",  # type: ignore[attr-defined]
+        f"**{what_is(config.system.name)}**",
         f"{_numbers(system):,} trained parameters; {train.steps:,} steps of {batch}: {train.steps * batch:,} samples "
         f"seen, {train.steps * batch / samples:.1f} epochs of the {samples:,} of {data}.",
         *([nets] if system.stand_ins else []),

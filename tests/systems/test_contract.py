@@ -10,8 +10,9 @@ from v2f.data.loader import Loader, read_split
 from v2f.data.manifest import open_dataset
 from v2f.data.order import Order
 from v2f.engine import Engine
+from v2f.protocols import PROTOCOLS
 from v2f.run import Run, RunConfig, build_system
-from v2f.system import trained
+from v2f.system import Picture, trained
 from v2f.systems import SYSTEMS
 from v2f.trainer import fit
 
@@ -77,6 +78,21 @@ def test_a_sample_has_the_promised_shape_and_range(run_values, name):
     meters = system.meters([batch])
     assert meters
     assert all(isinstance(v, float) for v in meters.values())
+
+
+@SYSTEM
+def test_what_is_made_of_what_is_asked_for_is_what_was_declared(run_values, name):
+    config = build(RunConfig, run_values(name), "test")
+    system = build_system(config).eval()
+    split = open_dataset(config.data.path).split("valid")
+    batch = next(iter(read_split(split, system.transforms(), 4)))
+    assert system.asks().keys() <= batch.keys()
+    made = system.sample({name: batch[name] for name in system.asks()})
+    assert made.keys() == system.makes().keys()
+    for name, kind in system.makes().items():
+        assert isinstance(kind, Picture), "the systems of the table make pictures"
+        assert made[name].shape == (4, kind.channels, kind.size, kind.size)
+    assert system.protocol in PROTOCOLS
 
 
 @SYSTEM

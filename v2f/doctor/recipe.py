@@ -26,7 +26,7 @@ def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
         "tracking": asked.tracking or config.tracking.uri,
         "store": asked.store or (config.folder if store.local_path(config.folder) is None else None),
     }
-    name = config.system.name  # type: ignore[attr-defined]
+    name = config.system.name
     size = f"{config.train.steps:,} steps of {config.data.batch}, {config.train.precision}"
     yield Line("recipe", "ok", f"{asked.recipe}: {name}, {size}, to {without_credentials(config.folder)}")
 
@@ -86,8 +86,7 @@ def weights(name: str, config: "RunConfig") -> Iterator[Step]:
     """The frozen nets that the recipe names: there, and with the checksums that are known."""
     from v2f.weights.commands import rows
 
-    system = config.system
-    frozen = system.frozen if hasattr(system, "frozen") else None
+    frozen = config.system.nets
     if frozen is None or not frozen.wanted():
         yield Line("weights", "ok", "none to bring: stand-ins of the package, or no frozen nets")
         return

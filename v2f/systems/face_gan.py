@@ -18,12 +18,27 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from v2f import config, metrics, weights
-from v2f.data.transforms import Noise, Photo
+from v2f import metrics, weights
+from v2f.data.transforms import Noise as Drawn
+from v2f.data.transforms import Photo
 from v2f.errors import V2FError
 from v2f.nn import widened
 from v2f.nn.dcgan import Discriminator, Generator, doublings
-from v2f.system import Batch, Losses, Optimizer, Phase, System, Transform, freeze, to_picture, weighted
+from v2f.system import (
+    Batch,
+    Judged,
+    Kind,
+    Losses,
+    Noise,
+    Optimizer,
+    Phase,
+    Picture,
+    SystemConfig,
+    Transform,
+    freeze,
+    to_picture,
+    weighted,
+)
 from v2f.weights import Judges
 
 
@@ -32,10 +47,12 @@ def _adam(module: str) -> Optimizer:
     return Optimizer(lr={module: 2e-4}, betas=[0.5, 0.999])
 
 
-class FaceGAN(System):
+class FaceGAN(Judged):
     """The whole system: two phases, the discriminator's and the generator's."""
 
-    class Config(config.Config):
+    protocol = "pictures_from_noise"
+
+    class Config(SystemConfig):
         name: Literal["face_gan"]
         image_size: int = Field(28, description="side of the pictures: 4 to 7 times a power of two")
         share: float = Field(1.0, gt=0, le=1, description="of a photo's side, kept around its middle: only the face")
@@ -51,6 +68,10 @@ class FaceGAN(System):
         discriminator: Optimizer = _adam("discriminator")
         generator: Optimizer = _adam("generator")
         ema: int | None = Field(None, gt=0, description="half-life of the generator's moving average, in samples")
+
+        @property
+        def nets(self) -> Judges:
+            return self.frozen
 
         @field_validator("image_size")
         @classmethod
@@ -85,7 +106,21 @@ class FaceGAN(System):
 
     def transforms(self) -> dict[str, Transform]:
         c = self.config
-        return {"image": Photo(c.image_size, c.share), "noise": Noise(c.noise)}
+        return {"image": Photo(c.image_size, c.share), "noise": Drawn(c.noise)}
+
+    def asks(self) -> Mapping[str, Kind]:
+        return {"noise": Noise(self.config.noise)}
+
+    def makes(self) -> Mapping[str, Kind]:
+        return {"face": Picture(self.config.image_size, share=self.config.share)}
+
+    def embed(self, img_B3HW: Tensor) -> Tensor:
+        embedding_BE: Tensor = self.identity(img_B3HW)
+        return embedding_BE
+
+    def maps(self, img_B3HW: Tensor) -> Sequence[Tensor]:
+        maps: Sequence[Tensor] = self.perceptual(img_B3HW)
+        return maps
 
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
         return self._discriminate(batch) if phase == "discriminator" else self._deceive(batch)

@@ -24,7 +24,22 @@ from v2f.errors import V2FError
 from v2f.nn import face_box
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.waveform import WaveformEncoder, other_split
-from v2f.system import Batch, Losses, Optimizer, Phase, System, Transform, freeze, to_picture, weighted
+from v2f.system import (
+    Batch,
+    Judged,
+    Kind,
+    Losses,
+    Optimizer,
+    Phase,
+    Picture,
+    Sound,
+    Styled,
+    SystemConfig,
+    Transform,
+    freeze,
+    to_picture,
+    weighted,
+)
 from v2f.weights import LEAST_SIDE, Frozen, LPIPSWeights, Precomputed, StyleGAN2Weights
 
 
@@ -46,10 +61,12 @@ class Terms(config.Config):
         return any((self.mse, self.l1, self.lpips, self.id, self.mse_crop, self.lpips_crop))
 
 
-class VoiceStyledFace(System):
+class VoiceStyledFace(Styled, Judged):
     """The whole system."""
 
-    class Config(config.Config):
+    protocol = "faces_of_voices"
+
+    class Config(SystemConfig):
         name: Literal["voice_styled_face"]
         seconds: float = Field(6.0, gt=0, description="clip that the encoder hears; shorter ones are repeated")
         sample_rate: int = Field(16_000, gt=0)
@@ -60,6 +77,10 @@ class VoiceStyledFace(System):
         losses: Terms = Terms()
         optimizer: Optimizer = Optimizer(lr={"encoder": 1e-3, "mapping": 1e-3})
         ema: int | None = Field(None, gt=0, description="half-life of the moving average of the weights, in samples")
+
+        @property
+        def nets(self) -> Frozen:
+            return self.frozen
 
         @model_validator(mode="after")
         def _fits(self) -> "VoiceStyledFace.Config":
@@ -117,6 +138,12 @@ class VoiceStyledFace(System):
             read["embedding"] = Embedding(net, draws_as="image")
         return read
 
+    def asks(self) -> Mapping[str, Kind]:
+        return {"wav": Sound(self.config.sample_rate, self.config.seconds, voice=True)}
+
+    def makes(self) -> Mapping[str, Kind]:
+        return {"face": Picture(self.config.image_size)}
+
     def styles(self, wav_BT: Tensor) -> Tensor:
         """w+ [B, L, D] of voices: the generator's mean style plus what the voice adds to it (as in pSp)."""
         return self.generator.latent_avg + self.mapping(self.encoder(wav_BT))
@@ -130,15 +157,27 @@ class VoiceStyledFace(System):
             )
         return F.adaptive_avg_pool2d(self.generator.synthesis(w_BLD), size)
 
-    def reference_codes(self, batch: Batch, reference: Tensor) -> Tensor | None:
-        """The reference's w+ [B, L, D]: from the shards, from the net that gives codes, or None."""
-        if "codes" in batch:
-            codes: Tensor = batch["codes"]
-            return codes
-        if self.codes is None:
-            return None
-        with torch.no_grad():
-            return self.codes(reference)
+    def embed(self, img_B3HW: Tensor) -> Tensor:
+        embedding_BE: Tensor = self.identity(img_B3HW)
+        return embedding_BE
+
+    def maps(self, img_B3HW: Tensor) -> Sequence[Tensor]:
+        maps: Sequence[Tensor] = self.perceptual(img_B3HW)
+        return maps
+
+    @property
+    def inverts(self) -> bool:
+        return self.codes is not None
+
+    @torch.no_grad()
+    def invert(self, img_B3HW: Tensor) -> Tensor:
+        assert self.codes is not None, "inverts says whether there is a net"
+        w_BLD: Tensor = self.codes(img_B3HW)
+        return w_BLD
+
+    def reference_codes(self, batch: Batch, reference_B3HW: Tensor) -> Tensor | None:
+        codes: Tensor | None = batch.get("codes")
+        return super().reference_codes(batch, reference_B3HW) if codes is None else codes
 
     def reference_embedding(self, batch: Batch, reference: Tensor) -> Tensor:
         """The reference's identity embedding [B, E]: from the shards, or from the net."""

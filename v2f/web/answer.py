@@ -25,6 +25,7 @@ from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import resample
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
+from v2f.observers import told_first
 from v2f.run import Run
 from v2f.web import reference, spectrum
 from v2f.web.page import data_uri, number
@@ -159,7 +160,7 @@ def _retrieval(run: Run) -> dict[str, Any] | None:
     """What ``v2f eval`` found on unseen people: R@10 with its interval, chance and gallery; None: not measured."""
     try:
         split = (evaluate.read(run) or {})["splits"]["test"]
-        by, told = evaluate.told_first(split)
+        by, told = told_first(split)
         found = {"gallery": split["gallery"], "chance": split["chance"]["R@10"], "by": by}
         return found | told["lines"]["voice"]["R@10"]
     except (V2FError, KeyError, TypeError):

@@ -15,11 +15,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from v2f import __version__, compare, evaluate, generate, store
+from v2f import __version__, compare, generate, protocols, store
 from v2f.compare import Comparison, Subject
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
+from v2f.observers import BY
+from v2f.protocols import SPLITS
+from v2f.protocols.pictures_from_noise import PicturesFromNoise
 from v2f.system import System
 from v2f.web import report
 from v2f.web.curves import HEIGHT, WIDTH, charts, read_curves
@@ -99,11 +102,11 @@ def comparison(
             machine=charts(curves, "grad_norm/", "rate/", "speed/"),
             shown=shown,
             real=shown.dataset is not None and "world_hash" not in shown.dataset.manifest.provenance,
-            what=evaluate.SPLITS,
-            by=compare.BY,
+            what=SPLITS,
+            by=BY,
             stand_ins=stand_ins,
             verdicts=[
-                f"{subject.letter}, {evaluate.SPLITS[split]}: {numbers['verdict']}"
+                f"{subject.letter}, {SPLITS[split]}: {numbers['verdict']}"
                 for subject in subjects
                 for split, numbers in (subject.evaluated or {"splits": {}})["splits"].items()
                 if numbers["verdict"]
@@ -137,7 +140,7 @@ def look(subjects: Sequence[Subject], count: int, recordings: Sequence[str], dat
         if count:
             shown.notes.append(f"no people of a data set are shown: {error}")
     if shown.dataset is not None:
-        shown.split = next((split for split in evaluate.SPLITS if split in shown.dataset.splits), None)
+        shown.split = next((split for split in SPLITS if split in shown.dataset.splits), None)
         if shown.split is None:
             shown.notes.append(f"{shown.dataset.root} has neither unseen people nor unseen clips to show")
     for subject in subjects:
@@ -146,7 +149,7 @@ def look(subjects: Sequence[Subject], count: int, recordings: Sequence[str], dat
             hears = system.transforms().get("wav")
             if isinstance(hears, Waveform):
                 _hear(shown, subject, system, hears, count, recordings)
-            elif evaluate.from_noise(system) and shown.dataset is not None and count:
+            elif isinstance(protocols.of(system), PicturesFromNoise) and shown.dataset is not None and count:
                 drawn, photos = report.from_noise(shown.dataset, subject.run, system, _DRAWN)
                 shown.drawn[subject.letter] = drawn
                 shown.photos = shown.photos or photos

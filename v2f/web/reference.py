@@ -21,9 +21,9 @@ from v2f.data.loader import read_usable
 from v2f.data.manifest import open_dataset
 from v2f.data.transforms import Codes
 from v2f.errors import V2FError
-from v2f.evaluate import Observer, observers_of
+from v2f.observers import Observer, observers_of
 from v2f.run import Run
-from v2f.system import System, device_of, to_picture
+from v2f.system import Styled, System, device_of, to_picture
 from v2f.web.spectrum import log_mel
 
 PEOPLE = 256
@@ -88,8 +88,7 @@ def distance(one_NE: Floats, other_NE: Floats) -> Floats:
 
 def observer_of(run: Run, system: System) -> Observer | None:
     """Whose identity embeddings say how far faces are apart: the referee's, where there is one; None: nobody's."""
-    first = observers_of(run, system)[0][0]
-    return first if first.name == "referee" or hasattr(system, "identity") else None
+    return next(iter(observers_of(run, system)[0]), None)
 
 
 @torch.no_grad()
@@ -120,7 +119,7 @@ def measure(run: Run, system: System, observer: Observer | None, people: int = P
     name = max(sizes, key=lambda name: sizes[name])
     split, hears = dataset.split(name), generate.ear(run, system)
     read = system.transforms()
-    asks_codes = hasattr(system, "reference_codes") and "image" in read
+    asks_codes = isinstance(system, Styled) and "image" in read
     wanted = {key: read[key] for key in ("wav", "image") if key == "wav" or asks_codes}
     wanted |= {key: each for key, each in read.items() if isinstance(each, Codes)}
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:people]
@@ -137,7 +136,7 @@ def measure(run: Run, system: System, observer: Observer | None, people: int = P
             whole.append(faces)
             first.append(parts[0::2])
             second.append(parts[1::2])
-        reference_NLD = _codes(system, batch) if asks_codes and w_NLD is not None else None
+        reference_NLD = _codes(system, batch) if isinstance(system, Styled) and asks_codes else None
         if reference_NLD is not None and w_NLD is not None:
             codes.append(reference_NLD)
             residual.append(reference_NLD - w_NLD)
@@ -160,7 +159,7 @@ def measure(run: Run, system: System, observer: Observer | None, people: int = P
     )
 
 
-def _codes(system: Any, batch: dict[str, Any]) -> Tensor | None:
+def _codes(system: Styled, batch: dict[str, Any]) -> Tensor | None:
     """The codes w+ [N, L, D] of the photos: out of the shards, or from the run's own net."""
     there = device_of(system)
     batch = {key: value.to(there) if isinstance(value, Tensor) else value for key, value in batch.items()}

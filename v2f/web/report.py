@@ -21,14 +21,19 @@ from jinja2 import UndefinedError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from v2f import __version__, evaluate, generate, metrics, store
+from v2f import __version__, evaluate, generate, metrics, protocols, store
 from v2f.config import dump_yaml
 from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Factors, Photo, Waveform
 from v2f.errors import V2FError
+from v2f.observers import BY, told_first
+from v2f.protocols import SPLITS
+from v2f.protocols.faces_of_voices import heard_and_drawn, world_of
+from v2f.protocols.pictures_from_noise import PicturesFromNoise, noise_and_drawn, people_of
+from v2f.protocols.protocol import percent
 from v2f.run import Run
-from v2f.system import System, Transform, to_picture
+from v2f.system import System, Transform, device_of, to_picture
 from v2f.tracking import outdated
 from v2f.web.curves import HEIGHT, WIDTH, Curves, charts, read_curves
 from v2f.web.page import data_uri, environment
@@ -71,12 +76,12 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     shared: dict[str, Any] = {
         "run": run,
         "step": run.step,
-        "stand_ins": list(getattr(system, "stand_ins", [])),
-        "what": evaluate.SPLITS,
+        "stand_ins": list(system.stand_ins),
+        "what": SPLITS,
         "evaluated": evaluate.read(run),
-        "titles": evaluate.title,
-        "told_first": evaluate.told_first,
-        "by": evaluate.OBSERVERS | {"pixels": "in pixels, by no net"},
+        "titles": protocols.of(system).title,
+        "told_first": told_first,
+        "by": BY,
         "losses": charts([curves], "loss/"),
         "meters": charts([curves], "valid/"),
         "machine": charts([curves], "grad_norm/", "rate/", "speed/"),
@@ -89,20 +94,20 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
         "version": __version__,
     }
     own: dict[str, Any]
-    if evaluate.from_noise(system):
+    if isinstance(protocols.of(system), PicturesFromNoise):
         drawn, photos = from_noise(dataset, run, system, DRAWN)
         own = {"verdict": _verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
         page = _page("noise.html.j2", run, shared | own)
     else:
-        splits = [split for split in evaluate.SPLITS if split in dataset.splits]
+        splits = [split for split in SPLITS if split in dataset.splits]
         figures = {split: pairs(dataset, split, run, system, people) for split in splits}
         own = {
-            "hears": getattr(system.transforms().get("wav"), "seconds", None),
+            "hears": generate.ear(run, system).seconds,
             "figures": {split: shown for split, shown in figures.items() if shown},
             "disclaimer": generate.DISCLAIMER,
-            "percent": evaluate.percent,
+            "percent": percent,
             "ks": metrics.KS,
-            "has_possible": isinstance(evaluate.world_of(dataset), World),
+            "has_possible": isinstance(world_of(dataset), World),
         }
         page = _page("report.html.j2", run, shared | own)
     path = store.join(run.path, FILE)
@@ -124,13 +129,11 @@ def _page(template: str, run: Run, values: dict[str, Any]) -> str:
 def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> list[Pair]:
     """The first clip of each of the split's first ``count`` people, and the face that ``run``'s system made from it."""
     split, notes = dataset.split(name), generate.provenance(run, system)
-    read = system.transforms()
-    hears, sees = read.get("wav"), read.get("image")
-    if not isinstance(hears, Waveform) or not isinstance(sees, Photo):
-        raise V2FError(f"the system reads {', '.join(read)}: a report needs one that makes faces from voices")
+    asked, sound, _, drawn = heard_and_drawn(system)
+    hears, sees = Waveform(sound.seconds, sound.rate), Photo(drawn.size, drawn.share)
     # not what only the losses want, such as codes: another data set need not hold that
     transforms: dict[str, Transform] = {"wav": hears, "image": sees}
-    world = evaluate.world_of(dataset)
+    world = world_of(dataset)
     if isinstance(world, World):
         transforms["voice"] = Factors("voice")
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:count]
@@ -139,13 +142,13 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
     shown: list[Pair] = []
     for batch in batches:
         with torch.no_grad():
-            faces_BCHW = system.sample({"wav": batch["wav"].to(evaluate.device_of(system))})["face"]
+            faces_BCHW = next(iter(system.sample({asked: batch["wav"].to(device_of(system))}).values()))
         possible: list[str | None] = [None] * len(faces_BCHW)
         words = [""] * len(faces_BCHW)
         if isinstance(world, World):
             voice_BV = batch["voice"].numpy()
-            drawn = bounds.u1_pictures(world, voice_BV, sees.size)
-            possible = [picture_uri(to_picture(torch.from_numpy(one).permute(2, 0, 1))) for one in drawn]
+            known = bounds.u1_pictures(world, voice_BV, sees.size)
+            possible = [picture_uri(to_picture(torch.from_numpy(one).permute(2, 0, 1))) for one in known]
             words = [voice_in_words(voice_V) for voice_V in voice_BV]
         for row, key in enumerate(batch["key"]):
             shown.append(
@@ -166,13 +169,14 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
 
 def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[list[str], list[str]]:
     """Up to ``count`` generated pictures, and photos of as many people who were not trained on, where there are any."""
-    held_out = [split for split in (*evaluate.SPLITS, run.config.data.split) if split in dataset.splits]
-    found = evaluate.people_of(dataset.split(held_out[0]), system, count, [])
+    held_out = [split for split in (*SPLITS, run.config.data.split) if split in dataset.splits]
+    found = people_of(dataset.split(held_out[0]), system, count, [])
     if found is None:
         return [], []
     photo_N3HW, noise_NZ, _ = found
     with torch.no_grad():
-        made_N3HW = system.sample({"noise": noise_NZ.to(evaluate.device_of(system))})["face"]
+        asked = noise_and_drawn(system)[0]
+        made_N3HW = next(iter(system.sample({asked: noise_NZ.to(device_of(system))}).values()))
     notes = generate.provenance(run, system)
     return [picture_uri(one, notes) for one in made_N3HW], [picture_uri(one) for one in to_picture(photo_N3HW)]
 

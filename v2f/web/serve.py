@@ -229,7 +229,7 @@ class Answering:
             "opening.html.j2",
             run=listener.run.config.name,
             step=listener.step,
-            system=listener.run.config.system.name,  # type: ignore[attr-defined]
+            system=listener.run.config.system.name,
             stand_ins=list(listener.system.stand_ins),
             retrieval=listener.retrieval,
         )

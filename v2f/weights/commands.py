@@ -20,8 +20,8 @@ from v2f.local import scratch_folder
 from v2f.weights import (
     Brought,
     FaceNetWeights,
-    Frozen,
     IRSE50Weights,
+    Judges,
     LPIPSWeights,
     PSPCodes,
     StyleGAN2Weights,
@@ -41,7 +41,7 @@ HEADINGS = ("weights", "for", "file", "SHA-256", "verified", "licence")
 WIDE = 120  # columns of a terminal from which on a table reads better than a list
 _BLOCK = 1 << 20
 
-Needs = Mapping[str, Frozen]
+Needs = Mapping[str, Judges]
 """Name of a recipe -> the frozen nets that it names."""
 
 

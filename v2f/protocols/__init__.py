@@ -1,0 +1,21 @@
+"""The protocols: the only table of their names. A system names its own (``System.protocol``)."""
+
+from v2f.errors import V2FError
+from v2f.protocols.faces_of_voices import FacesOfVoices
+from v2f.protocols.pictures_from_noise import PicturesFromNoise
+from v2f.protocols.protocol import SPLITS, Job, Measured, Metric, Protocol
+from v2f.system import System
+
+PROTOCOLS: dict[str, Protocol] = {
+    "faces_of_voices": FacesOfVoices(),
+    "pictures_from_noise": PicturesFromNoise(),
+}
+
+__all__ = ["PROTOCOLS", "SPLITS", "Job", "Measured", "Metric", "Protocol", "of"]
+
+
+def of(system: type[System] | System) -> Protocol:
+    """How a system is judged; V2FError where no protocol is named."""
+    if system.protocol is None:
+        raise V2FError(f"no protocol judges this system; there are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[system.protocol]
