@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from v2f.errors import V2FError
-from v2f.generate import generate, png, windows
+from v2f.generate import generate, windows
+from v2f.media import png
 from v2f.run import Run
 from v2f.system import Styled
 

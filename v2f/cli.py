@@ -46,16 +46,27 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_path", type=argument, metavar="RUN", help=_RUN)
     evaluate.add_argument("--data", type=argument, metavar="PATH", help="another data set than the run's own")
 
-    generate = _verb(verbs, "generate", _generate, "draw the face that a run makes of a voice")
+    generate = _verb(verbs, "generate", _generate, "what a run makes of a voice, a photo, a video or a label")
     generate.add_argument("run_path", type=argument, metavar="RUN", help=_RUN)
     generate.add_argument(
-        "voice", type=argument, metavar="voice.wav", help="any audio file that libsndfile or FFmpeg reads"
+        "recording", nargs="?", type=argument, metavar="voice.wav", help="any file that libsndfile or FFmpeg reads"
+    )
+    generate.add_argument("--voice", type=argument, metavar="FILE", help="the same by its name: a recording")
+    generate.add_argument("--photo", type=argument, metavar="FILE", help="a photo, for a run that asks for one")
+    generate.add_argument("--video", type=argument, metavar="FILE", help="a video, for a run that asks for one")
+    generate.add_argument("--label", metavar="NAME", help="a label, for a run that asks for one")
+    generate.add_argument("--seed", type=_whole, default=0, metavar="N", help="of what is drawn by chance; default: 0")
+    generate.add_argument(
+        "-o",
+        "--output",
+        type=argument,
+        required=True,
+        metavar="out.png",
+        help="where to write: .png, .wav, .mp4, .json",
     )
     generate.add_argument(
-        "-o", "--output", required=True, type=argument, metavar="face.png", help="where to write the picture"
+        "--size", type=_positive, metavar="PX", help="side of a face, up to the generator's; default: the training's"
     )
-
-    generate.add_argument("--size", type=int, metavar="PIXELS", help="side of the picture; default: what it trains on")
 
     serve = _verb(verbs, "serve", _serve, "open a page to speak into: a face for your voice, and how sure it is")
     serve.add_argument("run_path", type=argument, metavar="RUN", help=_RUN)
@@ -226,6 +237,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return int(text)
+
+
 def _which(text: str) -> str | int:
     if text in ("best", "latest"):
         return text
@@ -279,7 +296,18 @@ def _generate(args: argparse.Namespace) -> None:
     from v2f.generate import generate
     from v2f.run import Run
 
-    generate(Run.open(args.run_path), args.voice, args.output, size=args.size)
+    if args.recording is not None and args.voice is not None:
+        raise V2FError(f"two recordings are given, {args.recording} and {args.voice}; name one")
+    generate(
+        Run.open(args.run_path),
+        args.recording if args.voice is None else args.voice,
+        args.output,
+        photo=args.photo,
+        video=args.video,
+        label=args.label,
+        seed=args.seed,
+        size=args.size,
+    )
     gc.freeze()  # what was imported lives to the end: else the interpreter looks through it on its way out, for long
 
 

@@ -1,31 +1,45 @@
-"""A voice in, a face out: one audio file through a trained system, written as a PNG that says what it is.
+"""What a trained system makes of what it is given: a face of a voice, a picture of a label, a sound of a video.
 
-The picture carries its provenance in PNG text chunks and in XMP: it is estimated from a voice and shows what a voice of
-this kind goes with in the training data; it is no photograph and identifies nobody.
+    files and words --by the kinds that the system asks for--> batch --sample--> the kind that it makes --> a file
 
-Shape letters: T samples of the file, W windows, L styles, D style width.
+The file says what it is (:mod:`v2f.media`): a face of a voice shows what a voice of this kind goes with in the training
+data; it is no photograph and identifies nobody.
+
+Shape letters: B batch, C channels, F frames, H side, T samples of the file, W windows, L styles, D style width.
 """
 
-import datetime
-import io
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from v2f import __version__, store
+from v2f import __version__, media, store
 from v2f.data.audio import UnusableError, decode_voice, likeness
-from v2f.data.transforms import Waveform
+from v2f.data.transforms import Waveform, square
 from v2f.errors import V2FError
+from v2f.keyed import keyed_rng
 from v2f.run import Run
-from v2f.system import Picture, Sound, Styled, System, device_of
+from v2f.system import (
+    Batch,
+    Embedding,
+    Kind,
+    Label,
+    Noise,
+    Picture,
+    Sound,
+    Styled,
+    System,
+    Tokens,
+    Video,
+    device_of,
+)
 
 DISCLAIMER = "Estimated from a voice; not a photograph, and not a likeness that could identify anyone."
 
@@ -33,50 +47,244 @@ SHORTEST_S = 0.25
 _QUIET_WINDOW = 0.03  # of the loudest window's RMS: a pause
 _MOST_WINDOWS = 64
 _BATCH = 16
+_NOISE = 0x6E01  # what a key draws, so that no two draws share a stream
+_LARGEST_SIDE = 4096  # of a photo that is given
+_MADE_FROM: dict[type[Kind], str] = {
+    Sound: "estimated from a voice",
+    Label: "made from a label",
+    Picture: "made from a photo",
+    Video: "made from a video",
+}
 
 
-def generate(run: Run, voice: str, output: str, *, size: int | None = None, system: System | None = None) -> str:
-    """Write the face that ``run`` makes of the audio file ``voice`` to ``output`` (a PNG); returns ``output``.
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a person gives to be made something of."""
 
-    ``size``: side of the picture in pixels, up to the generator's own; None: that of the training.
+    voice: str | None = None
+    """A recording: of a voice, or of whatever sound the system asks for."""
+    photo: str | None = None
+    video: str | None = None
+    label: str | None = None
+    seed: int = 0
+    """Of what is drawn by chance."""
 
-    Any file that libsndfile or FFmpeg reads; channels are averaged, other rates resampled. A clip shorter than what
-    the system was trained on is repeated to its length. A longer one is cut into windows that overlap by half (at
-    most 64, spread evenly; pauses are left out), and their codes w+ are averaged: a mean in W is again a clean face
-    (Karras et al. 2020, "Analyzing and improving", section 5.2 on W), a mean of pictures is a ghost. A system
-    without codes hears the middle window. The whole file or nothing is written.
 
-    ``system``: the run's system, where it is loaded already. V2FError in one line for a file that is missing, empty,
-    silent, shorter than 0.25 s, or no audio. Of a sound that is hardly speech a face is drawn, and it is said.
+def generate(
+    run: Run,
+    voice: str | None,
+    output: str,
+    *,
+    photo: str | None = None,
+    video: str | None = None,
+    label: str | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    system: System | None = None,
+) -> str:
+    """Write what ``run`` makes of what is given (see :class:`Given`) to ``output``; returns ``output``.
+
+    The suffix says what is written: ``.png`` a picture, ``.wav`` a sound, ``.mp4`` the given video with the sound that
+    was made for it, ``.json`` labels, tokens or an embedding. The whole file or nothing is written. ``size``: side of a
+    face in pixels, up to the generator's own; None: that of the training. ``system``: the run's system, where it is
+    loaded already.
+
+    A voice is any file that libsndfile or FFmpeg reads; channels are averaged, other rates resampled. A clip shorter
+    than what the system was trained on is repeated to its length. A longer one that a face is made of is cut into
+    windows that overlap by half (at most 64, spread evenly; pauses are left out), and their codes w+ are averaged: a
+    mean in W is again a clean face (Karras et al. 2020, "Analyzing and improving", section 5.2 on W), a mean of
+    pictures is a ghost. A system without codes hears the middle window. Of a sound that is hardly speech a face is
+    drawn, and it is said.
+
+    V2FError in one line where what the system asks for is not given, or something else is, and for a file that is
+    missing, empty, silent, too short, or of another kind.
     """
+    system = run.system() if system is None else system
+    given = Given(voice=voice, photo=photo, video=video, label=label, seed=seed)
+    if _is_face_of_voice(system):
+        return _face(run, system, given, output, size)
+    if size is not None:
+        raise V2FError(f"this system makes things of one size only; leave out the {size} px")
+    name, kind = _wanted(system, output)
+    with torch.no_grad():
+        made = system.sample(batch_of(system, given))[name]
+    if not made.isfinite().all():
+        raise V2FError("what the system made is not finite; its training has diverged, use an earlier checkpoint")
+    told = provenance(run, system)
+    told |= {each.title(): str(value) for each, value in asdict(given).items() if each in ("label", "seed")}
+    store.write_bytes(output, _content(kind, made[0], told, given))
+    print(f"{output}: {told['Title'][0].lower()}{told['Title'][1:]}")
+    return output
+
+
+def _face(run: Run, system: System, given: Given, output: str, size: int | None) -> str:
+    """:func:`generate`, of a face of a voice."""
     if Path(output).suffix.lower() != ".png":
         raise V2FError(f"{output}: the face is written as PNG; name the output something.png")
-    system = run.system() if system is None else system
     hears = ear(run, system)
-    wav_T = read_voice(voice, hears.sample_rate)
+    if given.voice is None or given.photo or given.video or given.label:
+        raise V2FError("this system makes a face of a voice: give a recording of one, and nothing else")
+    wav_T = read_voice(given.voice, hears.sample_rate)
     wav_WT = windows(wav_T, hears.frames)
     picture = face_of(system, torch.from_numpy(wav_WT), size)
     told = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
     doubt = likeness(wav_T, hears.sample_rate).doubt
     if doubt:
         told["Doubt"] = doubt
-    store.write_bytes(output, png(picture, told))
+    store.write_bytes(output, media.png(picture, told))
     print(f"{output}: a face estimated from {len(wav_T) / hears.sample_rate:.1f} s of voice ({len(wav_WT)} window(s))")
     if doubt:
-        print(f"{voice}: {doubt}; the face means nothing")
+        print(f"{given.voice}: {doubt}; the face means nothing")
     return output
+
+
+# ------------------------------------------------------------------------------------- any kind of system
+
+
+_GIVEN_AS: dict[type[Kind], str] = {Sound: "voice", Picture: "photo", Video: "video", Label: "label", Noise: "seed"}
+"""Which field of :class:`Given` an input is taken from."""
+
+
+def batch_of(system: System, given: Given) -> Batch:
+    """What :meth:`System.asks` asks for, as a batch of one on the system's device; V2FError where something is missing,
+    or given and not asked for."""
+    asked = system.asks()
+    takes = {_GIVEN_AS.get(type(kind)) for kind in asked.values()}
+    there = [each for each, value in asdict(given).items() if each != "seed" and value is not None]
+    spare = [each for each in there if each not in takes]
+    if spare:
+        verb = {"voice": "hear", "label": "know"}.get(spare[0], "see")
+        raise V2FError(f"this system does not {verb} a {spare[0]}; it asks for {_asked(system)}")
+    rng = keyed_rng(_NOISE, given.seed)
+    batch = {name: torch.from_numpy(_input(kind, given, rng, system))[None] for name, kind in asked.items()}
+    return {name: value.to(device_of(system)) for name, value in batch.items()}
+
+
+def _input(kind: Kind, given: Given, rng: np.random.Generator, system: System) -> NDArray[Any]:
+    """One input without its batch axis."""
+    if isinstance(kind, Noise):
+        return rng.standard_normal(kind.width, dtype=np.float32)
+    what = _GIVEN_AS.get(type(kind))
+    value = asdict(given).get(what or "")
+    if what is None:
+        raise V2FError(f"this system asks for {_asked(system)}, which cannot be given by hand")
+    if value is None:
+        raise V2FError(f"this system asks for {_asked(system)}: give the {what}")
+    if isinstance(kind, Sound):
+        wav_T = read_voice(value, kind.rate)
+        start = max(0, (len(wav_T) - kind.frames) // 2)
+        return np.resize(wav_T[start : start + kind.frames], kind.frames)
+    if isinstance(kind, Label):
+        if value not in kind.names:
+            raise V2FError(f"there is no label {value!r}; there are {', '.join(kind.names)}")
+        return np.array(kind.names.index(value), dtype=np.int64)
+    if isinstance(kind, Picture):
+        return _pixels(read_photo(value), kind)
+    assert isinstance(kind, Video)
+    return np.stack([_pixels(frame, Picture(kind.size)) for frame in read_frames(value, kind.frames)])
+
+
+def _pixels(image: Image.Image, kind: Picture) -> NDArray[np.uint8]:
+    """uint8 [C, H, H] of an upright photo."""
+    square_HWC = square(np.asarray(image.convert("RGB")), kind.size, kind.share)
+    if kind.channels == 1:
+        square_HWC = np.asarray(Image.fromarray(square_HWC).convert("L"))[..., None]
+    return np.ascontiguousarray(square_HWC.transpose(2, 0, 1))
+
+
+def _asked(system: System) -> str:
+    """What a system asks people for, in words."""
+    words = []
+    for kind in system.asks().values():
+        if isinstance(kind, Label):
+            words.append(f"a label ({', '.join(kind.names[:8])}{', ...' if len(kind.names) > 8 else ''})")
+        elif isinstance(kind, Sound):
+            words.append("a voice" if kind.voice else "a sound")
+        elif not isinstance(kind, Noise):
+            words.append(f"a {type(kind).__name__.lower()}" if not isinstance(kind, Picture) else "a photo")
+    return " and ".join(words) or "nothing"
+
+
+_SUFFIXES: dict[type[Kind], tuple[str, ...]] = {
+    Picture: (".png",),
+    Sound: (".wav", ".mp4"),
+    Label: (".json",),
+    Tokens: (".json",),
+    Embedding: (".json",),
+}
+
+
+def _wanted(system: System, output: str) -> tuple[str, Kind]:
+    """Which of what the system makes goes into a file of that suffix."""
+    for name, kind in system.makes().items():
+        if Path(output).suffix.lower() in _SUFFIXES.get(type(kind), ()):
+            return name, kind
+    fitting = [suffix for kind in system.makes().values() for suffix in _SUFFIXES.get(type(kind), ())]
+    if not fitting:
+        raise V2FError("this system makes nothing that can be written to a file")
+    raise V2FError(f"{output}: this system makes {', '.join(system.makes())}; name the output something{fitting[0]}")
+
+
+def _content(kind: Kind, made: Tensor, told: Mapping[str, str], given: Given) -> bytes:
+    """The file of one thing that was made."""
+    if isinstance(kind, Picture):
+        return media.png(made, told)
+    if isinstance(kind, Sound):
+        sound_T = made.flatten().float().cpu().numpy()
+        if given.video is None:
+            return media.wav(sound_T, kind.rate, told)
+        try:
+            return media.mp4(store.read_bytes(given.video), sound_T, kind.rate, told)
+        except UnusableError as error:
+            raise V2FError(f"{given.video}: {error}; write a .wav") from error
+    found: dict[str, Any] = {"about": dict(told)}
+    if isinstance(kind, Label):
+        share_K = made.float().softmax(0).tolist()
+        found |= {"label": kind.names[int(made.argmax())], "shares": dict(zip(kind.names, share_K, strict=True))}
+    else:
+        found["values"] = made.tolist()
+    return json.dumps(found, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def read_photo(path: str) -> Image.Image:
+    """An upright photo; V2FError in one line if the file is none."""
+    from v2f.prepare import steps  # slow to import, and a voice needs none of it
+
+    try:
+        return steps.read_photo(path, _LARGEST_SIDE)[0]
+    except UnusableError as error:
+        raise V2FError(f"{path}: {error}; give a photo, such as a JPEG") from error
+
+
+def read_frames(path: str, count: int) -> list[Image.Image]:
+    """``count`` pictures spread evenly over a video; V2FError in one line if the file is none."""
+    from v2f.prepare import video
+
+    try:
+        with video.opened(path) as container:
+            seconds = float(container.duration or 0) / 1e6
+            return video.pictures(container, [seconds * (each + 0.5) / count for each in range(count)])
+    except UnusableError as error:
+        raise V2FError(f"{path}: {error}; give a video, such as an MP4") from error
+
+
+# --------------------------------------------------------------------------------------- a face of a voice
 
 
 def ear(run: Run, system: System) -> Waveform:
     """How long a clip the system of ``run`` hears, at which rate; V2FError if it makes no face from a voice."""
-    for kind in system.asks().values():
-        if (
-            isinstance(kind, Sound)
-            and kind.voice
-            and any(isinstance(made, Picture) for made in system.makes().values())
-        ):
-            return Waveform(kind.seconds, kind.rate)
-    raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
+    if not _is_face_of_voice(system):
+        raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
+    (kind,) = system.asks().values()
+    assert isinstance(kind, Sound)
+    return Waveform(kind.seconds, kind.rate)
+
+
+def _is_face_of_voice(system: System) -> bool:
+    """Whether a voice, alone, is asked for, and a picture is made of it."""
+    asked, makes = list(system.asks().values()), system.makes().values()
+    heard = len(asked) == 1 and isinstance(asked[0], Sound) and asked[0].voice
+    return heard and isinstance(next(iter(makes), None), Picture)
 
 
 def read_voice(path: str, sample_rate: int) -> NDArray[np.float32]:
@@ -160,55 +368,25 @@ def provenance(run: Run, system: System, *, step: int | None = None) -> dict[str
 
 def notes(name: str, system: System, step: int | None) -> dict[str, str]:
     """What a picture that the run ``name`` makes now should carry with it: what it is, what made it, and when."""
-    voice = any(isinstance(kind, Sound) for kind in system.asks().values())
+    asked = [type(kind) for kind in system.asks().values()]
+    name_of, kind = next(iter(system.makes().items()))
+    what = "sound" if isinstance(kind, Sound) else name_of
+    source = next((words for each, words in _MADE_FROM.items() if each in asked), "made from noise")
+    if source == _MADE_FROM[Sound]:
+        disclaimer = DISCLAIMER
+    elif isinstance(kind, Sound):
+        disclaimer = "Made by a program; not a recording of anything."
+    else:
+        by_chance = source == "made from noise"
+        disclaimer = (
+            f"{'Drawn by chance' if by_chance else 'Made by a program'}; not a photograph, and nobody's likeness."
+        )
     return {
-        "Title": f"A face {'estimated from a voice' if voice else 'made from noise'}, not a photograph",
-        "Disclaimer": DISCLAIMER if voice else "Drawn by chance; not a photograph, and nobody's likeness.",
+        "Title": f"A {what} {source}, not a {'recording' if isinstance(kind, Sound) else 'photograph'}",
+        "Disclaimer": disclaimer,
         "Software": f"v2f {__version__}",
         "Run": name,
         "Step": str(step if step is not None else "unknown"),
         "Stand-ins": ", ".join(system.stand_ins) or "none",
-        "Creation Time": now(),
+        "Creation Time": media.now(),
     }
-
-
-def now() -> str:
-    """The time in UTC, in ISO 8601 to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def to_image(picture: Tensor) -> Image.Image:
-    """The picture of a tensor [3, H, W] in [-1, 1]."""
-    pixels: Any = ((picture.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(pixels)
-
-
-def png(picture: Tensor, notes: Mapping[str, str]) -> bytes:
-    """The PNG of a tensor [3, H, W] in [-1, 1] with ``notes`` (of :func:`provenance`) as text chunks, and with the XMP
-    by which other programs know synthetic media; without notes, of pixels alone."""
-    text = PngInfo()
-    for key, value in notes.items():
-        text.add_itxt(key, value) if not value.isascii() else text.add_text(key, value)
-    if notes:
-        text.add_itxt("XML:com.adobe.xmp", _xmp(notes))
-    buffer = io.BytesIO()
-    to_image(picture).save(buffer, format="PNG", pnginfo=text)
-    return buffer.getvalue()
-
-
-def _xmp(notes: Mapping[str, str]) -> str:
-    """An XMP packet (ISO 16684-1) that says what :func:`provenance` says; IPTC's digital source type is the one for
-    media that a trained model made."""
-    title, disclaimer, software, made = (
-        escape(notes.get(key, ""), {'"': "&quot;"}) for key in ("Title", "Disclaimer", "Software", "Creation Time")
-    )
-    return f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
-<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
- xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
- xmp:CreatorTool="{software}" xmp:CreateDate="{made}"
- Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia">
-<dc:title><rdf:Alt><rdf:li xml:lang="x-default">{title}</rdf:li></rdf:Alt></dc:title>
-<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{disclaimer}</rdf:li></rdf:Alt></dc:description>
-</rdf:Description></rdf:RDF></x:xmpmeta>
-<?xpacket end="r"?>"""

@@ -26,7 +26,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from v2f import checkpoint, generate, store
+from v2f import checkpoint, generate, media, store
 from v2f import local as files
 from v2f.cache import Cache
 from v2f.config import dump_yaml, flatten
@@ -525,7 +525,7 @@ def _validate(job: _Job) -> None:
     rows = [p.float().cpu().clamp(-1, 1) for _, p in sorted(pictures.items(), reverse=True)]
     sheet = make_grid(torch.cat(rows), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
     path = job.folder.local / "samples" / f"step-{job.step:08d}.png"
-    content = generate.png(sheet * 2 - 1, generate.notes(job.config.name, job.system, job.step))
+    content = media.png(sheet * 2 - 1, generate.notes(job.config.name, job.system, job.step))
     try:
         with files.explained(path):
             path.parent.mkdir(exist_ok=True)

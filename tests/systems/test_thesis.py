@@ -20,7 +20,8 @@ from v2f.data.sample import encode
 from v2f.data.transforms import Photo
 from v2f.errors import V2FError
 from v2f.evaluate import evaluate
-from v2f.generate import face_of, generate, png
+from v2f.generate import face_of, generate
+from v2f.media import png
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.stylegan2 import Generator
 from v2f.nn.waveform import WaveformEncoder

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from v2f import evaluate, generate
+from v2f import evaluate, generate, media
 from v2f.data.audio import HARDLY_SPEECH, Likeness, decode_voice, likeness
 from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import resample
@@ -147,7 +147,7 @@ def moments(length: int, window: int) -> list[tuple[int, int]]:
 
 
 def _uri(picture: torch.Tensor, notes: dict[str, str]) -> str:
-    return data_uri(generate.png(picture, notes), "png")
+    return data_uri(media.png(picture, notes), "png")
 
 
 def _sound(wav_T: Floats, rate: int) -> str:

@@ -26,8 +26,9 @@ from v2f import checkpoint, store
 from v2f.checkpoint_commands import CARD, export
 from v2f.data.audio import UnusableError, decode_voice, likeness
 from v2f.errors import V2FError
-from v2f.generate import DISCLAIMER, SHORTEST_S, ear, face_of, png, provenance, windows
+from v2f.generate import DISCLAIMER, SHORTEST_S, ear, face_of, provenance, windows
 from v2f.local import scratch_folder
+from v2f.media import png
 from v2f.run import MODEL, Run
 from v2f.tracking import experiment_at, fluent, read_state
 from v2f.world.people import World, WorldConfig

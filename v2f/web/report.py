@@ -21,7 +21,7 @@ from jinja2 import UndefinedError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from v2f import __version__, evaluate, generate, metrics, protocols, store
+from v2f import __version__, evaluate, generate, media, metrics, protocols, store
 from v2f.config import dump_yaml
 from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, open_dataset
@@ -211,7 +211,7 @@ def voice_in_words(voice_V: NDArray[np.float32]) -> str:
 
 def picture_uri(picture: Tensor, notes: Mapping[str, str] = MappingProxyType({})) -> str:
     """A picture [3, H, W] in [-1, 1] as a PNG data URI; ``notes``: the provenance of one that a system made."""
-    return data_uri(generate.png(picture, notes), "png")
+    return data_uri(media.png(picture, notes), "png")
 
 
 def sound_uri(wav_T: NDArray[np.float32], rate: int) -> str:
