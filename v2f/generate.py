@@ -101,7 +101,7 @@ def generate(
     """
     system = run.system() if system is None else system
     given = Given(voice=voice, photo=photo, video=video, label=label, seed=seed)
-    if _is_face_of_voice(system):
+    if is_face_of_voice(system):
         return _face(run, system, given, output, size)
     if size is not None:
         raise V2FError(f"this system makes things of one size only; leave out the {size} px")
@@ -154,7 +154,7 @@ def batch_of(system: System, given: Given) -> Batch:
     spare = [each for each in there if each not in takes]
     if spare:
         verb = {"voice": "hear", "label": "know"}.get(spare[0], "see")
-        raise V2FError(f"this system does not {verb} a {spare[0]}; it asks for {_asked(system)}")
+        raise V2FError(f"this system does not {verb} a {spare[0]}; it asks for {asked_in_words(system)}")
     rng = keyed_rng(_NOISE, given.seed)
     batch = {name: torch.from_numpy(_input(kind, given, rng, system))[None] for name, kind in asked.items()}
     return {name: value.to(device_of(system)) for name, value in batch.items()}
@@ -167,9 +167,9 @@ def _input(kind: Kind, given: Given, rng: np.random.Generator, system: System) -
     what = _GIVEN_AS.get(type(kind))
     value = asdict(given).get(what or "")
     if what is None:
-        raise V2FError(f"this system asks for {_asked(system)}, which cannot be given by hand")
+        raise V2FError(f"this system asks for {asked_in_words(system)}, which cannot be given by hand")
     if value is None:
-        raise V2FError(f"this system asks for {_asked(system)}: give the {what}")
+        raise V2FError(f"this system asks for {asked_in_words(system)}: give the {what}")
     if isinstance(kind, Sound):
         wav_T = read_voice(value, kind.rate)
         start = max(0, (len(wav_T) - kind.frames) // 2)
@@ -192,7 +192,7 @@ def _pixels(image: Image.Image, kind: Picture) -> NDArray[np.uint8]:
     return np.ascontiguousarray(square_HWC.transpose(2, 0, 1))
 
 
-def _asked(system: System) -> str:
+def asked_in_words(system: System) -> str:
     """What a system asks people for, in words."""
     words = []
     for kind in system.asks().values():
@@ -273,14 +273,14 @@ def read_frames(path: str, count: int) -> list[Image.Image]:
 
 def ear(run: Run, system: System) -> Waveform:
     """How long a clip the system of ``run`` hears, at which rate; V2FError if it makes no face from a voice."""
-    if not _is_face_of_voice(system):
+    if not is_face_of_voice(system):
         raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
     (kind,) = system.asks().values()
     assert isinstance(kind, Sound)
     return Waveform(kind.seconds, kind.rate)
 
 
-def _is_face_of_voice(system: System) -> bool:
+def is_face_of_voice(system: System) -> bool:
     """Whether a voice, alone, is asked for, and a picture is made of it."""
     asked, makes = list(system.asks().values()), system.makes().values()
     heard = len(asked) == 1 and isinstance(asked[0], Sound) and asked[0].voice

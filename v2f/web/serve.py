@@ -25,8 +25,10 @@ from v2f import __version__, generate
 from v2f.data.audio import UnusableError
 from v2f.errors import V2FError
 from v2f.run import Run
+from v2f.system import Label
 from v2f.web import limits, spectrum
 from v2f.web.answer import Listener
+from v2f.web.maker import Maker
 from v2f.web.page import environment
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -81,9 +83,9 @@ def serve(
         import uvicorn
 
         opened = Run.open(run)
-        print(f"loading {run}, and hearing people that it was not trained on, to compare with ...", flush=True)
-        listener = Listener(opened, which)
-        if listener.without:
+        print(f"loading {run}, and what it is compared with ...", flush=True)
+        listener = _opened(opened, which)
+        if isinstance(listener, Listener) and listener.without:
             print(f"note: nothing to compare a voice with, so the page says less: {listener.without}")
         port = listening.getsockname()[1]
         print(f"http://{f'[{host}]' if ':' in host else host}:{port}{root_path}  (stop with Ctrl-C)", flush=True)
@@ -105,8 +107,14 @@ def serve(
         uvicorn.Server(config).run(sockets=[listening])
 
 
+def _opened(run: Run, which: str | int) -> "Listener | Maker":
+    """The run as its page has it: one that makes a face of a voice, or anything else of anything else."""
+    system = run.system(which=which)
+    return Listener(run, which) if generate.is_face_of_voice(system) else Maker(run, which)
+
+
 def application(
-    listener: Listener, folder: str, bounds: Limits, login: tuple[str, str] | None = None, root_path: str = ""
+    listener: Listener | Maker, folder: str, bounds: Limits, login: tuple[str, str] | None = None, root_path: str = ""
 ) -> Any:
     """The ASGI application of a page; uploads lie in ``folder``, which must be this page's own, while they are read."""
     gradio = _gradio(folder)
@@ -125,7 +133,7 @@ def application(
     )
     mounted = gradio.mount_gradio_app(
         parent,
-        _page(listener, folder, bounds),
+        _page(listener, folder, bounds) if isinstance(listener, Listener) else _maker_page(listener, folder, bounds),
         path="/",
         root_path=root_path or None,
         auth=None if login is None else _checked(login),
@@ -181,6 +189,45 @@ def _page(listener: Listener, folder: str, bounds: Limits) -> Any:
                 concurrency_id="hear",
                 api_visibility="private",
             )
+    blocks.queue(max_size=_QUEUE, api_open=False)
+    return blocks
+
+
+def _maker_page(maker: Maker, folder: str, bounds: Limits) -> Any:
+    """Gradio's blocks of a run that makes something else: a widget for each thing that it asks for, a button, what is
+    made."""
+    import gradio
+
+    answer = Making(maker, folder, bounds)
+    with gradio.Blocks(title=maker.run.config.name, analytics_enabled=False, fill_width=True) as blocks:
+        gradio.HTML(answer.opening(), apply_default_css=False)
+        widgets: list[Any] = []
+        with gradio.Row(equal_height=True):
+            widget: Any
+            for what, kind in maker.asked.items():
+                if isinstance(kind, Label):
+                    widget = gradio.Dropdown(list(kind.names), value=kind.names[0], label="Label", elem_id="label")
+                elif what == "seed":
+                    widget = gradio.Number(0, precision=0, minimum=0, label="Seed of the noise", elem_id="seed")
+                else:
+                    widget = gradio.File(label=f"Drop a {what}", elem_id=what, height=150, buttons=[])
+                    widget.preprocess = _where  # type: ignore[assignment, method-assign]  # as for a clip
+                widgets.append(widget)
+        button = gradio.Button("Make", variant="primary", elem_id="make")
+        shown = gradio.HTML("", elem_id="answer", apply_default_css=False)
+        names = list(maker.asked)
+
+        def asked(request: gradio.Request, *values: Any) -> str:
+            return answer(dict(zip(names, values, strict=True)), limits.client_of(request))
+
+        button.click(
+            asked,
+            inputs=widgets,
+            outputs=shown,
+            concurrency_limit=1,
+            concurrency_id="make",
+            api_visibility="private",
+        )
     blocks.queue(max_size=_QUEUE, api_open=False)
     return blocks
 
@@ -250,6 +297,63 @@ class Answering:
 
     def _render(self, template: str, **values: Any) -> str:
         return self._environment.get_template(template).render(**values)
+
+
+class Making:
+    """From what a visitor gives and who it is to the HTML of what is made; files are removed first."""
+
+    def __init__(self, maker: Maker, folder: str, bounds: Limits) -> None:
+        self._maker, self._folder, self._bounds = maker, folder, bounds
+        self._rate = limits.Rate(bounds.per_minute)
+
+    def __call__(self, values: dict[str, Any], client: str) -> str:
+        with tempfile.TemporaryDirectory(dir=self._folder) as private:
+            contents = {
+                what: take(value, self._folder)
+                for what, value in values.items()
+                if what in ("voice", "photo", "video") and value is not None
+            }
+            wait = self._rate.take(client)
+            if wait:
+                return self._refused(f"{self._bounds.per_minute} things a minute are made; wait {wait:.0f} s")
+            given: dict[str, Any] = {what: value for what, value in values.items() if what in ("label", "seed")}
+            for what, content in contents.items():
+                if len(content) > self._bounds.max_bytes:
+                    megabytes = len(content) / 1e6
+                    return self._refused(f"the {what} has {megabytes:.0f} MB, at most {self._bounds.max_mb:g} are read")
+                given[what] = os.path.join(private, what)
+                Path(given[what]).write_bytes(content)
+            try:
+                things = self._maker.make(generate.Given(**{k: v for k, v in given.items() if v is not None}))
+            except V2FError as error:
+                return self._refused(str(error).replace(f"{private}/", "the "))
+        notes = generate.provenance(self._maker.run, self._maker.system, step=self._maker.step)
+        return self._render(
+            "made_of.html.j2",
+            things=things,
+            run=self._maker.run.config.name,
+            title=notes["Title"],
+            disclaimer=notes["Disclaimer"],
+        )
+
+    def opening(self) -> str:
+        maker = self._maker
+        return self._render(
+            "maker.html.j2",
+            run=maker.run.config.name,
+            step=maker.step,
+            system=maker.run.config.system.name,
+            stand_ins=list(maker.system.stand_ins),
+            makes=list(maker.system.makes()),
+            asked=generate.asked_in_words(maker.system),
+            title=generate.provenance(maker.run, maker.system, step=maker.step)["Title"],
+        )
+
+    def _refused(self, why: str) -> str:
+        return self._render("refusal.html.j2", why=why, nothing="Nothing")
+
+    def _render(self, template: str, **values: Any) -> str:
+        return environment().get_template(template).render(**values)
 
 
 def _where(upload: Any) -> str | None:
