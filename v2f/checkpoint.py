@@ -443,6 +443,7 @@ class _State(Record):
     measured_at: int | None = None
     clock: _Clock | None = None
     norms: dict[str, list[float]] = {}
+    init_from: list[dict[str, Any]] = []
 
 
 class _Commit(Record):

@@ -24,8 +24,8 @@ from v2f.checkpoint import COMMIT, Entry
 from v2f.config import build, dump_yaml
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError
-from v2f.run import MODEL, NOTES, Run, RunConfig, what_is
-from v2f.weights import Brought
+from v2f.run import MODEL, NOTES, Run, RunConfig, told_source, what_is
+from v2f.weights import Brought, OfRun
 
 CARD = "README.md"
 _TOLD = ("name", "system", "fingerprint", "stand_ins", "weights", "code", "versions")  # of run.json, to strangers
@@ -262,6 +262,7 @@ def export(name: str, out: str, which: str | int = "latest", *, raw: bool = Fals
         "step": checkpoint.step_of(folder),
         "samples": state.get("slot"),
         "averaged": averaged,
+        "init_from": _last_parts(state.get("init_from", [])),
         "metrics": state.get("metrics", {}),
     }
     notes = {"format": "pt", NOTES: json.dumps(about)}
@@ -304,7 +305,10 @@ def _card(
     """The model card."""
     system = config.system.name
     numbers = sum(tensor.numel() for tensor in weights.values())
-    brought = config.system.nets.brought() if config.system.nets is not None else {}
+    frozen = config.system.nets
+    brought: dict[str, Brought | OfRun] = {}
+    if frozen is not None:
+        brought = {**frozen.brought(), **frozen.of_runs()}
     lines = [
         f"# {config.name}",
         "",
@@ -317,6 +321,7 @@ def _card(
         + f"; SHA-256 `{digest}`. It holds what was trained, and none of the frozen nets.",
         f"- Trained on data with the fingerprint `{about.get('fingerprint', 'unknown')}`, by v2f at "
         f"`{about.get('code', 'unknown')}`.",
+        *(f"- It started from trained weights: {told_source(record)}." for record in about["init_from"]),
         "",
         "## Numbers",
         "",
@@ -389,7 +394,7 @@ def _numbers(about: Mapping[str, Any], evaluated: Mapping[str, Any]) -> list[str
     return lines or ["Nothing was measured before this checkpoint; measure it with `v2f eval`."]
 
 
-def _nets(about: Mapping[str, Any], brought: Mapping[str, Brought]) -> list[str]:
+def _nets(about: Mapping[str, Any], brought: Mapping[str, Brought | OfRun]) -> list[str]:
     lines = []
     stand_ins = about.get("stand_ins", "none")
     if stand_ins != "none":

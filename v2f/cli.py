@@ -415,9 +415,11 @@ def _remove(args: argparse.Namespace) -> None:
 
 
 def _weights(args: argparse.Namespace) -> int:
+    from v2f.run import reading_runs
     from v2f.weights.commands import show
 
-    return 1 if show(_needs(args.recipes), load=args.load) else 0
+    with reading_runs():
+        return 1 if show(_needs(args.recipes), load=args.load) else 0
 
 
 def _convert(args: argparse.Namespace) -> None:

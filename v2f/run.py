@@ -7,23 +7,40 @@ run, too: ``config.yaml`` and the weights of one checkpoint, ``model.safetensors
 """
 
 import contextlib
+import functools
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from torch import nn
 
-from v2f import checkpoint, store
-from v2f.config import Config, Place, Record, build, flatten, override, parse_yaml, problem_of, read_yaml
+from v2f import checkpoint, pretrained, store
+from v2f.config import (
+    Config,
+    Place,
+    Record,
+    build,
+    flatten,
+    override,
+    parse_yaml,
+    problem_of,
+    read_yaml,
+    without_credentials,
+)
 from v2f.errors import V2FError
-from v2f.system import System, SystemConfig
+from v2f.pretrained import Pretrained
+from v2f.system import System, SystemConfig, trained
 from v2f.systems import SYSTEMS
 from v2f.tracking import folder_of
+from v2f.weights.runs import MODULE as MODULE_NAME
+from v2f.weights.runs import OfRun, Which, read_by
 
 MODEL = "model.safetensors"
 EVALUATION = "eval.json"
@@ -45,7 +62,7 @@ FREE = (
     *(
         f"system.frozen.{role}.{key}"
         for role in ("generator", "identity", "perceptual", "codes")
-        for key in ("file", "sha256")
+        for key in ("file", "sha256", "path", "which")
     ),
     "data.workers",
     "tracking.",
@@ -151,6 +168,37 @@ class TrackingConfig(Config):
     experiment: str = "v2f"
 
 
+class InitFrom(Config):
+    """A module of this run that starts from weights that exist: of another run, of an export, or of a file."""
+
+    run: Place | None = Field(None, description="a run or an export: a folder, an s3:// prefix or an MLflow run id")
+    file: Place | None = Field(None, description="instead of run: a .safetensors, .pt or .pth file of tensors")
+    key: str | None = Field(None, description="of a .pt that holds more than a state_dict: where that stands")
+    module: str | None = Field(None, pattern=MODULE_NAME, description="its name there; null: all of the file")
+    into: str | None = Field(None, pattern=MODULE_NAME, description="the module here; null: it is called as there")
+    which: Which = Field("latest", description="of the run's checkpoints: latest, best or a step")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="of the file, or of the run's module as the run.json of a run says"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "InitFrom":
+        if (self.run is None) == (self.file is None):
+            raise ValueError("init_from wants either run or file")
+        if self.module is None and (self.run is not None or self.into is None):
+            raise ValueError("init_from wants module, the name there, or, of a file that is one, into, the name here")
+        if self.run is not None and self.key is not None:
+            raise ValueError("init_from.key is for a file")
+        if self.file is not None and self.which != "latest":
+            raise ValueError("init_from.which is for a run")
+        return self
+
+    @property
+    def target(self) -> str:
+        """The module here."""
+        return self.into or str(self.module)
+
+
 class RunConfig(Config):
     """One whole run: what a recipe under ``launch/recipes`` spells."""
 
@@ -161,6 +209,15 @@ class RunConfig(Config):
     data: DataConfig
     train: TrainConfig
     tracking: TrackingConfig = TrackingConfig()
+    init_from: list[InitFrom] = Field([], description="modules that start from weights that exist, not from the seed")
+
+    @model_validator(mode="after")
+    def _each_module_once(self) -> "RunConfig":
+        targets = sorted(f"{source.target}." for source in self.init_from)
+        for one, next_one in pairwise(targets):
+            if next_one.startswith(one):
+                raise ValueError(f"init_from fills {next_one[:-1]} twice")
+        return self
 
     @field_validator("system", mode="before")
     @classmethod
@@ -216,9 +273,75 @@ def config_of(folder: str) -> RunConfig:
 
 def build_system(config: RunConfig) -> System:
     """The system with freshly initialised weights: a function of the seed alone."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), reading_runs(config.tracking.uri):
         torch.manual_seed(config.seed)
         return _system_class(config.system.name)(config.system)  # type: ignore[call-arg]  # each class takes its own
+
+
+def reading_runs(tracking_uri: str | None = None) -> contextlib.AbstractContextManager[None]:
+    """Inside, frozen nets may be modules of runs; ``tracking_uri``: where MLflow knows those that are named by id."""
+    return read_by(functools.partial(_module_of_run, tracking_uri=tracking_uri))
+
+
+def _module_of_run(net: OfRun, tracking_uri: str | None) -> tuple[nn.Module, str]:
+    run = Run.open(net.path, tracking_uri)
+    found = run.pretrained(net.module, net.which)
+    return pretrained.put(build_system(run.config), net.module, found), found.sha256
+
+
+def start_from(config: RunConfig, system: System, peers: checkpoint.Peers) -> list[dict[str, Any]]:
+    """Fill the modules of a fresh ``system`` that ``config.init_from`` names; gives from what, plain JSON. Collective.
+
+    Rank 0 reads, and sends the others what the system then holds.
+    """
+    if not config.init_from:
+        return []
+    taken = checkpoint.alike(peers, lambda: _filled(config, system) if peers.rank == 0 else [])[0]
+    tensors = list(checkpoint.module_tensors(system).values())
+    sent = [tensor.detach().contiguous() for tensor in tensors]
+    peers.broadcast(sent, 0)
+    for tensor, whole in zip(tensors, sent, strict=True):
+        tensor.data.copy_(whole)
+    return taken
+
+
+def _filled(config: RunConfig, system: System) -> list[dict[str, Any]]:
+    taken = []
+    for number, source in enumerate(config.init_from):
+        try:
+            if source.file is not None:
+                found = pretrained.of_file(source.file, source.module or "", source.key, source.sha256)
+            else:
+                found = Run.open(str(source.run), config.tracking.uri).pretrained(str(source.module), source.which)
+            if source.sha256 not in (None, found.sha256):
+                raise V2FError(f"{found.where}: the SHA-256 of its {found.module} is {found.sha256}, not the one named")
+            _put(config, system, source.target, found)
+        except V2FError as error:
+            told = V2FError(f"init_from.{number}: {error}")
+            told.again = error.again
+            raise told from error
+        taken.append({"source": source.file or source.run, "into": source.target, **found.about})
+    return taken
+
+
+def _put(config: RunConfig, system: System, into: str, found: Pretrained) -> None:
+    """Says of weights that do not fit what the system knows of it."""
+    try:
+        pretrained.put(system, into, found)
+    except V2FError:
+        if into in trained(system):
+            shapes = {f"{into}.{name}": tensor.shape for name, tensor in found.tensors.items()}
+            check_shapes(config, shapes, found.where)
+        raise
+
+
+def told_source(record: Mapping[str, Any]) -> str:
+    """A line for what :func:`start_from` gives of a module."""
+    step = "" if record["step"] is None else f", step {record['step']}"
+    averages = ", the moving averages" if record["averaged"] else ""
+    what = f"{record['module']} of " if record["module"] else ""
+    source = without_credentials(record["source"])
+    return f"{record['into']} from {what}{source}{step}{averages} (SHA-256 {record['sha256'][:16]}...)"
 
 
 def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
@@ -228,7 +351,7 @@ def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
         if now != before:
             raise V2FError(
                 f"system.frozen.{role}: its file has the SHA-256 {now[:16] + '...' if now else '(none)'}, {where} was "
-                f"trained against {before[:16]}...; bring the same weights"
+                f"trained against {before[:16]}...; bring the same weights (of a run: that step, or an export of it)"
             )
 
 
@@ -260,6 +383,8 @@ class _Info(Record):
     weights: dict[str, str | None] = {}
     versions: dict[str, str] = {}
     metrics: dict[str, float | None] = {}
+    init_from: list[dict[str, Any]] = []
+    averaged: bool = False
 
 
 class _LeftOut(Record):
@@ -433,6 +558,15 @@ class Run:
         with _explained(self.config, found):
             checkpoint.restore_weights(found, system, ema=ema)
         return system.eval()
+
+    def pretrained(self, module: str, which: str | int = "latest") -> Pretrained:
+        """The weights of a module of it, by its name (``encoder``, ``encoder.stem``), for others to start from; of a
+        committed checkpoint (see :meth:`checkpoint`) the moving averages, where they are kept."""
+        if not self.exported:
+            return pretrained.of_checkpoint(self.checkpoint(which), module)
+        if which != "latest":
+            self.checkpoint(which)
+        return pretrained.of_export(self._model, module, self.step, bool(self.info.get("averaged")))
 
     @property
     def _checkpoints(self) -> str:

@@ -42,7 +42,18 @@ from v2f.folder import RunFolder
 from v2f.lease import Lease, LostError
 from v2f.nn.batchnorm import common_group
 from v2f.profiling import Profiler
-from v2f.run import DataConfig, RunConfig, build_system, changes, check_shapes, check_weights, config_of, what_is
+from v2f.run import (
+    DataConfig,
+    RunConfig,
+    build_system,
+    changes,
+    check_shapes,
+    check_weights,
+    config_of,
+    start_from,
+    told_source,
+    what_is,
+)
 from v2f.stopping import REASONS, TAKEN, GivenUpError, Stopped, Watchdog
 from v2f.system import Batch, System, trained
 from v2f.tracking import NOTE, ROLLED_BACK, Tracker, read_state, roll_back, say
@@ -59,7 +70,7 @@ _HISTORY = 200  # logged points of each number that a system's verdict looks at
 class _Job:
     """What the loop works with. ``fingerprint`` is the data's; ``lease``, ``tracker``, ``watched`` (the validation
     batches), ``left_out`` (samples that these would have, could they be used) and ``history`` are rank 0's. ``meters``
-    are those of the step ``measured_at``."""
+    are those of the step ``measured_at``. ``init_from``: what the run started from (:func:`v2f.run.start_from`)."""
 
     config: RunConfig
     folder: RunFolder
@@ -77,6 +88,7 @@ class _Job:
     clock: Clock
     norms: Norms
     slots: SlotLog | None
+    init_from: list[dict[str, Any]] = field(default_factory=list)
     meters: dict[str, float] = field(default_factory=dict)
     measured_at: int | None = None
     history: dict[str, deque[float]] = field(default_factory=dict)
@@ -234,6 +246,7 @@ def _prepare(
     found, changed = _take_up(config, resume, engine, folder, lease, attempt, allow_changes)
     fingerprint, split, order = _ordered(config.data, config.seed)
     system = build_system(config)
+    init_from = start_from(config, system, engine) if found is None else []
     bn_group = common_group(trained(system).values())
     check_batch(config.data.batch, engine.world_size, bn_group)
     share = config.data.batch // engine.world_size
@@ -251,6 +264,7 @@ def _prepare(
                 "or seed differs; resume with what it was trained with"
             )
         check_weights(system, state, found)
+        init_from = state.get("init_from", [])
         engine.load(system, tensors, found)
         del tensors
     step, quarantine = 0 if found is None else checkpoint.step_of(found), state.get("quarantine", [])
@@ -290,10 +304,14 @@ def _prepare(
         )
         if state.get("precision", engine.precision) != engine.precision:
             say(f"goes on in {engine.precision}: {found} was trained in {state['precision']}")
+        for record in init_from if found is None else []:
+            say(f"init_from: {told_source(record)}")
+        if any(difference.startswith("init_from:") for difference in changed):
+            say(f"init_from is for a first start: nothing new is taken, the run goes on from {found}")
         if micro_batch not in (None, train.micro_batch):
             say(f"train.micro_batch: {micro_batch}, the most that divides a rank's {share} samples")
         starts = _note_start(folder, attempt, engine, step, changed)
-        tracker = _start(config, folder, engine, system, split, fingerprint, state.get("run_id"))
+        tracker = _start(config, folder, engine, system, split, fingerprint, init_from, state.get("run_id"))
         _name_again(folder.local, quarantine)
         batches, left_out = _validation(config, system)
         watched = [engine.place(batch) for batch in batches]
@@ -315,6 +333,7 @@ def _prepare(
         clock=Clock(state.get("clock"), starts),
         norms=Norms(train.spike_sigma, state.get("norms", {})),
         slots=slots,
+        init_from=init_from,
         meters=state.get("metrics", {}),
         measured_at=state.get("measured_at"),
     )
@@ -414,6 +433,7 @@ def _start(
     system: System,
     split: Samples,
     fingerprint: str,
+    init_from: list[dict[str, Any]],
     run_id: str | None,
 ) -> Tracker:
     """The tracker, and ``run.json``: what identifies the run. ``run_id``: MLflow's, as the checkpoint knows it."""
@@ -424,6 +444,7 @@ def _start(
         "data": config.data.path or ", ".join(source.path for source in config.data.mix or []),
         "stand_ins": ", ".join(system.stand_ins) or "none",
         "weights": dict(system.weights),
+        "init_from": init_from,
         "code": _code_version(),
         "world_size": engine.world_size,
         "strategy": engine.strategy,
@@ -433,6 +454,8 @@ def _start(
     }
     store.write_bytes(store.join(folder.path, "run.json"), json.dumps(info, indent=1).encode())
     tags = {f"v2f.{k}": v for k, v in info.items() if isinstance(v, str)}
+    if init_from:
+        tags["v2f.init_from"] = "; ".join(map(told_source, init_from))
     tags["v2f.out"] = folder.path if folder.remote else str(folder.local.resolve())
     return Tracker(
         str(folder.local),
@@ -645,6 +668,7 @@ def _save(job: _Job, wait: bool) -> None:
         "order": job.loader.order.fingerprint,
         "quarantine": job.loader.quarantine.numbers,
         "weights": dict(job.system.weights),
+        "init_from": job.init_from,
         "config": config.model_dump(mode="json"),
         "run_id": job.tracker.run_id if job.tracker else None,
         "versions": _versions(),

@@ -84,14 +84,17 @@ def data(config: "RunConfig") -> Iterator[Step]:
 
 def weights(name: str, config: "RunConfig") -> Iterator[Step]:
     """The frozen nets that the recipe names: there, and with the checksums that are known."""
+    from v2f.run import reading_runs
     from v2f.weights.commands import rows
 
     frozen = config.system.nets
-    if frozen is None or not frozen.wanted():
+    if frozen is None or not (frozen.wanted() or frozen.of_runs()):
         yield Line("weights", "ok", "none to bring: stand-ins of the package, or no frozen nets")
         return
     yield f"reading the weights in {without_credentials(frozen.path)}"
-    for row in rows({name: frozen}):
+    with reading_runs(config.tracking.uri):
+        found = rows({name: frozen})
+    for row in found:
         who = ", ".join(row.needed_by)
         if row.path is None or row.sha256 is None:
             why = "missing" if row.path is None or row.state == "missing" else f"{row.path}: {row.state}"

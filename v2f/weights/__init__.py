@@ -1,4 +1,4 @@
-"""The frozen nets of a system: the stand-ins of the synthetic world, or weights that the user brings.
+"""The frozen nets of a system: the stand-ins of the synthetic world, weights that the user brings, or modules of runs.
 
     Frozen (a group of a recipe) -> find, check, read, fill (strictly) -> Nets: generator, identity, perceptual, codes
 
@@ -24,12 +24,18 @@ from v2f.nn.strict import fill
 from v2f.nn.stylegan2 import Generator
 from v2f.weights import files
 from v2f.weights.catalogue import CATALOGUE, Published
+from v2f.weights.runs import OfRun, read_module
 
 if TYPE_CHECKING:  # it imports torchvision and lpips, which take a second that the stand-ins do without
     from v2f.nn.frozen import LPIPS, FaceIdentity
     from v2f.nn.standin_nets import PerceptualNet
 
 LEAST_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}  # pixels; of a smaller picture LPIPS' backbone has nothing left
+ASKED_OF = {
+    "generator": ("synthesis", "size", "n_latent", "style_dim", "latent_avg"),
+    "perceptual": ("distance",),
+    "codes": ("n_styles", "style_dim"),
+}  # what is used of a net beside its call, by role
 MEAN_W_SAMPLES = 20_000  # where a file has no mean style: its error is then a hundredth of w's deviation
 
 
@@ -136,8 +142,8 @@ class Judges(Config):
     """
 
     path: Place = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
-    identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] = StandIn()
-    perceptual: Annotated[StandIn | LPIPSWeights, Field(discriminator="net")] = StandIn()
+    identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights | OfRun, Field(discriminator="net")] = StandIn()
+    perceptual: Annotated[StandIn | LPIPSWeights | OfRun, Field(discriminator="net")] = StandIn()
     referee: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = Field(
         None,
         description="identity net that no loss sees and `v2f eval` tells first; null: the stand-in beside a stand-in, "
@@ -176,6 +182,10 @@ class Judges(Config):
         referee = self.second_opinion
         return self.brought() | ({"referee": referee} if isinstance(referee, Brought) else {})
 
+    def of_runs(self) -> dict[str, OfRun]:
+        """Role -> the module of a run that it is, for training."""
+        return {role: net for role, net in self.roles().items() if isinstance(net, OfRun)}
+
     def roles(self) -> dict[str, Any]:
         """Role -> the kind of its weights, for training."""
         return {"identity": self.identity, "perceptual": self.perceptual}
@@ -184,8 +194,8 @@ class Judges(Config):
 class Frozen(Judges):
     """The frozen nets of a system around a generator."""
 
-    generator: Annotated[StandIn | StyleGAN2Weights | PSPDecoder, Field(discriminator="net")] = StandIn()
-    codes: Annotated[StandIn | PSPCodes | Precomputed, Field(discriminator="net")] | None = Field(
+    generator: Annotated[StandIn | StyleGAN2Weights | PSPDecoder | OfRun, Field(discriminator="net")] = StandIn()
+    codes: Annotated[StandIn | PSPCodes | Precomputed | OfRun, Field(discriminator="net")] | None = Field(
         StandIn(), description="what gives the reference's w+; null: nothing does"
     )
     embeddings: Precomputed | None = Field(
@@ -204,7 +214,7 @@ class Looking:
     perceptual: "LPIPS | PerceptualNet"
     stand_ins: list[str]
     sha256: dict[str, str]
-    """Role -> checksum of the file that the user brought for it."""
+    """Role -> checksum of the file that the user brought for it, or of the module of a run that it is."""
 
 
 @dataclass
@@ -262,6 +272,8 @@ class _Reader:
         if isinstance(net, StandIn):
             self.stand_ins.append(role)
             return standins.load(role)  # type: ignore[arg-type]
+        if isinstance(net, OfRun):
+            return self._of_run(role, net)
         path = self._paths[role]
         key = f"{type(net).__name__ if not isinstance(net, (PSPDecoder, PSPCodes)) else 'psp'}:{path}"
         if key not in self._known:
@@ -272,6 +284,16 @@ class _Reader:
         if isinstance(loaded, PSP):
             loaded = loaded.decoder if role == "generator" else Codes(loaded)
         return loaded.eval().requires_grad_(False)
+
+    def _of_run(self, role: str, net: OfRun) -> nn.Module:
+        module, self.checksums[role] = read_module(net, f"system.frozen.{role}")
+        for name in ASKED_OF.get(role, ()):
+            if not hasattr(module, name):
+                raise V2FError(
+                    f"system.frozen.{role}: {net.module} of {net.path} is a {type(module).__name__}, which has no "
+                    f"{name!r}: a net of this role has {', '.join(ASKED_OF[role])}"
+                )
+        return module
 
 
 def _located(frozen: Judges) -> dict[str, str]:
@@ -289,11 +311,11 @@ def _located(frozen: Judges) -> dict[str, str]:
     return paths
 
 
-def described(role: standins.Kind, net: StandIn | Brought, sha256: str | None) -> dict[str, Any]:
-    """What tells a net from all others: its kind, its options and the SHA-256 of its file, which for one that the user
-    brings is given; not where the file lies."""
+def described(role: standins.Kind, net: StandIn | Brought | OfRun, sha256: str | None) -> dict[str, Any]:
+    """What tells a net from all others: its kind, its options and the SHA-256 of its file or module, which for one that
+    the user brings is given; not where that lies."""
     digest = standins.checksum(role) if isinstance(net, StandIn) else sha256
-    return net.model_dump(mode="json", exclude={"file", "sha256"}) | {"sha256": digest}
+    return net.model_dump(mode="json", exclude={"file", "sha256", "path", "which"}) | {"sha256": digest}
 
 
 def read(net: Brought, path: str) -> tuple[nn.Module, str]:

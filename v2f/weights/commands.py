@@ -31,6 +31,7 @@ from v2f.weights import (
 )
 from v2f.weights.catalogue import CATALOGUE, Published
 from v2f.weights.nvidia import convert
+from v2f.weights.runs import OfRun, read_module
 
 LICENCES = "LICENCES.txt"
 PACKAGED = {
@@ -56,10 +57,13 @@ class Row:
     state: str
     """In words: what the checksum agrees with, ``missing``, or why the file is refused."""
     good: bool
+    of_run: bool = False
+    """Whether it is a module of a run, and ``path`` that run."""
 
 
 def rows(needs: Needs, load: bool = False) -> list[Row]:
-    """What each recipe needs, in the order of the catalogue. With ``load``, files are also loaded, strictly."""
+    """What each recipe needs, in the order of the catalogue, and then modules of runs, which
+    :func:`v2f.run.reading_runs` lets be read. With ``load``, files are also loaded, strictly, as those always are."""
     wanted: dict[tuple[str, str | None, str | None, str | None], list[tuple[str, Brought]]] = {}
     for recipe, frozen in needs.items():
         for role, net in frozen.wanted().items():
@@ -83,6 +87,22 @@ def rows(needs: Needs, load: bool = False) -> list[Row]:
         except V2FError as error:
             digest, state, good = None, f"REFUSED: {str(error).removeprefix(f'{path}: ')}", False
         found.append(Row(published, who, path, digest, state, good))
+    return found + _rows_of_runs(needs)
+
+
+def _rows_of_runs(needs: Needs) -> list[Row]:
+    users: dict[OfRun, list[str]] = {}
+    for recipe, frozen in needs.items():
+        for role, net in frozen.of_runs().items():
+            users.setdefault(net, []).append(f"{recipe}: {role}")
+    found = []
+    for net, who in users.items():
+        digest, state = None, "a module of a run; loaded strictly"
+        try:
+            digest = read_module(net, net.published.name)[1]
+        except V2FError as error:
+            state = f"REFUSED: {str(error).removeprefix(f'{net.published.name}: ')}"
+        found.append(Row(net.published, who, net.path, digest, state, digest is not None, of_run=True))
     return found
 
 
@@ -127,7 +147,7 @@ def show(needs: Needs, load: bool = False, console: Console | None = None) -> in
     for published in dict.fromkeys([row.published for row in found] + [optional]):
         source = f"checksum: {published.sha256_source}"
         console.print(f"{published.name}: {published.what}\n  {published.page}; {source}", soft_wrap=True)
-    stood_in = [recipe for recipe, frozen in needs.items() if not frozen.wanted()]
+    stood_in = [recipe for recipe, frozen in needs.items() if not frozen.wanted() and not frozen.of_runs()]
     if stood_in:
         console.print(f"need nothing, they use the stand-ins in the package: {', '.join(stood_in)}", soft_wrap=True)
     bad = sum(not row.good for row in found)
@@ -137,7 +157,8 @@ def show(needs: Needs, load: bool = False, console: Console | None = None) -> in
 
 def _line(row: Row) -> tuple[str, ...]:
     """A row of the table: weights, for, file, SHA-256, verified, licence."""
-    there = f"{row.path}, {store.size(row.path) / 1e6:.0f} MB" if row.good and row.path else row.path
+    is_file = row.good and row.path and not row.of_run
+    there = f"{row.path}, {store.size(row.path) / 1e6:.0f} MB" if is_file and row.path else row.path
     known = f"({row.published.sha256[:16]})" if row.published.sha256 else ""
     return (
         row.published.name,
@@ -188,6 +209,8 @@ def mirror(target: str, needs: Needs, source: str, download: bool = False) -> in
                 )
     for published in missing:
         print(f"missing: {published.way_out}")
+    for run in dict.fromkeys(net.path for frozen in needs.values() for net in frozen.of_runs().values()):
+        print(f"not mirrored: {run} is a run; take `v2f checkpoint export {run}` along")
     if sums:
         print(f"{target}: {len(sums)} files; use it with system.frozen.path={target}")
     return len(missing)
