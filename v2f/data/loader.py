@@ -11,7 +11,6 @@ position at which it starts change nothing else.
 Shape letters: B global batch, b batch of a rank; arrays are [b, ...].
 """
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -238,14 +237,12 @@ class _Substitute:
 
     def __init__(self, split: Samples, reader: Reader, transforms: Mapping[str, Transform]):
         self._split, self._reader, self._transforms = split, reader, transforms
-        self._lock = threading.Lock()
         self._found: tuple[str, bytes] | None = None
 
     def __call__(self) -> tuple[str, bytes]:
-        with self._lock:  # several decode threads may want it at once
-            if self._found is None:
-                self._found = self._look()
-            return self._found
+        if self._found is None:
+            self._found = self._look()
+        return self._found
 
     def _look(self) -> tuple[str, bytes]:
         split, shard_N = self._split, self._split.extents.shard
@@ -262,6 +259,8 @@ class _Substitute:
                     reason = str(error).removeprefix(f"sample {split.key(at)}: ")
                     undecodable += 1
                 first = first or f"{split.where(at)}: {reason}"
+                if undecodable == _TRIES:
+                    break
             number, count = int(run_n[-1]) + 1, min(2 * count, 64)
             while number < split.samples and self._reader.lost(number) is not None:
                 number += int(np.argmax(shard_N[number:] != shard_N[number])) or split.samples
@@ -317,14 +316,7 @@ class _Batches(Iterator[Batch]):
             if number in quarantine:
                 weight_b[row] = 0.0
                 if row not in bad:  # read ahead before it went in
-                    self._replace(row, slots[row], arrays)
-
-    def _replace(self, row: int, slot: int, arrays: worker.Arrays) -> None:
-        work = self._work
-        assert work.substitute is not None, "a quarantine comes with a substitute"
-        key, raw = work.substitute()
-        for name, array in worker.decode([key], [raw], [slot], work.seed, work.transforms)[0].items():
-            arrays[name][row] = array[0]
+                    self._work.stand_in(row, task, arrays)
 
     def close(self) -> None:
         """End the workers; further batches are a StopIteration."""
