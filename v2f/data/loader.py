@@ -41,7 +41,8 @@ class Loader:
 
     A global batch is ``batch`` slots; of batch g, rank r has the slots start_slot + g*B + [r*b, (r+1)*b), with
     b = B / world_size. A batch is a dict: each transform's output stacked to a tensor [b, ...], and ``slot`` int64
-    [b], ``weight`` float32 [b], ``identity`` int64 [b] (numbers of the manifest's identities), ``key`` list[str].
+    [b], ``weight`` float32 [b], ``identity`` int64 [b] (numbers of the manifest's identities, or as ``identity_N`` has
+    them for each sample), ``key`` list[str].
     The position to resume at is the first slot after the last global batch that was used.
 
     A sample that cannot be had or decoded, or that is in ``quarantine`` (numbers of an earlier checkpoint's), keeps its
@@ -70,6 +71,7 @@ class Loader:
         workers: int = 0,
         cache: Cache | None = None,
         quarantine: Iterable[int] = (),
+        identity_N: Ints | None = None,
     ):
         check_batch(batch, world_size, bn_group)
         if order.samples != split.samples:
@@ -83,6 +85,7 @@ class Loader:
         self.batch, self.rank, self.world_size = batch, rank, world_size
         self.start_slot, self.workers = start_slot, workers
         self.quarantine = Quarantine(split, quarantine)
+        self._identity_N = identity_N
         self._reader = Reader(split, cache)
         self._substitute = _Substitute(split, self._reader, self.transforms)
         self._running: weakref.WeakSet[_Batches] = weakref.WeakSet()
@@ -100,7 +103,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         blocks = Blocks(self._reader, self.order, self.quarantine)
         work = Work(self.split, self._tasks(), blocks.fetch, self.transforms, self.seed, self._substitute)
-        batches = _Batches(work, self.workers, self.quarantine, blocks.close)
+        batches = _Batches(work, self.workers, self.quarantine, blocks.close, self._identity_N)
         self._running.add(batches)
         return batches
 
@@ -152,9 +155,11 @@ def read_usable(
     *,
     limit: int | None = None,
     samples: Sequence[int] | None = None,
+    identity_N: Ints | None = None,
 ) -> Iterator[Batch]:
     """As :func:`read_split`, in this process; a sample that cannot be used is left out, and a line about it goes to
-    ``left_out``. There are no stand-ins, so a batch may be smaller; one of nothing is not given."""
+    ``left_out``. There are no stand-ins, so a batch may be smaller; one of nothing is not given. ``identity_N``: as for
+    :class:`Loader`."""
     _check_transforms(split, transforms, 0)
     reader = Reader(split)
     for part in _parts(split, batch, samples, limit):
@@ -177,7 +182,7 @@ def read_usable(
                 del usable[number]
             else:
                 number_b = np.array(numbers, dtype=np.int64)
-                yield _batch(split, Task(number_b, number_b), arrays)
+                yield _batch(split, Task(number_b, number_b), arrays, identity_N)
                 break
 
 
@@ -191,31 +196,44 @@ def _parts(split: Samples, batch: int, samples: Sequence[int] | None, limit: int
     return [number_N[at : at + batch] for at in range(0, len(number_N), batch)]
 
 
-def check_batch(batch: int, world_size: int, bn_group: int) -> None:
-    """Refuse a world size that would change the mathematics, and name those that would not (promises 1 and 3)."""
+def check_batch(batch: int, world_size: int, bn_group: int, stream: str = "") -> None:
+    """Refuse a world size that would change the mathematics, and name those that would not (promises 1 and 3).
+
+    ``stream``: whose batch it is, where there are several.
+    """
+    of = f"data.streams.{stream}: " if stream else ""
     if min(batch, world_size, bn_group) < 1:
         raise V2FError(f"batch, world size and bn_group are at least 1, got {batch}, {world_size} and {bn_group}")
     if batch % bn_group:
-        raise V2FError(f"the batch of {batch} is no multiple of bn_group {bn_group}: change one of the two")
+        raise V2FError(f"{of}the batch of {batch} is no multiple of bn_group {bn_group}: change one of the two")
     if batch % (world_size * bn_group):
         groups = batch // bn_group
         valid = [str(n) for n in range(1, groups + 1) if groups % n == 0]
         raise V2FError(
-            f"a batch of {batch} in batch-norm groups of {bn_group} cannot be dealt to {world_size} processes; "
+            f"{of}a batch of {batch} in batch-norm groups of {bn_group} cannot be dealt to {world_size} processes; "
             f"valid numbers of processes: {', '.join(valid)}"
         )
 
 
-def micro_batch_of(share: int, most: int | None, bn_group: int) -> int | None:
+def micro_batch_of(share: int, most: int | None, bn_group: int, others: Sequence[int] = ()) -> int | None:
     """Samples of a forward pass: as many of a rank's ``share`` as divide it, at most ``most``, in whole norm groups.
 
-    So a recipe that says one holds for every number of processes; V2FError where it is less than a group.
+    So a recipe that says one holds for every number of processes; V2FError where it is less than a group. ``others``:
+    the rank's shares of further streams, which are cut into as many parts, in whole norm groups, too.
     """
     if most is None or most >= share:
         return None
     if most < bn_group:
         raise V2FError(f"train.micro_batch: {most} is less than a batch-norm group of {bn_group}; raise it")
-    return max(size for size in range(bn_group, most + 1, bn_group) if share % size == 0)
+    sizes = [size for size in range(bn_group, most + 1, bn_group) if share % size == 0]
+    sizes = [size for size in sizes if all(other % (share // size * bn_group) == 0 for other in others)]
+    if not sizes:
+        raise V2FError(
+            f"train.micro_batch: no {most} or fewer of a rank's {share} samples cut its "
+            f"{' and '.join(map(str, others))} of other streams alike, in batch-norm groups of {bn_group}; raise it, "
+            "or take batches with more common divisors"
+        )
+    return max(sizes)
 
 
 def _check_transforms(split: Samples, transforms: Mapping[str, Transform], workers: int) -> None:
@@ -288,8 +306,9 @@ class _Batches(Iterator[Batch]):
         workers: int,
         quarantine: Quarantine | None = None,
         also_close: Callable[[], None] | None = None,
+        identity_N: Ints | None = None,
     ):
-        self._work, self._quarantine = work, quarantine
+        self._work, self._quarantine, self._identity_N = work, quarantine, identity_N
         self._decoder = Farm(work, workers) if workers else Inline(work)
         # Also runs when the iterator is dropped and when the interpreter ends; it must not refer to self.
         self._closing = weakref.finalize(self, _close, self._decoder, also_close)
@@ -297,7 +316,7 @@ class _Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         try:
             task, arrays, bad = self._decoder.next()
-            batch = _batch(self._work.split, task, arrays)
+            batch = _batch(self._work.split, task, arrays, self._identity_N)
             if self._quarantine is not None:
                 self._set_aside(task, arrays, bad, batch["weight"], self._quarantine)
         except BaseException:
@@ -323,11 +342,11 @@ class _Batches(Iterator[Batch]):
         self._closing()
 
 
-def _batch(split: Samples, task: Task, arrays: worker.Arrays) -> Batch:
+def _batch(split: Samples, task: Task, arrays: worker.Arrays, identity_N: Ints | None) -> Batch:
     batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     batch["slot"] = torch.from_numpy(task.slot_b.copy())
     batch["weight"] = torch.ones(len(task.sample_b))
-    batch["identity"] = torch.from_numpy(split.identity_N[task.sample_b])
+    batch["identity"] = torch.from_numpy((split.identity_N if identity_N is None else identity_N)[task.sample_b])
     batch["key"] = [split.key(number) for number in task.sample_b.tolist()]
     return batch
 
