@@ -32,7 +32,7 @@ class ToyStreams(System):
         )
         self.discriminator = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(3 * SIDE * SIDE, WIDTH),
+            nn.Linear(3 * SIDE * SIDE, WIDTH, bias=False),
             GhostBatchNorm(WIDTH, config.bn_group),
             nn.Tanh(),
             nn.Linear(WIDTH, 1),
