@@ -192,7 +192,7 @@ def test_what_grows_while_a_run_goes_on(run: Path, tmp_path: Path) -> None:
     sound = (run / "metrics.jsonl").read_bytes()
     check(run / "metrics.jsonl", track, lambda: curves.read_curves(str(run / "metrics.jsonl")))
     (run / "metrics.jsonl").write_bytes(sound)
-    check(run / "quarantine.jsonl", lambda: trainer._name_again(run, [1]))
+    check(run / "quarantine.jsonl", lambda: trainer._name_again(run, {"": [1]}))
     for name in ("starts.jsonl", "slots/x-rank-00000.jsonl"):
         check(run / name, lambda: read_slots(str(run)))
     check(run / "tracking.json", lambda: tracking.read_state(str(run)))

@@ -434,6 +434,7 @@ class _State(Record):
     fingerprint: str = ""
     order: str = ""
     quarantine: list[int] = []
+    quarantines: dict[str, list[int]] = {}
     weights: dict[str, str | None] = {}
     config: _Config = _Config()
     run_id: str | None = None

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -304,9 +304,21 @@ def _shown(cls: type[Config], location: Sequence[str]) -> list[str]:
         last = at == len(location) - 1
         models = _models_at(cls, location[:at])
         tag = any(part in get_args(field.annotation) for model in models for field in model.model_fields.values())
-        if part in _keys_at(cls, location[:at]) or part.isdigit() or (last and not tag and "-" not in part):
+        if (
+            (at and _is_dict(cls, location[:at]))
+            or part in _keys_at(cls, location[:at])
+            or part.isdigit()
+            or (last and not tag and "-" not in part)
+        ):
             path.append(part)
     return path
+
+
+def _is_dict(cls: type[Config], location: Sequence[str]) -> bool:
+    """Whether the key that a location ends with holds names of the user's choice."""
+    fields = [model.model_fields.get(location[-1]) for model in _models_at(cls, location[:-1])]
+    kinds = [kind for field in fields if field for kind in (field.annotation, *get_args(field.annotation))]
+    return any(get_origin(kind) is dict for kind in kinds)
 
 
 def _all_keys(cls: type[Config], prefix: str) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,7 @@ from rich.console import Console
 from v2f import protocols, store, tracking
 from v2f.data.manifest import Dataset, open_dataset, read_manifest
 from v2f.data.mix import union_fingerprint
+from v2f.data.streams import joint_fingerprint
 from v2f.errors import V2FError
 from v2f.nn import float32_products
 from v2f.observers import observers_of
@@ -83,7 +84,8 @@ def evaluate(
     if second.get("why_not"):
         console.print(f"no referee: {second['why_not']}", style="bold red")
     if dataset.fingerprint not in trained_on(run, dataset):
-        what = "known to be one of the data sets" if run.config.data.mix else "the data set"
+        several = run.config.data.mix or run.config.data.streams
+        what = "known to be one of the data sets" if several else "the data set"
         console.print(f"note: {dataset.root} is not {what} that {run.config.name} was trained on")
     for name in splits:
         result["splits"][name], people[name] = protocol.measure(job, name)
@@ -135,17 +137,21 @@ def read(run: Run) -> dict[str, Any] | None:
 
 
 def trained_on(run: Run, dataset: Dataset) -> list[str]:
-    """Fingerprints of the data sets that ``run`` was trained on; of a mix, of which the run keeps one for all together,
-    those that lie there now, if they are still the same. ``dataset`` is taken for trained on where nothing is known."""
+    """Fingerprints of the data sets that ``run`` was trained on; of a mix or of streams, of which the run keeps one for
+    all together, those that lie there now, if they are still the same. ``dataset`` is taken for trained on where
+    nothing is known."""
     data, kept = run.config.data, run.info.get("fingerprint", dataset.fingerprint)
-    if data.mix is None or kept == dataset.fingerprint:
+    if (data.mix is None and data.streams is None) or kept == dataset.fingerprint:
         return [kept]
     try:
-        there = [read_manifest(source.path).fingerprint for source in data.mix]
+        there = {source.path: read_manifest(source.path).fingerprint for source in data.sources}
     except V2FError:
         return []
-    splits = [f"{of}/{source.split or data.split}" for of, source in zip(there, data.mix, strict=True)]
-    return there if union_fingerprint(splits) == kept else []
+    streams = {}
+    for name, own in data.by_stream().items():
+        splits = [f"{there[source.path]}/{source.split}" for source in own.sources]
+        streams[name] = there[own.home] if own.mix is None else union_fingerprint(splits)
+    return list(there.values()) if joint_fingerprint(streams) == kept else []
 
 
 def about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -46,12 +46,13 @@ from torch import Tensor, nn
 from v2f import store
 from v2f.data.loader import micro_batch_of, read_usable
 from v2f.data.manifest import open_dataset
+from v2f.data.streams import side_by_side
 from v2f.errors import V2FError, guarded, spoken
 from v2f.nn import computes_bf16, float32_products
 from v2f.nn.batchnorm import common_group, discard_ghosts
 from v2f.nn.waveform import WaveformEncoder
-from v2f.run import build_system, load_config
-from v2f.system import trained
+from v2f.run import DataConfig, build_system, load_config, streams_of
+from v2f.system import Batch, Transform, by_stream, trained
 from v2f.tracking import say
 
 MIB = 1 << 20
@@ -177,28 +178,27 @@ def encoder_step(device: torch.device) -> Task:
 def recipe_step(device: torch.device, recipe: str, overrides: Sequence[str], world_size: int) -> Task:
     """A step of a recipe's system, all its phases, on the first samples of its data: one rank's micro-batch."""
     config = load_config(recipe, overrides)
-    share, rest = divmod(config.data.batch, world_size)
-    if rest or not share:
-        raise V2FError(f"data.batch: {config.data.batch} is not a multiple of {world_size} ranks")
+    for data in config.data.by_stream().values():
+        if data.batch % world_size:
+            raise V2FError(f"data.batch: {data.batch} is not a multiple of {world_size} ranks")
     system = build_system(config)
-    size = micro_batch_of(share, config.train.micro_batch, common_group(trained(system).values())) or share
-    left_out: list[str] = []
-    split = open_dataset(config.data.home).split(config.data.split)
-    batch = next(iter(read_usable(split, system.transforms(), size, left_out, limit=size)), None)
-    if batch is None or left_out or len(batch["slot"]) < size:
-        reason = left_out[0] if left_out else f"the split {split.name} has fewer"
-        raise V2FError(f"the first {size} samples of {config.data.home} cannot be used: {reason}")
+    streams = streams_of(config, system)
+    share, *others = [data.batch // world_size for data in streams.values()]
+    size = micro_batch_of(share, config.train.micro_batch, common_group(trained(system).values()), others) or share
+    parts = {
+        name: _first(data, system.streams()[name], size * data.batch // config.data.batch)
+        for name, data in streams.items()
+    }
+    batch = next(side_by_side(parts))
     precision = config.train.precision
     bf16 = precision == "bf16" or (precision == "auto" and computes_bf16(device))
     dtype = torch.float64 if precision == "fp64" else torch.float32
     float32_products(tf32=precision == "tf32")
     system.to(device, dtype).train()
-    batch = {
-        key: value.to(device, dtype if value.is_floating_point() else value.dtype)
-        if isinstance(value, Tensor)
-        else value
-        for key, value in batch.items()
-    }
+    for own in by_stream(batch).values():
+        for key, value in own.items():
+            if isinstance(value, Tensor):
+                own[key] = value.to(device, dtype if value.is_floating_point() else value.dtype)
 
     def loss(phase: str) -> Callable[[], Tensor]:
         def total() -> Tensor:
@@ -213,6 +213,17 @@ def recipe_step(device: torch.device, recipe: str, overrides: Sequence[str], wor
         for phase in system.phases()
     ]
     return _stepping(system, phases, size)
+
+
+def _first(data: DataConfig, reads: Mapping[str, Transform], size: int) -> list[Batch]:
+    """One batch of the first samples of a stream's data."""
+    left_out: list[str] = []
+    split = open_dataset(data.home).split(data.split)
+    batches = list(read_usable(split, reads, size, left_out, limit=size))
+    if not batches or left_out or len(batches[0]["slot"]) < size:
+        reason = left_out[0] if left_out else f"the split {split.name} has fewer"
+        raise V2FError(f"the first {size} samples of {data.home} cannot be used: {reason}")
+    return batches
 
 
 def _stepping(

@@ -46,6 +46,7 @@ MODEL = "model.safetensors"
 EVALUATION = "eval.json"
 NOTES = "v2f"  # what identifies an exported run, in the notes that its weights carry
 _CONFIG_LOST = "restore it: the record of each checkpoint holds the configuration, too (state.config)"
+_OF_STREAM = re.compile(r"^data\.streams\.[^.]+\.(?=path|mix)")
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -99,6 +100,15 @@ class CacheConfig(Config):
         return round(self.gb * 1e9)
 
 
+class StreamConfig(Config):
+    """What one of a system's streams is read from; what is null is that of ``data``."""
+
+    path: Place | None = Field(None, description="the data set's folder or s3:// prefix")
+    mix: list[SourceConfig] | None = Field(None, min_length=1, description="instead of path: several data sets")
+    split: str | None = None
+    batch: int | None = Field(None, gt=0, description="samples of this stream in a global batch")
+
+
 class DataConfig(Config):
     """Which shards, in which order. The order is a pure function of these, the seed and the data's fingerprint."""
 
@@ -114,17 +124,56 @@ class DataConfig(Config):
     max_bad_fraction: float = Field(
         0.01, ge=0, le=1, description="the run stops when more of the split's samples than this cannot be used"
     )
+    streams: dict[str, StreamConfig] | None = Field(
+        None, min_length=1, description="of a system that reads several streams of samples, each by its name"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counted(cls, values: Any) -> Any:
+        """Without a batch of its own, ``data`` has that of the first stream, by which samples are counted."""
+        if isinstance(values, dict) and values.get("batch") is None and isinstance(values.get("streams"), dict):
+            first = next(iter(values["streams"].values()), None)
+            if isinstance(first, dict) and first.get("batch") is not None:
+                return values | {"batch": first["batch"]}
+        return values
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
-        if (self.path is None) == (self.mix is None):
-            raise ValueError("data wants either path, one data set, or mix, several")
+        own_place = self.path is not None, self.mix is not None
+        for name, own in self.by_stream().items():
+            if all(own_place) or (own.path is None) == (own.mix is None):
+                where = f"data.streams.{name}" if name else "data"
+                raise ValueError(f"{where} wants either path, one data set, or mix, several")
         return self
 
     @property
     def home(self) -> str:
-        """The data set that the meters and an evaluation read: that of ``path``, or the first of the mix."""
+        """The data set that the meters and an evaluation read: that of ``path``, or the first of the mix; of the first
+        stream, where ``data`` itself names neither."""
+        if self.path is None and self.mix is None and self.streams:
+            return next(iter(self.by_stream().values())).home
         return self.mix[0].path if self.mix else str(self.path)
+
+    @property
+    def sources(self) -> list[SourceConfig]:
+        """Every data set that is trained on, with its split."""
+        if self.streams is not None:
+            return [source for own in self.by_stream().values() for source in own.sources]
+        if self.mix is None:
+            return [SourceConfig(path=str(self.path), split=self.split)]
+        return [source.model_copy(update={"split": source.split or self.split}) for source in self.mix]
+
+    def by_stream(self) -> dict[str, "DataConfig"]:
+        """Of each stream what its ``data`` would be if it were the only one; under "" these, where there are none."""
+        if self.streams is None:
+            return {"": self}
+        found = {}
+        for name, own in self.streams.items():
+            place = own if own.path is not None or own.mix is not None else self
+            values = {"path": place.path, "mix": place.mix, "split": own.split or self.split}
+            found[name] = self.model_copy(update=values | {"batch": own.batch or self.batch, "streams": None})
+        return found
 
 
 class BestConfig(Config):
@@ -261,7 +310,8 @@ def _from_values(values: Any, where: str) -> RunConfig:
 def changes(before: RunConfig, now: RunConfig) -> list[str]:
     """How the function that is trained differs: ``key: old -> new``, a key each."""
     old, new = flatten(before), flatten(now)
-    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and not k.startswith(FREE)]
+    keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    keys = [k for k in keys if not _OF_STREAM.sub("data.", k).startswith(FREE)]
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys]
 
 
@@ -342,6 +392,29 @@ def told_source(record: Mapping[str, Any]) -> str:
     what = f"{record['module']} of " if record["module"] else ""
     source = without_credentials(record["source"])
     return f"{record['into']} from {what}{source}{step}{averages} (SHA-256 {record['sha256'][:16]}...)"
+
+
+def streams_of(config: RunConfig, system: System) -> dict[str, DataConfig]:
+    """What each stream that the system asks for is read from, in the system's order; V2FError where ``data.streams``
+    has others."""
+    asked, given, name = list(system.streams()), config.data.by_stream(), config.system.name  # type: ignore[attr-defined]
+    if asked == [""] and config.data.streams is not None:
+        raise V2FError(
+            f"data.streams: {', '.join(given)}: the system {name} reads one stream; leave it out, and give data.path "
+            "and data.batch"
+        )
+    if set(asked) != set(given):
+        raise V2FError(
+            f"data.streams: {', '.join(filter(None, given)) or 'null'}: the system {name} asks for the streams "
+            f"{', '.join(asked)}; give each of them and no other"
+        )
+    batch = given[asked[0]].batch
+    if batch != config.data.batch:
+        raise V2FError(
+            f"data.batch: {config.data.batch}: samples are counted by {asked[0]}, the first stream of the system "
+            f"{name}; set data.batch={batch}"
+        )
+    return {stream: given[stream] for stream in asked}
 
 
 def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:

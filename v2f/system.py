@@ -22,7 +22,8 @@ from v2f.weights import Judges
 M = TypeVar("M", bound=nn.Module)
 
 Batch = dict[str, Any]
-"""``{transform's name: [B, ...], "slot": int64 [B], "weight": float32 [B], "identity": int64 [B], "key": [str]}``"""
+"""``{transform's name: [B, ...], "slot": int64 [B], "weight": float32 [B], "identity": int64 [B], "key": [str]}``; of a
+system that reads several streams ``{stream: such a batch}``, each with its own B."""
 
 Losses = dict[str, Tensor]
 """``{"total": scalar, part: scalar, ...}``; each is sum(weight * loss per sample) / B (promise 2)."""
@@ -235,7 +236,39 @@ class System(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def transforms(self) -> dict[str, Transform]:
-        """What it reads of a sample: name in the batch -> transform."""
+        """What it reads of a sample: name in the batch -> transform. Of a system that reads several streams, what it
+        reads where samples come one by one (evaluation, generation), what its first stream reads among it."""
+
+    def streams(self) -> dict[str, dict[str, Transform]]:
+        """What training and validation read of each stream of samples: stream -> name in its batch -> transform.
+
+        The one stream without a name is what most systems read: its batch is *the* batch. Streams with names are drawn
+        independently of each other, each from its whole set and in an order of its own (``data.streams``): :meth:`loss`
+        and :meth:`meters` then get ``batch["voice"]["wav"]``, :meth:`sample` the batch of a single stream, the first.
+        All streams stand at one position, the step; a step, a schedule and every axis count the samples of the first.
+        ``identity`` is one number for a name in all streams. Loss terms are means over the B of the stream that they
+        are about, by its own ``weight``.
+        """
+        return {"": self.transforms()}
+
+
+def by_stream(batch: Batch) -> dict[str, Batch]:
+    """The batch of each stream, in the system's order; of a system that reads one, the batch itself under ""."""
+    return {"": batch} if "slot" in batch else batch
+
+
+def first_stream(batch: Batch) -> Batch:
+    """The batch of the first stream, whose samples count."""
+    return next(iter(by_stream(batch).values()))
+
+
+def part_of(batch: Batch, number: int, parts: int) -> Batch:
+    """The ``number``-th of ``parts`` equal stretches of the slots of every stream."""
+    if "slot" not in batch:
+        return {stream: part_of(own, number, parts) for stream, own in batch.items()}
+    size, rest = divmod(len(batch["slot"]), parts)
+    assert not rest, f"{len(batch['slot'])} slots are not cut into {parts} equal parts"
+    return {name: values[number * size : (number + 1) * size] for name, values in batch.items()}
 
 
 class Judged(System):

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,7 @@ from v2f.data.manifest import Samples, open_dataset
 from v2f.data.mix import MixOrder, Union
 from v2f.data.order import Order
 from v2f.data.quarantine import Entry
+from v2f.data.streams import Streams, joint_fingerprint, joint_people, numbered, side_by_side, stream_seed
 from v2f.engine import Engine
 from v2f.errors import V2FError
 from v2f.fencing import inherited, taken_up
@@ -51,11 +52,12 @@ from v2f.run import (
     check_weights,
     config_of,
     start_from,
+    streams_of,
     told_source,
     what_is,
 )
 from v2f.stopping import REASONS, TAKEN, GivenUpError, Stopped, Watchdog
-from v2f.system import Batch, System, trained
+from v2f.system import Batch, System, by_stream, first_stream, trained
 from v2f.tracking import NOTE, ROLLED_BACK, Tracker, read_state, roll_back, say
 from v2f.window import Clock, Norms, SlotLog, Window
 
@@ -78,7 +80,7 @@ class _Job:
     engine: Engine
     system: System
     fingerprint: str
-    loader: Loader
+    loader: Streams
     saver: checkpoint.Saver
     tracker: Tracker | None
     watched: list[Batch]
@@ -244,13 +246,18 @@ def _prepare(
     folder = RunFolder(config.folder)
     lease = _own(config, engine, wish, owned)
     found, changed = _take_up(config, resume, engine, folder, lease, attempt, allow_changes)
-    fingerprint, split, order = _ordered(config.data, config.seed)
+    ordered = {name: _ordered(data, stream_seed(config.seed, name)) for name, data in config.data.by_stream().items()}
+    fingerprint = joint_fingerprint({name: own for name, (own, _, _) in ordered.items()})
+    order_fingerprint = joint_fingerprint({name: order.fingerprint for name, (_, _, order) in ordered.items()})
+    people = joint_people(split for _, split, _ in ordered.values()) if config.data.streams is not None else None
     system = build_system(config)
     init_from = start_from(config, system, engine) if found is None else []
+    streams = streams_of(config, system)
     bn_group = common_group(trained(system).values())
-    check_batch(config.data.batch, engine.world_size, bn_group)
-    share = config.data.batch // engine.world_size
-    micro_batch = micro_batch_of(share, config.train.micro_batch, bn_group)
+    for name, data in streams.items():
+        check_batch(data.batch, engine.world_size, bn_group, name)
+    share, *others = [data.batch // engine.world_size for data in streams.values()]
+    micro_batch = micro_batch_of(share, config.train.micro_batch, bn_group, others)
     engine.wrap(system, share=share, micro_batch=micro_batch)
     state: dict[str, Any] = {}
     if found is not None:
@@ -258,29 +265,38 @@ def _prepare(
         trained_on = checkpoint.needed(state, "fingerprint", found)
         if trained_on != fingerprint:
             raise V2FError(f"{config.data.home}: its fingerprint is {fingerprint}, {trained_on} in {found}")
-        if state.get("order", order.fingerprint) != order.fingerprint:
+        if state.get("order", order_fingerprint) != order_fingerprint:
             raise V2FError(
-                f"the order of the samples is not that of {found}: data.mix, data.batch, data.partitions, data.window "
-                "or seed differs; resume with what it was trained with"
+                f"the order of the samples is not that of {found}: data.mix, data.streams, data.batch, "
+                "data.partitions, data.window or seed differs; resume with what it was trained with"
             )
         check_weights(system, state, found)
         init_from = state.get("init_from", [])
         engine.load(system, tensors, found)
         del tensors
-    step, quarantine = 0 if found is None else checkpoint.step_of(found), state.get("quarantine", [])
-    loader = Loader(
-        split,
-        order,
-        system.transforms(),
-        batch=config.data.batch,
-        rank=engine.rank,
-        world_size=engine.world_size,
-        bn_group=bn_group,
-        seed=config.seed,
-        start_slot=step * config.data.batch,
-        workers=config.data.workers,
-        cache=None if config.data.cache is None else Cache(config.data.cache.path, config.data.cache.bytes),
-        quarantine=quarantine,
+    step = 0 if found is None else checkpoint.step_of(found)
+    quarantine: dict[str, list[int]] = {"": state.get("quarantine", []), **state.get("quarantines", {})}
+    cache = None if config.data.cache is None else Cache(config.data.cache.path, config.data.cache.bytes)
+    reads = system.streams()
+    loader = Streams(
+        {
+            name: Loader(
+                ordered[name][1],
+                ordered[name][2],
+                reads[name],
+                batch=data.batch,
+                rank=engine.rank,
+                world_size=engine.world_size,
+                bn_group=bn_group,
+                seed=stream_seed(config.seed, name),
+                start_slot=step * data.batch,
+                workers=data.workers,
+                cache=cache,
+                quarantine=quarantine.get(name, []),
+                identity_N=None if people is None else numbered(ordered[name][1], people),
+            )
+            for name, data in streams.items()
+        }
     )
     train = config.train
     saver = checkpoint.Saver(
@@ -311,9 +327,9 @@ def _prepare(
         if micro_batch not in (None, train.micro_batch):
             say(f"train.micro_batch: {micro_batch}, the most that divides a rank's {share} samples")
         starts = _note_start(folder, attempt, engine, step, changed)
-        tracker = _start(config, folder, engine, system, split, fingerprint, init_from, state.get("run_id"))
+        tracker = _start(config, folder, engine, system, loader, fingerprint, init_from, state.get("run_id"))
         _name_again(folder.local, quarantine)
-        batches, left_out = _validation(config, system)
+        batches, left_out = _validation(config, streams, system, people)
         watched = [engine.place(batch) for batch in batches]
     slots = SlotLog(folder.local, attempt, engine.rank) if train.sample_log else None
     return _Job(
@@ -340,7 +356,7 @@ def _prepare(
 
 
 def _ordered(config: DataConfig, seed: int) -> tuple[str, Samples, Order | MixOrder]:
-    """What is trained on, its fingerprint, and in which order."""
+    """What a stream is trained on: its fingerprint, it, and in which order."""
     kind = {"seed": seed, "batch": config.batch, "partitions": config.partitions, "window": config.window}
     if config.mix is None:
         split = open_dataset(config.home).split(config.split)
@@ -352,23 +368,30 @@ def _ordered(config: DataConfig, seed: int) -> tuple[str, Samples, Order | MixOr
     return mixed.fingerprint, mixed, MixOrder(sizes, weights, data=names, **kind)
 
 
-def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
-    """The batches that the meters watch, none larger than a forward pass may be. Nothing stands in here: what cannot be
-    used is left out, counted, and said."""
-    data = config.data
-    if data.valid is None:
-        return [], 0
-    dataset = open_dataset(data.home)
-    if data.valid not in dataset.splits:
-        say(f"{data.home} has no split {data.valid!r}: no meters and no samples while training")
-        return [], 0
+def _validation(
+    config: RunConfig, streams: Mapping[str, DataConfig], system: System, people: Mapping[str, int] | None
+) -> tuple[list[Batch], int]:
+    """The batches that the meters watch, none larger than a forward pass may be; each stream's are of its own data, in
+    the proportion of training, numbered as ``people``. Nothing stands in here: what cannot be used is left out,
+    counted, and said."""
     left_out: list[str] = []
-    split, limit = dataset.split(data.valid), config.train.validate_samples
-    size = min(_WATCHED, config.train.micro_batch or _WATCHED)
-    batches = list(read_usable(split, system.transforms(), size, left_out, limit=limit))
+    most, size = config.train.validate_samples, min(_WATCHED, config.train.micro_batch or _WATCHED)
+    found: dict[str, list[Batch]] = {}
+    for name, data in streams.items():
+        if data.valid is None:
+            return [], 0
+        dataset = open_dataset(data.home)
+        if data.valid not in dataset.splits:
+            say(f"{data.home} has no split {data.valid!r}: no meters and no samples while training")
+            return [], 0
+        split = dataset.split(data.valid)
+        own_size, limit = (max(1, count * data.batch // config.data.batch) for count in (size, most))
+        identity_N = None if people is None else numbered(split, people)
+        reads = system.streams()[name]
+        found[name] = list(read_usable(split, reads, own_size, left_out, limit=limit, identity_N=identity_N))
     if left_out:
         say(f"validation leaves out {len(left_out)} samples that cannot be used, the first: {left_out[0]}")
-    return batches, len(left_out)
+    return list(side_by_side(found)), len(left_out)
 
 
 def _take_up(
@@ -431,7 +454,7 @@ def _start(
     folder: RunFolder,
     engine: Engine,
     system: System,
-    split: Samples,
+    loader: Streams,
     fingerprint: str,
     init_from: list[dict[str, Any]],
     run_id: str | None,
@@ -441,7 +464,7 @@ def _start(
         "name": config.name,
         "system": config.system.name,
         "fingerprint": fingerprint,
-        "data": config.data.path or ", ".join(source.path for source in config.data.mix or []),
+        "data": ", ".join(dict.fromkeys(source.path for source in config.data.sources)),
         "stand_ins": ", ".join(system.stand_ins) or "none",
         "weights": dict(system.weights),
         "init_from": init_from,
@@ -463,7 +486,8 @@ def _start(
         experiment=config.tracking.experiment,
         name=config.name,
         parameters={key: value for key, value in flatten(config).items() if not key.startswith(_NO_PARAMETER)},
-        tags=tags | {"mlflow.source.git.commit": info["code"].split("+")[0], NOTE: _description(config, system, split)},
+        tags=tags
+        | {"mlflow.source.git.commit": info["code"].split("+")[0], NOTE: _description(config, system, loader)},
         datasets=[
             {
                 "name": _last_part(dataset.root),
@@ -471,21 +495,25 @@ def _start(
                 "source": dataset.root,
                 "profile": {name: size.model_dump() for name, size in dataset.manifest.splits.items()},
             }
-            for dataset in split.datasets
+            for dataset in {d.root: d for own in loader.loaders.values() for d in own.split.datasets}.values()
         ],
         run_id=read_state(str(folder.local)).get("run_id") or run_id,
     )
 
 
-def _description(config: RunConfig, system: System, split: Samples) -> str:
+def _description(config: RunConfig, system: System, loader: Streams) -> str:
     """What MLflow's page of the run says first, in Markdown."""
-    train, batch, samples = config.train, config.data.batch, split.samples
-    data = ", ".join(f"`{_last_part(dataset.root)}`" for dataset in split.datasets)
+    train, batch = config.train, config.data.batch
+    epochs = []
+    for own in loader.loaders.values():
+        data = ", ".join(f"`{_last_part(dataset.root)}`" for dataset in own.split.datasets)
+        count = own.split.samples
+        epochs.append(f"{train.steps * own.batch / count:.1f} epochs of the {count:,} of {data}")
     nets = f"Stand-ins ({', '.join(system.stand_ins)}): its numbers and faces hold for the synthetic world only."
     lines = [
         f"**{what_is(config.system.name)}**",
         f"{_numbers(system):,} trained parameters; {train.steps:,} steps of {batch}: {train.steps * batch:,} samples "
-        f"seen, {train.steps * batch / samples:.1f} epochs of the {samples:,} of {data}.",
+        f"seen, {', and '.join(epochs)}.",
         *([nets] if system.stand_ins else []),
         "The axis of every curve here is samples seen, whatever it is called; `step` is the optimizer's.",
         "A face estimated from a voice is no photograph and no evidence: do not use it to identify or to judge anyone.",
@@ -515,7 +543,7 @@ def _log(job: _Job, bar: "tqdm[Any]", window: Window) -> None:
         numbers["skew/forward_slowest_over_median"] = max(forward) / max(statistics.median(forward), 1e-9)
         numbers["skew/slowest_rank"] = float(forward.index(max(forward)))
         numbers["skew/data_wait_most"] = max(rank["speed/data_wait_share"] for rank in every)
-    numbers |= {"data/quarantined": len(job.loader.quarantine), "data/valid_left_out": job.left_out}
+    numbers |= {"data/quarantined": sum(map(len, job.loader.quarantined.values())), "data/valid_left_out": job.left_out}
     numbers |= job.clock.numbers() | {"checkpoint/failed": job.failed_saves, "tracking/seconds": job.tracker.seconds}
     for name, value in numbers.items():
         job.history.setdefault(name, deque(maxlen=_HISTORY)).append(value)
@@ -570,10 +598,10 @@ def _still_ours(job: _Job) -> bool:
 
 
 def _shown(system: System, batches: list[Batch]) -> dict[str, Tensor]:
-    """What the system makes of the first samples of the batches, a batch at a time."""
+    """What the system makes of the first samples of the batches (of its first stream), a batch at a time."""
     parts: list[dict[str, Tensor]] = []
     left = _SHOWN
-    for batch in batches:
+    for batch in map(first_stream, batches):
         parts.append(system.sample({k: v[:left] for k, v in batch.items()}))
         left -= len(batch["key"])
         if left <= 0:
@@ -586,49 +614,54 @@ def _share_quarantine(job: _Job) -> None:
 
     Collective, and so the same error on all ranks. What the ranks know is the same at every checkpoint.
     """
-    quarantine, config = job.loader.quarantine, job.config
-    gathered = [entry for entries in job.engine.gather(quarantine.news()) for entry in entries]
-    news = sorted(gathered, key=lambda entry: entry.slot)
-    if not news:
-        return
-    quarantine.adopt(news)
-    if job.tracker is not None:
-        _name(job.folder.local, news)
-        say(f"step {job.step}: {len(quarantine)} samples are in quarantine; the newest: {news[-1]}")
-    allowed, split = config.data.max_bad_fraction, job.loader.split
-    if len(quarantine) > allowed * split.samples:
-        raise GivenUpError(
-            f"{len(quarantine)} of the {split.samples} samples of {split.name} cannot be used, more than "
-            f"data.max_bad_fraction={allowed:g} allows; {'; '.join(map(str, news[:3]))}; all are in "
-            f"{store.join(job.folder.path, QUARANTINE)}; `v2f shards verify` lists all damage: mend it, or allow more"
-        )
+    loaders, allowed = job.loader.loaders, job.config.data.max_bad_fraction
+    gathered = job.engine.gather({stream: loader.quarantine.news() for stream, loader in loaders.items()})
+    for stream, loader in loaders.items():
+        quarantine, split = loader.quarantine, loader.split
+        news = sorted((entry for rank in gathered for entry in rank[stream]), key=lambda entry: entry.slot)
+        if not news:
+            continue
+        quarantine.adopt(news)
+        if job.tracker is not None:
+            _name(job.folder.local, news, stream)
+            of = f" of the stream {stream}" if stream else ""
+            say(f"step {job.step}: {len(quarantine)} samples{of} are in quarantine; the newest: {news[-1]}")
+        if len(quarantine) > allowed * split.samples:
+            raise GivenUpError(
+                f"{len(quarantine)} of the {split.samples} samples of {split.name} cannot be used, more than "
+                f"data.max_bad_fraction={allowed:g} allows; {'; '.join(map(str, news[:3]))}; all are in "
+                f"{store.join(job.folder.path, QUARANTINE)}; `v2f shards verify` lists all damage: mend it, or allow "
+                "more"
+            )
 
 
-def _name(folder: Path, entries: list[Entry]) -> None:
-    path = folder / QUARANTINE
+def _name(folder: Path, entries: list[Entry], stream: str) -> None:
+    path, of = folder / QUARANTINE, {"stream": stream} if stream else {}
     try:
-        files.append_line(path, "\n".join(json.dumps(asdict(entry)) for entry in entries))
+        files.append_line(path, "\n".join(json.dumps(asdict(entry) | of) for entry in entries))
     except V2FError as error:  # the checkpoint holds the numbers, too
         say(f"{error}; training goes on")
 
 
-def _name_again(folder: Path, numbers: list[int]) -> None:
-    """Leave in the list what the checkpoint holds: what a killed run met after it will be met again."""
+def _name_again(folder: Path, quarantine: Mapping[str, list[int]]) -> None:
+    """Leave in the list what the checkpoint holds of each stream: what a killed run met after it will be met again."""
     path = folder / QUARANTINE
     if not path.exists():
         return
-    known, kept = set(numbers), {}
+    known, kept = {(stream, number) for stream, numbers in quarantine.items() for number in numbers}, {}
     for line in store.read_bytes(str(path)).decode("utf-8", "replace").splitlines():
         with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # a kill may have cut a line
-            number = json.loads(line)["number"]
-            if number in known:
-                kept[number] = line + "\n"
+            entry: dict[str, Any] = dict(json.loads(line))
+            which = entry.get("stream", ""), entry["number"]
+            if which in known:
+                kept[which] = line + "\n"
     store.write_bytes(str(path), "".join(kept.values()).encode())
 
 
 def _given_up(job: _Job, batch: Batch, phase: str, why: str, times: int) -> GivenUpError:
     """Skipped too often: name the batch of all ranks in a file; collective."""
-    batches = job.engine.gather({"key": list(batch["key"]), "slot": batch["slot"].tolist()})
+    own = {name: {"key": list(b["key"]), "slot": b["slot"].tolist()} for name, b in by_stream(batch).items()}
+    batches = job.engine.gather(own.get("", own))
     name = f"bad-batch-step-{job.step:08d}.json"
     path = store.join(job.folder.path, name)
     if job.engine.rank == 0:
@@ -643,7 +676,7 @@ def _given_up(job: _Job, batch: Batch, phase: str, why: str, times: int) -> Give
     what = "the gradient is a spike" if why == "spike" else f"the {why} is not finite"
     return GivenUpError(
         f"step {job.step}, phase {phase}: {what} for {times} steps in a row; lower the rate or clip harder "
-        f"(samples: {', '.join(batches[0]['key'][:4])} ...; all are in {path})"
+        f"(samples: {', '.join(first_stream(batches[0])['key'][:4])} ...; all are in {path})"
     )
 
 
@@ -661,12 +694,14 @@ def _save(job: _Job, wait: bool) -> None:
         if engine.rank == 0:
             say(f"step {job.step}: the checkpoint before is still being written, so this one is left out")
         return
+    quarantined = job.loader.quarantined
     state = {
         "step": job.step,
         "slot": job.step * config.data.batch,
         "fingerprint": job.fingerprint,
-        "order": job.loader.order.fingerprint,
-        "quarantine": job.loader.quarantine.numbers,
+        "order": job.loader.fingerprint,
+        "quarantine": quarantined.get("", []),
+        "quarantines": {name: numbers for name, numbers in quarantined.items() if name},
         "weights": dict(job.system.weights),
         "init_from": job.init_from,
         "config": config.model_dump(mode="json"),

@@ -14,10 +14,10 @@ from pydantic import model_validator
 from v2f import local as files
 from v2f import store
 from v2f.config import Record, problem_of
-from v2f.data.loader import Loader
+from v2f.data.streams import Streams
 from v2f.engine import StepResult
 from v2f.errors import V2FError
-from v2f.system import Batch
+from v2f.system import Batch, by_stream
 from v2f.tracking import say
 
 _SPIKE_STEPS = 128  # gradient norms that a spike is measured against (as in OLMo-core), once a quarter of them is there
@@ -67,7 +67,7 @@ class Window:
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def take(self, loader: Loader) -> dict[str, float]:
+    def take(self, loader: Streams) -> dict[str, float]:
         """The means, and a new window. Tensors become numbers only here: nothing waits for a GPU in between."""
         seconds = max(time.perf_counter() - self._clock, 1e-9)
         numbers = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
@@ -141,7 +141,8 @@ class Norms:
 
 
 class SlotLog:
-    """Which sample each slot of each step was: ``RUN/slots/ATTEMPT-rank-N.jsonl``, a line a step.
+    """Which sample each slot of each step was: ``RUN/slots/ATTEMPT-rank-N.jsonl``, a line a step (and stream, with its
+    name, where there are several).
 
     A full disk does not end a training: it is said once, and when there is room again, a line without slots tells which
     steps are not in the log: ``"lost": [FIRST, LAST]``. V2FError where there can be no log, for another reason.
@@ -158,7 +159,10 @@ class SlotLog:
             self._say(error)
 
     def write(self, step: int, batch: Batch) -> None:
-        line = {"step": step, "slot": batch["slot"].tolist(), "key": list(batch["key"])}
+        written = b""
+        for stream, own in by_stream(batch).items():
+            line = {"step": step, "slot": own["slot"].tolist(), "key": list(own["key"])}
+            written += json.dumps(line | ({"stream": stream} if stream else {})).encode() + b"\n"
         try:
             lines = self._open()
             with files.explained(self.path):
@@ -167,7 +171,7 @@ class SlotLog:
                     lines.write(json.dumps(gap).encode() + b"\n")
                     say(f"{self.path} is written again; steps {self._lost[0]} to {self._lost[1]} are not in it")
                     self._lost, self._said = [], False
-                lines.write(json.dumps(line).encode() + b"\n")
+                lines.write(written)
         except V2FError as error:
             self._say(error)
             self._lost = [self._lost[0] if self._lost else step, step]
@@ -191,8 +195,9 @@ class SlotLog:
         self._said = True
 
 
-def read_slots(folder: str) -> list[tuple[int, int, str]]:
+def read_slots(folder: str, stream: str = "") -> list[tuple[int, int, str]]:
     """``(step, slot, key)`` of every step that counts, sorted: what a later start did again, it did instead.
+    ``stream``: of which one, where there are several.
 
     Steps that a log has lost are not among them.
     """
@@ -202,7 +207,7 @@ def read_slots(folder: str) -> list[tuple[int, int, str]]:
         end = min((later["step"] for later in starts[i + 1 :]), default=float("inf"))
         for path in sorted(Path(folder, "slots").glob(f"{start['attempt']}-rank-*.jsonl")):
             for line in _records(path, _Slots):
-                if line["step"] < end:
+                if line["step"] < end and line.get("stream", "") == stream:
                     found += [(line["step"], *pair) for pair in zip(line["slot"], line["key"], strict=True)]
     return sorted(found)
 

@@ -258,8 +258,9 @@ def test_what_is_no_samples_fault_is_an_error_also_with_a_stand_in(train: Split,
             take_all(Source(train, 9).decoder({"x": Object()}, workers))
 
 
-def test_a_large_stand_in_reaches_a_worker_that_is_busy(train: Split, noise_sample: Callable[..., tuple]) -> None:
-    """More than a socket holds, while requests and answers are on their way."""
+def test_a_stand_in_that_is_larger_than_all_else_is_the_same_with_workers(
+    train: Split, noise_sample: Callable[..., tuple]
+) -> None:
     _, _, members = noise_sample(900, "train", frames=2_000_000)
     raw = b"".join(_tar_member(f"s00900.{name}", content) for name, content in members.items())
     source = Source(train, 12, missing=tuple(range(7, 50, 4)))

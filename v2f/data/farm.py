@@ -1,9 +1,9 @@
 """Decoding of batches: in this process, or in worker processes that work ahead.
 
-tasks --fetch--> raw members --workers--> arrays, handed out in the order of the tasks
+tasks --fetch--> raw members --workers--> arrays and bad rows --stand-ins, here--> handed out in the order of the tasks
 
-A sample that cannot be fetched or decoded is no error where there is a substitute: its row holds that one, and its
-reason goes with the batch.
+A sample that cannot be fetched or decoded is no error where there is a substitute: workers report its row, whoever
+takes the batch has the substitute put there, and the reason goes with the batch.
 """
 
 import collections
@@ -67,6 +67,27 @@ class Work:
     def keys(self, task: Task) -> list[str]:
         return [self.split.key(number) for number in task.sample_b.tolist()]
 
+    def filled(self, task: Task, arrays: worker.Arrays, bad: BadRows) -> "Decoded":
+        """A batch in whose bad rows the substitute stands."""
+        for row in bad:
+            self.stand_in(row, task, arrays)
+        return task, arrays, bad
+
+    def stand_in(self, row: int, task: Task, arrays: worker.Arrays) -> None:
+        """Put the substitute, drawn with the slot's own randomness, into a row of ``arrays`` (which it begins where
+        there are none)."""
+        assert self.substitute is not None, "bad rows come with a substitute"
+        key, raw = self.substitute()
+        try:
+            made, _ = worker.decode([key], [raw], [int(task.slot_b[row])], self.seed, self.transforms)
+        except V2FError as error:
+            other = self.split.key(int(task.sample_b[row]))
+            raise V2FError(f"{error}; it was to stand in for sample {other}, which cannot be used either") from error
+        try:
+            worker.put({name: array[0] for name, array in made.items()}, key, row, len(task.sample_b), arrays)
+        except worker.DecodeError as error:
+            raise _named(self.split, task, str(error), row) from error
+
 
 def _named(split: Samples, task: Task, error: str, row: int | None) -> V2FError:
     if row is None:
@@ -88,12 +109,12 @@ class Inline:
             raise StopIteration
         work = self._work
         task, raws, bad = work.next()
-        slots = task.slot_b.tolist()
+        slots, tolerant = task.slot_b.tolist(), work.substitute is not None
         try:
-            arrays, undecoded = worker.decode(work.keys(task), raws, slots, work.seed, work.transforms, work.substitute)
+            arrays, undecoded = worker.decode(work.keys(task), raws, slots, work.seed, work.transforms, tolerant)
         except worker.DecodeError as error:
             raise _named(work.split, task, str(error), error.row) from error
-        return task, arrays, bad | undecoded
+        return work.filled(task, arrays, bad | undecoded)
 
     def close(self) -> None:
         self._closed = True
@@ -163,7 +184,7 @@ class Farm:
                 raise result
             finally:
                 del result  # or error and frame would hold each other, and with them the workers' memory
-        return result
+        return self._work.filled(*result)
 
     def close(self) -> None:
         with self._changed:
@@ -218,14 +239,8 @@ class Farm:
                 asked = waiting[0]
                 result = w.result(self._work.split, asked)
                 waiting.popleft()
-                if result is None:
-                    waiting.append(asked)
-                    assert self._work.substitute is not None, "a worker asks for what it was told that there is"
-                    w.give_stand_in(*self._work.substitute())
-                    w.ask(asked)
-                else:
-                    self._deliver(asked.number, result)
-                    del result  # or it would keep the tray
+                self._deliver(asked.number, result)
+                del result  # or it would keep the tray
         except BaseException as error:
             if not self._closed:
                 self._fail(w, error, {batch.number for batch in (*waiting, fetched) if batch is not None})
@@ -239,7 +254,7 @@ class Farm:
             "lengths": [None if raw is None else len(raw) for raw in fetched.raws],
             "slots": fetched.task.slot_b.tolist(),
             "seed": self._work.seed,
-            "substitutes": self._work.substitute is not None,
+            "tolerant": self._work.substitute is not None,
         }
         return _Asked(fetched.number, fetched.task, fetched.bad, tray, request)
 
@@ -278,7 +293,6 @@ class Worker:
 
     def __init__(self, transforms: bytes):
         self._transforms = transforms
-        self._has_stand_in = False
         self._lent = 0
         self._returned: queue.SimpleQueue[worker.Tray] = queue.SimpleQueue()  # its put may interrupt anything
         self.socket, theirs = socket.socketpair()
@@ -308,23 +322,14 @@ class Worker:
         if "failure" in header:
             raise RuntimeError(header["failure"])
 
-    def ask(self, asked: _Asked, raws: Sequence[memoryview | None] | None = None) -> None:
-        """Have a batch decoded whose raw members are ``raws``, or lie in the tray already."""
-        if raws is not None:
-            asked.tray.put([raw for raw in raws if raw is not None])
+    def ask(self, asked: _Asked, raws: Sequence[memoryview | None]) -> None:
+        """Have a batch decoded whose raw members are ``raws``."""
+        asked.tray.put([raw for raw in raws if raw is not None])
         worker.send(self.socket, asked.request)
 
-    def give_stand_in(self, key: str, raw: bytes) -> None:
-        if not self._has_stand_in:  # a second request may have met its lack before it came
-            worker.send(self.socket, {"stand_in": key}, [raw])
-            self._has_stand_in = True
-
-    def result(self, split: Samples, asked: _Asked) -> Decoded | BaseException | None:
-        """The answer to the oldest request, None where the worker wants the stand-in first; EOFError or OSError
-        where it is gone."""
+    def result(self, split: Samples, asked: _Asked) -> Decoded | BaseException:
+        """The answer to the oldest request; EOFError or OSError where the worker is gone."""
         header = self._hear()
-        if "wanted" in header:
-            return None
         if "arrays" in header:
             arrays = self._taken_out(asked.tray, header["arrays"], header["size"])
             return asked.task, arrays, asked.bad | {int(row): reason for row, reason in header["bad"].items()}

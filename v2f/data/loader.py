@@ -11,7 +11,6 @@ position at which it starts change nothing else.
 Shape letters: B global batch, b batch of a rank; arrays are [b, ...].
 """
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -42,7 +41,8 @@ class Loader:
 
     A global batch is ``batch`` slots; of batch g, rank r has the slots start_slot + g*B + [r*b, (r+1)*b), with
     b = B / world_size. A batch is a dict: each transform's output stacked to a tensor [b, ...], and ``slot`` int64
-    [b], ``weight`` float32 [b], ``identity`` int64 [b] (numbers of the manifest's identities), ``key`` list[str].
+    [b], ``weight`` float32 [b], ``identity`` int64 [b] (numbers of the manifest's identities, or as ``identity_N`` has
+    them for each sample), ``key`` list[str].
     The position to resume at is the first slot after the last global batch that was used.
 
     A sample that cannot be had or decoded, or that is in ``quarantine`` (numbers of an earlier checkpoint's), keeps its
@@ -71,6 +71,7 @@ class Loader:
         workers: int = 0,
         cache: Cache | None = None,
         quarantine: Iterable[int] = (),
+        identity_N: Ints | None = None,
     ):
         check_batch(batch, world_size, bn_group)
         if order.samples != split.samples:
@@ -84,6 +85,7 @@ class Loader:
         self.batch, self.rank, self.world_size = batch, rank, world_size
         self.start_slot, self.workers = start_slot, workers
         self.quarantine = Quarantine(split, quarantine)
+        self._identity_N = identity_N
         self._reader = Reader(split, cache)
         self._substitute = _Substitute(split, self._reader, self.transforms)
         self._running: weakref.WeakSet[_Batches] = weakref.WeakSet()
@@ -101,7 +103,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         blocks = Blocks(self._reader, self.order, self.quarantine)
         work = Work(self.split, self._tasks(), blocks.fetch, self.transforms, self.seed, self._substitute)
-        batches = _Batches(work, self.workers, self.quarantine, blocks.close)
+        batches = _Batches(work, self.workers, self.quarantine, blocks.close, self._identity_N)
         self._running.add(batches)
         return batches
 
@@ -153,9 +155,11 @@ def read_usable(
     *,
     limit: int | None = None,
     samples: Sequence[int] | None = None,
+    identity_N: Ints | None = None,
 ) -> Iterator[Batch]:
     """As :func:`read_split`, in this process; a sample that cannot be used is left out, and a line about it goes to
-    ``left_out``. There are no stand-ins, so a batch may be smaller; one of nothing is not given."""
+    ``left_out``. There are no stand-ins, so a batch may be smaller; one of nothing is not given. ``identity_N``: as for
+    :class:`Loader`."""
     _check_transforms(split, transforms, 0)
     reader = Reader(split)
     for part in _parts(split, batch, samples, limit):
@@ -178,7 +182,7 @@ def read_usable(
                 del usable[number]
             else:
                 number_b = np.array(numbers, dtype=np.int64)
-                yield _batch(split, Task(number_b, number_b), arrays)
+                yield _batch(split, Task(number_b, number_b), arrays, identity_N)
                 break
 
 
@@ -192,31 +196,44 @@ def _parts(split: Samples, batch: int, samples: Sequence[int] | None, limit: int
     return [number_N[at : at + batch] for at in range(0, len(number_N), batch)]
 
 
-def check_batch(batch: int, world_size: int, bn_group: int) -> None:
-    """Refuse a world size that would change the mathematics, and name those that would not (promises 1 and 3)."""
+def check_batch(batch: int, world_size: int, bn_group: int, stream: str = "") -> None:
+    """Refuse a world size that would change the mathematics, and name those that would not (promises 1 and 3).
+
+    ``stream``: whose batch it is, where there are several.
+    """
+    of = f"data.streams.{stream}: " if stream else ""
     if min(batch, world_size, bn_group) < 1:
         raise V2FError(f"batch, world size and bn_group are at least 1, got {batch}, {world_size} and {bn_group}")
     if batch % bn_group:
-        raise V2FError(f"the batch of {batch} is no multiple of bn_group {bn_group}: change one of the two")
+        raise V2FError(f"{of}the batch of {batch} is no multiple of bn_group {bn_group}: change one of the two")
     if batch % (world_size * bn_group):
         groups = batch // bn_group
         valid = [str(n) for n in range(1, groups + 1) if groups % n == 0]
         raise V2FError(
-            f"a batch of {batch} in batch-norm groups of {bn_group} cannot be dealt to {world_size} processes; "
+            f"{of}a batch of {batch} in batch-norm groups of {bn_group} cannot be dealt to {world_size} processes; "
             f"valid numbers of processes: {', '.join(valid)}"
         )
 
 
-def micro_batch_of(share: int, most: int | None, bn_group: int) -> int | None:
+def micro_batch_of(share: int, most: int | None, bn_group: int, others: Sequence[int] = ()) -> int | None:
     """Samples of a forward pass: as many of a rank's ``share`` as divide it, at most ``most``, in whole norm groups.
 
-    So a recipe that says one holds for every number of processes; V2FError where it is less than a group.
+    So a recipe that says one holds for every number of processes; V2FError where it is less than a group. ``others``:
+    the rank's shares of further streams, which are cut into as many parts, in whole norm groups, too.
     """
     if most is None or most >= share:
         return None
     if most < bn_group:
         raise V2FError(f"train.micro_batch: {most} is less than a batch-norm group of {bn_group}; raise it")
-    return max(size for size in range(bn_group, most + 1, bn_group) if share % size == 0)
+    sizes = [size for size in range(bn_group, most + 1, bn_group) if share % size == 0]
+    sizes = [size for size in sizes if all(other % (share // size * bn_group) == 0 for other in others)]
+    if not sizes:
+        raise V2FError(
+            f"train.micro_batch: no {most} or fewer of a rank's {share} samples cut its "
+            f"{' and '.join(map(str, others))} of other streams alike, in batch-norm groups of {bn_group}; raise it, "
+            "or take batches with more common divisors"
+        )
+    return max(sizes)
 
 
 def _check_transforms(split: Samples, transforms: Mapping[str, Transform], workers: int) -> None:
@@ -238,14 +255,12 @@ class _Substitute:
 
     def __init__(self, split: Samples, reader: Reader, transforms: Mapping[str, Transform]):
         self._split, self._reader, self._transforms = split, reader, transforms
-        self._lock = threading.Lock()
         self._found: tuple[str, bytes] | None = None
 
     def __call__(self) -> tuple[str, bytes]:
-        with self._lock:  # several decode threads may want it at once
-            if self._found is None:
-                self._found = self._look()
-            return self._found
+        if self._found is None:
+            self._found = self._look()
+        return self._found
 
     def _look(self) -> tuple[str, bytes]:
         split, shard_N = self._split, self._split.extents.shard
@@ -262,6 +277,8 @@ class _Substitute:
                     reason = str(error).removeprefix(f"sample {split.key(at)}: ")
                     undecodable += 1
                 first = first or f"{split.where(at)}: {reason}"
+                if undecodable == _TRIES:
+                    break
             number, count = int(run_n[-1]) + 1, min(2 * count, 64)
             while number < split.samples and self._reader.lost(number) is not None:
                 number += int(np.argmax(shard_N[number:] != shard_N[number])) or split.samples
@@ -289,8 +306,9 @@ class _Batches(Iterator[Batch]):
         workers: int,
         quarantine: Quarantine | None = None,
         also_close: Callable[[], None] | None = None,
+        identity_N: Ints | None = None,
     ):
-        self._work, self._quarantine = work, quarantine
+        self._work, self._quarantine, self._identity_N = work, quarantine, identity_N
         self._decoder = Farm(work, workers) if workers else Inline(work)
         # Also runs when the iterator is dropped and when the interpreter ends; it must not refer to self.
         self._closing = weakref.finalize(self, _close, self._decoder, also_close)
@@ -298,7 +316,7 @@ class _Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         try:
             task, arrays, bad = self._decoder.next()
-            batch = _batch(self._work.split, task, arrays)
+            batch = _batch(self._work.split, task, arrays, self._identity_N)
             if self._quarantine is not None:
                 self._set_aside(task, arrays, bad, batch["weight"], self._quarantine)
         except BaseException:
@@ -317,25 +335,18 @@ class _Batches(Iterator[Batch]):
             if number in quarantine:
                 weight_b[row] = 0.0
                 if row not in bad:  # read ahead before it went in
-                    self._replace(row, slots[row], arrays)
-
-    def _replace(self, row: int, slot: int, arrays: worker.Arrays) -> None:
-        work = self._work
-        assert work.substitute is not None, "a quarantine comes with a substitute"
-        key, raw = work.substitute()
-        for name, array in worker.decode([key], [raw], [slot], work.seed, work.transforms)[0].items():
-            arrays[name][row] = array[0]
+                    self._work.stand_in(row, task, arrays)
 
     def close(self) -> None:
         """End the workers; further batches are a StopIteration."""
         self._closing()
 
 
-def _batch(split: Samples, task: Task, arrays: worker.Arrays) -> Batch:
+def _batch(split: Samples, task: Task, arrays: worker.Arrays, identity_N: Ints | None) -> Batch:
     batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     batch["slot"] = torch.from_numpy(task.slot_b.copy())
     batch["weight"] = torch.ones(len(task.sample_b))
-    batch["identity"] = torch.from_numpy(split.identity_N[task.sample_b])
+    batch["identity"] = torch.from_numpy((split.identity_N if identity_N is None else identity_N)[task.sample_b])
     batch["key"] = [split.key(number) for number in task.sample_b.tolist()]
     return batch
 

@@ -19,7 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
-from v2f.data.manifest import Dataset, Extents, Split
+from v2f.data.manifest import Dataset, Extents, Samples, Split
 from v2f.data.order import Ints, Order, Places, deal, raw_bits
 from v2f.errors import V2FError
 
@@ -120,7 +120,7 @@ class Union:
 
     @cached_property
     def identity_N(self) -> Ints:
-        """Numbers of people, those of a further data set behind the others', int64 [N]."""
+        """Numbers of people, those of a further data set behind the others' (:func:`identities`), int64 [N]."""
         before: dict[str, int] = {}  # a data set may give several splits
         people = 0
         for split in self.splits:
@@ -165,6 +165,12 @@ class Union:
     def _own(self, sample: int) -> tuple[Split, int]:
         i = int(np.searchsorted(self._firsts, sample, side="right")) - 1
         return self.splits[i], sample - int(self._firsts[i])
+
+
+def identities(samples: Samples) -> list[str]:
+    """The names that ``samples.identity_N`` numbers: those of each data set once, one behind the other."""
+    datasets = {dataset.fingerprint: dataset for dataset in samples.datasets}
+    return [name for dataset in datasets.values() for name in dataset.manifest.identities]
 
 
 def union_fingerprint(splits: Sequence[str]) -> str:

@@ -1,10 +1,10 @@
 """Samples that cannot be used: why, and which ones (promise 2).
 
-    fetch: bytes or Bad --decode--> arrays, rows that hold a stand-in --> weight 0, Quarantine --> run and checkpoint
+    fetch: bytes or Bad --decode--> arrays, bad rows --the rank--> stand-ins, weight 0, Quarantine --> run, checkpoint
 
 What fetching cannot give is a :class:`Bad` in the place of the bytes. What decodes adds what cannot be decoded: it
-hands out, beside a batch's arrays, the bad rows with their reasons, and fills those rows from the *substitute*, the
-split's first sample that verifies, decoded with the row's own slot. A mistake that is not one sample's (a transform
+hands out, beside a batch's arrays, the bad rows with their reasons. The rank fills those rows from the *substitute*,
+the split's first sample that verifies, decoded with the row's own slot. A mistake that is not one sample's (a transform
 that raises something else than a :class:`V2FError`, or gives another shape) stays an error.
 """
 

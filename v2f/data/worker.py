@@ -7,11 +7,10 @@ The bytes go through *trays*, memory that both processes map; the socket carries
 
     parent                                                          worker
     {trays}, pickled transforms                              -->    {ready}, or {failure}
-    {stand_in: key}, its raw members                         -->    kept; once, and only where it is needed
     tray <- raw members of a batch
-    {tray, keys, lengths, slots, seed, substitutes}          -->    decodes into the same tray, behind the raw members
+    {tray, keys, lengths, slots, seed, tolerant}             -->    decodes into the same tray, behind the raw members
     arrays <- tray                                           <--    {arrays: {name: [shape, dtype, offset]}, size, bad}
-                                                                    or {wanted: stand_in}, {error, row}, {failure}
+                                                                    or {error, row}, {failure}
 
 Answers come in the order of the requests. A message is a JSON header and binary payloads (see :func:`send`).
 """
@@ -56,68 +55,69 @@ class DecodeError(V2FError):
         self.row = row
 
 
-class StandInWanted(Exception):
-    """A worker met a sample that it cannot decode, and was not given yet what stands in."""
-
-
 def decode(
     keys: Sequence[str],
     raws: Sequence[Buffer | None],
     slots: Sequence[int],
     seed: int | None,
     transforms: Mapping[str, Transform],
-    substitute: Callable[[], tuple[str, Buffer]] | None = None,
+    tolerant: bool = False,
     allocate: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
 ) -> tuple[Arrays, dict[int, str]]:
     """Each transform's results for the samples, stacked to [len(keys), ...]; and the rows that could not be decoded,
     with their reasons.
 
     The randomness of a transform is a function of (seed, slot, its name), or where it says ``draws_as`` of the name
-    of that other transform; with ``seed`` None there is none. A row without raw members (None), or which cannot be
-    decoded, holds the ``substitute`` (key and raw members), decoded with the row's own slot; without one it is a
-    :class:`DecodeError`. ``allocate`` makes the stacks.
+    of that other transform; with ``seed`` None there is none. A row without raw members (None) is passed over, and so
+    is, where this is ``tolerant``, one that cannot be decoded: nothing was written there, and where all are such there
+    are no arrays. Else it is a :class:`DecodeError`. ``allocate`` makes the stacks.
     """
     streams = [crc32(getattr(transform, "draws_as", name).encode()) for name, transform in transforms.items()]
 
     def rngs(slot: int) -> list[np.random.Generator | None]:
         return [None if seed is None else keyed_rng(_TRANSFORM, seed, slot, stream) for stream in streams]
 
-    def transformed(key: str, raw: Buffer, own: list[np.random.Generator | None]) -> Arrays:
-        sample = Sample.from_tar(key, raw)
-        return {name: transform(sample, rng) for (name, transform), rng in zip(transforms.items(), own, strict=True)}
-
     drawn = [rngs(slot) for slot in slots]  # all at once: between two samples it takes twice as long
     arrays: Arrays = {}
     bad: dict[int, str] = {}
-    for row, (key, raw, slot) in enumerate(zip(keys, raws, slots, strict=True)):
-        values = None
-        if raw is not None:
-            try:
-                values = transformed(key, raw, drawn[row])
-            except V2FError as error:
-                if substitute is None:
-                    raise DecodeError(str(error), row) from error
-                bad[row] = str(error)
-        if values is None:
-            if substitute is None:
-                raise DecodeError(f"sample {key}: it could not be read", row)
-            other, raw = substitute()
-            try:
-                values = transformed(other, raw, rngs(slot))
-            except V2FError as error:
-                raise V2FError(f"{error}; it was to stand in for sample {key}, which cannot be used either") from error
-        for name, value in values.items():
-            if name not in arrays:
-                arrays[name] = allocate((len(keys), *value.shape), value.dtype)
-            stack = arrays[name]
-            if value.shape != stack.shape[1:] or value.dtype != stack.dtype:
-                raise DecodeError(
-                    f"sample {key}: the transform {name!r} gives {value.dtype} {list(value.shape)}, "
-                    f"of the batch's first sample it gave {stack.dtype} {list(stack.shape[1:])}",
-                    row,
-                )
-            stack[row] = value
+    for row, (key, raw, own) in enumerate(zip(keys, raws, drawn, strict=True)):
+        if raw is None:
+            continue
+        try:
+            sample = Sample.from_tar(key, raw)
+            values = {
+                name: transform(sample, rng) for (name, transform), rng in zip(transforms.items(), own, strict=True)
+            }
+        except V2FError as error:
+            if not tolerant:
+                raise DecodeError(str(error), row) from error
+            bad[row] = str(error)
+            continue
+        put(values, key, row, len(keys), arrays, allocate)
     return arrays, bad
+
+
+def put(
+    values: Arrays,
+    key: str,
+    row: int,
+    rows: int,
+    arrays: Arrays,
+    allocate: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
+) -> None:
+    """Lay what the transforms gave for the sample ``key`` into its row of the stacks ``arrays``, which the first sample
+    of a batch of ``rows`` begins; a :class:`DecodeError` where it does not fit into them."""
+    for name, value in values.items():
+        if name not in arrays:
+            arrays[name] = allocate((rows, *value.shape), value.dtype)
+        stack = arrays[name]
+        if value.shape != stack.shape[1:] or value.dtype != stack.dtype:
+            raise DecodeError(
+                f"sample {key}: the transform {name!r} gives {value.dtype} {list(value.shape)}, "
+                f"of the batch's first sample it gave {stack.dtype} {list(stack.shape[1:])}",
+                row,
+            )
+        stack[row] = value
 
 
 # ------------------------------------------------------------------------------------------------ trays
@@ -239,13 +239,9 @@ def main(descriptor: int) -> None:
         send(sock, {"ready": os.getpid()})
         messages: queue.SimpleQueue[tuple[dict[str, Any], list[memoryview]] | None] = queue.SimpleQueue()
         threading.Thread(target=_listen, args=(sock, messages), daemon=True).start()
-        stand_in: tuple[str, Buffer] | None = None
         while (message := messages.get()) is not None:
-            header, payloads = message
-            if "stand_in" in header:
-                stand_in = header["stand_in"], payloads[0]
-            else:
-                send(sock, _answer(header, trays[header["tray"]], transforms, stand_in))
+            header, _ = message
+            send(sock, _answer(header, trays[header["tray"]], transforms))
     except (ConnectionError, EOFError):
         pass  # the parent is gone: so is the reason to be here
     finally:
@@ -264,20 +260,12 @@ def _listen(sock: socket.socket, messages: "queue.SimpleQueue[tuple[dict[str, An
         messages.put(None)
 
 
-def _answer(
-    request: dict[str, Any], tray: Tray, transforms: Mapping[str, Transform], stand_in: tuple[str, Buffer] | None
-) -> dict[str, Any]:
+def _answer(request: dict[str, Any], tray: Tray, transforms: Mapping[str, Transform]) -> dict[str, Any]:
     raws: list[Buffer | None] = []
     at = 0
     for length in request["lengths"]:
         raws.append(None if length is None else tray.view(at + length)[at : at + length])
         at += length or 0
-
-    def substitute() -> tuple[str, Buffer]:
-        if stand_in is None:
-            raise StandInWanted
-        return stand_in
-
     stacks = _Stacks(tray, at)
     try:
         arrays, bad = decode(
@@ -286,11 +274,9 @@ def _answer(
             request["slots"],
             request["seed"],
             transforms,
-            substitute if request["substitutes"] else None,
+            request["tolerant"],
             stacks,
         )
-    except StandInWanted:
-        return {"wanted": "stand_in"}
     except DecodeError as error:
         return {"error": str(error), "row": error.row}
     except V2FError as error:

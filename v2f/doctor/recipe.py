@@ -45,22 +45,25 @@ def data(config: "RunConfig") -> Iterator[Step]:
     """Each data set opens, and its first samples are read as the system reads them, with their checksums."""
     from v2f.data.loader import read_usable
     from v2f.data.manifest import open_dataset
-    from v2f.run import build_system
+    from v2f.run import build_system, streams_of
 
     store.ATTEMPTS = ATTEMPTS
-    sources = [(each.path, each.split) for each in config.data.mix or ()] or [(config.data.home, None)]
-    transforms: dict[str, Any] = {}
+    reads: dict[str, dict[str, Any]] = {}
     yield "building the system"
     try:
-        transforms = build_system(config).transforms()
+        system = build_system(config)
+        streams_of(config, system)
+        reads = system.streams()
     except V2FError as error:  # weights that are missing have lines of their own; the bytes can be checked all the same
         yield of_error("recipe", error, "the system cannot be built: ")
-    for path, split in sources:
+    streams = config.data.by_stream()
+    for name, path, split in [(name, each.path, each.split) for name, own in streams.items() for each in own.sources]:
+        transforms = reads.get(name, {})
         shown = without_credentials(path)
         yield f"opening {shown}"
         try:
             dataset = open_dataset(path)
-            part = dataset.split(split or config.data.split)
+            part = dataset.split(split or streams[name].split)
             yield f"reading the first samples of {shown}"
             left_out: list[str] = []
             count = min(4, part.samples)
@@ -76,7 +79,7 @@ def data(config: "RunConfig") -> Iterator[Step]:
             continue
         decoded = sum(value.nbytes for key, value in batch.items() if key in transforms)
         sample = decoded / count + float(dataset.index.length.mean())
-        trays = 4 * config.data.workers * config.data.batch * sample
+        trays = 4 * config.data.workers * streams[name].batch * sample
         yield Line(
             "data", "ok", f"{text}; workers share up to {trays / GIB:.2g} GiB with one rank (memory, not /dev/shm)"
         )

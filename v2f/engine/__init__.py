@@ -32,7 +32,7 @@ from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule
 from v2f.errors import V2FError
 from v2f.nn import computes_bf16, float32_products
 from v2f.nn.batchnorm import collect_ghosts, commit_ghosts, discard_ghosts
-from v2f.system import Batch, Losses, Phase, System, trained
+from v2f.system import Batch, Losses, Phase, System, first_stream, part_of, trained
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
@@ -113,7 +113,8 @@ class Engine:
     def wrap(self, system: System, *, share: int, micro_batch: int | None) -> None:
         """Move the system here and prepare every phase. Frozen modules are moved, never wrapped.
 
-        ``share``: samples of a global batch on this rank; they come ``micro_batch`` at a time, None: at once.
+        ``share``: samples of a global batch (of the first stream) on this rank; they come ``micro_batch`` at a time,
+        None: at once.
         """
         _check_divides(share, micro_batch)
         system.to(device=self.device, dtype=self.dtype)
@@ -168,7 +169,7 @@ class Engine:
         own.first = False
         if not skipped:
             self._commit_statistics(own.module)
-            self._average(own, seen, len(batch["slot"]) * self.world_size * phase.every)
+            self._average(own, seen, len(first_stream(batch)["slot"]) * self.world_size * phase.every)
         return StepResult(losses, value, rate, skipped, largest, self._watch.seconds())
 
     def backward(self, phase: Phase, batch: Batch, step: int, micro_batch: int | None) -> dict[str, Tensor]:
@@ -201,6 +202,8 @@ class Engine:
 
     def place(self, batch: Batch) -> Batch:
         """The batch's tensors on this rank's device; floating-point ones in the engine's precision."""
+        if "slot" not in batch:
+            return {stream: self.place(own) for stream, own in batch.items()}
         return {
             k: v.to(self.device, self.dtype if v.is_floating_point() else v.dtype, non_blocking=True)
             if isinstance(v, Tensor)
@@ -466,8 +469,9 @@ def _check_divides(share: int, micro_batch: int | None) -> None:
 
 
 def _split(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """Consecutive micro-batches of ``size`` slots; their number times ``size`` is the rank's share."""
-    n = len(batch["slot"])
+    """Consecutive micro-batches of ``size`` slots; their number times ``size`` is the rank's share. Of several streams
+    these are the first one's; the others are cut into as many parts."""
+    n = len(first_stream(batch)["slot"])
     _check_divides(n, size)
-    for start in range(0, n, size or n):
-        yield {k: v[start : start + (size or n)] for k, v in batch.items()}
+    parts = n // (size or n)
+    yield from (part_of(batch, number, parts) for number in range(parts))
