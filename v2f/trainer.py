@@ -147,8 +147,6 @@ def _fit(job: _Job, wish: SupportsInt, watchdog: Watchdog) -> str:
                     skipped_in_a_row[phase.name] = skipped_in_a_row[phase.name] + 1 if result.skipped else 0
                     if skipped_in_a_row[phase.name] >= train.max_skipped:
                         raise _given_up(job, batch, phase.name, result.skipped, train.max_skipped)
-                    if not result.skipped:
-                        system.after_step(phase.name)
             if stop == TAKEN:
                 raise _taken(job)
             if job.slots is not None:
@@ -238,7 +236,7 @@ def _prepare(
     check_batch(config.data.batch, engine.world_size, bn_group)
     share = config.data.batch // engine.world_size
     micro_batch = micro_batch_of(share, config.train.micro_batch, bn_group)
-    engine.wrap(system, share=share, micro_batch=micro_batch)
+    engine.wrap(system, share=share, micro_batch=micro_batch, seed=config.seed)
     state: dict[str, Any] = {}
     if found is not None:
         tensors, state = checkpoint.load(found, peers=engine)

@@ -30,9 +30,9 @@ from v2f.engine.ddp import DDPPhase
 from v2f.engine.launcher import Asked
 from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule
 from v2f.errors import V2FError
-from v2f.nn import computes_bf16, float32_products
-from v2f.nn.batchnorm import collect_ghosts, commit_ghosts, discard_ghosts
-from v2f.system import Batch, Losses, Phase, System, trained
+from v2f.nn import computes_bf16, float32_products, statistics
+from v2f.nn.statistics import Turn
+from v2f.system import Batch, Losses, Phase, Stepped, System, trained
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
@@ -94,7 +94,7 @@ class Engine:
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         self._phases: dict[str, PhaseEngine] = {}
         self._modules: dict[str, nn.Module] = {}
-        self._share = 0
+        self._share = self._seed = 0
         self._watch = _Stopwatch(self.device)
 
     def _agreed(self, asked: AskedPrecision) -> Precision:
@@ -110,14 +110,15 @@ class Engine:
             )
         return asked
 
-    def wrap(self, system: System, *, share: int, micro_batch: int | None) -> None:
+    def wrap(self, system: System, *, share: int, micro_batch: int | None, seed: int = 0) -> None:
         """Move the system here and prepare every phase. Frozen modules are moved, never wrapped.
 
         ``share``: samples of a global batch on this rank; they come ``micro_batch`` at a time, None: at once.
+        ``seed``: the run's, which with the slots keys what modules and systems draw.
         """
         _check_divides(share, micro_batch)
         system.to(device=self.device, dtype=self.dtype)
-        self._share, self._modules = share, trained(system)
+        self._system, self._share, self._modules, self._seed = system, share, trained(system), seed
         if self.strategy != "ddp":
             _refuse_shared(system.phases())
         for phase in system.phases():
@@ -157,7 +158,7 @@ class Engine:
             rate = own.set_rates(phase.optimizer.schedule.at(seen, total))
             if skipped:
                 own.forget()
-                discard_ghosts(own.module)
+                statistics.discard(own.module)
             else:
                 own.update(norm)
         except RuntimeError as error:
@@ -167,7 +168,9 @@ class Engine:
             raise
         own.first = False
         if not skipped:
-            self._commit_statistics(own.module)
+            sums, turn = self._commit_statistics(own.module), self._turn(batch, step)
+            with torch.no_grad():
+                self._system.after_step(phase.name, Stepped(**vars(turn), statistics=sums))
             self._average(own, seen, len(batch["slot"]) * self.world_size * phase.every)
         return StepResult(losses, value, rate, skipped, largest, self._watch.seconds())
 
@@ -181,6 +184,7 @@ class Engine:
         means: dict[str, Tensor] = {}
         own.forget()
         self._watch.restart()
+        statistics.begin(own.module, self._turn(batch, step))
         others = [module for name, module in self._modules.items() if name not in phase.modules]
         with _still(others):
             for i, part in enumerate(parts):
@@ -192,7 +196,7 @@ class Engine:
                 for name, value in losses.items():
                     means[name] = means.get(name, 0) + value.detach() / len(parts)
         for module in others:
-            discard_ghosts(module)
+            statistics.discard(module)
         return means
 
     def gradients(self, phase: Phase) -> dict[str, Tensor]:
@@ -356,12 +360,21 @@ class Engine:
         bad, largest, value = torch.cat([flags.to(norm.device, norm.dtype), norm.detach().reshape(1)]).tolist()
         return bool(bad), int(largest), float(value)
 
-    def _commit_statistics(self, module: nn.Module) -> None:
-        """Running statistics: the mean over all groups of all ranks and micro-batches, once (promise 3)."""
-        sums = collect_ghosts(module)
-        if sums is not None and self.world_size > 1:
-            dist.all_reduce(sums)
-        commit_ghosts(module, sums)
+    def _commit_statistics(self, module: nn.Module) -> dict[str, Tensor]:
+        """Statistics over all samples of all ranks and micro-batches, once (promise 3); gives the sums by module."""
+        sums = statistics.collect(module)
+        if sums and self.world_size > 1:
+            flat = torch.cat(list(sums.values()))
+            dist.all_reduce(flat)
+            sums = dict(zip(sums, flat.split([len(own) for own in sums.values()]), strict=True))
+        statistics.commit(module, sums)
+        return sums
+
+    def _turn(self, batch: Batch, step: int) -> Turn:
+        """Where the step of this rank's share of a global batch stands."""
+        share = len(batch["slot"])
+        first = int(batch["slot"][0]) - self.rank * share
+        return Turn(seed=self._seed, step=step, slot=first, slots=share * self.world_size)
 
     def _average(self, own: PhaseEngine, seen: int, since: int) -> None:
         """The moving average: its half-life in samples is at most a tenth of the run so far (the ramp-up of ADA, 2020).
