@@ -51,7 +51,7 @@ from v2f.window import Clock, Norms, SlotLog, Window
 _NO_PARAMETER = ("name", "out", "tracking.")  # MLflow has them as the run's name, tag and experiment
 QUARANTINE = "quarantine.jsonl"
 _HURRY_S = 5.0  # for MLflow, after a stop: the next start delivers the rest, and a scheduler's patience is short
-_WATCHED, _SHOWN = 32, 16  # samples of a validation batch at most; those in a picture of a validation
+_WATCHED = 32  # samples of a validation batch at most
 _HISTORY = 200  # logged points of each number that a system's verdict looks at
 
 
@@ -293,7 +293,7 @@ def _prepare(
         starts = _note_start(folder, attempt, engine, step, changed)
         tracker = _start(config, folder, engine, system, split, fingerprint, state.get("run_id"))
         _name_again(folder.local, quarantine)
-        batches, left_out = _validation(config, system)
+        batches, left_out = _validation(config, system, min(_WATCHED, micro_batch or share))
         watched = [engine.place(batch) for batch in batches]
     slots = SlotLog(folder.local, attempt, engine.rank) if train.sample_log else None
     return _Job(
@@ -331,9 +331,9 @@ def _ordered(config: DataConfig, seed: int) -> tuple[str, Samples, Order | MixOr
     return mixed.fingerprint, mixed, MixOrder(sizes, weights, data=names, **kind)
 
 
-def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
-    """The batches that the meters watch, none larger than a forward pass may be. Nothing stands in here: what cannot be
-    used is left out, counted, and said."""
+def _validation(config: RunConfig, system: System, size: int) -> tuple[list[Batch], int]:
+    """The batches of a validation, of ``size`` samples at most. Nothing stands in here: what cannot be used is left
+    out, counted, and said."""
     data = config.data
     if data.valid is None:
         return [], 0
@@ -343,7 +343,6 @@ def _validation(config: RunConfig, system: System) -> tuple[list[Batch], int]:
         return [], 0
     left_out: list[str] = []
     split, limit = dataset.split(data.valid), config.train.validate_samples
-    size = min(_WATCHED, config.train.micro_batch or _WATCHED)
     batches = list(read_usable(split, system.transforms(), size, left_out, limit=limit))
     if left_out:
         say(f"validation leaves out {len(left_out)} samples that cannot be used, the first: {left_out[0]}")
@@ -503,12 +502,18 @@ def _log(job: _Job, bar: "tqdm[Any]", window: Window) -> None:
 
 
 def _validate(job: _Job) -> None:
-    """Collapse meters and a grid of samples, by rank 0, from the averaged weights and batches that stay the same."""
+    """Collapse meters, losses and a grid of samples, by rank 0, from the averaged weights and batches that stay."""
     if job.tracker is None or not job.watched or not _still_ours(job):
         return
-    with job.engine.averaged(job.system):
-        job.meters, job.measured_at = job.system.meters(job.watched), job.step
-        pictures = _shown(job.system, job.watched)
+    system = job.system
+    losses: dict[str, float] = {}
+    with job.engine.evaluating(system, size=max(len(batch["slot"]) for batch in job.watched)):
+        meters = dict(system.meters(job.watched))
+        for phase in system.phases():
+            found = job.engine.losses(phase, job.watched, job.step)
+            losses |= {f"loss/{phase.name}/{part}": value for part, value in found.items()}
+        pictures = _shown(system, job.watched, job.config.train.validate_pictures)
+    job.meters, job.measured_at = meters | losses, job.step
     named = {f"valid/{k}": v for k, v in job.meters.items()}
     job.tracker.log(job.step, job.step * job.config.data.batch, named, "validation")
     best = job.config.train.best
@@ -517,7 +522,7 @@ def _validate(job: _Job) -> None:
             f"step {job.step}: train.best.metric: {best.metric} is no meter, so no checkpoint is kept as the best; "
             f"there are {', '.join(sorted(job.meters))}"
         )
-    verdict = job.system.verdict(job.meters, job.history)
+    verdict = system.verdict(meters, job.history)
     if verdict:
         say(f"step {job.step}: {verdict}")
     rows = [p.float().cpu().clamp(-1, 1) for _, p in sorted(pictures.items(), reverse=True)]
@@ -544,10 +549,9 @@ def _still_ours(job: _Job) -> bool:
     return True
 
 
-def _shown(system: System, batches: list[Batch]) -> dict[str, Tensor]:
-    """What the system makes of the first samples of the batches, a batch at a time."""
+def _shown(system: System, batches: list[Batch], left: int) -> dict[str, Tensor]:
+    """What the system makes of the first ``left`` samples of the batches, a batch at a time."""
     parts: list[dict[str, Tensor]] = []
-    left = _SHOWN
     for batch in batches:
         parts.append(system.sample({k: v[:left] for k, v in batch.items()}))
         left -= len(batch["key"])

@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -28,7 +28,7 @@ from v2f import checkpoint
 from v2f.engine import launcher, memory, zero
 from v2f.engine.ddp import DDPPhase
 from v2f.engine.launcher import Asked
-from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule
+from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule, autocast
 from v2f.errors import V2FError
 from v2f.nn import computes_bf16, float32_products, statistics
 from v2f.nn.statistics import Turn
@@ -95,6 +95,7 @@ class Engine:
         self._phases: dict[str, PhaseEngine] = {}
         self._modules: dict[str, nn.Module] = {}
         self._share = self._seed = 0
+        self._evaluated = False  # since the process began
         self._watch = _Stopwatch(self.device)
 
     def _agreed(self, asked: AskedPrecision) -> Precision:
@@ -163,8 +164,8 @@ class Engine:
                 own.update(norm)
         except RuntimeError as error:
             if own.first and memory.is_out_of_memory(error):
-                where = f"rank {self.rank}, {self.device}"
-                raise memory.explained(error, phase.name, self._modules, self._share, micro_batch, where) from None
+                what, now = f"the first step of the phase {phase.name!r}", micro_batch or self._share
+                raise memory.explained(error, what, self._where, self._modules, self._share, now, memory.STEP) from None
             raise
         own.first = False
         if not skipped:
@@ -281,6 +282,35 @@ class Engine:
                 tensor.data.copy_(value)
             system.train()
 
+    @contextlib.contextmanager
+    def evaluating(self, system: System, *, size: int) -> Iterator[None]:
+        """Inside, the system is :meth:`averaged` and computes as in a step, and nothing of it reaches the next one:
+        no gradient, no statistics (a step begins by discarding), no random number. What draws without a key draws the
+        same each time. ``size``: samples of a forward pass."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        computing = autocast(self.device, self._bf16)
+        try:
+            with torch.random.fork_rng(devices), self.averaged(system), torch.no_grad(), computing:
+                torch.manual_seed(self._seed)
+                yield
+        except RuntimeError as error:
+            if not self._evaluated and memory.is_out_of_memory(error):
+                what, then = "the first validation", memory.VALIDATION
+                raise memory.explained(error, what, self._where, self._modules, self._share, size, then) from None
+            raise
+        self._evaluated = True
+
+    def losses(self, phase: Phase, batches: Iterable[Batch], step: int) -> dict[str, float]:
+        """Each loss's mean over the samples of ``batches``, inside :meth:`evaluating`; of this rank alone."""
+        sums: dict[str, Tensor] = {}
+        samples: dict[str, int] = {}
+        for batch in batches:
+            size = len(batch["slot"])
+            for name, value in self._phases[phase.name].module(batch, step).items():
+                sums[name] = sums.get(name, 0) + value.detach().double() * size
+                samples[name] = samples.get(name, 0) + size
+        return {name: float(value) / samples[name] for name, value in sums.items()}
+
     def sizes(self, system: System) -> dict[str, int]:
         """Bytes of every tensor that a checkpoint would hold now, by name; the same on all ranks, no collective."""
         found = {name: _bytes(tensor) for name, tensor in self._replicated(system).items()}
@@ -343,6 +373,10 @@ class Engine:
         """What every rank holds whole under every strategy: weights, statistics, moving averages."""
         averages = {f"ema/{name}": t for own in self._phases.values() for name, t in own.averages.items()}
         return checkpoint.module_tensors(system) | averages
+
+    @property
+    def _where(self) -> str:
+        return f"rank {self.rank}, {self.device}"
 
     @property
     def _wire(self) -> torch.device:
