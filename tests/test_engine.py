@@ -300,6 +300,16 @@ def test_out_of_memory_in_a_first_step_names_what_to_turn_down(monkeypatch, erro
             engine.step(phase, batch, 1, micro_batch=None, **REST)
 
 
+def test_out_of_memory_is_explained_in_a_first_validation_only():
+    engine, system = wrapped()
+    for expected in (V2FError, torch.OutOfMemoryError):
+        with pytest.raises(expected), engine.evaluating(system, size=8):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        with engine.evaluating(system, size=8):
+            pass
+    assert system.training
+
+
 def test_the_real_allocators_refusal_is_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58, dtype=torch.float64)

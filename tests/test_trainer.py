@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from v2f import checkpoint, cli, store, trainer
 from v2f.config import build
+from v2f.data.loader import read_split
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.errors import V2FError
 from v2f.run import Run, RunConfig
 from v2f.stopping import MISTAKE
+from v2f.system import System
+from v2f.systems import SYSTEMS
+from v2f.systems.voice_styled_face import VoiceStyledFace
 from v2f.trainer import fit
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -111,8 +116,6 @@ def test_a_record_with_a_flipped_bit_is_not_gone_on_from(run_values):
 
 
 def test_numbers_that_are_not_finite_are_skipped_and_then_stop_the_run(run_values, monkeypatch):
-    from v2f.systems.voice_styled_face import VoiceStyledFace
-
     real = VoiceStyledFace.loss
 
     def broken(self, phase, batch, step):
@@ -136,8 +139,6 @@ def test_numbers_that_are_not_finite_are_skipped_and_then_stop_the_run(run_value
 
 
 def test_a_first_start_that_fails_can_be_taken_up_with_what_mends_it(run_values, monkeypatch, tmp_path):
-    from v2f.systems.voice_styled_face import VoiceStyledFace
-
     def too_large(self, phase, batch, step):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
@@ -239,6 +240,16 @@ def test_the_best_is_judged_by_what_was_measured_on_it(run_values, capsys):
     values = run_values(**train, best={"metric": "margn", "mode": "max"}) | {"out": folder + "-2"}
     fit(build(RunConfig, values, "test"))
     assert "train.best.metric: margn is no meter, so no checkpoint is kept as the best" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["loss/supervised/total", "valid/loss/supervised/total"])
+def test_the_best_may_be_that_of_a_held_out_loss(run_values, name):
+    train = {"steps": 3, "checkpoint_every": 1, "keep": 9, "best": {"metric": name, "mode": "min"}}
+    folder = fit(build(RunConfig, run_values(**train), "test"))
+    points = {step: v for (step, name), v in logged(folder).items() if name == "valid/loss/supervised/total"}
+    assert sorted(points) == [1, 2, 3]
+    run = Run.open(folder)
+    assert run.step_of("best") == min(points, key=points.__getitem__)
 
 
 def test_a_run_says_what_it_is(run_values, tiny_shards):
@@ -390,6 +401,102 @@ def test_validation_is_no_larger_than_a_forward_pass_and_tells_the_same(run_valu
     assert told[0]
     assert told[1] == pytest.approx(told[0], rel=1e-3, nan_ok=True)
     assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize("system", sorted(SMALL))
+def test_validation_logs_the_mean_of_each_loss_over_the_held_out_samples(run_values, system):
+    folder = fit(build(RunConfig, run_values(system, steps=2, micro_batch=4), "test"))  # 6 samples: 4 and 2
+    points = {name: value for (step, name), value in logged(folder).items() if step == 2}
+    trained = Run.open(folder).system()  # the averages, in eval mode
+    split = open_dataset(Run(folder).config.data.home).split("valid")
+    batch = next(iter(read_split(split, trained.transforms(), 6)))
+    for phase in trained.phases():
+        with torch.no_grad():
+            expected = trained.loss(phase.name, batch, 2)
+        assert expected
+        for part, value in expected.items():
+            assert points[f"valid/loss/{phase.name}/{part}"] == pytest.approx(float(value), rel=1e-4, abs=1e-6)
+            assert f"loss/{phase.name}/{part}" in {name for _, name in logged(folder)}
+
+
+def rude(monkeypatch, system: type[System], seen: list[dict[str, Any]] | None = None) -> None:
+    """It draws without a key, and its meters forget that they are not training."""
+    loss, meters = system.loss, system.meters.__wrapped__  # without its torch.no_grad
+
+    def state() -> dict[str, Any]:
+        bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        return {"bf16": bf16, "grad": torch.is_grad_enabled()}
+
+    def drawing(self, phase, batch, step):
+        if seen is not None:
+            seen.append({"what": "loss", "training": self.training, **state()})
+        return {name: value * (1 + 0.1 * torch.rand(())) for name, value in loss(self, phase, batch, step).items()}
+
+    def careless(self, batches):
+        if seen is not None:
+            seen.append({"what": "meters", "training": self.training, **state()})
+        torch.rand(7)
+        found = meters(self, batches)
+        self.train()
+        self.loss(self.phases()[0].name, batches[0], 0)  # collects statistics
+        self.eval()
+        return found
+
+    monkeypatch.setattr(system, "loss", drawing)
+    monkeypatch.setattr(system, "meters", careless)
+
+
+@pytest.mark.parametrize("system", sorted(SMALL))
+def test_a_training_is_bit_for_bit_the_same_with_validations_and_without(run_values, monkeypatch, tmp_path, system):
+    rude(monkeypatch, SYSTEMS[system])
+    found = []
+    for every in (1, 100):
+        torch.manual_seed(0)
+        values = run_values(system, steps=4, validate_every=every) | {"out": str(tmp_path / str(every))}
+        found.append(fit(build(RunConfig, values, "test")))
+    often, once = map(final, found)
+    assert often.keys() == once.keys()
+    assert [name for name, t in often.items() if not torch.equal(t, once[name])] == []
+    often, once = ({key: v for key, v in logged(run).items() if not key[1].startswith("valid/")} for run in found)
+    assert often == once
+    often, once = ({key: v for key, v in logged(run).items() if key[1].startswith("valid/")} for run in found)
+    assert once
+    assert once.items() <= often.items()  # what is drawn without a key is the same every time
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_validation_computes_as_a_step_does_and_without_gradients(run_values, monkeypatch, precision):
+    seen: list[dict[str, Any]] = []
+    rude(monkeypatch, VoiceStyledFace, seen)
+    fit(build(RunConfig, run_values(steps=1, precision=precision), "test"))
+    step, meters, forgot, validation = seen
+    bf16 = precision == "bf16"
+    assert step == {"what": "loss", "training": True, "bf16": bf16, "grad": True}
+    assert meters == {"what": "meters", "training": False, "bf16": bf16, "grad": False}
+    assert forgot == {"what": "loss", "training": True, "bf16": bf16, "grad": False}
+    assert validation == {"what": "loss", "training": False, "bf16": bf16, "grad": False}
+
+
+def test_out_of_memory_in_a_first_validation_names_what_to_turn_down(run_values, monkeypatch):
+    def too_large(self, batches):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(VoiceStyledFace, "meters", too_large)
+    told = (
+        r"^out of memory in the first validation \(rank 0, cpu, it wanted 20\.00 GiB\): set train\.micro_batch=4 \(now "
+        r"6; the same mathematics\), then fewer train\.validate_samples or train\.validate_pictures, shorter clips"
+    )
+    with pytest.raises(V2FError, match=told):
+        fit(build(RunConfig, run_values(steps=1), "test"))
+
+
+def test_a_validation_draws_as_many_pictures_as_it_is_told(run_values):
+    widths = {}
+    for pictures in (2, 5, 16):
+        values = run_values(steps=1, validate_pictures=pictures)
+        folder = fit(build(RunConfig, values | {"out": f"{values['out']}-{pictures}"}, "test"))
+        widths[pictures] = Image.open(f"{folder}/samples/step-00000001.png").width
+    assert widths == {pictures: shown * (64 + 1) + 1 for pictures, shown in ((2, 2), (5, 5), (16, 6))}
 
 
 def test_validation_leaves_out_and_counts_what_cannot_be_used(run_values, damaged, capsys):

@@ -171,3 +171,23 @@ def test_all_ranks_skip_and_stop_alike_and_nothing_moves(ranks):
     for found in norms.values():  # what was skipped left nothing in the gradient of the step after it
         assert len(found) == 3 * (1 + 2 + 4)
         assert max(found) - min(found) <= 1e-5 * max(found)
+
+
+def test_statistics_are_the_same_on_any_ranks_and_after_step_sees_them_everywhere(ranks, result):
+    one = result("kept-ddp-fp64-None-1")
+    assert one["model/codebook.started"]
+    assert one["model/codebook.revived"] > 0
+    for world_size in (1, 2):
+        for micro in (None, 4):
+            assert difference(one, result(f"kept-ddp-fp64-{micro}-{world_size}")) <= 1e-9
+        zero = result(f"kept-zero1-fp32-4-{world_size}")
+        assert torch.equal(zero["model/codebook.revived"], one["model/codebook.revived"])
+        assert difference(of(result("kept-ddp-fp32-None-1"), "model"), of(zero, "model")) <= 1e-5
+        everywhere = json.loads((ranks / f"told-{world_size}.json").read_text())
+        assert len(everywhere) == world_size
+        assert all(told == everywhere[0] for told in everywhere)
+        for found, expected in zip(everywhere[0], json.loads((ranks / "told-1.json").read_text())[0], strict=True):
+            assert found[:4] == expected[:4]
+            assert found[4].keys() == expected[4].keys()
+            for name, values in expected[4].items():
+                assert found[4][name] == pytest.approx(values, abs=1e-9)

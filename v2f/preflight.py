@@ -49,7 +49,8 @@ from v2f.data.manifest import open_dataset
 from v2f.data.streams import side_by_side
 from v2f.errors import V2FError, guarded, spoken
 from v2f.nn import computes_bf16, float32_products
-from v2f.nn.batchnorm import common_group, discard_ghosts
+from v2f.nn.batchnorm import common_group
+from v2f.nn.statistics import discard
 from v2f.nn.waveform import WaveformEncoder
 from v2f.run import DataConfig, build_system, load_config, streams_of
 from v2f.system import Batch, Transform, by_stream, trained
@@ -239,7 +240,7 @@ def _stepping(
             total.backward()
             optimizer.step()
             module.zero_grad(set_to_none=True)
-            discard_ghosts(module)
+            discard(module)
             totals.append(total.detach())
         return [float(total) for total in totals]
 

@@ -179,8 +179,13 @@ class DataConfig(Config):
 class BestConfig(Config):
     """What makes a checkpoint the best one."""
 
-    metric: str = Field(description="a meter of the validation, as in metrics.jsonl without valid/")
+    metric: str = Field(description="a meter or loss of the validation, as in metrics.jsonl; valid/ may be left out")
     mode: Literal["min", "max"] = "max"
+
+    @field_validator("metric")
+    @classmethod
+    def _without_prefix(cls, value: str) -> str:
+        return value.removeprefix("valid/")
 
 
 class TrainConfig(Config):
@@ -198,10 +203,11 @@ class TrainConfig(Config):
     log_every: int = Field(10, gt=0)
     validate_every: int = Field(200, gt=0)
     validate_samples: int = Field(64, gt=1)
+    validate_pictures: int = Field(16, gt=0, description="of these samples, those that a validation draws")
     checkpoint_every: int = Field(500, gt=0)
     keep: int = Field(2, ge=2, description="newest checkpoints kept; 1 would leave none while the next is written")
     keep_every: int | None = Field(None, gt=0, description="also every checkpoint whose step this divides")
-    best: BestConfig | None = Field(None, description="also the best checkpoint by a meter of the validation")
+    best: BestConfig | None = Field(None, description="also the best checkpoint by a meter or loss of the validation")
     max_skipped: int = Field(10, gt=0, description="steps skipped in a row for their numbers that stop the run")
     spike_sigma: float | None = Field(
         None, gt=0, description="skip a step whose gradient norm is so many deviations above its mean of 128 steps"

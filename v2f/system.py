@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f.config import Config
+from v2f.nn.statistics import Turn
 from v2f.weights import Judges
 
 M = TypeVar("M", bound=nn.Module)
@@ -177,6 +178,15 @@ class Transform(Protocol):
     def __call__(self, sample: Any, rng: Any) -> Any: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stepped(Turn):
+    """A step that all ranks have taken: its turn (seed, step, slots), and what they have added up in it."""
+
+    statistics: Mapping[str, Tensor]
+    """``MODULE.path`` of each :class:`~v2f.nn.statistics.Keeps` that the phase trains -> its sums over all ranks and
+    micro-batches, flat, float64."""
+
+
 class System(nn.Module, abc.ABC):
     """What is trained. Abstract: final classes only below it.
 
@@ -200,8 +210,12 @@ class System(nn.Module, abc.ABC):
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
         """The losses of one micro-batch: pure, no backward, no logging."""
 
-    def after_step(self, phase: str) -> None:
-        """Called after each optimizer step that was not skipped; a function of (seed, slot) alone."""
+    def after_step(self, phase: str, stepped: Stepped) -> None:
+        """Called on all ranks after each optimizer step that was not skipped, without gradients.
+
+        It may move buffers, never parameters (a strategy holds copies of them), by what ``stepped`` and the buffers
+        say alone: all ranks must come to the same.
+        """
 
     @abc.abstractmethod
     def asks(self) -> Mapping[str, Kind]:

@@ -156,7 +156,7 @@ class Tracker:
         self.log(step, samples, numbers, kind="system")
 
     def picture(self, step: int, samples: int, path: str, name: str) -> None:
-        """Spool a PNG that lies in the run's folder."""
+        """Spool a sheet of samples that lies in the run's folder: a PNG, or a page of sounds."""
         with self._timed():
             where = os.path.relpath(path, self._folder)
             now = {"time": time.time(), "samples": samples}
@@ -612,6 +612,14 @@ class _Delivery(threading.Thread):
 
     def _send_picture(self, line: Mapping[str, Any]) -> None:
         from PIL import Image
+
+        if not line["picture"].endswith(".png"):  # sent again it is the same file under the same name
+            path = self._folder / line["picture"]
+            if path.is_file():
+                self._client.log_artifact(self.run_id, str(path), line["name"])
+            else:
+                self._sayer.say("picture", f"{path} is not there any more, and left out")
+            return
 
         if self._pictures is None:
             there = self._client.list_artifacts(self.run_id, "images")

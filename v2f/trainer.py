@@ -23,10 +23,9 @@ from typing import Any, SupportsInt
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from v2f import checkpoint, generate, media, store
+from v2f import checkpoint, generate, sheets, store
 from v2f import local as files
 from v2f.cache import Cache
 from v2f.config import dump_yaml, flatten
@@ -64,7 +63,7 @@ from v2f.window import Clock, Norms, SlotLog, Window
 _NO_PARAMETER = ("name", "out", "tracking.")  # MLflow has them as the run's name, tag and experiment
 QUARANTINE = "quarantine.jsonl"
 _HURRY_S = 5.0  # for MLflow, after a stop: the next start delivers the rest, and a scheduler's patience is short
-_WATCHED, _SHOWN = 32, 16  # samples of a validation batch at most; those in a picture of a validation
+_WATCHED = 32  # samples of a validation batch at most
 _HISTORY = 200  # logged points of each number that a system's verdict looks at
 
 
@@ -161,8 +160,6 @@ def _fit(job: _Job, wish: SupportsInt, watchdog: Watchdog) -> str:
                     skipped_in_a_row[phase.name] = skipped_in_a_row[phase.name] + 1 if result.skipped else 0
                     if skipped_in_a_row[phase.name] >= train.max_skipped:
                         raise _given_up(job, batch, phase.name, result.skipped, train.max_skipped)
-                    if not result.skipped:
-                        system.after_step(phase.name)
             if stop == TAKEN:
                 raise _taken(job)
             if job.slots is not None:
@@ -258,7 +255,7 @@ def _prepare(
         check_batch(data.batch, engine.world_size, bn_group, name)
     share, *others = [data.batch // engine.world_size for data in streams.values()]
     micro_batch = micro_batch_of(share, config.train.micro_batch, bn_group, others)
-    engine.wrap(system, share=share, micro_batch=micro_batch)
+    engine.wrap(system, share=share, micro_batch=micro_batch, seed=config.seed)
     state: dict[str, Any] = {}
     if found is not None:
         tensors, state = checkpoint.load(found, peers=engine)
@@ -329,7 +326,7 @@ def _prepare(
         starts = _note_start(folder, attempt, engine, step, changed)
         tracker = _start(config, folder, engine, system, loader, fingerprint, init_from, state.get("run_id"))
         _name_again(folder.local, quarantine)
-        batches, left_out = _validation(config, streams, system, people)
+        batches, left_out = _validation(config, streams, system, people, min(_WATCHED, micro_batch or share))
         watched = [engine.place(batch) for batch in batches]
     slots = SlotLog(folder.local, attempt, engine.rank) if train.sample_log else None
     return _Job(
@@ -369,13 +366,17 @@ def _ordered(config: DataConfig, seed: int) -> tuple[str, Samples, Order | MixOr
 
 
 def _validation(
-    config: RunConfig, streams: Mapping[str, DataConfig], system: System, people: Mapping[str, int] | None
+    config: RunConfig,
+    streams: Mapping[str, DataConfig],
+    system: System,
+    people: Mapping[str, int] | None,
+    size: int,
 ) -> tuple[list[Batch], int]:
-    """The batches that the meters watch, none larger than a forward pass may be; each stream's are of its own data, in
-    the proportion of training, numbered as ``people``. Nothing stands in here: what cannot be used is left out,
-    counted, and said."""
+    """The batches of a validation, of ``size`` samples (of the first stream) at most; each stream's are of its own
+    data, in the proportion of training, numbered as ``people``. Nothing stands in here: what cannot be used is left
+    out, counted, and said."""
     left_out: list[str] = []
-    most, size = config.train.validate_samples, min(_WATCHED, config.train.micro_batch or _WATCHED)
+    most = config.train.validate_samples
     found: dict[str, list[Batch]] = {}
     for name, data in streams.items():
         if data.valid is None:
@@ -556,12 +557,18 @@ def _log(job: _Job, bar: "tqdm[Any]", window: Window) -> None:
 
 
 def _validate(job: _Job) -> None:
-    """Collapse meters and a grid of samples, by rank 0, from the averaged weights and batches that stay the same."""
+    """Collapse meters, losses and a grid of samples, by rank 0, from the averaged weights and batches that stay."""
     if job.tracker is None or not job.watched or not _still_ours(job):
         return
-    with job.engine.averaged(job.system):
-        job.meters, job.measured_at = job.system.meters(job.watched), job.step
-        pictures = _shown(job.system, job.watched)
+    system = job.system
+    losses: dict[str, float] = {}
+    with job.engine.evaluating(system, size=max(len(first_stream(batch)["slot"]) for batch in job.watched)):
+        meters = dict(system.meters(job.watched))
+        for phase in system.phases():
+            found = job.engine.losses(phase, job.watched, job.step)
+            losses |= {f"loss/{phase.name}/{part}": value for part, value in found.items()}
+        pictures = _shown(system, job.watched, job.config.train.validate_pictures)
+    job.meters, job.measured_at = meters | losses, job.step
     named = {f"valid/{k}": v for k, v in job.meters.items()}
     job.tracker.log(job.step, job.step * job.config.data.batch, named, "validation")
     best = job.config.train.best
@@ -570,13 +577,14 @@ def _validate(job: _Job) -> None:
             f"step {job.step}: train.best.metric: {best.metric} is no meter, so no checkpoint is kept as the best; "
             f"there are {', '.join(sorted(job.meters))}"
         )
-    verdict = job.system.verdict(job.meters, job.history)
+    verdict = system.verdict(meters, job.history)
     if verdict:
         say(f"step {job.step}: {verdict}")
-    rows = [p.float().cpu().clamp(-1, 1) for _, p in sorted(pictures.items(), reverse=True)]
-    sheet = make_grid(torch.cat(rows), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
-    path = job.folder.local / "samples" / f"step-{job.step:08d}.png"
-    content = media.png(sheet * 2 - 1, generate.notes(job.config.name, job.system, job.step))
+    made = sheets.sheet(system, pictures, generate.notes(job.config.name, system, job.step))
+    if made is None:
+        return
+    suffix, content = made
+    path = job.folder.local / "samples" / f"step-{job.step:08d}{suffix}"
     try:
         with files.explained(path):
             path.parent.mkdir(exist_ok=True)
@@ -597,10 +605,9 @@ def _still_ours(job: _Job) -> bool:
     return True
 
 
-def _shown(system: System, batches: list[Batch]) -> dict[str, Tensor]:
-    """What the system makes of the first samples of the batches (of its first stream), a batch at a time."""
+def _shown(system: System, batches: list[Batch], left: int) -> dict[str, Tensor]:
+    """What the system makes of the first ``left`` samples of the batches (of its first stream), a batch at a time."""
     parts: list[dict[str, Tensor]] = []
-    left = _SHOWN
     for batch in map(first_stream, batches):
         parts.append(system.sample({k: v[:left] for k, v in batch.items()}))
         left -= len(batch["key"])

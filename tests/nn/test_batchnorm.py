@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from v2f.errors import V2FError
-from v2f.nn.batchnorm import GhostBatchNorm, collect_ghosts, commit_ghosts, discard_ghosts, ghost_norms
+from v2f.nn.batchnorm import GhostBatchNorm, ghost_norms
+from v2f.nn.statistics import collect, commit, discard
 
 
 class Net(nn.Module):
@@ -48,7 +49,7 @@ def test_running_statistics_are_those_of_torch_for_one_group() -> None:
     for _ in range(3):
         x = 3 * torch.randn(8, 5, 7, dtype=torch.float64) + 2
         ghost(x), plain(x)
-        commit_ghosts(ghost, collect_ghosts(ghost))
+        commit(ghost, collect(ghost))
     torch.testing.assert_close(ghost.running_mean, plain.running_mean, rtol=0, atol=1e-12)
     torch.testing.assert_close(ghost.running_var, plain.running_var, rtol=1e-9, atol=0)
     ghost.eval(), plain.eval()
@@ -61,16 +62,16 @@ def test_micro_batches_and_ranks_change_nothing(cuts: tuple[int, ...]) -> None:
     x = waves()
     expected = whole(x)
     expected.square().sum().backward()
-    commit_ghosts(whole, collect_ghosts(whole))
+    commit(whole, collect(whole))
 
     outputs, flats = [], []
     for part in x.split(list(cuts)):  # each part on a "rank" of its own, whose sums are then added up
         outputs.append(cut(part))
         outputs[-1].square().sum().backward()
-        flats.append(collect_ghosts(cut))
-        discard_ghosts(cut)
-    total = torch.stack([flat for flat in flats if flat is not None]).sum(dim=0)
-    commit_ghosts(cut, total)
+        flats.append(collect(cut))
+        discard(cut)
+    total = {name: torch.stack([flat[name] for flat in flats]).sum(dim=0) for name in flats[0]}
+    commit(cut, total)
 
     torch.testing.assert_close(torch.cat(outputs), expected, rtol=0, atol=1e-12)
     for (name, a), b in zip(whole.named_parameters(), cut.parameters(), strict=True):
@@ -87,21 +88,20 @@ def test_a_forward_collects_and_never_commits() -> None:
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     assert module.norm1.collected()[2] == 6
-    flat = collect_ghosts(module)
-    assert flat is not None
-    assert flat.dtype == torch.float64
-    assert flat.shape == (2 * 6 + 1 + 2 * 3 + 1,)
+    flat = collect(module)
+    assert all(sums.dtype == torch.float64 for sums in flat.values())
+    assert {name: sums.shape for name, sums in flat.items()} == {"norm1": (2 * 6 + 1,), "norm2": (2 * 3 + 1,)}
 
 
 def test_discarded_statistics_are_never_committed() -> None:
     module = net()
     module(waves() + 100)
-    discard_ghosts(module)
-    commit_ghosts(module, collect_ghosts(module))  # nothing was seen: nothing moves
+    discard(module)
+    commit(module, collect(module))  # nothing was seen: nothing moves
     assert not module.norm1.running_mean.any()
     assert (module.norm1.running_var == 1).all()
     module(waves())
-    commit_ghosts(module, collect_ghosts(module))
+    commit(module, collect(module))
     assert module.norm1.running_mean.abs().max() < 1
     assert module.norm1.collected()[2] == 0
 
@@ -113,7 +113,7 @@ def test_a_recomputed_forward_does_not_collect_twice(reentrant: bool) -> None:
     plain(x).square().sum().backward()
     checkpoint(saving, x, use_reentrant=reentrant).square().sum().backward()
     assert saving.norm1.collected()[2] == plain.norm1.collected()[2] == 4
-    torch.testing.assert_close(collect_ghosts(saving), collect_ghosts(plain), rtol=0, atol=0)
+    torch.testing.assert_close(collect(saving), collect(plain), rtol=0, atol=0)
 
 
 def test_evaluation_uses_running_statistics_for_any_batch() -> None:
@@ -139,7 +139,7 @@ def test_statistics_stay_in_float32_under_autocast_and_half_precision() -> None:
     assert norm.running_mean.dtype == norm.running_var.dtype == torch.float32
     norm.discard()
     assert norm(x.bfloat16()).dtype == torch.bfloat16
-    commit_ghosts(norm, collect_ghosts(norm))
+    commit(norm, collect(norm))
     torch.testing.assert_close(norm.running_mean, torch.full((3,), 1.0), rtol=1e-2, atol=0)
     assert norm.eval()(x.bfloat16()).dtype == torch.bfloat16
 
@@ -162,8 +162,9 @@ def test_norms_are_found_once_and_in_order() -> None:
     module = net()
     shared = nn.Sequential(module, module.norm2, nn.BatchNorm1d(3))
     assert ghost_norms(shared) == [module.norm1, module.norm2]
-    assert collect_ghosts(nn.Linear(2, 2)) is None
-    commit_ghosts(nn.Linear(2, 2), None)
+    assert list(collect(shared)) == ["0.norm1", "0.norm2"]
+    assert collect(nn.Linear(2, 2)) == {}
+    commit(nn.Linear(2, 2), {})
 
 
 def test_batches_that_do_not_fit_are_refused() -> None:

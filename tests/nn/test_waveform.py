@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from v2f import config
 from v2f.errors import V2FError
-from v2f.nn.batchnorm import GhostBatchNorm, collect_ghosts
+from v2f.nn.batchnorm import GhostBatchNorm
+from v2f.nn.statistics import collect
 from v2f.nn.waveform import WaveformEncoder, other_split
 
 
@@ -124,7 +125,7 @@ def test_everything_is_trained_and_collected() -> None:
     shallow, middle, deep = encoder(torch.randn(4, 600))
     (shallow.square().mean() + middle.mean() + deep.mean()).backward()
     assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
-    assert collect_ghosts(encoder) is not None
+    assert collect(encoder)
     assert all(m.collected()[2] == 2 for m in encoder.modules() if isinstance(m, GhostBatchNorm))
 
 

@@ -16,6 +16,7 @@ import torch
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
+from codebook import trained as trained_codebook  # noqa: E402
 from systems.small import SMALL  # noqa: E402
 from two_phases import GROUP, TwoPhases, batches  # noqa: E402
 
@@ -277,10 +278,29 @@ def skips(world_size: int) -> None:
         (FOLDER / f"skips-{world_size}.json").write_text(json.dumps(told))
 
 
+def kept(world_size: int) -> None:
+    """A codebook's steps, and what ``after_step`` was told on each rank."""
+    if world_size == 4:
+        return
+    for strategy, precision, micro in (
+        ("ddp", "fp64", None),
+        ("ddp", "fp64", 4),
+        ("ddp", "fp32", None),
+        ("zero1", "fp32", 4),
+    ):
+        engine, system = trained_codebook(strategy, precision, micro)
+        write(engine, f"kept-{strategy}-{precision}-{micro}-{world_size}", engine.copy(system, engine.sizes(system)))
+        everywhere = engine.gather(
+            [[s.seed, s.step, s.slot, s.slots, {n: t.tolist() for n, t in s.statistics.items()}] for s in system.told]
+        )
+        if engine.rank == 0 and (precision, micro) == ("fp64", None):
+            (FOLDER / f"told-{world_size}.json").write_text(json.dumps(everywhere))
+
+
 def main() -> None:
     engine = Engine("fp32", "ddp")
     wanted = sys.argv[3:]
-    for act in (gradients, fifty_steps, moved, resumed, restored, skips):
+    for act in (gradients, fifty_steps, moved, resumed, restored, skips, kept):
         if wanted and act.__name__ not in wanted:
             continue
         act(engine.world_size)

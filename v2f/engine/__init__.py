@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -28,11 +28,11 @@ from v2f import checkpoint
 from v2f.engine import launcher, memory, zero
 from v2f.engine.ddp import DDPPhase
 from v2f.engine.launcher import Asked
-from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule
+from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule, autocast
 from v2f.errors import V2FError
-from v2f.nn import computes_bf16, float32_products
-from v2f.nn.batchnorm import collect_ghosts, commit_ghosts, discard_ghosts
-from v2f.system import Batch, Losses, Phase, System, first_stream, part_of, trained
+from v2f.nn import computes_bf16, float32_products, statistics
+from v2f.nn.statistics import Turn
+from v2f.system import Batch, Losses, Phase, Stepped, System, first_stream, part_of, trained
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
@@ -94,7 +94,8 @@ class Engine:
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         self._phases: dict[str, PhaseEngine] = {}
         self._modules: dict[str, nn.Module] = {}
-        self._share = 0
+        self._share = self._seed = 0
+        self._evaluated = False  # since the process began
         self._watch = _Stopwatch(self.device)
 
     def _agreed(self, asked: AskedPrecision) -> Precision:
@@ -110,15 +111,15 @@ class Engine:
             )
         return asked
 
-    def wrap(self, system: System, *, share: int, micro_batch: int | None) -> None:
+    def wrap(self, system: System, *, share: int, micro_batch: int | None, seed: int = 0) -> None:
         """Move the system here and prepare every phase. Frozen modules are moved, never wrapped.
 
         ``share``: samples of a global batch (of the first stream) on this rank; they come ``micro_batch`` at a time,
-        None: at once.
+        None: at once. ``seed``: the run's, which with the slots keys what modules and systems draw.
         """
         _check_divides(share, micro_batch)
         system.to(device=self.device, dtype=self.dtype)
-        self._share, self._modules = share, trained(system)
+        self._system, self._share, self._modules, self._seed = system, share, trained(system), seed
         if self.strategy != "ddp":
             _refuse_shared(system.phases())
         for phase in system.phases():
@@ -158,17 +159,19 @@ class Engine:
             rate = own.set_rates(phase.optimizer.schedule.at(seen, total))
             if skipped:
                 own.forget()
-                discard_ghosts(own.module)
+                statistics.discard(own.module)
             else:
                 own.update(norm)
         except RuntimeError as error:
             if own.first and memory.is_out_of_memory(error):
-                where = f"rank {self.rank}, {self.device}"
-                raise memory.explained(error, phase.name, self._modules, self._share, micro_batch, where) from None
+                what, now = f"the first step of the phase {phase.name!r}", micro_batch or self._share
+                raise memory.explained(error, what, self._where, self._modules, self._share, now, memory.STEP) from None
             raise
         own.first = False
         if not skipped:
-            self._commit_statistics(own.module)
+            sums, turn = self._commit_statistics(own.module), self._turn(batch, step)
+            with torch.no_grad():
+                self._system.after_step(phase.name, Stepped(**vars(turn), statistics=sums))
             self._average(own, seen, len(first_stream(batch)["slot"]) * self.world_size * phase.every)
         return StepResult(losses, value, rate, skipped, largest, self._watch.seconds())
 
@@ -182,6 +185,7 @@ class Engine:
         means: dict[str, Tensor] = {}
         own.forget()
         self._watch.restart()
+        statistics.begin(own.module, self._turn(batch, step))
         others = [module for name, module in self._modules.items() if name not in phase.modules]
         with _still(others):
             for i, part in enumerate(parts):
@@ -193,7 +197,7 @@ class Engine:
                 for name, value in losses.items():
                     means[name] = means.get(name, 0) + value.detach() / len(parts)
         for module in others:
-            discard_ghosts(module)
+            statistics.discard(module)
         return means
 
     def gradients(self, phase: Phase) -> dict[str, Tensor]:
@@ -280,6 +284,35 @@ class Engine:
                 tensor.data.copy_(value)
             system.train()
 
+    @contextlib.contextmanager
+    def evaluating(self, system: System, *, size: int) -> Iterator[None]:
+        """Inside, the system is :meth:`averaged` and computes as in a step, and nothing of it reaches the next one:
+        no gradient, no statistics (a step begins by discarding), no random number. What draws without a key draws the
+        same each time. ``size``: samples of a forward pass."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        computing = autocast(self.device, self._bf16)
+        try:
+            with torch.random.fork_rng(devices), self.averaged(system), torch.no_grad(), computing:
+                torch.manual_seed(self._seed)
+                yield
+        except RuntimeError as error:
+            if not self._evaluated and memory.is_out_of_memory(error):
+                what, then = "the first validation", memory.VALIDATION
+                raise memory.explained(error, what, self._where, self._modules, self._share, size, then) from None
+            raise
+        self._evaluated = True
+
+    def losses(self, phase: Phase, batches: Iterable[Batch], step: int) -> dict[str, float]:
+        """Each loss's mean over the samples of ``batches``, inside :meth:`evaluating`; of this rank alone."""
+        sums: dict[str, Tensor] = {}
+        samples: dict[str, int] = {}
+        for batch in batches:
+            size = len(first_stream(batch)["slot"])
+            for name, value in self._phases[phase.name].module(batch, step).items():
+                sums[name] = sums.get(name, 0) + value.detach().double() * size
+                samples[name] = samples.get(name, 0) + size
+        return {name: float(value) / samples[name] for name, value in sums.items()}
+
     def sizes(self, system: System) -> dict[str, int]:
         """Bytes of every tensor that a checkpoint would hold now, by name; the same on all ranks, no collective."""
         found = {name: _bytes(tensor) for name, tensor in self._replicated(system).items()}
@@ -344,6 +377,10 @@ class Engine:
         return checkpoint.module_tensors(system) | averages
 
     @property
+    def _where(self) -> str:
+        return f"rank {self.rank}, {self.device}"
+
+    @property
     def _wire(self) -> torch.device:
         return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
 
@@ -359,12 +396,22 @@ class Engine:
         bad, largest, value = torch.cat([flags.to(norm.device, norm.dtype), norm.detach().reshape(1)]).tolist()
         return bool(bad), int(largest), float(value)
 
-    def _commit_statistics(self, module: nn.Module) -> None:
-        """Running statistics: the mean over all groups of all ranks and micro-batches, once (promise 3)."""
-        sums = collect_ghosts(module)
-        if sums is not None and self.world_size > 1:
-            dist.all_reduce(sums)
-        commit_ghosts(module, sums)
+    def _commit_statistics(self, module: nn.Module) -> dict[str, Tensor]:
+        """Statistics over all samples of all ranks and micro-batches, once (promise 3); gives the sums by module."""
+        sums = statistics.collect(module)
+        if sums and self.world_size > 1:
+            flat = torch.cat(list(sums.values()))
+            dist.all_reduce(flat)
+            sums = dict(zip(sums, flat.split([len(own) for own in sums.values()]), strict=True))
+        statistics.commit(module, sums)
+        return sums
+
+    def _turn(self, batch: Batch, step: int) -> Turn:
+        """Where the step of this rank's share of a global batch stands."""
+        slot_B = first_stream(batch)["slot"]
+        share = len(slot_B)
+        first = int(slot_B[0]) - self.rank * share
+        return Turn(seed=self._seed, step=step, slot=first, slots=share * self.world_size)
 
     def _average(self, own: PhaseEngine, seen: int, since: int) -> None:
         """The moving average: its half-life in samples is at most a tenth of the run so far (the ramp-up of ADA, 2020).

@@ -1,4 +1,4 @@
-"""Out of memory in a first step: one line that names what to turn down."""
+"""Out of memory in a first step or validation: one line that names what to turn down."""
 
 import re
 
@@ -8,6 +8,11 @@ from torch import nn
 from v2f.errors import V2FError
 from v2f.nn.batchnorm import common_group
 
+STEP = (
+    "a smaller data.batch, shorter clips or smaller pictures; on several ranks train.strategy=zero2 deals gradients "
+    "and moments out"
+)
+VALIDATION = "fewer train.validate_samples or train.validate_pictures, shorter clips or smaller pictures"
 _WANTED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 
 
@@ -19,14 +24,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explained(
-    error: BaseException, phase: str, modules: dict[str, nn.Module], share: int, micro_batch: int | None, where: str
+    error: BaseException, what: str, where: str, modules: dict[str, nn.Module], share: int, now: int, then: str
 ) -> V2FError:
-    """What to turn down, the mildest first: nothing that changes the mathematics before what does.
+    """What to turn down, the mildest first: nothing that changes the mathematics before what does (``then``).
 
-    A micro-batch divides a rank's ``share`` of the global batch and is a multiple of every batch norm's group.
+    ``now``: samples of a forward pass. A micro-batch divides a rank's ``share`` of the global batch and is a multiple
+    of every batch norm's group.
     """
     group = common_group(modules.values())
-    now = micro_batch or share
     smaller = [size for size in range(group, now, group) if share % size == 0]
     wanted = _WANTED.search(str(error))
     size = f", it wanted {wanted[1]}" if wanted else ""
@@ -35,7 +40,4 @@ def explained(
         if smaller
         else f"train.micro_batch={now} is the smallest already, so"
     )
-    return V2FError(
-        f"out of memory in the first step of the phase {phase!r} ({where}{size}): {first} a smaller data.batch, "
-        "shorter clips or smaller pictures; on several ranks train.strategy=zero2 deals gradients and moments out"
-    )
+    return V2FError(f"out of memory in {what} ({where}{size}): {first} {then}")

@@ -20,6 +20,11 @@ from v2f.system import Batch, Losses, Phase, System
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """How a forward pass computes: matrix products and convolutions in bf16, or all as it is."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
 class PhaseModule(nn.Module):
     """What a strategy wraps: forward is the system's loss; only the phase's modules are registered."""
 
@@ -29,14 +34,14 @@ class PhaseModule(nn.Module):
             self.add_module(name, module)
         self._loss = system.loss
         self._phase = phase.name
-        self._device = device.type
+        self._device = device
         self._bf16 = bf16
 
     def forward(self, batch: Batch | None, step: int) -> Losses:
         """The losses of a micro-batch; of None, a zero that every parameter has a gradient of (zero) from."""
         if batch is None:
             return {"total": torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0}
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
+        with autocast(self._device, self._bf16):
             losses = self._loss(self._phase, batch, step)
         return {name: widened(value) for name, value in losses.items()}
 

@@ -4,12 +4,8 @@ Batch norm couples the samples of a batch, so its result would depend on how a g
 micro-batches. Here the statistics cover fixed groups of ``group`` consecutive batch entries (Hoffer, Hubara, Soudry
 2017, arXiv 1705.08741, algorithm 1), and any cut between groups gives the same outputs and gradients.
 
-The running statistics follow the same rule. A forward in training only *collects* the mean and the variance of
-each group. Whoever owns the step adds up what every micro-batch and every rank has collected and commits it once::
-
-    flat = collect_ghosts(module)      # one float64 tensor
-    all_reduce(flat)                   # sum over ranks
-    commit_ghosts(module, flat)        # or discard_ghosts(module) for a step that is skipped
+The running statistics follow the same rule (:mod:`v2f.nn.statistics`): a forward in training only *collects* the mean
+and the variance of each group, and a step commits the mean of those of all micro-batches and ranks, once.
 
 Letters: B batch, G groups, C channels.
 """
@@ -23,14 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
+from v2f.nn.statistics import Keeps
 
 
-def _recomputing() -> bool:
-    """Whether this forward runs inside a backward, as activation checkpointing does a second time."""
-    return bool(torch._C._current_graph_task_id() != -1)  # type: ignore[attr-defined]
-
-
-class GhostBatchNorm(nn.Module):
+class GhostBatchNorm(Keeps):
     """Batch norm of [B,C,...] (any number of axes behind C) over groups of ``group`` samples.
 
     ``B`` is a multiple of ``group`` in training, else :class:`V2FError`. Evaluation uses the running statistics.
@@ -85,7 +77,7 @@ class GhostBatchNorm(nn.Module):
             torch.native_batch_norm(chunk, weight, bias, None, None, True, 0.0, self.eps)
             for chunk in x.split(self.group)
         ]
-        if not _recomputing():
+        if self.collecting:
             self._collect(parts, values)
         return parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts])
 
@@ -105,15 +97,21 @@ class GhostBatchNorm(nn.Module):
             return zeros, zeros, 0
         return self._sums[0], self._sums[1], self._count
 
+    def sums(self) -> Tensor:
+        """The sum of means [C], the sum of variances [C], the number of groups [1]."""
+        mean_C, var_C, count = self.collected()
+        return torch.cat([mean_C.double(), var_C.double(), mean_C.new_tensor([count], dtype=torch.float64)])
+
     @torch.no_grad()
-    def commit(self, mean_C: Tensor, var_C: Tensor) -> None:
-        """Moves the running statistics towards a step's mean and variance, and forgets what was collected."""
-        self.running_mean.lerp_(mean_C.to(self.running_mean), self.momentum)
-        self.running_var.lerp_(var_C.to(self.running_var), self.momentum)
+    def commit(self, sums: Tensor) -> None:
+        """Moves the running statistics towards the step's mean and variance; without a group they stay."""
+        mean_C, var_C, count = sums.split([self.channels, self.channels, 1])
+        if count.item() > 0:
+            self.running_mean.lerp_((mean_C / count).to(self.running_mean), self.momentum)
+            self.running_var.lerp_((var_C / count).to(self.running_var), self.momentum)
         self.discard()
 
     def discard(self) -> None:
-        """Forgets what was collected: the step is skipped, or its statistics are not wanted."""
         self._sums = None
         self._count = 0
 
@@ -126,35 +124,3 @@ def ghost_norms(module: nn.Module) -> list[GhostBatchNorm]:
 def common_group(modules: Iterable[nn.Module]) -> int:
     """The least number of samples in which every ghost norm of the modules has whole groups; 1 without any."""
     return math.lcm(*(norm.group for module in modules for norm in ghost_norms(module)))
-
-
-def collect_ghosts(module: nn.Module) -> Tensor | None:
-    """What all ghost norms have collected as one float64 tensor to add up over ranks; None if there are none.
-
-    Layout: for each norm the sum of means [C], the sum of variances [C], the number of groups [1].
-    """
-    parts: list[Tensor] = []
-    for norm in ghost_norms(module):
-        mean_C, var_C, count = norm.collected()
-        parts += [mean_C.double(), var_C.double(), mean_C.new_tensor([count], dtype=torch.float64)]
-    return torch.cat(parts) if parts else None
-
-
-def commit_ghosts(module: nn.Module, flat: Tensor | None) -> None:
-    """Commits the sums of :func:`collect_ghosts`, added up over ranks; a norm that saw no group keeps what it has."""
-    start = 0
-    for norm in ghost_norms(module):
-        if flat is None:
-            raise V2FError("batch norm: nothing was collected for a module that has ghost norms")
-        mean_C, var_C, count = flat[start : start + 2 * norm.channels + 1].split([norm.channels, norm.channels, 1])
-        start += 2 * norm.channels + 1
-        if count.item() > 0:
-            norm.commit(mean_C / count, var_C / count)
-        else:
-            norm.discard()
-
-
-def discard_ghosts(module: nn.Module) -> None:
-    """Forgets what all ghost norms have collected."""
-    for norm in ghost_norms(module):
-        norm.discard()
