@@ -300,12 +300,17 @@ def _summarise(dataset: Dataset, seconds: dict[str, float], report: dict[str, An
     manifest = dataset.manifest
     samples = sum(shard.samples for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)
+    heard = sum(seconds.values()) > 0  # of pictures alone there are no hours
+
+    def hours(of: float) -> str:
+        return f", {of / 3600:.2f} hours" if heard else ""
+
     print(
-        f"{dataset.root}: {samples} samples of {len(manifest.identities)} people, "
-        f"{sum(seconds.values()) / 3600:.2f} hours, {size / 1e6:.0f} MB in {len(manifest.shards)} shards"
+        f"{dataset.root}: {samples} samples of {len(manifest.identities)} people{hours(sum(seconds.values()))}, "
+        f"{size / 1e6:.0f} MB in {len(manifest.shards)} shards"
     )
     for name, split in manifest.splits.items():
-        print(f"  {name}: {split.samples} samples of {split.people} people, {seconds[name] / 3600:.2f} hours")
+        print(f"  {name}: {split.samples} samples of {split.people} people{hours(seconds[name])}")
     if report["left_out"]["reasons"] or report["rejected_photos"]:
         for line in yields.lines(report):
             print(f"  {line}")
