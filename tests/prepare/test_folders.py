@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpora import samples, save_jpg, write_m4a
-from media import by_libsndfile, tone
+from corpora import portrait, samples, save_jpg, write_m4a
+from media import WHOLE, by_libsndfile, tone
 from PIL import Image
 
 from v2f import store
@@ -240,3 +240,21 @@ def test_a_name_in_another_spelling_is_the_same_file(tmp_path: Path) -> None:
 
 def test_the_recipe_is_one(tmp_path: Path) -> None:
     assert load_recipe(str(RECIPE), [f"out={tmp_path}"]).folder is not None
+
+
+def test_a_store_is_a_folder_and_sounds_are_of_any_format(tmp_path: Path) -> None:
+    root = f"memory://{tmp_path}"
+    for kind in ("flac", "ogg vorbis", "mp3", "m4a", "webm"):
+        store.write_bytes(f"{root}/some/{kind.replace(' ', '.')}.{kind.split()[0]}", WHOLE[kind](tone(2.2)))
+    dataset = pack(recipe(tmp_path / "d", root=root, holds="sounds", seconds=1.0))
+    assert len(samples(dataset)) == 10
+    assert read_left_out(dataset.root) == []
+
+
+def test_faces_are_aligned_where_that_is_asked(tmp_path: Path) -> None:
+    root = tmp_path / "faces"
+    save_jpg(root / "ada" / "0.jpg", portrait(1))
+    picture(root / "ada" / "1.png", 0)
+    dataset = pack(recipe(tmp_path / "d", root=str(root), align="mtcnn", size=64))
+    assert by_file(dataset)["ada/0.jpg"].photo().shape == (64, 64, 3)
+    assert [each.reason for each in read_left_out(dataset.root)] == ["no face was found"]

@@ -52,8 +52,9 @@ class Binding(Protocol):
 def bound(transforms: Mapping[str, Transform], datasets: "Sequence[Dataset]") -> dict[str, Transform]:
     """The transforms, those that depend on data bound to ``datasets``.
 
-    Whoever reads a split binds to its data set. What is trained on one and validated on another is bound to the one
-    that it is trained on first, so that classes and people keep their numbers.
+    Whoever reads a split binds to its data sets. In a mix the people of the first data set have the first numbers, so
+    validation, which reads that one, numbers them alike. What is then read of another data set has to be bound to the
+    one of the training before, so that classes and people keep their numbers.
     """
     return {name: each.bind(datasets) if isinstance(each, Binding) else each for name, each in transforms.items()}
 
