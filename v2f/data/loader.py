@@ -27,7 +27,7 @@ from v2f.data.mix import MixOrder
 from v2f.data.order import Order
 from v2f.data.quarantine import Bad, BadRows, Quarantine
 from v2f.data.sample import Sample
-from v2f.data.transforms import Transform
+from v2f.data.transforms import Transform, bound
 from v2f.errors import V2FError
 
 Batch = dict[str, Any]
@@ -80,7 +80,7 @@ class Loader:
             raise V2FError(f"rank {rank} is none of the {world_size} ranks")
         if start_slot < 0 or workers < 0:
             raise V2FError(f"start_slot and workers are at least 0, got {start_slot} and {workers}")
-        _check_transforms(split, transforms, workers)
+        transforms = _checked(split, transforms, workers)
         self.split, self.order, self.transforms, self.seed = split, order, dict(transforms), seed
         self.batch, self.rank, self.world_size = batch, rank, world_size
         self.start_slot, self.workers = start_slot, workers
@@ -142,7 +142,7 @@ def read_split(
     batches are those of :class:`Loader`, ``slot`` being the sample's number in the split; the last may be smaller.
     A sample that cannot be used is a :class:`V2FError` that names it.
     """
-    _check_transforms(split, transforms, workers)
+    transforms = _checked(split, transforms, workers)
     tasks = iter([Task(part, part) for part in _parts(split, batch, samples, limit)])
     return _Batches(Work(split, tasks, each(Reader(split)), dict(transforms), seed=None), workers)
 
@@ -160,7 +160,7 @@ def read_usable(
     """As :func:`read_split`, in this process; a sample that cannot be used is left out, and a line about it goes to
     ``left_out``. There are no stand-ins, so a batch may be smaller; one of nothing is not given. ``identity_N``: as for
     :class:`Loader`."""
-    _check_transforms(split, transforms, 0)
+    transforms = _checked(split, transforms, 0)
     reader = Reader(split)
     for part in _parts(split, batch, samples, limit):
         raws = reader.read(part)
@@ -236,7 +236,8 @@ def micro_batch_of(share: int, most: int | None, bn_group: int, others: Sequence
     return max(sizes)
 
 
-def _check_transforms(split: Samples, transforms: Mapping[str, Transform], workers: int) -> None:
+def _checked(split: Samples, transforms: Mapping[str, Transform], workers: int) -> dict[str, Transform]:
+    """The transforms, bound to the split's data sets; :class:`V2FError` where one cannot read them."""
     for name, transform in transforms.items():
         if name in RESERVED:
             raise V2FError(f"a transform cannot be called {name!r}: every batch has that already")
@@ -247,6 +248,7 @@ def _check_transforms(split: Samples, transforms: Mapping[str, Transform], worke
         if hasattr(transform, "check"):
             for dataset in split.datasets:
                 transform.check(dataset.root, dataset.manifest.provenance)
+    return bound(transforms, split.datasets)
 
 
 class _Substitute:
@@ -286,14 +288,7 @@ class _Substitute:
 
     def _verified(self, key: str, raw: memoryview) -> tuple[str, bytes]:
         worker.decode([key], [raw], [0], None, self._transforms)
-        sample = Sample.from_tar(key, raw)
-        sample.waveform()
-        for number in range(sample.photo_count):  # any of them may be drawn
-            sample.photo(number)
-            if sample.has_codes:
-                sample.codes(number)
-            if sample.has_embedding:
-                sample.embedding(number)
+        Sample.from_tar(key, raw).check()  # any of its photos may be drawn
         return key, bytes(raw)
 
 

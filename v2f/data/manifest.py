@@ -4,14 +4,19 @@
 of tar members (headers and padding included), CRC-32 of that run, identity, key. ``manifest.json`` is written
 last: a folder without it holds no data set. Its fingerprint depends on content alone. It names its index, because the
 one that follows it when people are removed lies beside it until the manifest itself is replaced.
+
+``holds`` are the parts that every sample has (``audio``, ``photos``; and ``gray`` where photos of one channel are among
+them), ``arrays`` declares the arrays of one's own, which every sample has, too. A data set whose samples all have audio
+and RGB photos, and no such array, is written as it was before there were others, of schema version 1; another one has
+version 2, which a v2f of before refuses.
 """
 
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Protocol
@@ -19,11 +24,23 @@ from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
 import v2f
 from v2f import store
 from v2f.config import Config, build
-from v2f.data.sample import BLOCK, SCHEMA_VERSION, SPLITS, Members, check_key, join_members
+from v2f.data.sample import (
+    BLOCK,
+    GRAY,
+    SCHEMA_VERSION,
+    SPLITS,
+    USUAL,
+    Members,
+    Sample,
+    check_key,
+    held,
+    join_members,
+)
 from v2f.errors import V2FError
 
 MANIFEST = "manifest.json"
@@ -56,6 +73,33 @@ class SplitSize(Config):
     people: int
 
 
+class ArrayKind(Config):
+    """What an array of one's own is in every sample."""
+
+    dtype: str = Field(description="as NumPy calls it: float32, int16, ...")
+    shape: list[int | None] = Field(description="null: an axis of any length")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "ArrayKind":
+        try:
+            kind = np.dtype(self.dtype)
+        except TypeError as error:
+            raise ValueError(f"{self.dtype!r} is no type of NumPy's") from error
+        if kind.kind not in "fiu" or kind.itemsize > 8 or kind.name != self.dtype:
+            raise ValueError(f"{self.dtype!r}: float16 to float64, int8 to int64 and uint8 to uint64 may be stored")
+        if not all(length is None or length > 0 for length in self.shape):
+            raise ValueError(f"{self.shape}: an axis is at least 1 long, or null")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join('any' if length is None else str(length) for length in self.shape)}]"
+
+    def fits(self, values: npt.NDArray[Any]) -> bool:
+        """Whether an array is of this kind."""
+        same = values.dtype.name == self.dtype and values.ndim == len(self.shape)
+        return same and all(wanted in (None, there) for wanted, there in zip(self.shape, values.shape, strict=True))
+
+
 class Manifest(Config):
     schema_version: int
     created_by: str
@@ -66,11 +110,37 @@ class Manifest(Config):
     index_sha256: str
     provenance: dict[str, Any]
     index: str = INDEX
+    holds: list[str] = list(USUAL)
+    arrays: dict[str, ArrayKind] = {}
 
     def content_fingerprint(self) -> str:
         """SHA-256 over what the data are: not over who made them, when, or from which recipe."""
-        content = self.model_dump(exclude={"created_by", "fingerprint", "provenance", "index"})
+        content = self.model_dump(exclude={"created_by", "fingerprint", "provenance", "index", *self.unsaid})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def unsaid(self) -> set[str]:
+        """The fields that a data set of schema version 1 does not have: nothing in it depends on them."""
+        return {"holds", "arrays"} if self.schema_version == 1 else set()
+
+    def check(self, sample: Sample) -> None:
+        """:class:`V2FError` where a sample does not hold what is said of all."""
+        there = {"audio": sample.has_audio, "photos": bool(sample.photo_count)}
+        for part, has in there.items():
+            if part in self.holds and not has:
+                raise V2FError(f"sample {sample.key}: it has no {part}, the manifest says that every sample has")
+        if sample.photo_count and sample.is_gray and GRAY not in self.holds:
+            raise V2FError(f"sample {sample.key}: its photos are gray, the manifest knows of no gray ones")
+        if set(sample.array_names) != set(self.arrays):
+            names = ", ".join(sample.array_names) or "none"
+            raise V2FError(
+                f"sample {sample.key}: its arrays are {names}, the manifest declares {', '.join(self.arrays) or 'none'}"
+            )
+        for name, kind in self.arrays.items():
+            values = sample.array(name)
+            if not kind.fits(values):
+                found = f"{values.dtype} {list(values.shape)}"
+                raise V2FError(f"sample {sample.key}: its array {name!r} is {found}, the manifest declares {kind}")
 
 
 @dataclass(frozen=True)
@@ -117,6 +187,13 @@ class Dataset:
         numbers = [i for i, shard in enumerate(self.manifest.shards) if shard.split == name]
         first = sum(shard.samples for shard in self.manifest.shards[: numbers[0]])
         return Split(self, name, tuple(self.manifest.shards[i] for i in numbers), first)
+
+    @cached_property
+    def trained(self) -> list[str]:
+        """The people who have samples in train, in the manifest's order."""
+        if "train" not in self.manifest.splits:
+            return []
+        return [self.manifest.identities[number] for number in np.unique(self.split("train").identity_N)]
 
     def shard_path(self, sample: int) -> str:
         """The path of the shard that holds a sample (numbered over the whole data set)."""
@@ -240,13 +317,22 @@ class ShardRows:
     crc32: list[int]
     identity: list[str]
     key: list[str]
+    holds: list[str] = field(default_factory=lambda: list(USUAL))  # as in the manifest
+
+
+def common(kinds: Iterable[Sequence[str]]) -> list[str]:
+    """What of ``holds`` is true of all: the parts that each has, and gray photos where any has them."""
+    each = [set(kind) for kind in kinds] or [set(USUAL)]
+    every, some = set.intersection(*each), set.union(*each)
+    return sorted((every - {GRAY}) | (some & {GRAY}))
 
 
 def write_shard(root: str, name: str, split: str, samples: Sequence[tuple[str, str, Members]]) -> ShardRows:
     """Write ``samples`` (key, identity, members) as ``root/name``, atomically: a plain tar as webdataset writes it."""
     runs = [join_members(check_key(key), members) for key, _, members in samples]
     keys, identities = [key for key, _, _ in samples], [identity for _, identity, _ in samples]
-    return write_runs(root, name, split, keys, identities, runs, [crc32(run) for run in runs])
+    holds = common(held(members) for _, _, members in samples)
+    return write_runs(root, name, split, keys, identities, runs, [crc32(run) for run in runs], holds)
 
 
 def write_runs(
@@ -257,9 +343,10 @@ def write_runs(
     identities: Sequence[str],
     runs: Sequence[bytes | memoryview],
     checksums: Sequence[int],
+    holds: Sequence[str] = USUAL,
 ) -> ShardRows:
     """Write the tar members ``runs`` of samples as they are as ``root/name``, atomically; ``checksums``: the CRC-32
-    that each has to have, which is not looked at."""
+    that each has to have, which is not looked at; ``holds``: what all of them hold."""
     if len(set(keys)) != len(keys):
         raise V2FError(f"{name}: a key stands twice among the samples that are written to it")
     ends = list(accumulate((len(run) for run in runs), initial=0))
@@ -277,6 +364,7 @@ def write_runs(
         crc32=list(checksums),
         identity=list(identities),
         key=list(keys),
+        holds=list(holds),
     )
 
 
@@ -286,9 +374,10 @@ def write_manifest(
     provenance: Mapping[str, Any],
     put: Callable[[str, bytes], None] = store.write_bytes,
     named: str = INDEX,
+    arrays: Mapping[str, ArrayKind] | None = None,
 ) -> Dataset:
     """Commit a data set: its index first, ``manifest.json`` last. ``provenance`` is plain JSON; ``put`` writes a file,
-    ``named`` is the index's name."""
+    ``named`` is the index's name; ``arrays`` declares the arrays of one's own, all of which every sample has."""
     rows = [(row, key) for row in shards for key in row.key]
     keys = [key for _, key in rows]
     if not keys:
@@ -305,8 +394,9 @@ def write_manifest(
         identity=np.array([number[i] for row in shards for i in row.identity], dtype="<i4"),
         key=np.array(keys, dtype="S"),
     )
+    holds = common(row.holds for row in shards)
     manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION if arrays or tuple(holds) != USUAL else 1,
         created_by=f"v2f {v2f.__version__}",
         fingerprint="",
         shards=[row.shard for row in shards],
@@ -315,12 +405,14 @@ def write_manifest(
         index_sha256=index.digest(),
         provenance=dict(provenance),
         index=named,
+        holds=holds,
+        arrays=dict(arrays or {}),
     )
     manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: getattr(index, name) for name in _COLUMNS})
     put(store.join(root, named), buffer.getvalue())
-    values = manifest.model_dump(mode="json", exclude={"index"} if named == INDEX else None)
+    values = manifest.model_dump(mode="json", exclude=manifest.unsaid | ({"index"} if named == INDEX else set()))
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
     put(store.join(root, MANIFEST), text.encode() + b"\n")
     return Dataset(root, manifest, index)
@@ -378,8 +470,10 @@ def read_manifest(root: str) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise V2FError(f"{path}: not valid JSON ({error}); restore it or pack the data set anew") from error
     version = values.get("schema_version") if isinstance(values, dict) else None
-    if version != SCHEMA_VERSION:
-        raise V2FError(f"{path}: schema version {version!r}, this v2f reads {SCHEMA_VERSION}; pack the data set anew")
+    if version not in range(1, SCHEMA_VERSION + 1):
+        raise V2FError(
+            f"{path}: schema version {version!r}, this v2f reads 1 to {SCHEMA_VERSION}; pack the data set anew"
+        )
     manifest = build(Manifest, values, path)
     actual = manifest.content_fingerprint()
     if actual != manifest.fingerprint:

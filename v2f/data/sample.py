@@ -2,14 +2,21 @@
 
 A sample is a run of adjacent members of a plain WebDataset tar that share a key::
 
-    KEY.flac | KEY.wav                         mono, 16-bit
-    KEY.png | KEY.jpg | KEY.webp               one photo, 8-bit RGB
+    KEY.flac | KEY.wav                         optional: mono, 16-bit
+    KEY.png | KEY.jpg | KEY.webp               optional: one photo, 8-bit RGB, or gray (PNG and JPEG)
     KEY.0.png, KEY.1.png, ...                  several photos
     KEY.codes.npy                              optional: w+ of each photo, float16 [P, L, D]
     KEY.identity.npy                           optional: identity embedding of each photo, float16 [P, E]
-    KEY.json                                   identity, split, sample_rate, seconds, source, and what a source adds
+    KEY.NAME.npy                               optional: an array of one's own, of floats or integers of any shape
+    KEY.json                                   identity, split, source, with audio sample_rate and seconds, and what a
+                                               source adds: labels, for example
 
-A key is of letters, digits, ``-`` and ``_`` (a dot would end it).
+At least one of audio, photos and arrays is there. A sample that does not have both audio and RGB photos says so: its
+JSON has ``holds``, a list of those of ``audio``, ``photos`` and ``gray`` (the photos have one channel) that are true of
+it. So a member that was lost is never taken for one that was not meant.
+
+A key is of letters, digits, ``-`` and ``_`` (a dot would end it); a NAME of letters, digits and ``_``. Both fit into a
+tar's 100 characters. The manifest declares dtype and shape of each array.
 
 Shape letters: T audio frames, H height, W width, C channels, P photos, L styles, D style width, E embedding.
 """
@@ -32,27 +39,27 @@ from PIL import Image
 
 from v2f.errors import V2FError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # the highest that is read; what a data set of before could hold is written as 1
 AudioFormat = Literal["flac", "wav"]
 PhotoFormat = Literal["png", "jpg", "webp"]
 AUDIO_FORMATS = ("flac", "wav")
 PHOTO_FORMATS = ("png", "jpg", "webp")
+AUDIO, PHOTOS, GRAY = "audio", "photos", "gray"  # what `holds` may list
+USUAL = (AUDIO, PHOTOS)  # what a sample holds that does not say otherwise
 CODES = "codes.npy"
 EMBEDDING = "identity.npy"
 SPLITS = ("train", "valid", "test", "seen")
 MAX_SECONDS = 3600.0  # longer audio and larger photos are taken for decompression bombs
 MAX_PIXELS = 100_000_000
+MAX_ARRAY = 1 << 26  # bytes of an array of one's own
 BLOCK = 512  # a tar's unit: each header and each padded content is a multiple of it
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _PHOTO = re.compile(rf"(?:(\d+)\.)?({'|'.join(PHOTO_FORMATS)})")
-_REQUIRED: dict[str, tuple[type, ...]] = {
-    "identity": (str,),
-    "split": (str,),
-    "sample_rate": (int,),
-    "seconds": (float, int),
-    "source": (str,),
-}
+_ARRAY = re.compile(r"([A-Za-z0-9_]{1,40})\.npy")
+_NAME_LENGTH = 100  # of a tar member (USTAR)
+_REQUIRED: dict[str, tuple[type, ...]] = {"identity": (str,), "split": (str,), "source": (str,)}
+_OF_AUDIO: dict[str, tuple[type, ...]] = {"sample_rate": (int,), "seconds": (float, int)}
 
 Members = dict[str, bytes]
 
@@ -69,43 +76,55 @@ def check_key(key: str) -> str:
 
 def encode(
     key: str,
-    wav_T: npt.NDArray[np.floating[Any]],
-    sample_rate: int,
-    photos_HWC: Sequence[npt.NDArray[np.uint8]],
+    wav_T: npt.NDArray[np.floating[Any]] | None = None,
+    sample_rate: int | None = None,
+    photos_HWC: Sequence[npt.NDArray[np.uint8]] | None = None,
     *,
     identity: str,
     split: str,
     source: str,
     extra: Mapping[str, Any] | None = None,
     codes_PLD: npt.NDArray[np.floating[Any]] | None = None,
+    arrays: Mapping[str, npt.NDArray[Any]] | None = None,
     audio_format: AudioFormat = "flac",
     photo_format: PhotoFormat = "png",
     quality: int = 95,
 ) -> Members:
     """The members of one sample, extension to content.
 
-    ``wav_T`` lies in [-1, 1] (beyond, it is clipped); ``photos_HWC`` are uint8 RGB; ``extra`` goes into the
-    JSON beside the required keys; ``codes_PLD`` are the photos' w+; ``quality`` (1 to 100) counts for JPEG and WebP.
+    ``wav_T`` lies in [-1, 1] (beyond, it is clipped); ``photos_HWC`` are uint8, all RGB [H, W, 3] or all gray
+    [H, W, 1]; None: the sample has none on purpose. ``extra`` goes into the JSON beside the required keys;
+    ``codes_PLD`` are the photos' w+; ``arrays`` are arrays of one's own by name; ``quality`` (1 to 100) counts for JPEG
+    and WebP.
     """
     check_key(key)
     if split not in SPLITS:
         raise V2FError(f"sample {key}: the split {split!r} is none of {', '.join(SPLITS)}")
-    if not photos_HWC:
+    if photos_HWC is not None and not photos_HWC:
         raise V2FError(f"sample {key}: it has no photo")
-    members: Members = {audio_format: encode_audio(key, wav_T, sample_rate, audio_format)}
-    for number, photo_HWC in enumerate(photos_HWC):
-        name = photo_format if len(photos_HWC) == 1 else f"{number}.{photo_format}"
+    if "holds" in (extra or {}):
+        raise V2FError(f"sample {key}: `holds` in its JSON says what it holds, a source cannot add it")
+    if (wav_T is None) != (sample_rate is None):
+        raise V2FError(f"sample {key}: audio and its sample rate are given together, or neither")
+    members: Members = {}
+    meta: dict[str, Any] = {"identity": identity, "split": split}
+    if wav_T is not None and sample_rate is not None:
+        members[audio_format] = encode_audio(key, wav_T, sample_rate, audio_format)
+        meta |= {"sample_rate": sample_rate, "seconds": round(len(wav_T) / sample_rate, 6)}
+    for number, photo_HWC in enumerate(photos_HWC or ()):
+        name = photo_format if len(photos_HWC or ()) == 1 else f"{number}.{photo_format}"
         members[name] = encode_photo(key, photo_HWC, photo_format, quality)
     if codes_PLD is not None:
-        members[CODES] = encode_codes(key, codes_PLD, len(photos_HWC))
-    meta = {
-        "identity": identity,
-        "split": split,
-        "sample_rate": sample_rate,
-        "seconds": round(len(wav_T) / sample_rate, 6),
-        "source": source,
-        **(extra or {}),
-    }
+        members[CODES] = encode_codes(key, codes_PLD, len(photos_HWC or ()))
+    for name, values in (arrays or {}).items():
+        members[f"{name}.npy"] = encode_array(key, name, values)
+    if not members:
+        raise V2FError(f"sample {key}: it has neither audio nor photos nor an array")
+    channels = {photo_HWC.shape[2] for photo_HWC in photos_HWC or ()}
+    if len(channels) > 1:
+        raise V2FError(f"sample {key}: its photos are all RGB or all gray, it has both")
+    held = tuple(part for part, has in ((AUDIO, wav_T is not None), (GRAY, channels == {1}), (PHOTOS, channels)) if has)
+    meta |= {"source": source, **({} if held == USUAL else {"holds": list(held)}), **(extra or {})}
     members["json"] = json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
     return members
 
@@ -123,11 +142,14 @@ def encode_audio(key: str, wav_T: npt.NDArray[np.floating[Any]], sample_rate: in
 
 
 def encode_photo(key: str, photo_HWC: npt.NDArray[np.uint8], photo_format: PhotoFormat, quality: int) -> bytes:
-    """A uint8 RGB photo [H, W, 3] as PNG (lossless), JPEG or WebP."""
-    if photo_HWC.ndim != 3 or photo_HWC.shape[2] != 3 or photo_HWC.dtype != np.uint8:
-        raise V2FError(f"sample {key}: photo of shape {photo_HWC.shape} {photo_HWC.dtype}, [H, W, 3] uint8 is wanted")
+    """A uint8 photo, RGB [H, W, 3] or gray [H, W, 1], as PNG (lossless), JPEG or (RGB only) WebP."""
+    if photo_HWC.ndim != 3 or photo_HWC.shape[2] not in (1, 3) or photo_HWC.dtype != np.uint8:
+        wanted = "[H, W, 3] or [H, W, 1] uint8 is wanted"
+        raise V2FError(f"sample {key}: photo of shape {photo_HWC.shape} {photo_HWC.dtype}, {wanted}")
+    if photo_HWC.shape[2] == 1 and photo_format == "webp":
+        raise V2FError(f"sample {key}: WebP knows no gray photos; store them as png or jpg")
     buffer = io.BytesIO()
-    image = Image.fromarray(np.ascontiguousarray(photo_HWC))
+    image = to_image(photo_HWC)
     if photo_format == "png":
         image.save(buffer, "PNG", compress_level=6)
     elif photo_format == "jpg":
@@ -135,6 +157,41 @@ def encode_photo(key: str, photo_HWC: npt.NDArray[np.uint8], photo_format: Photo
     else:
         image.save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()
+
+
+def to_image(photo_HWC: npt.NDArray[np.uint8]) -> Image.Image:
+    """A uint8 photo [H, W, 3] or [H, W, 1] as Pillow has it."""
+    return Image.fromarray(np.ascontiguousarray(photo_HWC[..., 0] if photo_HWC.shape[2] == 1 else photo_HWC))
+
+
+def encode_array(key: str, name: str, values: npt.NDArray[Any]) -> bytes:
+    """An array of one's own as NumPy's format: floats or integers of at most 8 bytes, finite, at least one and at most
+    ``MAX_ARRAY`` bytes."""
+    if not _ARRAY.fullmatch(f"{name}.npy") or f"{name}.npy" in (CODES, EMBEDDING):
+        raise V2FError(
+            f"sample {key}: an array cannot be called {name!r}: 1 to 40 of the characters A-Z a-z 0-9 _, and neither "
+            "codes nor identity"
+        )
+    if len(f"{key}.{name}.npy") > _NAME_LENGTH:
+        raise V2FError(f"sample {key}: {key}.{name}.npy has more than a tar's {_NAME_LENGTH} characters")
+    problem = _problem_of(values)
+    if problem:
+        raise V2FError(f"sample {key}: its array {name!r} {problem}")
+    buffer = io.BytesIO()
+    plain = np.asarray(values, values.dtype.newbyteorder("<"), order="C")
+    np.lib.format.write_array(buffer, plain, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _problem_of(values: npt.NDArray[Any]) -> str:
+    """Why an array is none that a sample may hold; empty: it is one."""
+    if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8:
+        return f"is of {values.dtype}, floats or integers of at most 8 bytes are wanted"
+    if not 0 < values.nbytes <= MAX_ARRAY:
+        return f"has {values.nbytes} bytes, 1 to {MAX_ARRAY} are wanted"
+    if not np.isfinite(values).all():
+        return "holds values that are not finite"
+    return ""
 
 
 def encode_codes(key: str, codes_PLD: npt.NDArray[np.floating[Any]], photos: int) -> bytes:
@@ -186,20 +243,30 @@ class Sample:
         audio = [name for name in members if name in AUDIO_FORMATS]
         photos = sorted((int(m[1] or 0), name) for name in members if (m := _PHOTO.fullmatch(name)))
         foreign = set(members) - set(audio) - {name for _, name in photos} - {"json", CODES, EMBEDDING}
+        arrays = sorted(name for name in foreign if _ARRAY.fullmatch(name))
+        foreign -= set(arrays)
         if foreign:
             raise V2FError(f"sample {key}: members that the schema does not know: {', '.join(sorted(foreign))}")
         if len(audio) != 1 or not photos or "json" not in members:
+            meant = held(members)
             missing = [
                 what
-                for what, there in (("one audio", len(audio) == 1), ("a photo", photos), ("a JSON", "json" in members))
-                if not there
+                for what, lacks in (
+                    ("one audio", len(audio) > 1 or (not audio and AUDIO in meant)),
+                    ("a photo", not photos and PHOTOS in meant),
+                    ("a JSON", "json" not in members),
+                    ("audio, a photo or an array", not (audio or photos or arrays or meant)),
+                )
+                if lacks
             ]
-            raise V2FError(f"sample {key}: {' and '.join(missing)} wanted, it holds {', '.join(sorted(members))}")
+            if missing:
+                raise V2FError(f"sample {key}: {' and '.join(missing)} wanted, it holds {', '.join(sorted(members))}")
         if [number for number, _ in photos] != list(range(len(photos))):
             raise V2FError(f"sample {key}: its photos are not numbered 0 to {len(photos) - 1}")
         self._members = members
-        self._audio = audio[0]
+        self._audio = audio[0] if audio else None
         self._photos = [name for _, name in photos]
+        self._arrays = [name.removesuffix(".npy") for name in arrays]
 
     @classmethod
     def from_tar(cls, key: str, raw: bytes | bytearray | memoryview) -> "Sample":
@@ -215,7 +282,7 @@ class Sample:
             raise V2FError(f"sample {self.key}: its JSON cannot be read ({error})") from error
         if not isinstance(meta, dict):
             raise V2FError(f"sample {self.key}: its JSON is no mapping")
-        for name, types in _REQUIRED.items():
+        for name, types in (_REQUIRED | (_OF_AUDIO if self.has_audio else {})).items():
             if not isinstance(meta.get(name), types):
                 raise V2FError(
                     f"sample {self.key}: its JSON wants {name!r} as {types[0].__name__}, got {meta.get(name)!r}"
@@ -224,6 +291,11 @@ class Sample:
             raise V2FError(
                 f"sample {self.key}: its JSON names the split {meta['split']!r}, none of {', '.join(SPLITS)}"
             )
+        if "holds" in meta and not _is_true(meta["holds"], self.has_audio, bool(self._photos)):
+            there = " and ".join(what for what, has in ((AUDIO, self.has_audio), (PHOTOS, self._photos)) if has)
+            raise V2FError(
+                f"sample {self.key}: its JSON says that it holds {meta['holds']!r}, there is {there or None}"
+            )
         return meta
 
     @property
@@ -231,14 +303,31 @@ class Sample:
         return str(self.meta["identity"])
 
     @property
+    def has_audio(self) -> bool:
+        return self._audio is not None
+
+    @property
+    def is_gray(self) -> bool:
+        """Whether its photos have one channel."""
+        return GRAY in self.meta.get("holds", USUAL)
+
+    @property
     def sample_rate(self) -> int:
         """Frames a second of :meth:`waveform`, as the JSON says and the audio's own header confirms."""
+        self._heard()
         return int(self.meta["sample_rate"])
+
+    def _heard(self) -> str:
+        """The extension of the member that holds the clip."""
+        if self._audio is None:
+            raise V2FError(f"sample {self.key}: it has no audio")
+        return self._audio
 
     def waveform(self) -> npt.NDArray[np.float32]:
         """The clip, float32 [T] in [-1, 1]."""
+        audio = self._heard()
         try:
-            with soundfile.SoundFile(io.BytesIO(self._members[self._audio])) as file:
+            with soundfile.SoundFile(io.BytesIO(self._members[audio])) as file:
                 if file.channels != 1:
                     raise V2FError(f"sample {self.key}: its audio has {file.channels} channels, the schema wants one")
                 if file.samplerate != self.sample_rate:
@@ -253,7 +342,7 @@ class Sample:
         except V2FError:
             raise
         except Exception as error:
-            raise V2FError(f"sample {self.key}: its {self._audio} cannot be decoded ({_first_line(error)})") from error
+            raise V2FError(f"sample {self.key}: its {audio} cannot be decoded ({_first_line(error)})") from error
         if not len(wav_T) or len(wav_T) != promised:
             raise V2FError(f"sample {self.key}: its audio holds {len(wav_T)} of {promised} frames")
         if not np.isfinite(wav_T).all():
@@ -263,7 +352,7 @@ class Sample:
     @property
     def audio_name(self) -> str:
         """The extension of the member that holds the clip."""
-        return self._audio
+        return self._heard()
 
     @property
     def photo_names(self) -> list[str]:
@@ -284,12 +373,15 @@ class Sample:
             return image.size
 
     def photo(self, number: int = 0) -> npt.NDArray[np.uint8]:
-        """Photo ``number``, uint8 RGB [H, W, 3]."""
+        """Photo ``number``, uint8: RGB [H, W, 3], or gray [H, W, 1] where the sample says so."""
         with self._picture(number) as image:
-            return np.array(image)
+            pixels: npt.NDArray[np.uint8] = np.array(image)
+            return pixels if pixels.ndim == 3 else pixels[..., None]
 
     @contextmanager
     def _picture(self, number: int) -> Iterator[Image.Image]:
+        if not self._photos:
+            raise V2FError(f"sample {self.key}: it has no photo")
         name = self._photos[number]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit that counts
@@ -299,7 +391,7 @@ class Sample:
                         raise V2FError(
                             f"sample {self.key}: photo {name} of {image.width} x {image.height} pixels is too large"
                         )
-                    if image.mode != "RGB":
+                    if image.mode != "RGB" and not (image.mode == "L" and self.is_gray):
                         raise V2FError(
                             f"sample {self.key}: photo {name} has the mode {image.mode}, 8-bit RGB is wanted"
                         )
@@ -331,6 +423,42 @@ class Sample:
             )
         return self._half(EMBEDDING, "embeddings", "width")[number].astype(np.float32)
 
+    @property
+    def array_names(self) -> list[str]:
+        """The names of its arrays of one's own, sorted."""
+        return list(self._arrays)
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """The array of one's own that is called ``name``, as it was encoded."""
+        if name not in self._arrays:
+            there = ", ".join(self._arrays) or "none"
+            raise V2FError(f"sample {self.key}: it has no array {name!r}; its arrays: {there}")
+        content = self._members[f"{name}.npy"]
+        try:
+            values = read_npy(content)
+        except ValueError as error:
+            raise V2FError(f"sample {self.key}: its {name}.npy cannot be decoded ({_first_line(error)})") from error
+        problem = _problem_of(values)
+        if problem:
+            raise V2FError(f"sample {self.key}: its array {name!r} {problem}")
+        return values
+
+    def check(self) -> None:
+        """Decode all that it holds; :class:`V2FError` where that is not what the schema promises."""
+        seconds = len(self.waveform()) / self.sample_rate if self.has_audio else 0.0
+        if self.has_audio and abs(seconds - float(self.meta["seconds"])) > 0.01:
+            raise V2FError(f"sample {self.key}: its JSON says {self.meta['seconds']} s, its audio has {seconds:.3f}")
+        for number in range(self.photo_count):
+            channels = self.photo(number).shape[2]
+            if channels != (1 if self.is_gray else 3):
+                raise V2FError(f"sample {self.key}: a photo of {channels} channels is not what its JSON says")
+            if self.has_codes:
+                self.codes(number)
+            if self.has_embedding:
+                self.embedding(number)
+        for name in self._arrays:
+            self.array(name)
+
     def _half(self, name: str, what: str, shape: str) -> npt.NDArray[np.float16]:
         """The member ``name``: float16 [P, ...], ``shape`` naming the axes after P."""
         try:
@@ -345,6 +473,23 @@ class Sample:
         if not np.isfinite(values).all():
             raise V2FError(f"sample {self.key}: its {what} hold values that are not finite")
         return values
+
+
+def held(members: Mapping[str, bytes | memoryview]) -> tuple[str, ...]:
+    """What a sample says that it holds, of ``audio``, ``gray`` and ``photos``; the usual, where it says nothing that
+    can be read."""
+    try:
+        said = json.loads(bytes(members["json"]))["holds"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return USUAL
+    return tuple(said) if isinstance(said, list) and set(map(str, said)) <= {AUDIO, PHOTOS, GRAY} else USUAL
+
+
+def _is_true(said: Any, audio: bool, photos: bool) -> bool:
+    """Whether what a JSON has as ``holds`` can be said of a sample with these members."""
+    if not isinstance(said, list) or not {*map(str, said)} <= {AUDIO, PHOTOS, GRAY}:
+        return False
+    return (AUDIO in said, PHOTOS in said) == (audio, photos) and (photos or GRAY not in said)
 
 
 def join_members(key: str, members: Mapping[str, bytes | memoryview]) -> bytes:

@@ -3,21 +3,28 @@
 ``rng`` is keyed by (seed, slot, the transform's name) in training; None asks for the one deterministic reading
 (evaluation). A transform that has to choose as another one does names that one in an attribute ``draws_as``.
 
+What depends on the data set, such as the numbers of classes and people, a transform learns before anything is read:
+:func:`bound`. A part that a sample does not have is a :class:`V2FError`, where the manifest tells it before the start.
+
 Shape letters: T audio frames, H height, W width, C channels, L styles, D style width.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from v2f.data.sample import Sample
+from v2f.data.sample import AUDIO, PHOTOS, Sample, to_image
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
+
+if TYPE_CHECKING:
+    from v2f.data.manifest import ArrayKind, Dataset  # decode workers start faster without
 
 _NOISE = 0x4E01  # what a key draws, so that no two draws share a stream
 
@@ -27,9 +34,36 @@ class Transform(Protocol):
 
     Optional: ``draws_as: str``, the name of the transform with whose ``rng`` it is called; ``check(root, provenance)``,
     called with where a data set lies and what its manifest says of its making, before it is read: a
-    :class:`V2FError` where that cannot be read."""
+    :class:`V2FError` where that cannot be read; ``bind(datasets)`` (:class:`Binding`)."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[Any]: ...
+
+
+@runtime_checkable
+class Binding(Protocol):
+    """A transform that depends on what the data sets hold."""
+
+    def bind(self, datasets: "Sequence[Dataset]") -> Transform:
+        """The transform as these data sets, which are read together, want it; :class:`V2FError` where they do not have
+        what it reads. One that is bound already, or was told all it needs, only looks."""
+        ...
+
+
+def bound(transforms: Mapping[str, Transform], datasets: "Sequence[Dataset]") -> dict[str, Transform]:
+    """The transforms, those that depend on data bound to ``datasets``.
+
+    Whoever reads a split binds to its data sets. In a mix the people of the first data set have the first numbers, so
+    validation, which reads that one, numbers them alike. What is then read of another data set has to be bound to the
+    one of the training before, so that classes and people keep their numbers.
+    """
+    return {name: each.bind(datasets) if isinstance(each, Binding) else each for name, each in transforms.items()}
+
+
+def _want(part: str, datasets: "Sequence[Dataset]") -> None:
+    for dataset in datasets:
+        if part not in dataset.manifest.holds:
+            holds = " and ".join(dataset.manifest.holds) or "arrays"
+            raise V2FError(f"{dataset.root}: {part} is wanted, but not every sample has it: they hold {holds}")
 
 
 @dataclass(frozen=True)
@@ -54,20 +88,164 @@ class Waveform:
         start = spare // 2 if rng is None else int(rng.integers(spare + 1))
         return wav_T[start : start + self.frames]
 
+    def bind(self, datasets: "Sequence[Dataset]") -> "Waveform":
+        _want(AUDIO, datasets)
+        return self
+
 
 @dataclass(frozen=True)
 class Photo:
-    """One of the sample's photos (in evaluation the first), uint8 [3, size, size], RGB.
+    """One of the sample's photos (in evaluation the first), uint8 [channels, size, size]: RGB, or gray of one channel.
 
     A photo that is not square is cut to its middle, of which ``share`` of the side is kept; another size is
-    resampled (Lanczos).
+    resampled (Lanczos). A gray photo becomes RGB with three equal channels, an RGB one gray by its luma (ITU-R BT.601).
     """
 
     size: int
     share: float = 1.0
+    channels: Literal[1, 3] = 3
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.uint8]:
-        return square(sample.photo(_chosen(sample, rng)), self.size, self.share).transpose(2, 0, 1)
+        photo_HWC = square(sample.photo(_chosen(sample, rng)), self.size, self.share)
+        return (to_gray if self.channels == 1 else to_rgb)(photo_HWC).transpose(2, 0, 1)
+
+    def bind(self, datasets: "Sequence[Dataset]") -> "Photo":
+        _want(PHOTOS, datasets)
+        return self
+
+
+@dataclass(frozen=True)
+class Label:
+    """The number of the sample's class, int64 []: what its JSON has under ``name``, counted in ``classes``.
+
+    ``classes`` are the names in order; where none are given, those of the data set's manifest, where packing put them
+    (``provenance.classes``). Other than a person, a class may be in several splits.
+    """
+
+    name: str = "label"
+    classes: tuple[str, ...] = ()
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
+        value = sample.meta.get(self.name)
+        number = self._number.get(str(value)) if value is not None else None
+        if number is None:
+            some = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
+            raise V2FError(
+                f"sample {sample.key}: its {self.name} is {value!r}, none of the {len(self.classes)} classes ({some})"
+            )
+        return np.asarray(number, np.int64)
+
+    def bind(self, datasets: "Sequence[Dataset]") -> "Label":
+        if self.classes:
+            return self
+        found = [_classes(dataset, self.name) for dataset in datasets]
+        for dataset, classes in zip(datasets, found, strict=True):
+            if not classes:
+                raise V2FError(
+                    f"{dataset.root}: its manifest names no classes of {self.name!r}; name them where the label is "
+                    "asked for"
+                )
+            if classes != found[0]:
+                raise V2FError(
+                    f"{dataset.root}: its classes of {self.name!r} are not those of {datasets[0].root}; name them "
+                    "where the label is asked for"
+                )
+        return replace(self, classes=found[0])
+
+
+def _classes(dataset: "Dataset", name: str) -> tuple[str, ...]:
+    """The classes of the label ``name`` that a manifest names; none, where it names none."""
+    said = dataset.manifest.provenance.get("classes")
+    listed = said.get(name) if isinstance(said, dict) else None
+    return tuple(map(str, listed)) if isinstance(listed, list) else ()
+
+
+@dataclass(frozen=True)
+class Person:
+    """The number of the sample's person among those who are trained on, int64 []; -1: somebody else.
+
+    ``people`` are their names in order; where none are given, the people of the split train in the manifest's order, of
+    several data sets one behind the other, where one name is one person.
+    """
+
+    people: tuple[str, ...] = ()
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.people)}
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
+        if not self.people:
+            raise V2FError("a transform Person has to be bound to the data that are trained on, before it is used")
+        return np.asarray(self._number.get(sample.identity, -1), np.int64)
+
+    def bind(self, datasets: "Sequence[Dataset]") -> "Person":
+        if self.people:
+            return self
+        people = tuple(dict.fromkeys(name for dataset in datasets for name in dataset.trained))
+        if not people:
+            raise V2FError(f"{datasets[0].root}: it has no split train, whose people would be numbered")
+        return replace(self, people=people)
+
+
+@dataclass(frozen=True)
+class Array:
+    """The array of one's own that is called ``name``, as it is stored; of one shape in all samples."""
+
+    name: str
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[Any]:
+        return sample.array(self.name)
+
+    def bind(self, datasets: "Sequence[Dataset]") -> "Array":
+        for dataset in datasets:
+            kind = _declared(dataset, self.name)
+            if None in kind.shape:
+                raise V2FError(f"{dataset.root}: its array {self.name!r} is {kind}: a batch wants equal shapes")
+        return self
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """``length`` entries of the integers [N, ...] that are called ``name``, int64 [length, ...]: of more in training a
+    random window, in evaluation the first ones; what is missing at the end is ``pad``."""
+
+    name: str
+    length: int
+    pad: int = 0
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
+        values = sample.array(self.name)
+        if values.dtype.kind not in "iu" or values.dtype == np.uint64 or not values.ndim:
+            found = f"{values.dtype} {list(values.shape)}"
+            raise V2FError(f"sample {sample.key}: its array {self.name!r} is {found}, integers [N, ...] are wanted")
+        spare = len(values) - self.length
+        start = int(rng.integers(spare + 1)) if spare > 0 and rng is not None else 0
+        some = values[start : start + self.length]
+        tokens = np.full((self.length, *values.shape[1:]), self.pad, np.int64)
+        tokens[: len(some)] = some
+        return tokens
+
+    def bind(self, datasets: "Sequence[Dataset]") -> "Tokens":
+        for dataset in datasets:
+            kind = _declared(dataset, self.name)
+            if not kind.shape or None in kind.shape[1:] or np.dtype(kind.dtype).kind not in "iu":
+                raise V2FError(f"{dataset.root}: its array {self.name!r} is {kind}, integers [N, ...] are wanted")
+        return self
+
+
+def _declared(dataset: "Dataset", name: str) -> "ArrayKind":
+    """What a manifest says of the array ``name``."""
+    arrays = dataset.manifest.arrays
+    if name not in arrays:
+        raise V2FError(
+            f"{dataset.root}: its samples have no array {name!r}; their arrays: {', '.join(arrays) or 'none'}"
+        )
+    return arrays[name]
 
 
 @dataclass(frozen=True)
@@ -133,6 +311,8 @@ def _shown(net: Mapping[str, Any]) -> str:
 
 def _chosen(sample: Sample, rng: np.random.Generator | None) -> int:
     """The number of one photo: by chance, in evaluation the first."""
+    if not sample.photo_count:
+        raise V2FError(f"sample {sample.key}: it has no photo")
     return 0 if rng is None else int(rng.integers(sample.photo_count))
 
 
@@ -150,15 +330,26 @@ class Factors:
 
 
 def square(photo_HWC: npt.NDArray[np.uint8], size: int, share: float = 1.0) -> npt.NDArray[np.uint8]:
-    """The middle square of a photo, ``share`` of its shorter side, at ``size`` x ``size``: uint8 [size, size, 3]."""
+    """The middle square of a photo [H, W, C], ``share`` of its shorter side, at ``size`` x ``size``: uint8
+    [size, size, C]."""
     height, width, _ = photo_HWC.shape
     side = max(1, round(share * min(height, width)))
     top, left = (height - side) // 2, (width - side) // 2
     photo_HWC = photo_HWC[top : top + side, left : left + side]
     if side == size:
         return photo_HWC
-    image = Image.fromarray(np.ascontiguousarray(photo_HWC))
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+    resized = np.asarray(to_image(photo_HWC).resize((size, size), Image.Resampling.LANCZOS))
+    return resized if resized.ndim == 3 else resized[..., None]
+
+
+def to_rgb(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A photo as RGB [H, W, 3]: the channel of a gray one three times."""
+    return np.repeat(photo_HWC, 3, axis=2) if photo_HWC.shape[2] == 1 else photo_HWC
+
+
+def to_gray(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A photo as gray [H, W, 1]: of an RGB one the luma of ITU-R BT.601."""
+    return photo_HWC if photo_HWC.shape[2] == 1 else np.asarray(to_image(photo_HWC).convert("L"))[..., None]
 
 
 def resample(wav_T: npt.NDArray[np.float32], rate: int, wanted: int) -> npt.NDArray[np.float32]:

@@ -39,7 +39,7 @@ from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, video, yields
 from v2f.prepare.names import on_disk, same, tidy
-from v2f.prepare.splits import Shares, deal
+from v2f.prepare.splits import Shares, Subset, deal
 from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
 
 _KINDS = ("mp4", "mkv", "webm")
@@ -62,6 +62,7 @@ class AVSpeechConfig(StepsConfig):
     people: Shares = Shares()
     seen: float = Field(0.0, ge=0.0, lt=1.0, description="share of a trained video's segments that is held out")
     seed: int = Field(0, ge=0, description="another seed, other splits")
+    subset: Subset = Subset()
     align: Literal["mtcnn", "none"] = "mtcnn"
 
     @model_validator(mode="after")
@@ -154,6 +155,7 @@ class AVSpeech:
             raise V2FError(
                 f"{config.train_csv}: none of its segments can be used ({yields.why(lost) or 'it is empty'})"
             )
+        items = config.subset.of(items, config.seed)
         known: dict[str, Any] = {"csv_sha256": [sha256(text).hexdigest() for text in texts]}
         if not config.download:  # else the next run would find other files than this one
             known["files_sha256"] = sha256("\n".join(sorted(there.keys() & found.keys())).encode()).hexdigest()

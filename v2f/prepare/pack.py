@@ -28,6 +28,7 @@ from v2f.errors import V2FError
 from v2f.lease import Lease
 from v2f.prepare import Converter, Item, LeftOut, Made, Plan, parts, share, yields
 from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig
+from v2f.prepare.folder import Folder, FolderConfig
 from v2f.prepare.names import person
 from v2f.prepare.pairs import Pairs, PairsConfig
 from v2f.prepare.parts import WHOLE, Packing, Part, PartRecord, ShardRecord
@@ -42,11 +43,12 @@ CONVERTERS: dict[str, Callable[[Any], Converter]] = {
     "pairs": Pairs,
     "voxceleb": VoxCeleb,
     "avspeech": AVSpeech,
+    "folder": Folder,
 }
 """The name of a source, and of its group in a recipe -> what makes a converter of that group."""
 
 _WAY_OUT = "choose another `out`, or remove this folder to pack anew"
-_OF_INPUTS = {"csv_sha256", "files_sha256", "meta_sha256"}  # what of the provenance is no recipe's
+_OF_INPUTS = {"classes", "csv_sha256", "files_sha256", "meta_sha256"}  # what of the provenance is no recipe's
 _ORPHAN = "nothing of this person is left in train"
 _TRIED = 32  # inputs that are made on trial, where nothing is to be packed
 
@@ -59,11 +61,12 @@ class PackConfig(Config):
     """A recipe. ``source`` names the group that says what is packed."""
 
     out: Place = Field(description="where the data set goes: a folder or an s3:// prefix")
-    source: Literal["synthetic", "pairs", "voxceleb", "avspeech"]
+    source: Literal["synthetic", "pairs", "voxceleb", "avspeech", "folder"]
     synthetic: SyntheticConfig | None = None
     pairs: PairsConfig | None = None
     voxceleb: VoxCelebConfig | None = None
     avspeech: AVSpeechConfig | None = None
+    folder: FolderConfig | None = None
     shard_mb: float = Field(32.0, gt=0.0, description="size of a shard in 10^6 bytes, about")
     workers: int | None = Field(
         None, ge=1, description="processes; null: one for each core, with pSp at most 4; 1: this one"
@@ -300,12 +303,17 @@ def _summarise(dataset: Dataset, seconds: dict[str, float], report: dict[str, An
     manifest = dataset.manifest
     samples = sum(shard.samples for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)
+    heard = sum(seconds.values()) > 0  # of pictures alone there are no hours
+
+    def hours(of: float) -> str:
+        return f", {of / 3600:.2f} hours" if heard else ""
+
     print(
-        f"{dataset.root}: {samples} samples of {len(manifest.identities)} people, "
-        f"{sum(seconds.values()) / 3600:.2f} hours, {size / 1e6:.0f} MB in {len(manifest.shards)} shards"
+        f"{dataset.root}: {samples} samples of {len(manifest.identities)} people{hours(sum(seconds.values()))}, "
+        f"{size / 1e6:.0f} MB in {len(manifest.shards)} shards"
     )
     for name, split in manifest.splits.items():
-        print(f"  {name}: {split.samples} samples of {split.people} people, {seconds[name] / 3600:.2f} hours")
+        print(f"  {name}: {split.samples} samples of {split.people} people{hours(seconds[name])}")
     if report["left_out"]["reasons"] or report["rejected_photos"]:
         for line in yields.lines(report):
             print(f"  {line}")

@@ -25,12 +25,11 @@ from pydantic import Field, model_validator
 from v2f import store
 from v2f.config import Place
 from v2f.data.audio import UnusableError
-from v2f.data.sample import SPLITS
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, yields
 from v2f.prepare.names import on_disk, person, same, tidy
-from v2f.prepare.splits import Shares, deal
+from v2f.prepare.splits import Shares, Subset, check_column, deal
 from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
 
 _COLUMNS = ("audio", "image", "identity")
@@ -44,6 +43,7 @@ class PairsConfig(StepsConfig):
     people: Shares = Shares()
     seen: float = Field(0.1, ge=0.0, lt=1.0, description="share of a trained person's clips that is held out")
     seed: int = Field(0, ge=0, description="another seed, other splits")
+    subset: Subset = Subset()
     align: Literal["mtcnn", "landmarks", "none"] = "mtcnn"
     face: Literal["largest", "nearest", "only"] = Field("largest", description="of several; nearest: to the point x,y")
 
@@ -90,8 +90,9 @@ class Pairs:
         config = self.config
         text = store.read_bytes(on_disk(config.csv))
         rows, left_out, has_splits = _read_rows(text, config.csv, config.columns)
-        rows = _check_column(rows, config.csv) if has_splits else self._deal(rows)
+        rows = check_column(rows, config.csv) if has_splits else self._deal(rows)
         items = [Item(_key(row), row.split, row.identity, row.name, row) for row in rows]
+        items = config.subset.of(items, config.seed)
         return Plan(items, left_out, {"csv_sha256": sha256(text).hexdigest(), **steps.provenance(config)})
 
     def inputs(self, item: Item) -> list[str]:
@@ -176,29 +177,6 @@ def _read_rows(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[Row]
         reasons = f" ({yields.why(left_out)})" if left_out else ""
         raise V2FError(f"{path}: it has no row that could be used{reasons}")
     return rows, left_out, "split" in names
-
-
-def _check_column(rows: list[Row], path: str) -> list[Row]:
-    """The rows, if their column ``split`` keeps people apart."""
-    first: dict[str, Row] = {}
-    for row in rows:
-        if row.split not in SPLITS:
-            raise V2FError(f"{path}: line {row.number}: the split {row.split!r} is none of {', '.join(SPLITS)}")
-        if row.split == "seen":
-            continue
-        other = first.setdefault(row.identity, row)
-        if other.split != row.split:
-            raise V2FError(
-                f"{path}: {row.identity!r} is in {other.split} (line {other.number}) and in {row.split} "
-                f"(line {row.number}): splits are by person; held-out clips of trained people are called 'seen'"
-            )
-    for row in rows:
-        if row.split == "seen" and (row.identity not in first or first[row.identity].split != "train"):
-            raise V2FError(
-                f"{path}: line {row.number}: {row.identity!r} is in 'seen', which are clips of trained people, "
-                "but has no row in train"
-            )
-    return rows
 
 
 def _key(row: Row) -> str:

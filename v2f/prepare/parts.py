@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from v2f import lease, store
 from v2f.config import Config
-from v2f.data.manifest import INDEX, PACKING, Dataset, ShardRows, open_dataset, write_manifest
+from v2f.data.manifest import INDEX, PACKING, ArrayKind, Dataset, ShardRows, open_dataset, write_manifest
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
 from v2f.lease import Lease
@@ -185,12 +185,20 @@ def remains(dataset: Dataset) -> list[str]:
     return stray + sorted(filter(is_record, names), key=lambda name: name == PACKING)
 
 
-def commit(owner: Lease, out: str, rows: Sequence[ShardRows], provenance: Mapping[str, Any]) -> Dataset:
+def commit(
+    owner: Lease,
+    out: str,
+    rows: Sequence[ShardRows],
+    provenance: Mapping[str, Any],
+    arrays: Mapping[str, ArrayKind] | None = None,
+) -> Dataset:
     """Write the manifest, and remove what packing needed."""
-    dataset = write_manifest(out, rows, provenance, owner.put)
+    dataset = write_manifest(out, rows, provenance, owner.put, arrays=arrays)
     if store.local_path(out) is None:
         owner.settle()
-        write_manifest(out, rows, provenance, owner.put)  # which writes only what another has just written over
+        write_manifest(
+            out, rows, provenance, owner.put, arrays=arrays
+        )  # which writes only what another has just written over
     leave(owner, dataset)
     return dataset
 

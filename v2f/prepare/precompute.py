@@ -28,8 +28,8 @@ from tqdm import tqdm
 from v2f import standins, store
 from v2f.config import Config, Place, build, override
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset, read_manifest, write_shard
-from v2f.data.sample import CODES, EMBEDDING, Members, Sample, encode_codes, encode_embedding, split_members
-from v2f.data.transforms import square
+from v2f.data.sample import CODES, EMBEDDING, PHOTOS, Members, Sample, encode_codes, encode_embedding, split_members
+from v2f.data.transforms import square, to_rgb
 from v2f.errors import V2FError
 from v2f.lease import Lease
 from v2f.nn.psp import PSP, Codes
@@ -82,6 +82,8 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
     """Write the shards of ``data`` that belong to ``part``, with what ``config`` computes beside each sample, to
     ``out``; for the whole, commit and open the new data set."""
     source = open_dataset(data)
+    if PHOTOS not in source.manifest.holds:
+        raise V2FError(f"{data}: not every sample has a photo, and what is computed is of photos")
     device = torch_device(config.device, "device")
     before = source.manifest.provenance.get("precomputed", {})  # by another net, which is none of these
     computed = {**before, "of": source.fingerprint, **_made_by(config, device)}
@@ -151,7 +153,7 @@ def _commit(owner: Lease, source: Dataset, out: str, provenance: dict[str, Any])
             owner.put(store.join(out, name), store.read_bytes(store.join(source.root, name)))
     if read_manifest(source.root) != source.manifest:  # someone may have been removed from it, and would be in here
         raise V2FError(f"{source.root}: it was changed while it was read; remove {out} and start again")
-    dataset = parts.commit(owner, out, rows, provenance)
+    dataset = parts.commit(owner, out, rows, provenance, source.manifest.arrays)
     size, before = (sum(shard.bytes for shard in each.manifest.shards) / 1e6 for each in (dataset, source))
     print(
         f"{out}: {len(dataset.index.key)} samples, {size:.0f} MB ({before:.0f} MB before) in {len(rows)} shards; "
@@ -218,7 +220,7 @@ def _compute(
 
 def _seen(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) -> list[Floats]:
     """What ``net`` gives for the photos of each sample, [P, ...]; a photo that is not square is cut to its middle."""
-    photos = [(at, sample.photo(p)) for at, sample in enumerate(samples) for p in range(sample.photo_count)]
+    photos = [(at, to_rgb(sample.photo(p))) for at, sample in enumerate(samples) for p in range(sample.photo_count)]
     by_side: dict[int, list[int]] = defaultdict(list)
     for n, (_, photo_HWC) in enumerate(photos):
         by_side[min(photo_HWC.shape[:2])].append(n)

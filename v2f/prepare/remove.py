@@ -120,7 +120,7 @@ def _without(owner: Lease, dataset: Dataset, identities: Sequence[str]) -> Datas
     _clean_beside(owner, root, shards, identities)
     provenance = {**manifest.provenance, "removals": removals + 1}
     named = f"index{mark}.npz" if leaving_N.any() else manifest.index
-    return write_manifest(root, shards, provenance, owner.put, named)
+    return write_manifest(root, shards, provenance, owner.put, named, manifest.arrays)
 
 
 def _mark(dataset: Dataset) -> str:
@@ -154,6 +154,7 @@ def _rows(dataset: Dataset, shard: Shard, rows: "np.ndarray[Any, Any]") -> Shard
         crc32=index.crc32[rows].tolist(),
         identity=[dataset.manifest.identities[number] for number in index.identity[rows]],
         key=[bytes(key).decode("ascii") for key in index.key[rows]],
+        holds=dataset.manifest.holds,  # at least; who goes may have been the one with less
     )
 
 
@@ -168,7 +169,7 @@ def _rewrite(owner: Lease, dataset: Dataset, shard: Shard, rows: "np.ndarray[Any
     name = re.sub(rf"(?:{_MARK})?\.tar$", f"{mark}.tar", shard.name)
     runs = [content[offset : offset + length] for offset, length in zip(found.offset, found.length, strict=True)]
     with owner.holding():
-        return write_runs(dataset.root, name, shard.split, found.key, found.identity, runs, found.crc32)
+        return write_runs(dataset.root, name, shard.split, found.key, found.identity, runs, found.crc32, found.holds)
 
 
 def _finish(owner: Lease, root: str) -> list[str]:

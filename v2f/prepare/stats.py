@@ -3,7 +3,7 @@
     index -> samples, people, clips of each, bytes: exact
     shards -> each sample's JSON and the headers of its photos -> lengths, sides, kinds: of all samples, or of some
 
-Shape letters: N samples, M photos of all of them.
+Shape letters: N samples (``seconds_N``, ``identity_N``: those with audio), M photos of all of them.
 """
 
 from collections import Counter, defaultdict
@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 @dataclass
 class Part:
     """One split, or the whole. What the index says: ``samples``, ``people``, ``clips_of_each`` person, ``bytes_N``.
-    The rest is measured, on as many samples as ``seconds_N`` has."""
+    The rest is measured, on as many samples as ``photos_N`` has."""
 
     samples: int
     people: int
@@ -50,19 +50,22 @@ class Part:
 
     def add(self, sample: Sample) -> None:
         sides = [min(sample.photo_size(number)) for number in range(sample.photo_count)]
-        self.seconds_N.append(float(sample.meta["seconds"]))
-        self.identity_N.append(sample.identity)
+        if sample.has_audio:
+            self.seconds_N.append(float(sample.meta["seconds"]))
+            self.identity_N.append(sample.identity)
+            self.kinds[sample.audio_name] += 1
+            self.rates[sample.sample_rate] += 1
         self.photos_N.append(sample.photo_count)
         self.side_M += sides
-        self.kinds.update([sample.audio_name, *(name.rpartition(".")[2] for name in sample.photo_names)])
+        self.kinds.update(name.rpartition(".")[2] for name in sample.photo_names)
         self.kinds.update([CODES] * sample.has_codes + [EMBEDDING] * sample.has_embedding)
-        self.rates[sample.sample_rate] += 1
+        self.kinds.update(f"{name}.npy" for name in sample.array_names)
         self.sources[str(sample.meta["source"])] += 1
 
     @property
     def hours(self) -> float:
-        """Of voice; where only some samples were measured, if the others are like them."""
-        return sum(self.seconds_N) / max(1, len(self.seconds_N)) * self.samples / 3600
+        """Of sound; where only some samples were measured, if the others are like them."""
+        return sum(self.seconds_N) / max(1, len(self.photos_N)) * self.samples / 3600
 
     @property
     def seconds_of_each(self) -> list[float]:
@@ -85,7 +88,7 @@ class Stats:
     @property
     def measured(self) -> int:
         """Samples that were looked at."""
-        return len(self.whole.seconds_N) + len(self.broken)
+        return len(self.whole.photos_N) + len(self.broken)
 
     @property
     def is_sampled(self) -> bool:
@@ -110,7 +113,7 @@ def measure(dataset: Dataset, limit: int | None = None) -> Stats:
                 part.add(sample)
         except V2FError as error:
             stats.broken.append(str(error))
-    if not stats.whole.seconds_N:
+    if not stats.whole.photos_N:
         raise V2FError(f"{dataset.root}: none of its samples can be used, the first: {stats.broken[0]}")
     return stats
 
@@ -156,16 +159,22 @@ def _key(dataset: Dataset, row: int) -> str:
 def lines(stats: Stats) -> list[str]:
     """The statistics as text."""
     whole, about = stats.whole, "about " if stats.is_sampled else ""
+
+    def hours(of: Part) -> str:
+        return f", {about}{of.hours:.2f} hours" if whole.seconds_N else ""
+
     said = [
-        f"{stats.dataset.root}: {whole.samples:,} samples of {whole.people:,} people, {about}{whole.hours:.2f} hours, "
+        f"{stats.dataset.root}: {whole.samples:,} samples of {whole.people:,} people{hours(whole)}, "
         f"{stats.bytes / 1e6:,.0f} MB in {len(stats.dataset.manifest.shards)} shards"
     ]
     if stats.is_sampled:
         said.append(f"  hours, seconds, photos and files are measured on {stats.measured:,} samples, spread evenly")
     for name, of in stats.splits.items():
-        said.append(f"  {name}: {of.samples:,} samples of {of.people:,} people, {about}{of.hours:.2f} hours")
-        said.append(f"    clips of a person {spread(of.clips_of_each)}; seconds of a clip {spread(of.seconds_N)}")
-        said.append(f"    photos a sample {spread(of.photos_N)}; shorter side {spread(of.side_M)} px")
+        said.append(f"  {name}: {of.samples:,} samples of {of.people:,} people{hours(of)}")
+        seconds = f"; seconds of a clip {spread(of.seconds_N)}" if whole.seconds_N else ""
+        said.append(f"    {'clips' if seconds else 'samples'} of a person {spread(of.clips_of_each)}{seconds}")
+        if whole.side_M:
+            said.append(f"    photos a sample {spread(of.photos_N)}; shorter side {spread(of.side_M)} px")
     said.append("  files: " + ", ".join(f"{count:,} {kind}" for kind, count in whole.kinds.most_common()))
     said.append("  sources: " + ", ".join(f"{count:,} {source}" for source, count in whole.sources.most_common()))
     if stats.broken:

@@ -114,11 +114,11 @@ class StepsConfig(Config):
 
 @dataclass(frozen=True)
 class Raw:
-    """What a sample will be made of; ``rejected``: photos that were tried in vain."""
+    """What a sample will be made of; ``rejected``: photos that were tried in vain. None: it has no such part."""
 
     item: Item
-    wav_T: Floats
-    photos_HWC: list[Picture]
+    wav_T: Floats | None
+    photos_HWC: list[Picture] | None
     extra: dict[str, Any]
     rejected: tuple[LeftOut, ...] = ()
     codes_NLD: Floats | None = field(default=None)
@@ -176,13 +176,13 @@ def _see(config: StepsConfig, raws: list[Raw]) -> list[Raw]:
         return raws
     from v2f.prepare import psp
 
-    photo_NHWC = np.stack([photo_HWC for raw in raws for photo_HWC in raw.photos_HWC])
+    photo_NHWC = np.stack([photo_HWC for raw in raws for photo_HWC in raw.photos_HWC or ()])
     codes_NLD, drawn_NHWC = psp.see(config.psp, photo_NHWC, config.size)
     if drawn_NHWC is None:
         drawn_NHWC = np.stack([square(photo_HWC, config.size) for photo_HWC in photo_NHWC])
     seen, at = [], 0
     for raw in raws:
-        mine = slice(at, at := at + len(raw.photos_HWC))
+        mine = slice(at, at := at + len(raw.photos_HWC or ()))
         codes = codes_NLD[mine] if config.psp.codes else None
         seen.append(replace(raw, photos_HWC=list(drawn_NHWC[mine]), codes_NLD=codes))
     return seen
@@ -194,7 +194,7 @@ def _encode(config: StepsConfig, source: str, raw: Raw) -> Made:
         members = encode(
             item.key,
             raw.wav_T,
-            config.sample_rate,
+            config.sample_rate if raw.wav_T is not None else None,
             raw.photos_HWC,
             identity=item.identity,
             split=item.split,
@@ -205,7 +205,8 @@ def _encode(config: StepsConfig, source: str, raw: Raw) -> Made:
             photo_format=config.photo,
             quality=config.quality,
         )
-    return Made(item, members, len(raw.wav_T) / config.sample_rate, raw.rejected)
+    seconds = len(raw.wav_T) / config.sample_rate if raw.wav_T is not None else 0.0
+    return Made(item, members, seconds, raw.rejected)
 
 
 # ------------------------------------------------------------------------------------------------- voice

@@ -246,7 +246,7 @@ def _sample(
         identity = dataset.manifest.identities[index.identity[row]]
         try:
             sample = Sample.from_tar(key, raw)
-            _check(sample, shard.split, identity)
+            _check(dataset, sample, shard.split, identity)
         except V2FError as error:
             yield Problem(shard.name, key, str(error).removeprefix(f"sample {key}: "))
         else:
@@ -258,18 +258,11 @@ def _sample(
                     yield Problem(shard.name, key, f"its JSON names {other!r}")
 
 
-def _check(sample: Sample, split: str, identity: str) -> None:
+def _check(dataset: Dataset, sample: Sample, split: str, identity: str) -> None:
     """Decode all that a sample holds; :class:`V2FError` where it is not what schema and manifest promise."""
     if sample.identity != identity:
         raise V2FError(f"its JSON says {sample.identity!r}, the manifest {identity!r}")
     if sample.meta["split"] != split:
         raise V2FError(f"its JSON says split {sample.meta['split']!r}, its shard {split!r}")
-    seconds = len(sample.waveform()) / sample.sample_rate
-    if abs(seconds - float(sample.meta["seconds"])) > 0.01:
-        raise V2FError(f"its JSON says {sample.meta['seconds']} s, its audio has {seconds:.3f}")
-    for number in range(sample.photo_count):
-        sample.photo(number)
-        if sample.has_codes:
-            sample.codes(number)
-        if sample.has_embedding:
-            sample.embedding(number)
+    sample.check()
+    dataset.manifest.check(sample)

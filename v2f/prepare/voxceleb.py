@@ -30,7 +30,7 @@ from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, share, steps, yields
 from v2f.prepare.names import is_text, on_disk, same, tidy
-from v2f.prepare.splits import Shares, deal
+from v2f.prepare.splits import Shares, Subset, deal
 from v2f.prepare.steps import Picture, Raw, StepsConfig
 
 _CLIP = re.compile(r"(?:.*/)?(id\d{5})/([A-Za-z0-9_-]{1,40})/([A-Za-z0-9_-]{1,20})\.(?i:wav|flac|m4a)")
@@ -61,6 +61,7 @@ class VoxCelebConfig(StepsConfig):
     people: Shares = Shares()
     seen: float = Field(0.1, ge=0.0, lt=1.0, description="share of a trained person's clips that is held out")
     seed: int = Field(0, ge=0, description="another seed, other splits and other photos")
+    subset: Subset = Subset()
     align: Literal["mtcnn", "none"] = "mtcnn"
     face: Literal["largest", "only"] = Field("largest", description="of several faces in a photo")
 
@@ -144,6 +145,7 @@ class VoxCeleb:
             "meta_sha256": [sha256(text).hexdigest() for text in texts.values()],
             "files_sha256": sha256("\n".join(files).encode()).hexdigest(),
         }
+        items = config.subset.of(items, config.seed)
         return Plan(items, left_out, {**found, **steps.provenance(config)})
 
     def inputs(self, item: Item) -> list[str]:

@@ -60,7 +60,7 @@ def _plots(found: stats.Stats) -> tuple[list[Histogram], list[tuple[str, str]]]:
     """What varies, drawn; and what is the same for all, in words."""
     whole = found.whole
     seconds = whole.seconds_of_each
-    long = float(np.median(seconds)) >= 120
+    long = bool(seconds) and float(np.median(seconds)) >= 120
     values: list[tuple[str, str, Sequence[float]]] = [
         ("length of a clip", "s", whole.seconds_N),
         ("clips of a person", "", whole.clips_of_each),
@@ -71,6 +71,7 @@ def _plots(found: stats.Stats) -> tuple[list[Histogram], list[tuple[str, str]]]:
     if not found.is_sampled:
         voice = [each / 60 for each in seconds] if long else seconds
         values.insert(2, ("voice of a person", "minutes" if long else "s", voice))
+    values = [each for each in values if len(each[2])]  # what no sample has is not drawn
     drawn = [histogram(title, unit, each) for title, unit, each in values if min(each) < max(each)]
     alike = [(title, f"{number(each[0])} {unit}".strip()) for title, unit, each in values if min(each) == max(each)]
     return drawn, alike
@@ -97,7 +98,8 @@ def _left_out(dataset: Dataset) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class Card:
-    """One sample of the sheet; photos and sound are data URIs of the very bytes that are stored."""
+    """One sample of the sheet; photos and sound are data URIs of the very bytes that are stored, empty where it has
+    none."""
 
     key: str
     identity: str
@@ -168,20 +170,24 @@ def _chosen(dataset: Dataset, count: int, split: str | None, identity: str | Non
 
 
 def _card(sample: Sample, where: str) -> Card:
-    wav_T = sample.waveform()
+    wav_T = sample.waveform() if sample.has_audio else None
     sizes = [sample.photo(number).shape for number in range(sample.photo_count)]  # decoded, so that it can be shown
     seen = ", ".join(sorted({f"{width} × {height} px" for height, width, _ in sizes}))
     meta = {name: value for name, value in sample.meta.items() if name not in ("identity", "split")}
     extras = [name for name, has in (("codes", sample.has_codes), ("embedding", sample.has_embedding)) if has]
-    parts = [f"{len(wav_T) / sample.sample_rate:.2f} s", f"{sample.sample_rate / 1000:g} kHz", seen, *extras]
+    heard = []
+    if wav_T is not None:
+        heard = [f"{len(wav_T) / sample.sample_rate:.2f} s", f"{sample.sample_rate / 1000:g} kHz"]
+    arrays = [f"{name} {'×'.join(map(str, sample.array(name).shape))}" for name in sample.array_names]
+    parts = [*heard, seen, *extras, *arrays]
     return Card(
         key=sample.key,
         identity=sample.identity,
         split=str(sample.meta["split"]),
         photos=[data_uri(sample.member(name), name.rpartition(".")[2]) for name in sample.photo_names],
-        sound=data_uri(sample.member(sample.audio_name), sample.audio_name),
-        wave=wave(wav_T),
-        words=" · ".join(parts),
+        sound="" if wav_T is None else data_uri(sample.member(sample.audio_name), sample.audio_name),
+        wave="" if wav_T is None else wave(wav_T),
+        words=" · ".join(filter(None, parts)),
         more=json.dumps({"where": where, **meta}, indent=1, ensure_ascii=False),
     )
 

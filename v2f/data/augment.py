@@ -1,0 +1,318 @@
+"""What recordings and photos go through before anybody gets them, drawn anew for each slot of training.
+
+    sample --of--> values --each of `changes` in turn, by its chance--> values, of the same shape and type
+
+    "wav": Augment(Waveform(6.0), (AddNoise(snr=(5.0, 30.0)), Reverb(), Codec(), Gaps(), Stutters()))
+    "image": Augment(Photo(256), (Flip(), Color(), Crop()))
+
+Everything is drawn from the transform's ``rng``, keyed by (seed, slot, name); ``of`` draws first, so its windows and
+photos are those that it would give alone. With ``rng`` None (evaluation) nothing is changed. A range is (least, most),
+and a value in it is drawn evenly; a chance is from 0 (never) to 1 (always).
+
+Shape letters: T audio frames, C channels, H height, W width, F frequencies.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from v2f.data.sample import Sample, to_image
+from v2f.data.transforms import Photo, Transform, Waveform, bound, resample
+from v2f.errors import V2FError
+
+if TYPE_CHECKING:
+    from v2f.data.manifest import Dataset
+
+Floats = npt.NDArray[np.float32]
+Picture = npt.NDArray[np.uint8]
+Range = tuple[float, float]
+
+_MU = 255  # of mu-law
+
+
+class Change(Protocol):
+    """One thing that happens to a sound or to a picture. A picklable callable: equal shape and type come back."""
+
+    @property
+    def kind(self) -> Literal["sound", "picture"]:
+        """What it changes: float32 [T] in [-1, 1], or uint8 [C, H, W]."""
+        ...
+
+    @property
+    def chance(self) -> float: ...
+
+    def __call__(self, values: Any, rng: np.random.Generator, rate: int) -> Any:
+        """``values``, changed, as a new array; ``rate``: frames a second of a sound."""
+        ...
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What ``of`` reads, changed by each of ``changes`` that comes up. ``sample_rate``: frames a second of the sound
+    that ``of`` gives, where it is no :class:`Waveform`, which says so itself."""
+
+    of: Transform
+    changes: tuple[Change, ...]
+    sample_rate: int | None = None
+
+    def __post_init__(self) -> None:
+        for change in self.changes:
+            other = Photo if change.kind == "sound" else Waveform
+            if isinstance(self.of, other):
+                raise V2FError(f"{type(change).__name__} changes a {change.kind}, {other.__name__} gives none")
+            if change.kind == "sound" and self._rate is None:
+                raise V2FError(f"{type(change).__name__} wants to know the rate: set sample_rate of Augment")
+
+    @property
+    def _rate(self) -> int | None:
+        return self.of.sample_rate if self.sample_rate is None and isinstance(self.of, Waveform) else self.sample_rate
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[Any]:
+        values = self.of(sample, rng)
+        if rng is not None:
+            for change in self.changes:
+                if rng.random() < change.chance:
+                    values = change(values, rng, self._rate or 0)
+        return values
+
+    @property
+    def draws_as(self) -> str:
+        """Whose ``rng`` ``of`` wants; where it wants none but its own, this has no such attribute either."""
+        of: Any = self.of
+        return str(of.draws_as)
+
+    def check(self, root: str, provenance: Mapping[str, Any]) -> None:
+        of: Any = self.of
+        if hasattr(of, "check"):
+            of.check(root, provenance)
+
+    def bind(self, datasets: "Sequence[Dataset]") -> "Augment":
+        return replace(self, of=bound({"of": self.of}, datasets)["of"])
+
+
+def _check(change: Any, least: float, most: float, *names: str) -> None:
+    """:class:`V2FError` where a range is none, or goes beyond [least, most], or the chance is none."""
+    who = type(change).__name__
+    if not 0 <= change.chance <= 1:
+        raise V2FError(f"{who}: a chance is from 0 to 1, got {change.chance}")
+    for name in names:
+        low, high = getattr(change, name)
+        if not least <= low <= high <= most:
+            raise V2FError(f"{who}: {name} is a range (least, most) within {least:g} and {most:g}, got ({low}, {high})")
+
+
+# ------------------------------------------------------------------------------------------------- sound
+
+
+def _power(wav_T: Floats) -> float:
+    return float(np.mean(np.square(wav_T, dtype=np.float64)))
+
+
+def _within(wav_T: npt.NDArray[Any]) -> Floats:
+    """A sound turned down where it would be beyond full scale."""
+    quieter_T: Floats = np.asarray(wav_T / max(1.0, float(np.abs(wav_T).max(initial=0.0))), np.float32)
+    return quieter_T
+
+
+@dataclass(frozen=True)
+class AddNoise:
+    """Noise at ``snr`` dB below the clip, mean power to mean power: white, or pink (its power falls as 1/f, 3 dB an
+    octave). A silent clip stays silent."""
+
+    snr: Range = (5.0, 30.0)
+    colors: tuple[Literal["white", "pink"], ...] = ("white", "pink")
+    chance: float = 0.5
+    kind: Literal["sound"] = "sound"
+
+    def __post_init__(self) -> None:
+        _check(self, -60.0, 120.0, "snr")
+        if not self.colors or not {*self.colors} <= {"white", "pink"}:
+            raise V2FError(f"AddNoise: colors are white and pink, got {self.colors}")
+
+    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+        snr, color = rng.uniform(*self.snr), self.colors[int(rng.integers(len(self.colors)))]
+        noise_T = rng.standard_normal(len(wav_T))
+        if color == "pink":
+            spectrum_F = np.fft.rfft(noise_T)
+            noise_T = np.fft.irfft(spectrum_F / np.sqrt(np.maximum(np.arange(len(spectrum_F)), 1)), len(wav_T))
+        power = float(np.mean(noise_T**2))
+        return _within(wav_T + noise_T * np.sqrt(_power(wav_T) / max(power, 1e-30)) * 10 ** (-snr / 20))
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """``count`` stretches of ``seconds`` each are silent, as where packets were lost."""
+
+    count: tuple[int, int] = (1, 3)
+    seconds: Range = (0.02, 0.2)
+    chance: float = 0.3
+    kind: Literal["sound"] = "sound"
+
+    def __post_init__(self) -> None:
+        _check(self, 0.0, 1000.0, "count", "seconds")
+
+    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+        broken_T = wav_T.copy()
+        for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
+            start, length = _stretch(len(wav_T), self.seconds, rng, rate)
+            broken_T[start : start + length] = 0.0
+        return broken_T
+
+
+@dataclass(frozen=True)
+class Stutters:
+    """``count`` stretches of ``seconds`` each are heard twice; what is pushed beyond the end is lost."""
+
+    count: tuple[int, int] = (1, 2)
+    seconds: Range = (0.05, 0.2)
+    chance: float = 0.2
+    kind: Literal["sound"] = "sound"
+
+    def __post_init__(self) -> None:
+        _check(self, 0.0, 1000.0, "count", "seconds")
+
+    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+        frames = len(wav_T)
+        for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
+            start, length = _stretch(frames, self.seconds, rng, rate)
+            wav_T = np.concatenate([wav_T[: start + length], wav_T[start:]])[:frames]
+        return wav_T.copy()
+
+
+def _stretch(frames: int, seconds: Range, rng: np.random.Generator, rate: int) -> tuple[int, int]:
+    """Where a stretch begins, and its length, in frames; it lies within the clip."""
+    length = min(frames, round(rng.uniform(*seconds) * rate))
+    return int(rng.integers(frames - length + 1)), length
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A narrow line: nothing above half of one of ``rates`` (Hz) stays, and with the chance ``mu_law`` each frame has 8
+    bits (ITU-T G.711's law, mu 255). A rate that is not below the clip's own limits no band."""
+
+    rates: tuple[int, ...] = (8000,)
+    mu_law: float = 0.5
+    chance: float = 0.3
+    kind: Literal["sound"] = "sound"
+
+    def __post_init__(self) -> None:
+        _check(self, 0.0, 1.0)
+        if not self.rates or min(self.rates) < 1000 or not 0 <= self.mu_law <= 1:
+            raise V2FError(f"Codec: rates from 1000 Hz on, mu_law from 0 to 1, got {self.rates} and {self.mu_law}")
+
+    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+        narrow, compress = self.rates[int(rng.integers(len(self.rates)))], rng.random() < self.mu_law
+        heard_T = resample(wav_T, rate, narrow) if narrow < rate else wav_T
+        if compress:
+            heard_T = _mu_law(np.clip(heard_T, -1.0, 1.0))
+        if narrow < rate:
+            heard_T = resample(heard_T, narrow, rate)
+        heard_T = np.pad(heard_T[: len(wav_T)], (0, max(0, len(wav_T) - len(heard_T))))
+        return _within(heard_T)
+
+
+def _mu_law(wav_T: Floats) -> Floats:
+    """A sound in [-1, 1] as 255 levels hold it, finer where it is soft."""
+    level_T = np.round(127 * np.sign(wav_T) * np.log1p(_MU * np.abs(wav_T)) / np.log1p(_MU)) / 127
+    expanded_T: Floats = np.asarray(np.sign(level_T) * np.expm1(np.abs(level_T) * np.log1p(_MU)) / _MU, np.float32)
+    return expanded_T
+
+
+@dataclass(frozen=True)
+class Reverb:
+    """A room: behind the direct sound a tail of noise that falls by 60 dB in ``rt60`` seconds, with ``direct`` dB less
+    energy than the direct sound. The clip keeps its mean power, unless it would be beyond full scale."""
+
+    rt60: Range = (0.2, 0.8)
+    direct: Range = (0.0, 15.0)
+    chance: float = 0.3
+    kind: Literal["sound"] = "sound"
+
+    def __post_init__(self) -> None:
+        _check(self, 0.01, 20.0, "rt60")
+        _check(self, -30.0, 60.0, "direct")
+
+    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+        rt60, direct = rng.uniform(*self.rt60), rng.uniform(*self.direct)
+        frames = min(len(wav_T), max(2, round(rt60 * rate)))
+        response_T = rng.standard_normal(frames) * np.exp(-np.log(1000.0) * np.arange(frames) / (rt60 * rate))
+        response_T[0] = 0.0
+        response_T *= 10 ** (-direct / 20) / np.sqrt(max(float(np.sum(response_T**2)), 1e-30))
+        response_T[0] = 1.0
+        size = 1 << (len(wav_T) + frames - 2).bit_length()
+        wet_T = np.fft.irfft(np.fft.rfft(wav_T, size) * np.fft.rfft(response_T, size), size)[: len(wav_T)]
+        return _within(wet_T * np.sqrt(_power(wav_T) / max(float(np.mean(wet_T**2)), 1e-30)))
+
+
+# ----------------------------------------------------------------------------------------------- picture
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Left becomes right."""
+
+    chance: float = 0.5
+    kind: Literal["picture"] = "picture"
+
+    def __post_init__(self) -> None:
+        _check(self, 0.0, 1.0)
+
+    def __call__(self, image_CHW: Picture, rng: np.random.Generator, rate: int) -> Picture:
+        return np.ascontiguousarray(image_CHW[..., ::-1])
+
+
+@dataclass(frozen=True)
+class Color:
+    """Factors on the brightness, on the contrast (the distance from the mean brightness) and on the saturation (that
+    from gray, of RGB alone); 1 changes nothing."""
+
+    brightness: Range = (0.8, 1.2)
+    contrast: Range = (0.8, 1.2)
+    saturation: Range = (0.8, 1.2)
+    chance: float = 0.5
+    kind: Literal["picture"] = "picture"
+
+    def __post_init__(self) -> None:
+        _check(self, 0.0, 10.0, "brightness", "contrast", "saturation")
+
+    def __call__(self, image_CHW: Picture, rng: np.random.Generator, rate: int) -> Picture:
+        brightness, contrast, saturation = (
+            np.float32(rng.uniform(*each)) for each in (self.brightness, self.contrast, self.saturation)
+        )
+        values_CHW = image_CHW.astype(np.float32) * brightness
+        values_CHW = _luma(values_CHW).mean() * (1 - contrast) + values_CHW * contrast
+        values_CHW = _luma(values_CHW) * (1 - saturation) + values_CHW * saturation
+        return np.clip(np.rint(values_CHW), 0, 255).astype(np.uint8)
+
+
+def _luma(values_CHW: Floats) -> Floats:
+    """Brightness by ITU-R BT.601, [1, H, W]."""
+    if len(values_CHW) == 1:
+        return values_CHW
+    luma_HW: Floats = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), values_CHW, 1)
+    return luma_HW[None]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of the picture anywhere in it, with the ``share`` of its sides, at the size of the whole (Lanczos)."""
+
+    share: Range = (0.8, 1.0)
+    chance: float = 0.5
+    kind: Literal["picture"] = "picture"
+
+    def __post_init__(self) -> None:
+        _check(self, 0.01, 1.0, "share")
+
+    def __call__(self, image_CHW: Picture, rng: np.random.Generator, rate: int) -> Picture:
+        height, width = image_CHW.shape[1:]
+        share = rng.uniform(*self.share)
+        tall, wide = max(1, round(share * height)), max(1, round(share * width))
+        top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+        part_HWC = image_CHW[:, top : top + tall, left : left + wide].transpose(1, 2, 0)
+        resized = np.asarray(to_image(part_HWC).resize((width, height), Image.Resampling.LANCZOS))
+        return np.ascontiguousarray(resized.reshape(height, width, -1).transpose(2, 0, 1))

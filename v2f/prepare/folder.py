@@ -1,0 +1,371 @@
+"""The converter of a folder: pictures, or sounds, or pictures with sounds, and the class of each.
+
+    ROOT/CLASS/.../FILE                  the class is the first folder; files that lie in ROOT itself have none
+    ROOT/SPLIT/CLASS/.../FILE            with `splits: folders`; SPLIT is train, valid (or val) or test
+    CSV file[,label][,split][,identity]  in the place of both; a file lies at ROOT/file. Other columns go into the JSON
+
+A sample is a picture, a sound, a window of a sound, or (`holds: both`) a picture and a sound that lie in one folder and
+differ in their extension alone. What is made of them is told in ``steps.py``; what cannot be used is left out with its
+reason.
+
+A sample's identity is what the column says. Where there is none, each file is its own: its windows stay in one split,
+and a class may be in all of them, because it is nobody. The manifest names the classes (``provenance.classes``).
+"""
+
+import csv
+import functools
+import io
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from itertools import zip_longest
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+from pydantic import Field, model_validator
+
+from v2f import local as files
+from v2f import store
+from v2f.config import Place
+from v2f.data.audio import SILENCE, UnusableError, decode_voice
+from v2f.data.transforms import square, to_gray
+from v2f.errors import V2FError
+from v2f.prepare import Item, LeftOut, Made, Plan, steps, video, yields
+from v2f.prepare.names import is_text, on_disk, person, same, tidy
+from v2f.prepare.splits import Shares, Subset, check_column, deal
+from v2f.prepare.steps import Floats, Picture, Raw, StepsConfig
+
+_PICTURE = re.compile(r".+\.(?:jpe?g|png|webp|bmp|tiff?|gif|avif|jp2|p[pgn]m)", re.IGNORECASE)
+_SOUND = re.compile(
+    r".+\.(?:wav|flac|m4a|mp[34]|aac|og[ga]|opus|aiff?|wma|amr|caf|webm|mkv|mov|avi|w64|au)", re.IGNORECASE
+)
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_SPLITS |= dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
+_COLUMNS = ("file", "label", "split", "identity")
+_OURS = ("sample_rate", "seconds", "source", "holds", "start", *_COLUMNS)  # what a JSON has already
+
+
+class FolderConfig(StepsConfig):
+    """Which files; and, as ``StepsConfig`` has it, what is made of them."""
+
+    root: Place = Field(description="the folder, whose files are taken at any depth")
+    holds: Literal["pictures", "sounds", "both"] = "pictures"
+    csv: Place | None = Field(None, description="file[,label][,split][,identity]; null: classes are folders")
+    labels: bool = Field(True, description="without a csv: whether folders are classes")
+    classes: list[str] | None = Field(None, min_length=1, description="these in this order; null: all, sorted")
+    splits: Literal["shares", "folders"] = "shares"
+    people: Shares = Shares()
+    seen: float = Field(0.0, ge=0.0, lt=1.0, description="share of a trained person's samples that is held out")
+    seed: int = Field(0, ge=0, description="another seed, other splits")
+    subset: Subset = Subset()
+    seconds: float | None = Field(None, gt=0.0, description="sounds are cut into windows of so many; null: whole")
+    align: Literal["mtcnn", "none"] = "none"
+    channels: Literal[1, 3] = Field(3, description="of a picture: 3 is RGB, 1 gray")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "FolderConfig":
+        if self.csv is not None and self.splits == "folders":
+            raise ValueError("splits are folders, but with a csv they are its column `split`")
+        if self.mtcnn is not None and self.align == "none":
+            raise ValueError("mtcnn has weights, but align is 'none'")
+        if self.psp is not None and (self.holds == "sounds" or self.channels == 1):
+            raise ValueError("psp wants RGB pictures")
+        if self.channels == 1 and self.photo == "webp":
+            raise ValueError("WebP knows no gray pictures; set photo to png or jpg")
+        if self.seconds is not None and (self.vad is not None or self.max_seconds is not None):
+            raise ValueError("windows are cut from a sound as it is: with seconds, set vad and max_seconds to null")
+        if self.seconds is not None and self.seconds < self.min_seconds:
+            raise ValueError(f"seconds is {self.seconds:g}, but min_seconds is {self.min_seconds:g}")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes has a name twice")
+        return self
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a sample is made from: paths below ROOT, and what is known of it; ``number``: its line in the CSV;
+    ``window``: which one of the sound, None: all of it."""
+
+    name: str
+    picture: str | None
+    sound: str | None
+    label: str | None = None
+    split: str = ""
+    identity: str = ""
+    number: int = 0
+    window: int | None = None
+    known: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def own(self) -> str:
+        """A key of the file's own."""
+        slug = re.sub(r"[^A-Za-z0-9_]+", "-", posixpath.splitext(self.name)[0]).strip("-")[-40:].strip("-")
+        return f"{slug or 'file'}-{sha256(self.name.encode()).hexdigest()[:12]}"
+
+    @property
+    def key(self) -> str:
+        return self.own if self.window is None else f"{self.own}-w{self.window:05d}"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Converts the files of a folder."""
+
+    config: FolderConfig
+
+    def plan(self) -> Plan:
+        config = self.config
+        found, left_out = self._files()
+        names = [file.name for file in found]
+        known: dict[str, Any] = {"files_sha256": sha256("\n".join(sorted(names)).encode()).hexdigest()}
+        if config.csv is not None:
+            text = store.read_bytes(on_disk(config.csv))
+            known["csv_sha256"] = sha256(text).hexdigest()
+            found, bad = self._told(text, config.csv, found)
+        else:
+            found, bad = self._by_folder(found)
+        left_out += bad
+        found, bad = self._of_classes(found)
+        left_out += bad
+        if not found:
+            lost = yields.why(left_out) if left_out else "it is empty"
+            raise V2FError(f"{config.root}: it has no file that could be used ({lost})")
+        labels = {file.label for file in found if file.label is not None}
+        if labels:
+            known["classes"] = {"label": config.classes or sorted(labels)}
+        found = self._windows(self._dealt(found))
+        items = [Item(file.key, file.split, file.identity, _called(file), file) for file in found]
+        items = config.subset.of(items, config.seed)
+        return Plan(items, left_out, {**known, **steps.provenance(config)})
+
+    def inputs(self, item: Item) -> list[str]:
+        return [self._path(name) for name in (item.what.picture, item.what.sound) if name is not None]
+
+    def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
+        return steps.make(self.config, "folder", items, self.config.align == "mtcnn", self._read)
+
+    def _read(self, item: Item) -> Raw:
+        file: _File = item.what
+        wav_T = self._hear(file) if file.sound is not None else None
+        photos_HWC = [self._see(file.picture)] if file.picture is not None else None
+        extra: dict[str, Any] = {"file": file.name, **file.known}
+        if file.label is not None:
+            extra["label"] = file.label
+        if file.window is not None and self.config.seconds is not None:
+            extra["start"] = round(file.window * self.config.seconds, 6)
+        return Raw(item, wav_T, photos_HWC, extra)
+
+    def _see(self, name: str) -> Picture:
+        config = self.config
+        photo, _ = steps.read_photo(self._path(name), config.max_side)
+        if config.align == "mtcnn":
+            found = steps.cut_face(config, photo, steps.find_face(config, photo, "largest", None).landmarks)
+        else:
+            found = square(np.asarray(photo), steps.side(config))
+        return to_gray(found) if config.channels == 1 else found
+
+    def _hear(self, file: _File) -> Floats:
+        config, path = self.config, self._path(str(file.sound))
+        if file.window is None or config.seconds is None:
+            return steps.hear(config, path)
+        whole_T = _decoded(path, config.sample_rate, config.min_seconds)
+        first, last = (round((file.window + n) * config.seconds * config.sample_rate) for n in (0, 1))
+        wav_T = whole_T[first:last]
+        if file.window and len(wav_T) < last - first:
+            raise UnusableError("the sound ends before the window does", f"it has {len(whole_T)} frames of {last}")
+        if float(np.abs(wav_T).max()) < SILENCE:
+            raise UnusableError("audio is silent")
+        return steps.voice(config, wav_T)
+
+    def _path(self, name: str) -> str:
+        return on_disk(store.join(on_disk(self.config.root), name))
+
+    # ----------------------------------------------------------------------------------------------- which
+
+    def _files(self) -> tuple[list[_File], list[LeftOut]]:
+        """What samples may be made from, sorted by name; and what is none of it, a line for each reason."""
+        wanted = self.config.holds
+        pictures: list[str] = []
+        sounds: list[str] = []
+        others: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(store.tree(on_disk(self.config.root))):
+            name = same(path)
+            if not is_text(name):
+                others["the file's name is no UTF-8"].append(path)
+            elif name.rpartition("/")[2].startswith("."):
+                others["it is hidden"].append(path)
+            elif _PICTURE.fullmatch(name):
+                (pictures if wanted != "sounds" else others["it is a picture, sounds are wanted"]).append(path)
+            elif _SOUND.fullmatch(name):
+                (sounds if wanted != "pictures" else others["it is a sound, pictures are wanted"]).append(path)
+            else:
+                others["no kind of file that is taken"].append(path)
+        found = []
+        if wanted != "both":
+            found = [_File(same(path), path, None) for path in pictures] + [
+                _File(same(path), None, path) for path in sounds
+            ]
+        else:
+            of_stem: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+            for which, paths in enumerate((pictures, sounds)):
+                for path in paths:
+                    of_stem[posixpath.splitext(same(path))[0]][which].append(path)
+            for stem, (seen, heard) in of_stem.items():
+                if len(seen) == len(heard) == 1:
+                    found.append(_File(stem, seen[0], heard[0]))
+                else:
+                    why = "the picture has no sound" if not heard else "the sound has no picture"
+                    others[why if not (seen and heard) else "several pictures or sounds of one name"] += seen + heard
+        return sorted(found, key=lambda file: file.name), _told_once(others, self.config.root)
+
+    def _by_folder(self, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
+        """The files with their classes and splits, told by the folders that they lie in."""
+        config = self.config
+        kept = []
+        others: dict[str, list[str]] = defaultdict(list)
+        for file in found:
+            folders, split = file.name.split("/")[:-1], ""
+            if config.splits == "folders":
+                split = _SPLITS.get(folders.pop(0).casefold(), "") if folders else ""
+                if not split:
+                    others["it lies in no folder that names a split"].append(file.name)
+                    continue
+            kept.append(replace(file, split=split, label=folders[0] if folders and config.labels else None))
+        if any(file.label is not None for file in kept):
+            others["it lies in no class's folder"] += [file.name for file in kept if file.label is None]
+            kept = [file for file in kept if file.label is not None]
+        return kept, _told_once(others, config.root)
+
+    def _of_classes(self, found: list[_File]) -> tuple[list[_File], list[LeftOut]]:
+        """The files of those classes that the recipe names."""
+        classes = self.config.classes
+        if classes is None:
+            return found, []
+        missing = sorted(set(classes) - {file.label for file in found})
+        if missing:
+            raise V2FError(f"{self.config.root}: nothing is of the class {missing[0]!r}, which `classes` names")
+        others = {"its class is none of `classes`": [file.name for file in found if file.label not in classes]}
+        return [file for file in found if file.label in classes], _told_once(others, self.config.root)
+
+    def _told(self, text: bytes, path: str, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
+        """The files that a CSV names, with what it says of them."""
+        there = {name: file for file in found for name in (file.name, file.picture, file.sound) if name is not None}
+        there |= {same(name): file for name, file in there.items()}
+        rows, left_out, header = _read_rows(text, path)
+        told: dict[str, _File] = {}
+        for number, row in rows:
+            name = f"line {number} ({row['file']})"
+            file = there.get(same(posixpath.normpath(row["file"])))
+            identity = person(row.get("identity", ""))
+            if file is None:
+                left_out.append(LeftOut(name, identity, "file is missing, or of no kind that is wanted"))
+            elif file.name in told:
+                left_out.append(LeftOut(name, identity, "the same file again", f"as in line {told[file.name].number}"))
+            else:
+                known = {column: value for column, value in row.items() if column not in _COLUMNS}
+                told[file.name] = replace(
+                    file,
+                    label=row.get("label"),
+                    split=row.get("split", ""),
+                    identity=identity,
+                    number=number,
+                    known=known,
+                )
+        unasked = {"no row names the file": [file.name for file in found if file.name not in told]}
+        kept = list(told.values())
+        if "split" in header:
+            check_column([replace(file, identity=file.identity or file.own) for file in kept], path)
+        return kept, left_out + _told_once(unasked, self.config.root)
+
+    def _dealt(self, found: Sequence[_File]) -> list[_File]:
+        """The files with identities, and with splits where nothing told them."""
+        found = [replace(file, identity=file.identity or file.own) for file in found]
+        of_person: dict[str, list[str]] = defaultdict(list)
+        for file in found:
+            of_person[file.identity].append(file.name)
+        split_of = deal(of_person, self.config.people, self.config.seen, self.config.seed)
+        return [replace(file, split=file.split or split_of[file.identity, file.name]) for file in found]
+
+    def _windows(self, found: Sequence[_File]) -> list[_File]:
+        """For each file its windows; what is left at the end of a sound is none, a shorter sound is one."""
+        seconds = self.config.seconds
+        if seconds is None:
+            return list(found)
+        return [
+            replace(file, window=window) if file.sound is not None else file
+            for file in found
+            for window in range(max(1, int(_length(self._path(file.sound)) / seconds + 1e-6)) if file.sound else 1)
+        ]
+
+
+def _called(file: _File) -> str:
+    return file.name + (f", window {file.window}" if file.window is not None else "")
+
+
+def _told_once(others: Mapping[str, Sequence[str]], root: str) -> list[LeftOut]:
+    """A line for each reason."""
+    return [
+        LeftOut(root, "", why, f"{len(names)} files, the first: {names[0]}", 0)
+        for why, names in others.items()
+        if names
+    ]
+
+
+def _length(path: str) -> float:
+    """Seconds of a sound, as its header says; 0 where it does not, or cannot be read: decoding will tell."""
+    local = store.local_path(path)
+    if local is not None:
+        try:
+            with files.opened(local, "rb") as file:
+                info = soundfile.info(file)
+            if 0 < info.frames < 1 << 62:
+                return float(info.frames / info.samplerate)
+        except Exception:  # of libsndfile, which does not know the format
+            pass
+    try:
+        with video.opened(path) as container:
+            return float((container.duration or 0) / 1e6)  # AV_TIME_BASE: microseconds
+    except UnusableError:
+        return 0.0
+
+
+@functools.lru_cache(1)  # the windows of one file often come one after the other
+def _decoded(path: str, sample_rate: int, min_seconds: float) -> Floats:
+    wav_T = decode_voice(steps.read_file(path, "audio"), sample_rate=sample_rate, min_seconds=min_seconds)
+    wav_T.flags.writeable = False
+    return wav_T
+
+
+def _read_rows(text: bytes, path: str) -> tuple[list[tuple[int, dict[str, str]]], list[LeftOut], list[str]]:
+    """The rows of a CSV with their lines, what is left out of it, and its columns."""
+    try:
+        reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
+        listed = ([tidy(value) for value in values] for values in reader)
+        filled = (values for values in listed if any(values))
+        header = next(filled, [])
+        while header and not header[-1]:  # of the commas that a spreadsheet leaves behind
+            header.pop()
+        bad = [
+            name for name in header if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in set(_OURS) - set(_COLUMNS)
+        ]
+        if "file" not in header or len(set(header)) < len(header) or bad:
+            why = f"{bad[0]!r} cannot be a column" if bad else f"it is {','.join(header) or 'empty'}"
+            raise V2FError(f"{path}: its header has to be file[,label][,split][,identity] and columns of yours; {why}")
+        rows, left_out = [], []
+        for values in filled:
+            row = dict(zip_longest(header, values[: len(header)], fillvalue=""))
+            name = f"line {reader.line_num} ({row['file']})"
+            empty = [column for column in _COLUMNS if not row.get(column, " ")]
+            if any(values[len(header) :]):
+                left_out.append(LeftOut(name, "", "too many fields", "quote what holds a comma"))
+            elif empty:
+                left_out.append(LeftOut(name, "", "empty field", ", ".join(empty)))
+            else:
+                rows.append((reader.line_num, row))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise V2FError(f"{path}: this is no CSV in UTF-8 ({error})") from error
+    return rows, left_out, header
