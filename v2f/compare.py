@@ -41,7 +41,7 @@ from v2f.config import Record, flatten, problem_of
 from v2f.errors import V2FError
 from v2f.metrics import Floats, Interval
 from v2f.observers import BY, told_first
-from v2f.protocols import SPLITS, Metric
+from v2f.protocols import MEASURED, Metric
 from v2f.run import FREE, Run
 from v2f.significance import ALPHA, holm, sign_flips, with_training
 
@@ -403,7 +403,7 @@ class Comparison:
 
     @property
     def splits(self) -> list[str]:
-        return [split for split in SPLITS if any(subject.measured(split) for subject in self.subjects)]
+        return [split for split in MEASURED if any(subject.measured(split) for subject in self.subjects)]
 
     def metrics(self, split: str) -> list[Metric]:
         """Those that some run has, in the table's order."""
@@ -659,7 +659,7 @@ def _show_split(comparison: Comparison, split: str, console: Console) -> None:
     references = comparison.references(split)
     columns = [*(subject.title for subject in comparison.subjects), *(title for title, _ in references)]
     for by, places in comparison.told(split).items():
-        what = f"{split}: {SPLITS[split]}, {BY[by]}"
+        what = f"{split}: {MEASURED[split]}, {BY[by]}"
         table = _table(f"{what} (95 % interval over people)", "", columns)
         for at in places:
             metric = chosen[at]

@@ -2,16 +2,19 @@
 
 from v2f.errors import V2FError
 from v2f.protocols.faces_of_voices import FacesOfVoices
+from v2f.protocols.labelled import LabelledPictures, LabelledSounds
 from v2f.protocols.pictures_from_noise import PicturesFromNoise
-from v2f.protocols.protocol import SPLITS, Job, Measured, Metric, Protocol
+from v2f.protocols.protocol import MEASURED, SPLITS, Job, Measured, Metric, Protocol
 from v2f.system import System
 
 PROTOCOLS: dict[str, Protocol] = {
     "faces_of_voices": FacesOfVoices(),
     "pictures_from_noise": PicturesFromNoise(),
+    "labelled_pictures": LabelledPictures(),
+    "labelled_sounds": LabelledSounds(),
 }
 
-__all__ = ["PROTOCOLS", "SPLITS", "Job", "Measured", "Metric", "Protocol", "of"]
+__all__ = ["MEASURED", "PROTOCOLS", "SPLITS", "Job", "Measured", "Metric", "Protocol", "of"]
 
 
 def of(system: type[System] | System) -> Protocol:

@@ -103,6 +103,8 @@ class Protocol(abc.ABC):
 
 
 SPLITS = {"test": "unseen people", "seen": "seen people, unseen clips"}
+MEASURED = SPLITS | {"valid": "held-out samples"}
+"""All splits that some protocol measures, and what is in them."""
 
 
 def of_each(people: list[int], each: Mapping[Any, dict[str, Floats]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
 from v2f.observers import BY
-from v2f.protocols import SPLITS
+from v2f.protocols import MEASURED, SPLITS
 from v2f.protocols.pictures_from_noise import PicturesFromNoise
 from v2f.system import System
 from v2f.web import report
@@ -102,11 +102,11 @@ def comparison(
             machine=charts(curves, "grad_norm/", "rate/", "speed/"),
             shown=shown,
             real=shown.dataset is not None and "world_hash" not in shown.dataset.manifest.provenance,
-            what=SPLITS,
+            what=MEASURED,
             by=BY,
             stand_ins=stand_ins,
             verdicts=[
-                f"{subject.letter}, {SPLITS[split]}: {numbers['verdict']}"
+                f"{subject.letter}, {MEASURED[split]}: {numbers['verdict']}"
                 for subject in subjects
                 for split, numbers in (subject.evaluated or {"splits": {}})["splits"].items()
                 if numbers["verdict"]

@@ -29,7 +29,7 @@ from v2f.data.transforms import Factors, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.observers import BY, told_first
 from v2f.protocols import SPLITS
-from v2f.protocols.faces_of_voices import heard_and_drawn, world_of
+from v2f.protocols.faces_of_voices import FacesOfVoices, heard_and_drawn, world_of
 from v2f.protocols.pictures_from_noise import PicturesFromNoise, noise_and_drawn, people_of
 from v2f.protocols.protocol import percent
 from v2f.run import Run
@@ -73,13 +73,14 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     system = (run.system() if system is None else system).eval()
     dataset = open_dataset(run.config.data.home)
     curves = read_curves(store.join(run.path, "metrics.jsonl"))
+    protocol = protocols.PROTOCOLS.get(system.protocol or "")
     shared: dict[str, Any] = {
         "run": run,
         "step": run.step,
         "stand_ins": list(system.stand_ins),
         "what": SPLITS,
         "evaluated": evaluate.read(run),
-        "titles": protocols.of(system).title,
+        "titles": None if protocol is None else protocol.title,
         "told_first": told_first,
         "by": BY,
         "losses": charts([curves], "loss/"),
@@ -94,10 +95,19 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
         "version": __version__,
     }
     own: dict[str, Any]
-    if isinstance(protocols.of(system), PicturesFromNoise):
+    if isinstance(protocol, PicturesFromNoise):
         drawn, photos = from_noise(dataset, run, system, DRAWN)
         own = {"verdict": _verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
         page = _page("noise.html.j2", run, shared | own)
+    elif not isinstance(protocol, FacesOfVoices):
+        own = {
+            "title": generate.provenance(run, system)["Title"],
+            "sheets": _sheets(run),
+            "metrics": () if protocol is None else protocol.compared,
+            "own": None if protocol is None else protocol.own,
+            "explained": "no protocol judges this system" if protocol is None else protocol.explained,
+        }
+        page = _page("things.html.j2", run, shared | own)
     else:
         splits = [split for split in SPLITS if split in dataset.splits]
         figures = {split: pairs(dataset, split, run, system, people) for split in splits}
@@ -183,7 +193,11 @@ def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[
 
 def _verdict(system: System, curves: Curves) -> str | None:
     """What the system says of the end of its training."""
-    meters = {name.removeprefix("valid/"): points[-1][1] for name, points in curves.items() if name[:6] == "valid/"}
+    meters = {
+        name.removeprefix("valid/"): points[-1][1]
+        for name, points in curves.items()
+        if name.startswith("valid/") and not name.startswith("valid/loss/")
+    }
     return system.verdict(meters, {name: [value for _, value in points] for name, points in curves.items()})
 
 
