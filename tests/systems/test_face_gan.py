@@ -16,7 +16,7 @@ from v2f.config import build
 from v2f.data.loader import Loader, read_split
 from v2f.data.manifest import open_dataset
 from v2f.data.order import Order
-from v2f.data.sample import Sample
+from v2f.data.sample import Sample, encode
 from v2f.data.transforms import Noise, Photo
 from v2f.engine import Engine
 from v2f.errors import V2FError
@@ -116,11 +116,10 @@ def test_noise_is_of_the_slot_in_training_and_of_the_sample_in_evaluation(tiny_s
     assert many.std() == pytest.approx(1, abs=0.03)
 
 
-def test_a_share_of_a_photo_is_its_middle(tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_of_a_photo_is_its_middle() -> None:
     photo = np.zeros((20, 12, 3), np.uint8)
     photo[7:13, 3:9] = 255  # the middle half of the 12 columns, and as many rows
-    monkeypatch.setattr(Sample, "photo", lambda self, number: photo)
-    sample = object.__new__(Sample)
+    sample = Sample("a", encode("a", None, None, [photo], identity="ada", split="train", source="test"))
     assert (Photo(6, 0.5)(sample, None) == 255).all()
     assert (Photo(6)(sample, None) == 0).any()
 

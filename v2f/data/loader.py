@@ -27,7 +27,7 @@ from v2f.data.mix import MixOrder
 from v2f.data.order import Order
 from v2f.data.quarantine import Bad, BadRows, Quarantine
 from v2f.data.sample import Sample
-from v2f.data.transforms import Transform, bound
+from v2f.data.transforms import Checking, Transform, bound
 from v2f.errors import V2FError
 
 Batch = dict[str, Any]
@@ -245,7 +245,7 @@ def _checked(split: Samples, transforms: Mapping[str, Transform], workers: int) 
             raise V2FError(
                 f"the transform {name!r} is defined in the script that runs; decode workers need it in a module"
             )
-        if hasattr(transform, "check"):
+        if isinstance(transform, Checking):
             for dataset in split.datasets:
                 transform.check(dataset.root, dataset.manifest.provenance)
     return bound(transforms, split.datasets)

@@ -40,6 +40,23 @@ class Transform(Protocol):
 
 
 @runtime_checkable
+class Checking(Protocol):
+    """A transform that cannot read every data set."""
+
+    def check(self, root: str, provenance: Mapping[str, Any]) -> None:
+        """:class:`V2FError` where the data set at ``root``, of whose making ``provenance`` tells, cannot be read."""
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A transform that draws as another one does: it is called with an ``rng`` like that one's."""
+
+    @property
+    def draws_as(self) -> str:
+        """The name of that other transform."""
+
+
+@runtime_checkable
 class Binding(Protocol):
     """A transform that depends on what the data sets hold."""
 

@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from v2f.data.sample import Sample
-from v2f.data.transforms import Transform
+from v2f.data.transforms import Following, Transform
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
@@ -72,7 +72,8 @@ def decode(
     is, where this is ``tolerant``, one that cannot be decoded: nothing was written there, and where all are such there
     are no arrays. Else it is a :class:`DecodeError`. ``allocate`` makes the stacks.
     """
-    streams = [crc32(getattr(transform, "draws_as", name).encode()) for name, transform in transforms.items()]
+    named = {name: each.draws_as if isinstance(each, Following) else name for name, each in transforms.items()}
+    streams = [crc32(name.encode()) for name in named.values()]
 
     def rngs(slot: int) -> list[np.random.Generator | None]:
         return [None if seed is None else keyed_rng(_TRANSFORM, seed, slot, stream) for stream in streams]
