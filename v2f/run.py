@@ -490,7 +490,7 @@ class _Told(Record):
 class _Split(Record):
     """The numbers of a split, by each observer."""
 
-    by: dict[Literal["referee", "judge", "pixels"], _Told] = {}
+    by: dict[Literal["referee", "judge", "pixels", "spectra"], _Told] = {}
     people: int | None = None
     clips: int | None = None
     gallery: int | None = None

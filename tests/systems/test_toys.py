@@ -1,7 +1,12 @@
 """A system of each kind, in one file and one line: it trains, resumes, is measured, makes and is served."""
 
+import contextlib
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,7 @@ from toys.toy import LABELS, RATE
 
 from v2f import checkpoint, compare
 from v2f.cli import main
-from v2f.config import build
+from v2f.config import build, dump_yaml
 from v2f.errors import V2FError
 from v2f.evaluate import evaluate
 from v2f.generate import Given, generate
@@ -234,3 +239,28 @@ def test_nothing_asks_a_system_what_it_has() -> None:
         if any(each in line for each in asked)
     ]
     assert found == []
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_same(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    recipes = []
+    with contextlib.ExitStack() as listening:
+        for name in TOYS:
+            port = listening.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            recipes.append(f"{tmp_path / name}.yaml:{port}")
+            (tmp_path / f"{name}.yaml").write_text(dump_yaml(config(name, out=f"{name}-two", precision="fp64")))
+    tests = Path(__file__).resolve().parent.parent
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, str(tests / "workers" / "toys.py"), *recipes]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in TOYS:
+        fit(config(name, out=f"{name}-one", precision="fp64"))
+        one, two = (
+            checkpoint.load(checkpoint.latest(str(tmp_path / f"{name}-{ranks}" / "checkpoints")) or "")[0]
+            for ranks in ("one", "two")
+        )
+        assert one.keys() == two.keys()
+        for key, tensor in one.items():
+            torch.testing.assert_close(two[key], tensor, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: name + text)

@@ -41,7 +41,7 @@ class Toy(System):
         raise NotImplementedError
 
     def phases(self) -> list[Phase]:
-        return [Phase(name="all", modules={"net": self.net}, optimizer=Optimizer(lr={"net": 1e-2}), ema=32)]
+        return [Phase(name="all", modules={"net": self.net}, optimizer=Optimizer(lr={"net": 3e-2}), ema=32)]
 
     def made(self, batch: Batch) -> Tensor:
         return torch.tanh(self.net(self.inputs(batch)))

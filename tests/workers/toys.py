@@ -1,0 +1,22 @@
+"""One rank of a training of each toy in turn: the arguments are their recipes, each with a free port behind a colon."""
+
+import os
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+
+from accelerate.state import AcceleratorState  # noqa: E402
+from toys import TOYS  # noqa: E402
+
+from v2f.run import load_config  # noqa: E402
+from v2f.systems import SYSTEMS  # noqa: E402
+from v2f.trainer import fit  # noqa: E402
+
+SYSTEMS.update(TOYS)
+os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # the launcher's store knows one process group alone
+for argument in sys.argv[1:]:
+    recipe, os.environ["MASTER_PORT"] = argument.rsplit(":", 1)
+    fit(load_config(recipe))
+    AcceleratorState._reset_state(reset_partial_state=True)
