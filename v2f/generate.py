@@ -126,7 +126,7 @@ def _face(run: Run, system: System, given: Given, output: str, size: int | None)
         raise V2FError("this system makes a face of a voice: give a recording of one, and nothing else")
     wav_T = read_voice(given.voice, hears.sample_rate)
     wav_WT = windows(wav_T, hears.frames)
-    picture = face_of(system, torch.from_numpy(wav_WT), size)
+    picture = face_of(system, torch.from_numpy(wav_WT), size, given.seed)
     told = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
     doubt = likeness(wav_T, hears.sample_rate).doubt
     if doubt:
@@ -275,14 +275,14 @@ def ear(run: Run, system: System) -> Waveform:
     """How long a clip the system of ``run`` hears, at which rate; V2FError if it makes no face from a voice."""
     if not is_face_of_voice(system):
         raise V2FError(f"{run.path}: its system does not hear a voice, so there is nothing to make a face from")
-    (kind,) = system.asks().values()
-    assert isinstance(kind, Sound)
-    return Waveform(kind.seconds, kind.rate)
+    (heard,) = (kind for kind in system.asks().values() if isinstance(kind, Sound))
+    return Waveform(heard.seconds, heard.rate)
 
 
 def is_face_of_voice(system: System) -> bool:
-    """Whether a voice, alone, is asked for, and a picture is made of it."""
-    asked, makes = list(system.asks().values()), system.makes().values()
+    """Whether a voice is asked for, alone or with noise, and a picture is made of it."""
+    asked = [kind for kind in system.asks().values() if not isinstance(kind, Noise)]
+    makes = system.makes().values()
     heard = len(asked) == 1 and isinstance(asked[0], Sound) and asked[0].voice
     return heard and isinstance(next(iter(makes), None), Picture)
 
@@ -308,10 +308,11 @@ def windows(wav_T: NDArray[np.float32], length: int) -> NDArray[np.float32]:
 
 
 @torch.no_grad()
-def face_of(system: System, wav_WT: Tensor, size: int | None = None) -> Tensor:
+def face_of(system: System, wav_WT: Tensor, size: int | None = None, seed: int = 0) -> Tensor:
     """One picture [3, H, W] in [-1, 1] of all windows of a voice; V2FError if it is not finite.
 
-    ``size``: another side than that of the training, where the system has a generator that can draw it.
+    ``size``: another side than that of the training, where the system has a generator that can draw it; ``seed``: of
+    the noise, where it asks for some.
     """
     w_WLD = codes_of(system, wav_WT)
     if w_WLD is not None:
@@ -319,9 +320,20 @@ def face_of(system: System, wav_WT: Tensor, size: int | None = None) -> Tensor:
     if size is not None:
         raise V2FError(f"this system draws pictures of one size only; leave out the {size} px")
     middle = len(wav_WT) // 2
-    asked = next(iter(system.asks()))
-    made = system.sample({asked: wav_WT[middle : middle + 1].to(device_of(system))})
+    made = system.sample(with_noise(system, wav_WT[middle : middle + 1], seed))
     return _finite(next(iter(made.values())))[0]
+
+
+def with_noise(system: System, wav_BT: Tensor, seed: int = 0) -> Batch:
+    """What a system that makes a face of a voice asks for, on its device: voices, with the same noise for all."""
+    rng, batch = keyed_rng(_NOISE, seed), dict[str, Any]()
+    for name, kind in system.asks().items():
+        if isinstance(kind, Noise):
+            noise_Z = torch.from_numpy(rng.standard_normal(kind.width, dtype=np.float32))
+            batch[name] = noise_Z.expand(len(wav_BT), -1)
+        else:
+            batch[name] = wav_BT
+    return {name: value.to(device_of(system)) for name, value in batch.items()}
 
 
 @torch.no_grad()

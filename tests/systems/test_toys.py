@@ -94,6 +94,7 @@ def files(folder: Path) -> dict[str, str]:
     ("name", "given", "suffix"),
     [
         ("voice_picture", ["voice"], ".png"),
+        ("voice_noise_picture", ["voice"], ".png"),
         ("noise_picture", [], ".png"),
         ("label_picture", ["label"], ".png"),
         ("label_sound", ["label"], ".wav"),
@@ -153,11 +154,15 @@ def test_a_sound_is_put_under_the_video_that_it_was_made_for(tmp_path: Path) -> 
     assert np.abs(np.fft.rfft(heard[:16000])).argmax() == pytest.approx(440, abs=2)
 
 
-def test_the_same_seed_draws_the_same_and_another_one_another(config: Callable[..., RunConfig], tmp_path: Path) -> None:
-    run = Run.open(fit(config("noise_picture", steps=1, validate_every=1)))
+@pytest.mark.parametrize("name", ["noise_picture", "voice_noise_picture"])
+def test_the_same_seed_draws_the_same_and_another_one_another(
+    config: Callable[..., RunConfig], tmp_path: Path, name: str
+) -> None:
+    run = Run.open(fit(config(name, steps=1, validate_every=1)))
+    voice = files(tmp_path)["voice"] if "voice" in name else None
     pixels = []
     for seed in (0, 0, 1):
-        generate(run, None, str(tmp_path / "out.png"), seed=seed)
+        generate(run, voice, str(tmp_path / "out.png"), seed=seed)
         pixels.append(np.asarray(Image.open(tmp_path / "out.png")))
     assert np.array_equal(pixels[0], pixels[1])
     assert not np.array_equal(pixels[0], pixels[2])

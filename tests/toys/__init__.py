@@ -8,10 +8,12 @@ from toys.tokens_tokens import TokensTokens
 from toys.toy import Toy
 from toys.voice_embedding import VoiceEmbedding
 from toys.voice_label import VoiceLabel
+from toys.voice_noise_picture import VoiceNoisePicture
 from toys.voice_picture import VoicePicture
 
 TOYS: dict[str, type[Toy]] = {
     "voice_picture": VoicePicture,
+    "voice_noise_picture": VoiceNoisePicture,
     "noise_picture": NoisePicture,
     "label_picture": LabelPicture,
     "label_sound": LabelSound,

@@ -16,7 +16,8 @@ LABELS = ("cat", "dog", "owl")
 
 class ToyConfig(SystemConfig):
     name: Literal[
-        "voice_picture", "noise_picture", "label_picture", "label_sound", "photo_sound", "voice_label",
+        "voice_picture", "voice_noise_picture", "noise_picture", "label_picture", "label_sound", "photo_sound",
+        "voice_label",
         "voice_embedding", "tokens_tokens",
     ]  # fmt: skip
 

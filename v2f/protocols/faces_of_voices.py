@@ -25,10 +25,11 @@ from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split
 from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, Photo, Waveform, square
+from v2f.data.transforms import Noise as Drawn
 from v2f.errors import V2FError
 from v2f.observers import BATCH, BY, Looks, Name, Observer, in_batches, look, looks, seen, told_first
 from v2f.protocols.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, percent, tell
-from v2f.system import Picture, Sound, Styled, System, device_of, to_picture
+from v2f.system import Noise, Picture, Sound, Styled, System, device_of, to_picture
 from v2f.world import bounds, world_hash
 from v2f.world.people import VOICE, World, WorldConfig
 
@@ -68,10 +69,12 @@ class Clips:
 
 
 def heard_and_drawn(system: System) -> tuple[str, Sound, str, Picture]:
-    """The voice that a system asks for and the picture that it makes of it, by their names; V2FError without them."""
+    """The voice that a system asks for, with noise or alone, and the picture that it makes of it, by their names;
+    V2FError without them."""
     heard = [(name, kind) for name, kind in system.asks().items() if isinstance(kind, Sound) and kind.voice]
     drawn = [(name, kind) for name, kind in system.makes().items() if isinstance(kind, Picture)]
-    if not heard or not drawn:
+    others = [kind for kind in system.asks().values() if not isinstance(kind, Sound | Noise)]
+    if len(heard) != 1 or others or not drawn:
         asks, makes = _told(system.asks()), _told(system.makes())
         raise V2FError(f"no face of a voice: this system asks for {asks}, and makes {makes}")
     return *heard[0], *drawn[0]
@@ -88,6 +91,8 @@ def gather(job: Job, split: Split) -> Clips:
     photo = Photo(drawn.size, drawn.share)
     transforms: dict[str, Any] = {"wav": Waveform(sound.seconds, sound.rate), "image": photo}
     transforms["other"] = OtherPhoto(photo.size)
+    noise = {name: Drawn(kind.width) for name, kind in job.system.asks().items() if isinstance(kind, Noise)}
+    transforms |= noise
     if isinstance(world_of(split.dataset), World):
         transforms["voice"] = Factors("voice")
     clips, people = Clips(), dict[int, int]()
@@ -97,7 +102,8 @@ def gather(job: Job, split: Split) -> Clips:
     steps = -(-(split.samples if job.limit is None else min(job.limit, split.samples)) // BATCH)
     what, console = f"{split.name}: faces", job.console
     for batch in track(batches, what, total=steps, console=console, disable=console.quiet, transient=True):
-        seen_B, w_B = _faces(job.system, hears, job.observers, batch["wav"])
+        given = {hears: batch["wav"]} | {name: batch[name] for name in noise}
+        seen_B, w_B = _faces(job.system, job.observers, given)
         for by, one in seen_B.items():
             clips.face_M[by].extend(one.emb_MD)
         clips.w_M.extend(w_B)
@@ -132,18 +138,21 @@ def world_of(dataset: Dataset) -> World | str:
 
 
 def _faces(
-    system: System, hears: str, observers: Sequence[Observer], wav_MT: Tensor
+    system: System, observers: Sequence[Observer], given: Mapping[str, Tensor]
 ) -> tuple[Looks, NDArray[np.float32]]:
-    """Of voices: what is seen of their faces, and codes [M, L, D] (of width 0 without a generator of styles)."""
+    """Of voices [M, T] and what noise goes with them: what is seen of their faces, and codes [M, L, D] (of width 0
+    without a generator of styles)."""
+    widths = [value.shape[1] for value in given.values()]
 
-    def function(wav_BT: Tensor) -> tuple[Tensor, ...]:
+    def function(row_BX: Tensor) -> tuple[Tensor, ...]:
+        batch = dict(zip(given, row_BX.split(widths, 1), strict=True))
         if isinstance(system, Styled):
-            w = system.styles(wav_BT)
+            w = system.styles(next(iter(batch.values())))
             return (*seen(observers, system.face(w)), w)
-        made = next(iter(system.sample({hears: wav_BT}).values()))
-        return (*seen(observers, made), wav_BT.new_zeros(len(wav_BT), 0))
+        made = next(iter(system.sample(batch).values()))
+        return (*seen(observers, made), row_BX.new_zeros(len(row_BX), 0))
 
-    *columns, w_M = in_batches(function, wav_MT, device_of(system))
+    *columns, w_M = in_batches(function, torch.cat(list(given.values()), 1), device_of(system))
     return looks(observers, columns), w_M
 
 

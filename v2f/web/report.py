@@ -139,7 +139,7 @@ def _page(template: str, run: Run, values: dict[str, Any]) -> str:
 def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> list[Pair]:
     """The first clip of each of the split's first ``count`` people, and the face that ``run``'s system made from it."""
     split, notes = dataset.split(name), generate.provenance(run, system)
-    asked, sound, _, drawn = heard_and_drawn(system)
+    _, sound, _, drawn = heard_and_drawn(system)
     hears, sees = Waveform(sound.seconds, sound.rate), Photo(drawn.size, drawn.share)
     # not what only the losses want, such as codes: another data set need not hold that
     transforms: dict[str, Transform] = {"wav": hears, "image": sees}
@@ -152,7 +152,7 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
     shown: list[Pair] = []
     for batch in batches:
         with torch.no_grad():
-            faces_BCHW = next(iter(system.sample({asked: batch["wav"].to(device_of(system))}).values()))
+            faces_BCHW = next(iter(system.sample(generate.with_noise(system, batch["wav"])).values()))
         possible: list[str | None] = [None] * len(faces_BCHW)
         words = [""] * len(faces_BCHW)
         if isinstance(world, World):
