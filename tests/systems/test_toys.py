@@ -189,6 +189,23 @@ def test_it_is_measured_compared_and_shown(config: Callable[..., RunConfig], tmp
     assert found.splits == list(measured["splits"])
 
 
+def test_the_sheet_of_a_system_that_makes_sounds_is_players_in_the_run_and_in_mlflow(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    values = config("label_sound", steps=2, validate_every=2, validate_pictures=3).model_dump(mode="json")
+    values["tracking"] = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "e"}
+    folder = fit(build(RunConfig, values, "test"))
+    page = Path(folder, "samples", "step-00000002.html").read_text()
+    assert page.count("<audio controls") == 3
+    assert "A sound made from a label, not a recording" in page
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=values["tracking"]["uri"])
+    (run,) = client.search_runs([client.get_experiment_by_name("e").experiment_id])
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "samples")] == ["samples/step-00000002.html"]
+    assert "valid/loss/all/total" in run.data.metrics
+
+
 def run_title(name: str) -> str:
     return name.replace("_", "-")
 
