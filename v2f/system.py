@@ -286,15 +286,20 @@ def part_of(batch: Batch, number: int, parts: int) -> Batch:
 
 
 class Judged(System):
-    """A system whose own frozen nets look at pictures [B,3,H,W] in [-1,1]."""
+    """A system whose own frozen nets, ``identity`` and ``perceptual``, look at pictures [B,3,H,W] in [-1,1]."""
 
-    @abc.abstractmethod
+    identity: nn.Module
+    perceptual: Any
+
     def embed(self, img_B3HW: Tensor) -> Tensor:
         """Whose face: identity embeddings [B,E] of length one."""
+        embedding_BE: Tensor = self.identity(img_B3HW)
+        return embedding_BE
 
-    @abc.abstractmethod
     def maps(self, img_B3HW: Tensor) -> Sequence[Tensor]:
         """What is there: feature maps [B,C,h,w] of a perceptual net."""
+        maps: Sequence[Tensor] = self.perceptual(img_B3HW)
+        return maps
 
 
 class Styled(System):

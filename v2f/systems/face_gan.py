@@ -114,14 +114,6 @@ class FaceGAN(Judged):
     def makes(self) -> Mapping[str, Kind]:
         return {"face": Picture(self.config.image_size, share=self.config.share)}
 
-    def embed(self, img_B3HW: Tensor) -> Tensor:
-        embedding_BE: Tensor = self.identity(img_B3HW)
-        return embedding_BE
-
-    def maps(self, img_B3HW: Tensor) -> Sequence[Tensor]:
-        maps: Sequence[Tensor] = self.perceptual(img_B3HW)
-        return maps
-
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
         return self._discriminate(batch) if phase == "discriminator" else self._deceive(batch)
 

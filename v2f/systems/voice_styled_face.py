@@ -157,14 +157,6 @@ class VoiceStyledFace(Styled, Judged):
             )
         return F.adaptive_avg_pool2d(self.generator.synthesis(w_BLD), size)
 
-    def embed(self, img_B3HW: Tensor) -> Tensor:
-        embedding_BE: Tensor = self.identity(img_B3HW)
-        return embedding_BE
-
-    def maps(self, img_B3HW: Tensor) -> Sequence[Tensor]:
-        maps: Sequence[Tensor] = self.perceptual(img_B3HW)
-        return maps
-
     @property
     def inverts(self) -> bool:
         return self.codes is not None
