@@ -107,7 +107,8 @@ def test_a_photo_makes_a_sound_and_a_server_takes_it_in_base64(loaded: Loaded) -
     for content, said in (
         (
             base64.b64encode(b"Dear all").decode(),
-            "row 2: the photo: photo cannot be decoded (no kind of picture that is known); give a photo, such as a JPEG",
+            "row 2: the photo: photo cannot be decoded (no kind of picture that is known); "
+            "give a photo, such as a JPEG",
         ),
         ("a path.jpg", "row 2: neither the bytes of a photo nor their base64"),
     ):

@@ -70,8 +70,8 @@ def serve(
 
     ``host``: beyond loopback everybody who reaches it may use the page, unless V2F_SERVE_USER and V2F_SERVE_PASSWORD
     are set; a browser gives a microphone to https and to loopback only. ``port`` 0: any that is free. ``which``: the
-    checkpoint. ``root_path``: where a proxy shows the page, such as ``/voice``. V2FError without Gradio, for a run that
-    makes no face from a voice, and for a port that is taken.
+    checkpoint. ``root_path``: where a proxy shows the page, such as ``/voice``. V2FError without Gradio, for a run
+    of a kind that no page can ask for or show, and for a port that is taken.
     """
     login = _login()
     with (
@@ -219,9 +219,9 @@ def _maker_page(maker: Maker, folder: str, bounds: Limits) -> Any:
 
         uploads = [widget for widget in widgets if isinstance(widget, gradio.File)]
 
-        def asked(request: gradio.Request, *values: Any) -> list[str | None]:
+        def asked(request: gradio.Request, *values: Any) -> Any:
             made = answer(dict(zip(names, values, strict=True)), limits.client_of(request))
-            return [*(None for _ in uploads), made]  # the files are gone, so the widgets show none
+            return [*(None for _ in uploads), made] if uploads else made  # files are gone, so the widgets show none
 
         button.click(
             asked,
@@ -252,7 +252,7 @@ class Answering:
         if content is None:
             return self._refused("no clip arrived; record or drop one again")
         if len(content) > self._bounds.max_bytes:
-            return self._refused(f"the file has {len(content) / 1e6:.0f} MB, at most {self._bounds.max_mb:g} are heard")
+            return self._refused(f"the file has {len(content) / 1e6:.3g} MB, at most {self._bounds.max_mb:g} are heard")
         try:
             answer = self._listener.answer(content, self._bounds.max_seconds)
         except UnusableError as error:
@@ -330,7 +330,7 @@ class Making:
         for what in files:
             if len(given[what]) > self._bounds.max_bytes:
                 megabytes = len(given[what]) / 1e6
-                return self._refused(f"the {what} has {megabytes:.0f} MB, at most {self._bounds.max_mb:g} are read")
+                return self._refused(f"the {what} has {megabytes:.3g} MB, at most {self._bounds.max_mb:g} are read")
         try:
             things = self._maker.make(generate.Given(**given), self._bounds.max_seconds)
         except V2FError as error:
