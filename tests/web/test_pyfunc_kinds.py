@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,13 @@ Loaded = Callable[[str], Any]
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    mlflow.set_tracking_uri(uri)  # MLflow's own, in this process and in its environment
+    yield uri
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,6 @@ def loaded(toy_run: Callable[[str], str], uri: str, tmp_path_factory: pytest.Tem
         with pytest.MonkeyPatch.context() as patch:
             folder = tmp_path_factory.mktemp("artifacts")
             patch.chdir(folder)
-            patch.setenv("MLFLOW_TRACKING_URI", uri)
             where = register(toy_run(name))
             files = mlflow.artifacts.download_artifacts(where, dst_path=str(folder / "files"), tracking_uri=uri)
             return mlflow.pyfunc.load_model(files)
@@ -86,6 +90,8 @@ def test_a_label_and_a_seed_make_a_picture(loaded: Loaded, toy_run: Callable[[st
 
 
 def test_a_photo_makes_a_sound_and_a_server_takes_it_in_base64(loaded: Loaded) -> None:
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
     from mlflow.pyfunc.scoring_server import init
     from starlette.testclient import TestClient
 
@@ -104,17 +110,13 @@ def test_a_photo_makes_a_sound_and_a_server_takes_it_in_base64(loaded: Loaded) -
         notes = json.loads(file.comment)
     assert notes["Disclaimer"] == found[0]["disclaimer"] == "Made by a program; not a recording of anything."
     assert "Seed" not in notes  # nothing was drawn
-    for content, said in (
-        (
-            base64.b64encode(b"Dear all").decode(),
-            "row 2: the photo: photo cannot be decoded (no kind of picture that is known); "
-            "give a photo, such as a JPEG",
-        ),
-        ("a path.jpg", "row 2: neither the bytes of a photo nor their base64"),
-    ):
-        answer = client.post("/invocations", json={"dataframe_records": [*rows, {"photo": content}]})
-        assert answer.status_code == 400
-        assert answer.json()["message"].endswith(said)
+    rows.append({"photo": base64.b64encode(b"Dear all").decode()})
+    answer = client.post("/invocations", json={"dataframe_records": rows})
+    assert answer.status_code == 400
+    said = "row 2: the photo: photo cannot be decoded (no kind of picture that is known); give a photo, such as a JPEG"
+    assert answer.json()["message"].endswith(said)
+    with pytest.raises(MlflowException, match=r"^row 1: neither the bytes of a photo nor their base64$"):
+        model.predict(pd.DataFrame({"photo": [base64.encodebytes(photo()).decode(), "a path.jpg"]}))
 
 
 @pytest.mark.parametrize("name", ["voice_label", "voice_embedding", "label_picture", "photo_sound"])
@@ -139,6 +141,19 @@ def test_its_example_is_answered_in_the_columns_that_it_declares(toy_run: Callab
         assert answer["kind"][0] == max(shares, key=shares.__getitem__)
     if name == "voice_embedding":
         assert len(json.loads(answer["embedding"][0])) == 3
+
+
+def test_the_bytes_of_a_video_are_read_as_its_file_is(tmp_path: Path) -> None:
+    from corpora import write_video
+
+    from v2f.generate import read_frames
+
+    path = tmp_path / "v.mp4"
+    write_video(path, None, [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in range(0, 250, 10)])
+    of_file, of_bytes = (
+        np.stack([np.asarray(each) for each in read_frames(v, 4)]) for v in (str(path), path.read_bytes())
+    )
+    assert np.array_equal(of_file, of_bytes)
 
 
 def test_the_example_of_a_video_is_one() -> None:

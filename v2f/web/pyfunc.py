@@ -3,7 +3,7 @@
     RUN -- register() --> an export of a checkpoint, and this package's source --> models:/NAME/VERSION
     models:/NAME/VERSION -- mlflow.pyfunc.load_model() --> predict({audio: bytes}) --> {picture: PNG, ...}
 
-The columns follow from what the system declares (:data:`COLUMNS`, :class:`Maker`); a system that makes a face of a
+The columns follow from what the system declares (:data:`COLUMNS`, :class:`OfAnyKind`); a system that makes a face of a
 voice has columns of its own (:class:`VoiceToFace`).
 
 MLflow's usual way is to pickle a Python object, and whoever loads that runs whatever the pickle says. Here the model is
@@ -104,7 +104,7 @@ class VoiceToFace:
         return {"picture": picture, "seconds": seconds, "windows": count, "doubt": doubt, "disclaimer": DISCLAIMER}
 
 
-class Maker:
+class OfAnyKind:
     """What ``mlflow.pyfunc.load_model`` gives of a system of any other kind."""
 
     def __init__(self, run: Run, system: System) -> None:
@@ -176,11 +176,11 @@ def _bytes(content: bytes | str, what: str) -> bytes:
         raise V2FError(f"neither the bytes of a {what} nor their base64") from error
 
 
-def _load_pyfunc(path: str) -> VoiceToFace | Maker:
+def _load_pyfunc(path: str) -> VoiceToFace | OfAnyKind:
     """What MLflow calls with the folder of the export, because the model's ``MLmodel`` file names this module."""
     run = Run.open(path)
     system = run.system()
-    return VoiceToFace(run, system) if is_face_of_voice(system) else Maker(run, system)
+    return VoiceToFace(run, system) if is_face_of_voice(system) else OfAnyKind(run, system)
 
 
 def register(name: str, model: str | None = None, uri: str | None = None, which: str | int = "latest") -> str:
