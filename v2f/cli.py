@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     track = _verb(verbs, "track", _track, "deliver to MLflow what it has missed of a run that is over")
     track.add_argument("run_path", type=argument, metavar="RUN", help="a run: its folder or its s3:// prefix")
 
-    register = _verb(verbs, "register", _register, "put a run into MLflow's model registry: audio in, a picture out")
+    register = _verb(verbs, "register", _register, "put a run into MLflow's model registry: a table in, a table out")
     register.add_argument("run_path", type=argument, metavar="RUN", help=f"{_RUN}; or an export")
     register.add_argument("--name", metavar="NAME", help="the registered model's name; default: the run's")
     register.add_argument(

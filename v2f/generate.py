@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from v2f import __version__, media, store
-from v2f.data.audio import UnusableError, decode_voice, likeness
+from v2f.data.audio import MAX_SECONDS, UnusableError, decode_voice, likeness
 from v2f.data.transforms import Waveform, square
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
@@ -59,12 +59,12 @@ _MADE_FROM: dict[type[Kind], str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a person gives to be made something of."""
+    """What a person gives to be made something of. Files: by their paths, or as the bytes that are in them."""
 
-    voice: str | None = None
+    voice: str | bytes | None = None
     """A recording: of a voice, or of whatever sound the system asks for."""
-    photo: str | None = None
-    video: str | None = None
+    photo: str | bytes | None = None
+    video: str | bytes | None = None
     label: str | None = None
     seed: int = 0
     """Of what is drawn by chance."""
@@ -106,13 +106,8 @@ def generate(
     if size is not None:
         raise V2FError(f"this system makes things of one size only; leave out the {size} px")
     name, kind = _wanted(system, output)
-    with torch.no_grad():
-        made = system.sample(batch_of(system, given))[name]
-    if not made.isfinite().all():
-        raise V2FError("what the system made is not finite; its training has diverged, use an earlier checkpoint")
-    told = provenance(run, system)
-    told |= {each.title(): str(value) for each, value in asdict(given).items() if each in ("label", "seed")}
-    store.write_bytes(output, _content(kind, made[0], told, given))
+    made, told = make(system, given)[name], told_of(run, system, given)
+    store.write_bytes(output, _content(kind, made, told, given))
     print(f"{output}: {told['Title'][0].lower()}{told['Title'][1:]}")
     return output
 
@@ -134,44 +129,66 @@ def _face(run: Run, system: System, given: Given, output: str, size: int | None)
     store.write_bytes(output, media.png(picture, told))
     print(f"{output}: a face estimated from {len(wav_T) / hears.sample_rate:.1f} s of voice ({len(wav_WT)} window(s))")
     if doubt:
-        print(f"{given.voice}: {doubt}; the face means nothing")
+        print(f"{_called(given.voice, 'recording')}: {doubt}; the face means nothing")
     return output
 
 
 # ------------------------------------------------------------------------------------- any kind of system
 
 
-_GIVEN_AS: dict[type[Kind], str] = {Sound: "voice", Picture: "photo", Video: "video", Label: "label", Noise: "seed"}
+GIVEN_AS: dict[type[Kind], str] = {Sound: "voice", Picture: "photo", Video: "video", Label: "label", Noise: "seed"}
 """Which field of :class:`Given` an input is taken from."""
 
 
-def batch_of(system: System, given: Given) -> Batch:
+@torch.no_grad()
+def make(system: System, given: Given, max_seconds: float = MAX_SECONDS) -> dict[str, Tensor]:
+    """What the system makes of what is given, by name, without the batch axis; V2FError where that cannot be used (see
+    :func:`batch_of`), or what is made is not finite."""
+    sampled = system.sample(batch_of(system, given, max_seconds))
+    made = {name: sampled[name][0] for name in system.makes()}
+    if not all(one.isfinite().all() for one in made.values()):
+        raise V2FError("what the system made is not finite; its training has diverged, use an earlier checkpoint")
+    return made
+
+
+def told_of(run: Run, system: System, given: Given, *, step: int | None = None) -> dict[str, str]:
+    """:func:`provenance`, with the label and the seed that it was made of, where the system asks for them."""
+    asked = {GIVEN_AS.get(type(kind)) for kind in system.asks().values()}
+    words = {each: str(value) for each, value in (("label", given.label), ("seed", given.seed)) if each in asked}
+    return provenance(run, system, step=step) | {each.title(): value for each, value in words.items()}
+
+
+def batch_of(system: System, given: Given, max_seconds: float = MAX_SECONDS) -> Batch:
     """What :meth:`System.asks` asks for, as a batch of one on the system's device; V2FError where something is missing,
-    or given and not asked for."""
+    or given and not asked for. ``max_seconds``: of a recording."""
     asked = system.asks()
-    takes = {_GIVEN_AS.get(type(kind)) for kind in asked.values()}
+    takes = {GIVEN_AS.get(type(kind)) for kind in asked.values()}
     there = [each for each, value in asdict(given).items() if each != "seed" and value is not None]
     spare = [each for each in there if each not in takes]
     if spare:
         verb = {"voice": "hear", "label": "know"}.get(spare[0], "see")
         raise V2FError(f"this system does not {verb} a {spare[0]}; it asks for {asked_in_words(system)}")
+    if given.seed < 0:
+        raise V2FError(f"{given.seed}: a seed is a whole number from 0 on")
     rng = keyed_rng(_NOISE, given.seed)
-    batch = {name: torch.from_numpy(_input(kind, given, rng, system))[None] for name, kind in asked.items()}
+    batch = {
+        name: torch.from_numpy(_input(kind, given, rng, system, max_seconds))[None] for name, kind in asked.items()
+    }
     return {name: value.to(device_of(system)) for name, value in batch.items()}
 
 
-def _input(kind: Kind, given: Given, rng: np.random.Generator, system: System) -> NDArray[Any]:
+def _input(kind: Kind, given: Given, rng: np.random.Generator, system: System, max_seconds: float) -> NDArray[Any]:
     """One input without its batch axis."""
     if isinstance(kind, Noise):
         return rng.standard_normal(kind.width, dtype=np.float32)
-    what = _GIVEN_AS.get(type(kind))
+    what = GIVEN_AS.get(type(kind))
     value = asdict(given).get(what or "")
     if what is None:
         raise V2FError(f"this system asks for {asked_in_words(system)}, which cannot be given by hand")
     if value is None:
         raise V2FError(f"this system asks for {asked_in_words(system)}: give the {what}")
     if isinstance(kind, Sound):
-        wav_T = read_voice(value, kind.rate)
+        wav_T = read_voice(value, kind.rate, max_seconds)
         start = max(0, (len(wav_T) - kind.frames) // 2)
         return np.resize(wav_T[start : start + kind.frames], kind.frames)
     if isinstance(kind, Label):
@@ -234,38 +251,51 @@ def _content(kind: Kind, made: Tensor, told: Mapping[str, str], given: Given) ->
         if given.video is None:
             return media.wav(sound_T, kind.rate, told)
         try:
-            return media.mp4(store.read_bytes(given.video), sound_T, kind.rate, told)
+            return media.mp4(_read(given.video), sound_T, kind.rate, told)
         except UnusableError as error:
-            raise V2FError(f"{given.video}: {error}; write a .wav") from error
+            raise V2FError(f"{_called(given.video, 'video')}: {error}; write a .wav") from error
     found: dict[str, Any] = {"about": dict(told)}
     if isinstance(kind, Label):
-        share_K = made.float().softmax(0).tolist()
-        found |= {"label": kind.names[int(made.argmax())], "shares": dict(zip(kind.names, share_K, strict=True))}
+        found |= {"label": kind.names[int(made.argmax())], "shares": shares(kind, made)}
     else:
         found["values"] = made.tolist()
     return json.dumps(found, ensure_ascii=False, indent=1).encode() + b"\n"
 
 
-def read_photo(path: str) -> Image.Image:
+def shares(kind: Label, score_K: Tensor) -> dict[str, float]:
+    """The share of each label, by the softmax of its scores."""
+    return dict(zip(kind.names, score_K.float().softmax(0).tolist(), strict=True))
+
+
+def _read(file: str | bytes) -> bytes:
+    return file if isinstance(file, bytes) else store.read_bytes(file)
+
+
+def _called(file: str | bytes, what: str) -> str:
+    """What a message calls a file: its path, where it has one."""
+    return f"the {what}" if isinstance(file, bytes) else file
+
+
+def read_photo(file: str | bytes) -> Image.Image:
     """An upright photo; V2FError in one line if the file is none."""
     from v2f.prepare import steps  # slow to import, and a voice needs none of it
 
     try:
-        return steps.read_photo(path, _LARGEST_SIDE)[0]
+        return steps.read_photo(file, _LARGEST_SIDE)[0]
     except UnusableError as error:
-        raise V2FError(f"{path}: {error}; give a photo, such as a JPEG") from error
+        raise V2FError(f"{_called(file, 'photo')}: {error}; give a photo, such as a JPEG") from error
 
 
-def read_frames(path: str, count: int) -> list[Image.Image]:
+def read_frames(file: str | bytes, count: int) -> list[Image.Image]:
     """``count`` pictures spread evenly over a video; V2FError in one line if the file is none."""
     from v2f.prepare import video
 
     try:
-        with video.opened(path) as container:
+        with video.opened(file) as container:
             seconds = float(container.duration or 0) / 1e6
             return video.pictures(container, [seconds * (each + 0.5) / count for each in range(count)])
     except UnusableError as error:
-        raise V2FError(f"{path}: {error}; give a video, such as an MP4") from error
+        raise V2FError(f"{_called(file, 'video')}: {error}; give a video, such as an MP4") from error
 
 
 # --------------------------------------------------------------------------------------- a face of a voice
@@ -287,13 +317,16 @@ def is_face_of_voice(system: System) -> bool:
     return heard and isinstance(next(iter(makes), None), Picture)
 
 
-def read_voice(path: str, sample_rate: int) -> NDArray[np.float32]:
-    """The mono waveform [T] of a recording at ``sample_rate``; V2FError in one line if it holds no usable voice."""
-    content = store.read_bytes(path)
+def read_voice(file: str | bytes, sample_rate: int, max_seconds: float = MAX_SECONDS) -> NDArray[np.float32]:
+    """The mono waveform [T] of a recording at ``sample_rate``; V2FError in one line if it holds no usable voice, or is
+    longer than ``max_seconds``."""
+    content = _read(file)
     try:
-        return decode_voice(content, sample_rate=sample_rate, min_seconds=SHORTEST_S)
+        return decode_voice(content, sample_rate=sample_rate, min_seconds=SHORTEST_S, max_seconds=max_seconds)
     except UnusableError as error:
-        raise V2FError(f"{path}: {error}; give a recording of a voice, such as a WAV of two seconds") from error
+        raise V2FError(
+            f"{_called(file, 'recording')}: {error}; give a recording of a voice, such as a WAV of two seconds"
+        ) from error
 
 
 def windows(wav_T: NDArray[np.float32], length: int) -> NDArray[np.float32]:

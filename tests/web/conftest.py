@@ -1,6 +1,7 @@
 """One tiny run of the synthetic world, and voices of people whom it has not met."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,36 @@ def clip(tmp_path: Path) -> Clip:
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """Trains the toy of a name for one step and gives its run's folder; the toys are in the table meanwhile."""
+    from toys import TOYS
+    from toys.data import make_data
+
+    from v2f.config import build
+    from v2f.run import RunConfig
+    from v2f.systems import SYSTEMS
+    from v2f.trainer import fit
+
+    folder = tmp_path_factory.mktemp("toys")
+    make_data(str(folder / "shards"))
+
+    @functools.cache
+    def run(name: str) -> str:
+        values = {
+            "name": name.replace("_", "-"),
+            "out": str(folder / name),
+            "seed": 3,
+            "system": {"name": name},
+            "data": {"path": f"{folder}/shards", "batch": 8, "workers": 0, "window": 8, "partitions": 4},
+            "train": {"steps": 1, "threads": 1, "validate_every": 1, "validate_samples": 6},
+            "tracking": {"uri": None},
+        }
+        return fit(build(RunConfig, values, "test"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, toy in TOYS.items():
+            patch.setitem(SYSTEMS, name, toy)
+        yield run

@@ -255,10 +255,11 @@ def cut_face(config: StepsConfig, photo: Image.Image, landmarks: Points) -> Pict
         return align.align_face(photo, landmarks, side(config), config.min_face)
 
 
-def read_photo(path: str, max_side: int) -> tuple[Image.Image, Points]:
-    """Any photo as upright 8-bit RGB, no side longer than ``max_side``; and how much shorter its sides are (width,
-    height; at most 1) than those of the upright photo as stored. Of several pictures in a file the first."""
-    content = read_file(path, "photo")
+def read_photo(file: str | bytes, max_side: int) -> tuple[Image.Image, Points]:
+    """Any photo, by its path or its bytes, as upright 8-bit RGB, no side longer than ``max_side``; and how much shorter
+    its sides are (width, height; at most 1) than those of the upright photo as stored. Of several pictures in a file
+    the first."""
+    content = file if isinstance(file, bytes) else read_file(file, "photo")
     with warnings.catch_warnings(), decoding("photo cannot be decoded"):
         warnings.simplefilter("ignore")  # Pillow warns of large photos and odd metadata; MAX_PIXELS is what counts
         try:

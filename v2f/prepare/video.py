@@ -27,10 +27,13 @@ _LATE_S = 0.5  # a video's last picture stands for seconds that are so little be
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Any]:
-    """The PyAV container of a video; whatever FFmpeg cannot read of it is an :class:`UnusableError`."""
-    import av
-
+def opened(path: str | bytes) -> Iterator[Any]:
+    """The PyAV container of a video, by its path or its bytes; whatever FFmpeg cannot read of it is an
+    :class:`UnusableError`."""
+    if isinstance(path, bytes):  # somebody's upload: it may name no file at all
+        with _decoded(io.BytesIO(path), "none") as container:
+            yield container
+        return
     local = store.local_path(path)
     try:
         # FFmpeg takes names for addresses, and playlists for orders to read other files: neither is meant
@@ -38,15 +41,24 @@ def opened(path: str) -> Iterator[Any]:
             with store.explained(path, "read"):
                 files.check_file(local)  # FFmpeg would wait for a FIFO
         file: Any = f"file:{os.path.abspath(local)}" if local is not None else io.BufferedReader(_Remote(path), _READ)
-        with (
-            decoding("video cannot be decoded", "FFmpeg cannot read it"),
-            av.open(file, "r", options={"protocol_whitelist": "file"}, metadata_errors="ignore") as container,
-        ):
-            for stream in container.streams.video:
-                stream.codec_context.thread_count = 1  # the packing processes share the cores already
+        with _decoded(file, "file") as container:
             yield container
     except V2FError as error:
         raise UnusableError("video cannot be read", str(error)) from error
+
+
+@contextmanager
+def _decoded(file: Any, protocols: str) -> Iterator[Any]:
+    """``protocols``: by which what the file names may be read."""
+    import av
+
+    with (
+        decoding("video cannot be decoded", "FFmpeg cannot read it"),
+        av.open(file, "r", options={"protocol_whitelist": protocols}, metadata_errors="ignore") as container,
+    ):
+        for stream in container.streams.video:
+            stream.codec_context.thread_count = 1  # the packing processes share the cores already
+        yield container
 
 
 def pictures(container: Any, seconds: Sequence[float]) -> list[Image.Image]:

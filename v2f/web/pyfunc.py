@@ -1,7 +1,10 @@
-"""A trained system in MLflow's model registry, and back from it: recordings in, faces out.
+"""A trained system in MLflow's model registry, and back from it: a table of what it asks for in, what it makes out.
 
     RUN -- register() --> an export of a checkpoint, and this package's source --> models:/NAME/VERSION
     models:/NAME/VERSION -- mlflow.pyfunc.load_model() --> predict({audio: bytes}) --> {picture: PNG, ...}
+
+The columns follow from what the system declares (:data:`COLUMNS`, :class:`OfAnyKind`); a system that makes a face of a
+voice has columns of its own (:class:`VoiceToFace`).
 
 MLflow's usual way is to pickle a Python object, and whoever loads that runs whatever the pickle says. Here the model is
 what ``v2f checkpoint export`` writes (safetensors, YAML, a model card), and MLflow is told which module reads it: this
@@ -20,24 +23,42 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import soundfile
 import torch
+from PIL import Image
 
 import v2f
 from v2f import checkpoint, store
 from v2f.checkpoint_commands import CARD, export
 from v2f.data.audio import UnusableError, decode_voice, likeness
 from v2f.errors import V2FError
-from v2f.generate import DISCLAIMER, SHORTEST_S, ear, face_of, provenance, windows
+from v2f.generate import (
+    DISCLAIMER,
+    GIVEN_AS,
+    SHORTEST_S,
+    Given,
+    ear,
+    face_of,
+    is_face_of_voice,
+    make,
+    provenance,
+    shares,
+    told_of,
+    windows,
+)
 from v2f.local import scratch_folder
-from v2f.media import png
+from v2f.media import png, wav
 from v2f.run import MODEL, Run
+from v2f.system import Embedding, Kind, Label, Noise, Picture, Sound, System, Tokens, Video
 from v2f.tracking import experiment_at, fluent, read_state
 from v2f.world.people import World, WorldConfig
 from v2f.world.voices import render_voices
 
 if TYPE_CHECKING:
     import pandas as pd
+    from mlflow.models import ModelSignature
 
-AUDIO = "audio"  # the input's column; the outputs' are those of _face
+AUDIO = "audio"
+COLUMNS: dict[type[Kind], str] = {Sound: AUDIO, Picture: "photo", Video: "video", Label: "label", Noise: "seed"}
+"""The column in which an input is given: a file as bytes or in base64, a label by its name, noise by its seed."""
 NEEDS = (
     *("torch", "torchvision", "torchaudio", "facenet-pytorch", "lpips", "safetensors", "numpy", "scipy", "pillow"),
     *("soundfile", "av", "botocore", "fsspec", "isal", "pydantic", "pyyaml", "psutil", "tqdm", "rich", "mlflow"),
@@ -49,9 +70,9 @@ NEEDS = (
 class VoiceToFace:
     """What ``mlflow.pyfunc.load_model`` gives: a loaded export that answers tables of recordings."""
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._system = run, run.system()
-        self._hears = ear(run, self._system)
+    def __init__(self, run: Run, system: System) -> None:
+        self._run, self._system = run, system
+        self._hears = ear(run, system)
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
         """A face for each row: ``picture`` (a PNG whose notes say what it is), ``seconds`` of voice, ``windows`` that
@@ -66,7 +87,7 @@ class VoiceToFace:
         faces = []
         for row, content in enumerate(model_input[AUDIO]):
             try:
-                faces.append(self._face(_bytes(content)))
+                faces.append(self._face(_bytes(content, "recording")))
             except (UnusableError, V2FError) as error:
                 raise MlflowException.invalid_parameter_value(f"{AUDIO}, row {row}: {error}") from error
         return pd.DataFrame(faces, index=model_input.index)
@@ -83,18 +104,83 @@ class VoiceToFace:
         return {"picture": picture, "seconds": seconds, "windows": count, "doubt": doubt, "disclaimer": DISCLAIMER}
 
 
-def _bytes(content: bytes | str) -> bytes:
+class OfAnyKind:
+    """What ``mlflow.pyfunc.load_model`` gives of a system of any other kind."""
+
+    def __init__(self, run: Run, system: System) -> None:
+        """V2FError where the system asks for what no column gives, or makes what none can hold."""
+        self._run, self._system = run, system
+        for name, kind in system.asks().items():
+            if type(kind) not in COLUMNS:
+                raise V2FError(f"{run.path}: its system asks for {name} ({type(kind).__name__}): no column gives that")
+        if all(isinstance(kind, Noise) for kind in system.asks().values()):
+            raise V2FError(f"{run.path}: its system does not hear a voice, and is given nothing else: noise alone")
+        if not system.makes():
+            raise V2FError(f"{run.path}: its system makes nothing that a column could hold")
+
+    def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
+        """What is made for each row, under the names of :meth:`System.makes`: a picture as PNG and a sound as WAV whose
+        notes say what they are; of a label the best one, and the share of each as JSON (``NAME_shares``); an embedding
+        and tokens as a list in JSON; and the ``disclaimer``.
+
+        A row that cannot be used is an MlflowException in one line that names it, and then there is no answer at all.
+        """
+        import pandas as pd
+        from mlflow.exceptions import MlflowException
+
+        made = []
+        for row, values in enumerate(model_input.to_dict("records")):
+            try:
+                made.append(self._made(self._given(values)))
+            except V2FError as error:
+                raise MlflowException.invalid_parameter_value(f"row {row}: {error}") from error
+        return pd.DataFrame(made, index=model_input.index)
+
+    def _given(self, values: dict[Any, Any]) -> Given:
+        import pandas as pd
+
+        given: dict[str, Any] = {}
+        for kind in map(type, self._system.asks().values()):
+            value = values[COLUMNS[kind]]
+            if pd.isna(value):
+                raise V2FError(f"there is no {COLUMNS[kind]}")
+            if kind is Noise:
+                value = int(value)
+            elif kind is not Label:
+                value = _bytes(value, COLUMNS[kind])
+            given[GIVEN_AS[kind]] = value
+        return Given(**given)
+
+    def _made(self, given: Given) -> dict[str, Any]:
+        made, told = make(self._system, given), told_of(self._run, self._system, given)
+        found: dict[str, Any] = {}
+        for name, kind in self._system.makes().items():
+            if isinstance(kind, Picture):
+                found[name] = png(made[name], told)
+            elif isinstance(kind, Sound):
+                found[name] = wav(made[name].flatten().float().cpu().numpy(), kind.rate, told)
+            elif isinstance(kind, Label):
+                found[name] = kind.names[int(made[name].argmax())]
+                found[f"{name}_shares"] = json.dumps(shares(kind, made[name]), ensure_ascii=False)
+            else:
+                found[name] = json.dumps(made[name].tolist())
+        return found | {"disclaimer": told["Disclaimer"]}
+
+
+def _bytes(content: bytes | str, what: str) -> bytes:
     if isinstance(content, bytes):
         return content
     try:
         return base64.b64decode("".join(content.split()), validate=True)
     except ValueError as error:
-        raise V2FError("neither the bytes of a recording nor their base64") from error
+        raise V2FError(f"neither the bytes of a {what} nor their base64") from error
 
 
-def _load_pyfunc(path: str) -> VoiceToFace:
+def _load_pyfunc(path: str) -> VoiceToFace | OfAnyKind:
     """What MLflow calls with the folder of the export, because the model's ``MLmodel`` file names this module."""
-    return VoiceToFace(Run.open(path))
+    run = Run.open(path)
+    system = run.system()
+    return VoiceToFace(run, system) if is_face_of_voice(system) else OfAnyKind(run, system)
 
 
 def register(name: str, model: str | None = None, uri: str | None = None, which: str | int = "latest") -> str:
@@ -102,7 +188,8 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
 
     ``model``: default the run's name. ``uri``: the MLflow to register at; default MLFLOW_TRACKING_URI, then the run's
     own. The version belongs to the MLflow run that ``name`` was tracked as, if that one is there. V2FError where the
-    system hears no voice, nothing is trained yet, or MLflow cannot be reached.
+    system asks for or makes what no column holds, or noise alone (a table would be empty), where nothing is trained
+    yet, and where MLflow cannot be reached.
     """
     run = Run.open(name, uri)
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or run.config.tracking.uri
@@ -111,7 +198,8 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
     model = model or run.config.name
     with scratch_folder() as scratch, fluent(uri) as client:
         exported = Run(_exported(run, which, os.path.join(scratch, "model")))
-        ear(exported, exported.system())  # before anything is sent
+        _load_pyfunc(exported.path)  # before anything is sent
+        system = exported.system()
         about, card = exported.info, store.read_bytes(store.join(exported.path, CARD)).decode()
         found = None if run.exported else _tracked(client, run, which)
         experiment = found.experiment_id if found else experiment_at(client, uri, run.config.tracking.experiment)
@@ -120,10 +208,10 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
                 f"v2f.{key}": str(about[key]) for key in ("step", "samples", "fingerprint", "stand_ins") if key in about
             },
             "v2f.run": run.config.name,
-            "v2f.disclaimer": DISCLAIMER,
+            "v2f.disclaimer": provenance(exported, system)["Disclaimer"],
             "mlflow.source.name": "v2f register",
         }
-        version = _log(exported, model, experiment, found and found.run_id, about.get("samples") or 0, tags)
+        version = _log(exported, system, model, experiment, found and found.run_id, about.get("samples") or 0, tags)
         client.update_model_version(model, version, card)
     where = f"models:/{model}/{version}"
     link = f"of the MLflow run {found.run_id}" if found else "of no MLflow run there"
@@ -161,12 +249,19 @@ def _tracked(client: Any, run: Run, which: str | int) -> Any:
     return info if info.lifecycle_stage == "active" else None
 
 
-def _log(exported: Run, model: str, experiment: str, run_id: str | None, samples: int, tags: dict[str, str]) -> str:
+def _log(
+    exported: Run,
+    system: System,
+    model: str,
+    experiment: str,
+    run_id: str | None,
+    samples: int,
+    tags: dict[str, str],
+) -> str:
     """Send the model; its version. ``samples``: where on the run's axis it stands."""
     import mlflow
     import pandas as pd
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.models import Model
 
     mlflow.set_experiment(experiment_id=experiment)
     sent = Model.log(
@@ -180,23 +275,52 @@ def _log(exported: Run, model: str, experiment: str, run_id: str | None, samples
         loader_module=__name__,
         data_path=exported.path,
         code_paths=[str(Path(v2f.__file__).parent)],
-        signature=ModelSignature(
-            inputs=Schema([ColSpec(DataType.binary, AUDIO)]),
-            outputs=Schema(
-                [
-                    ColSpec(DataType.binary, "picture"),
-                    ColSpec(DataType.double, "seconds"),
-                    ColSpec(DataType.long, "windows"),
-                    ColSpec(DataType.string, "doubt"),
-                    ColSpec(DataType.string, "disclaimer"),
-                ]
-            ),
-        ),
-        input_example=pd.DataFrame({AUDIO: [synthetic_voice()]}),
+        signature=_signature(system),
+        input_example=pd.DataFrame({COLUMNS[type(kind)]: [_example(kind)] for kind in system.asks().values()}),
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in NEEDS],
         metadata={"v2f": json.dumps(exported.info)},
     )
     return str(sent.registered_model_version)
+
+
+def _signature(system: System) -> "ModelSignature":
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    types = {Label: DataType.string, Noise: DataType.long}
+    given = {COLUMNS[kind]: types.get(kind, DataType.binary) for kind in map(type, system.asks().values())}
+    if is_face_of_voice(system):
+        made = {
+            "picture": DataType.binary,
+            "seconds": DataType.double,
+            "windows": DataType.long,
+            "doubt": DataType.string,
+        }
+    else:
+        made = {}
+        for name, kind in system.makes().items():
+            made[name] = DataType.string if isinstance(kind, Label | Embedding | Tokens) else DataType.binary
+            made |= {f"{name}_shares": DataType.string} if isinstance(kind, Label) else {}
+    made["disclaimer"] = DataType.string
+    inputs, outputs = (Schema([ColSpec(kind, name) for name, kind in columns.items()]) for columns in (given, made))
+    return ModelSignature(inputs=inputs, outputs=outputs)
+
+
+def _example(kind: Kind) -> bytes | str | int:
+    """Something that an input of that kind may be given."""
+    if isinstance(kind, Sound):
+        return synthetic_voice()
+    if isinstance(kind, Label):
+        return kind.names[0]
+    if isinstance(kind, Noise):
+        return 0
+    file = io.BytesIO()
+    shades = [Image.new("RGB", (64, 64), (shade, 96, 160)) for shade in range(0, 256, 16)]
+    if isinstance(kind, Picture):
+        shades[8].save(file, format="PNG")
+    else:
+        shades[0].save(file, format="GIF", save_all=True, append_images=shades[1:], duration=100)
+    return file.getvalue()
 
 
 def synthetic_voice(seconds: float = 2.0, sample_rate: int = 16_000) -> bytes:

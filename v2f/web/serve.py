@@ -70,8 +70,8 @@ def serve(
 
     ``host``: beyond loopback everybody who reaches it may use the page, unless V2F_SERVE_USER and V2F_SERVE_PASSWORD
     are set; a browser gives a microphone to https and to loopback only. ``port`` 0: any that is free. ``which``: the
-    checkpoint. ``root_path``: where a proxy shows the page, such as ``/voice``. V2FError without Gradio, for a run that
-    makes no face from a voice, and for a port that is taken.
+    checkpoint. ``root_path``: where a proxy shows the page, such as ``/voice``. V2FError without Gradio, for a run
+    of a kind that no page can ask for or show, and for a port that is taken.
     """
     login = _login()
     with (
@@ -217,13 +217,17 @@ def _maker_page(maker: Maker, folder: str, bounds: Limits) -> Any:
         shown = gradio.HTML("", elem_id="answer", apply_default_css=False)
         names = list(maker.asked)
 
-        def asked(request: gradio.Request, *values: Any) -> str:
-            return answer(dict(zip(names, values, strict=True)), limits.client_of(request))
+        uploads = [widget for widget in widgets if isinstance(widget, gradio.File)]
+
+        def asked(request: gradio.Request, *values: Any) -> Any:
+            made = answer(dict(zip(names, values, strict=True)), limits.client_of(request))
+            return [*(None for _ in uploads), made] if uploads else made  # files are gone, so the widgets show none
 
         button.click(
             asked,
             inputs=widgets,
-            outputs=shown,
+            outputs=[*uploads, shown],
+            show_progress_on=shown,
             concurrency_limit=1,
             concurrency_id="make",
             api_visibility="private",
@@ -248,7 +252,7 @@ class Answering:
         if content is None:
             return self._refused("no clip arrived; record or drop one again")
         if len(content) > self._bounds.max_bytes:
-            return self._refused(f"the file has {len(content) / 1e6:.0f} MB, at most {self._bounds.max_mb:g} are heard")
+            return self._refused(f"the file has {len(content) / 1e6:.3g} MB, at most {self._bounds.max_mb:g} are heard")
         try:
             answer = self._listener.answer(content, self._bounds.max_seconds)
         except UnusableError as error:
@@ -307,26 +311,30 @@ class Making:
         self._rate = limits.Rate(bounds.per_minute)
 
     def __call__(self, values: dict[str, Any], client: str) -> str:
-        with tempfile.TemporaryDirectory(dir=self._folder) as private:
-            contents = {
-                what: take(value, self._folder)
-                for what, value in values.items()
-                if what in ("voice", "photo", "video") and value is not None
-            }
-            wait = self._rate.take(client)
-            if wait:
-                return self._refused(f"{self._bounds.per_minute} things a minute are made; wait {wait:.0f} s")
-            given: dict[str, Any] = {what: value for what, value in values.items() if what in ("label", "seed")}
-            for what, content in contents.items():
-                if len(content) > self._bounds.max_bytes:
-                    megabytes = len(content) / 1e6
-                    return self._refused(f"the {what} has {megabytes:.0f} MB, at most {self._bounds.max_mb:g} are read")
-                given[what] = os.path.join(private, what)
-                Path(given[what]).write_bytes(content)
-            try:
-                things = self._maker.make(generate.Given(**{k: v for k, v in given.items() if v is not None}))
-            except V2FError as error:
-                return self._refused(str(error).replace(f"{private}/", "the "))
+        given = {what: value for what, value in values.items() if value is not None}
+        files = {what: given.pop(what) for what in ("voice", "photo", "video") if what in given}
+        lost = ""
+        with contextlib.ExitStack() as removed:  # after all are read: two widgets may hold the same file
+            for path in files.values():
+                removed.callback(remove, path, self._folder)
+            for what, path in files.items():
+                try:
+                    given[what] = Path(path).read_bytes()
+                except OSError:
+                    lost = what
+        wait = self._rate.take(client)
+        if wait:
+            return self._refused(f"{self._bounds.per_minute} things a minute are made; wait {wait:.0f} s")
+        if lost:
+            return self._refused(f"the {lost} is gone, since a file that waits is soon removed; drop it again")
+        for what in files:
+            if len(given[what]) > self._bounds.max_bytes:
+                megabytes = len(given[what]) / 1e6
+                return self._refused(f"the {what} has {megabytes:.3g} MB, at most {self._bounds.max_mb:g} are read")
+        try:
+            things = self._maker.make(generate.Given(**given), self._bounds.max_seconds)
+        except V2FError as error:
+            return self._refused(str(error))
         notes = generate.provenance(self._maker.run, self._maker.system, step=self._maker.step)
         return self._render(
             "made_of.html.j2",
@@ -362,13 +370,18 @@ def _where(upload: Any) -> str | None:
 
 def take(path: str, folder: str) -> bytes:
     """The bytes of an upload in ``folder``, which is gone afterwards, and so is the folder that Gradio made for it."""
-    file = Path(path)
     try:
-        return file.read_bytes()
+        return Path(path).read_bytes()
     finally:
-        file.unlink(missing_ok=True)
-        if file.parent != Path(folder):
-            shutil.rmtree(file.parent, ignore_errors=True)
+        remove(path, folder)
+
+
+def remove(path: str, folder: str) -> None:
+    """Remove an upload in ``folder``, and the folder that Gradio made for it."""
+    file = Path(path)
+    file.unlink(missing_ok=True)
+    if file.parent != Path(folder):
+        shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _theme(gradio: Any) -> Any:
