@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from v2f.engine import Engine
 from v2f.keyed import keyed_rng
 from v2f.nn.statistics import Drawn, Turn, begin, collect
+from v2f.system import Batch, Losses, Stepped
 
 Tensors = dict[str, Tensor]
 
@@ -140,6 +141,42 @@ def test_evaluation_collects_nothing():
     begin(codebook, Turn(seed=0, step=0, slot=0, slots=4))
     codebook(torch.randn(4, N, D), torch.arange(4), torch.ones(4))
     assert not collect(codebook)[""].any()
+
+
+# ------------------------------------------------------------------------------------------------ streams
+
+
+class OfFew(Codebook):
+    def begin(self, turn: Turn) -> None:
+        super().begin(turn.of("few"))
+
+
+class TwoStreams(Quantised):
+    """Looks at the second of its streams alone, whose batches are the smaller ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codebook = OfFew()
+
+    def loss(self, phase: str, batch: Batch, step: int) -> Losses:
+        return super().loss(phase, batch["few"], step)
+
+    def after_step(self, phase: str, stepped: Stepped) -> None:
+        assert (stepped.slot, stepped.slots) == (stepped.step * 2 * BATCH, 2 * BATCH)
+        super().after_step(phase, stepped.of("few"))
+
+
+@pytest.mark.parametrize("micro", [None, 8])
+def test_a_codebook_of_a_stream_draws_from_the_slots_of_that_stream(micro, undisturbed):
+    engine, system = Engine("fp64", "ddp"), TwoStreams()
+    engine.wrap(system, share=2 * BATCH, micro_batch=micro, seed=3)
+    system.train()
+    (phase,) = system.phases()
+    for step, few in zip(range(STEPS), batches(), strict=False):
+        many = {"slot": torch.arange(step * 2 * BATCH, (step + 1) * 2 * BATCH)}
+        engine.step(phase, {"many": many, "few": few}, step, micro_batch=micro, seen=step, total=STEPS)
+    alone = {name: tensor for name, tensor in undisturbed[0].items() if name.startswith("model/")}
+    assert furthest({name: whole(engine, system)[name] for name in alone}, alone) <= 1e-9
 
 
 # ------------------------------------------------------------------------------------------------ drawn vectors

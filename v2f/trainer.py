@@ -387,6 +387,10 @@ def _validation(
             return [], 0
         split = dataset.split(data.valid)
         own_size, limit = (max(1, count * data.batch // config.data.batch) for count in (size, most))
+        if found:  # as many batches as the first stream has, or some of its samples would be met by none
+            parts = max(1, len(next(iter(found.values()))))
+            own_size = max(1, min(own_size, min(limit, split.samples) // parts))
+            limit = own_size * parts
         identity_N = None if people is None else numbered(split, people)
         reads = system.streams()[name]
         found[name] = list(read_usable(split, reads, own_size, left_out, limit=limit, identity_N=identity_N))

@@ -108,6 +108,12 @@ def test_a_run_of_two_streams_goes_on_bit_for_bit_with_other_workers(
         fit(config(values(), f"data.streams.face.path={tiny_shards}"), resume="auto")
 
 
+def test_a_validation_sees_all_samples_of_the_first_stream(values: Callable[..., Values]) -> None:
+    more = ["train.micro_batch=4", "train.validate_samples=5", "train.steps=1"]  # voices come as 4 and 1, faces as 2
+    points = [line["metrics"] for line in logged(fit(config(values(), *more))) if line["kind"] == "validation"]
+    assert [(point["valid/voices"], point["valid/faces"]) for point in points] == [(5, 2)]
+
+
 def test_what_is_bad_in_one_stream_is_kept_under_its_name(
     values: Callable[..., Values], faces: str, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule, autocast
 from v2f.errors import V2FError
 from v2f.nn import computes_bf16, float32_products, statistics
 from v2f.nn.statistics import Turn
-from v2f.system import Batch, Losses, Phase, Stepped, System, first_stream, part_of, trained
+from v2f.system import Batch, Losses, Phase, Stepped, System, by_stream, first_stream, part_of, trained
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
 AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
@@ -408,10 +408,12 @@ class Engine:
 
     def _turn(self, batch: Batch, step: int) -> Turn:
         """Where the step of this rank's share of a global batch stands."""
-        slot_B = first_stream(batch)["slot"]
-        share = len(slot_B)
-        first = int(slot_B[0]) - self.rank * share
-        return Turn(seed=self._seed, step=step, slot=first, slots=share * self.world_size)
+        spans = {}
+        for stream, own in by_stream(batch).items():
+            share = len(own["slot"])
+            spans[stream] = int(own["slot"][0]) - self.rank * share, share * self.world_size
+        slot, slots = next(iter(spans.values()))
+        return Turn(seed=self._seed, step=step, slot=slot, slots=slots, streams={} if "" in spans else spans)
 
     def _average(self, own: PhaseEngine, seen: int, since: int) -> None:
         """The moving average: its half-life in samples is at most a tenth of the run so far (the ramp-up of ADA, 2020).

@@ -18,7 +18,8 @@ Letters: B micro-batch, N vectors of a sample, D width, K drawn vectors.
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from v2f.keyed import keyed_rng
 
+AnyTurn = TypeVar("AnyTurn", bound="Turn")
 _SLOTS, _PLACES = 0x536C6F74, 0x506C6163  # streams of :class:`Drawn`
 
 
@@ -41,9 +43,17 @@ class Turn:
     seed: int
     step: int
     slot: int
-    """The first slot of the global batch."""
+    """The first slot of the global batch; of several streams, of the first one's."""
     slots: int
     """How many slots it has; they are consecutive."""
+    streams: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """``slot`` and ``slots`` of each stream, where there are several."""
+
+    def of(self: AnyTurn, stream: str) -> AnyTurn:
+        """The same step as a stream counts it, whose batches may be of another size: for what sees samples of it alone,
+        such as a :class:`Drawn`. KeyError where there is none of that name."""
+        slot, slots = self.streams[stream]
+        return replace(self, slot=slot, slots=slots)
 
     def rng(self, purpose: int) -> np.random.Generator:
         """A generator keyed by (purpose, seed, slot): the same on all ranks, and after a resume."""
@@ -63,7 +73,8 @@ class Keeps(nn.Module, abc.ABC):
         return self.training and not recomputing()
 
     def begin(self, turn: Turn) -> None:
-        """A step begins, and nothing is collected yet; a module that draws slots does it here."""
+        """A step begins, and nothing is collected yet; a module that draws slots does it here (of the stream whose
+        samples it sees, by :meth:`Turn.of`)."""
 
     @abc.abstractmethod
     def sums(self) -> Tensor:
