@@ -1,4 +1,4 @@
-"""What the code before issue 16 wrote opens, loads and goes on: ``tests/golden/before-16``, see its README."""
+"""What the code before `asks` and `makes` wrote opens, loads and goes on: see ``tests/golden/before-16/README.md``."""
 
 import json
 import shutil
