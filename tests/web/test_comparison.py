@@ -11,7 +11,7 @@ import soundfile
 from fakes import RATE, level, make_data, make_run, portrait, register
 from pages import Page, pictures, pixels
 
-from v2f import generate
+from v2f import media
 from v2f.checkpoint_commands import export
 from v2f.cli import main
 from v2f.config import build
@@ -83,7 +83,7 @@ def test_the_page_says_what_is_larger_than_noise_and_what_it_cannot_know(tmp_pat
 def test_the_page_stands_alone_and_is_the_same_twice(
     tmp_path: Path, two: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "now", lambda: "2026-01-02T03:04:05+00:00")  # the faces tell when they were made
+    monkeypatch.setattr(media, "now", lambda: "2026-01-02T03:04:05+00:00")  # the faces tell when they were made
     page = page_of(tmp_path, *two)
     assert page.stands_alone
     assert page_of(tmp_path, *two).raw == page.raw
