@@ -357,7 +357,8 @@ class Sandbox:
 
     def _train(self, words: list[str]) -> str:
         """As `v2f/train.py` with these arguments, but small, and in this process."""
-        from v2f import stopping, train
+        from v2f import stopping
+        from v2f import train_command as train
         from v2f.run import load_config
         from v2f.trainer import fit
 

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schedule import LAPSE_S, STORES, Killed, World
 
-from v2f import checkpoint, lease, train
+from v2f import checkpoint, lease
+from v2f import train_command as train
 from v2f.config import build
 from v2f.errors import V2FError
 from v2f.fencing import Fences, inherited, taken_up

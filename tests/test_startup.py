@@ -22,7 +22,7 @@ except SystemExit as left:
     code = left.code
 print(json.dumps([code, os.environ.get("OMP_WAIT_POLICY"), sorted(sys.modules)]))
 """
-OWN = {"v2f", "v2f.cli", "v2f.errors", "v2f.place", "v2f.train"}
+OWN = {"v2f", "v2f.cli", "v2f.errors", "v2f.place", "v2f.train_command"}
 
 
 def imported(*command: str) -> set[str]:

@@ -238,7 +238,7 @@ def test_a_signal_before_there_are_ranks_ends_the_launcher_and_nothing_is_lost(t
         ("sys.exit(stopping.report(75))", 75),
         ("sys.exit(stopping.report(78))", 78),
         ("sys.exit(stopping.report(78, together=True))", 78),  # the launcher sees 0 and starts nobody again
-        ("sys.argv[1:] = ['--resume', 'yes']; from v2f.train import main; sys.exit(main())", 78),
+        ("sys.argv[1:] = ['--resume', 'yes']; from v2f.train_command import main; sys.exit(main())", 78),
         ("sys.exit(stopping.report(70))", 70),
         ("sys.exit(stopping.report(1))", 1),
         ("import os; os.abort()", 1),

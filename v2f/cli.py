@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from v2f import __version__, train
+from v2f import __version__, train_command
 from v2f.errors import V2FError, guarded, spoken
 from v2f.place import argument
 
@@ -23,8 +23,8 @@ _RUN = "a run: its folder, its s3:// prefix, or its MLflow run id"
 @spoken
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted, 141 nobody reads
-    what it says; see train."""
-    args = train.parsed(_parser(), arguments)
+    what it says; see train_command."""
+    args = train_command.parsed(_parser(), arguments)
     return guarded(lambda: args.run(args), debug=args.debug)
 
 
@@ -33,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"v2f {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
-    train.arguments(_verb(verbs, "train", train.run, "train a system (what v2f/train.py does, on one process)"))
+    train_command.arguments(
+        _verb(verbs, "train", train_command.run, "train a system (what v2f/train.py does, on one process)")
+    )
 
     launch = _verb(
         verbs, "exec", _exec, "run a launcher so that stopping it saves, and its exit code tells why it ended"

@@ -1,0 +1,262 @@
+"""What a notebook or a loop of one's own needs: a trained run as a model, data as arrays, batches exactly once.
+
+    v2f.load(RUN) -> Model --generate--> pictures, sounds, labels
+    v2f.open_dataset(PATH) -> DataSet --sample--> arrays
+    v2f.Loader(PATH, ...) -> batches; its ``state`` is one integer, with which another one goes on
+    v2f.train(RECIPE) -> the run's folder
+
+Shape letters: T audio frames, H height, W width, C channels.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from v2f import generate, media
+from v2f.config import Config, build, override
+from v2f.data import loader as data_loader
+from v2f.data import manifest
+from v2f.data.fetch import Reader
+from v2f.data.order import Order
+from v2f.data.quarantine import Bad
+from v2f.data.sample import Sample
+from v2f.data.transforms import Transform
+from v2f.errors import V2FError
+from v2f.generate import Given
+from v2f.run import Run, RunConfig, load_config
+from v2f.system import Label, Picture, Sound, System
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def load(run: str, which: str | int = "latest", device: str | None = None) -> "Model":
+    """A trained run as a model.
+
+    ``run``: a folder, an ``s3://`` prefix, an MLflow run id (of the server in MLFLOW_TRACKING_URI) or an export;
+    ``which``: the checkpoint, ``latest``, ``best`` or a step; ``device``: None takes the GPU if there is one. V2FError
+    in one line where there is no such run or checkpoint.
+    """
+    opened = Run.open(run)
+    there = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Model(opened, opened.system(which=which).to(there).eval(), opened.step_of(which))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained system, and what it was trained from."""
+
+    run: Run
+    system: System
+    """The torch module: ``system.sample(batch)`` takes what ``system.asks()`` declares."""
+    step: int | None
+
+    @property
+    def config(self) -> RunConfig:
+        return self.run.config
+
+    def generate(
+        self,
+        *,
+        voice: str | bytes | None = None,
+        photo: str | bytes | None = None,
+        video: str | bytes | None = None,
+        label: str | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """What the system makes of what is given, files by their path or their bytes: the first thing that it makes.
+
+        A picture comes as a Pillow image with its provenance in ``info``, a sound as float32 [T] in [-1, 1] (its rate
+        is ``system.makes()``'s), a label as a dict of shares, an embedding or tokens as an array. V2FError in one line
+        where what is given is not what is asked for, or cannot be used.
+        """
+        given = Given(voice=voice, photo=photo, video=video, label=label, seed=seed)
+        name, kind = next(iter(self.system.makes().items()))
+        notes = generate.told_of(self.run, self.system, given, step=self.step)
+        with torch.no_grad():
+            if generate.is_face_of_voice(self.system):
+                return _image(self._face(given), notes)
+            made = generate.make(self.system, given)[name]
+        if isinstance(kind, Picture):
+            return _image(made, notes)
+        if isinstance(kind, Label):
+            return generate.shares(kind, made)
+        array = made.float().cpu().numpy()
+        return array.ravel() if isinstance(kind, Sound) else array
+
+    def _face(self, given: Given) -> torch.Tensor:
+        if given.voice is None or given.photo or given.video or given.label:
+            raise V2FError("this system makes a face of a voice: give a recording of one, and nothing else")
+        ear = generate.ear(self.run, self.system)
+        wav_WT = generate.windows(generate.read_voice(given.voice, ear.sample_rate), ear.frames)
+        return generate.face_of(self.system, torch.from_numpy(wav_WT), seed=given.seed)
+
+
+def _image(picture: torch.Tensor, notes: Mapping[str, str]) -> "Image":
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(media.png(picture, notes)))
+    image.load()
+    return image
+
+
+def open_dataset(path: str) -> "DataSet":
+    """A packed data set in a folder or under an ``s3://`` prefix; V2FError where there is none or it is damaged."""
+    return DataSet(manifest.open_dataset(path))
+
+
+class DataSet:
+    """A packed data set: counts, splits, and its samples as arrays."""
+
+    def __init__(self, dataset: manifest.Dataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def path(self) -> str:
+        return self._dataset.root
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that the data set holds: two with the same one are the same."""
+        return self._dataset.fingerprint
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Split -> samples."""
+        return {name: self._dataset.split(name).samples for name in self._dataset.splits}
+
+    @property
+    def people(self) -> dict[str, int]:
+        """Split -> people."""
+        return {name: self._dataset.split(name).people for name in self._dataset.splits}
+
+    def keys(self, split: str) -> list[str]:
+        """The keys of a split's samples, in the order of their numbers."""
+        found = self._split(split)
+        return [found.key(number) for number in range(found.samples)]
+
+    def sample(self, which: int | str, split: str = "train") -> dict[str, Any]:
+        """A sample of a split by its number or its key.
+
+        ``key``, ``identity``, ``json`` (all that is told of it), and what it holds: ``audio`` float32 [T] in [-1, 1]
+        with ``sample_rate``, ``photos`` uint8 [H, W, C] each, arrays of one's own by their names. V2FError where there
+        is no such sample or it is damaged.
+        """
+        found = self._split(split)
+        number = self._numbers(split).get(which, -1) if isinstance(which, str) else which
+        if not 0 <= number < found.samples:
+            raise V2FError(f"{self.path}: the split {split} has no sample {which!r}; it has {found.samples}")
+        raw = Reader(found).read(np.array([number]))[number]
+        if isinstance(raw, Bad):
+            raise V2FError(f"{found.where(number)}: {raw.reason}")
+        sample = Sample.from_tar(found.key(number), raw)
+        holds: dict[str, Any] = {"key": found.key(number), "identity": sample.identity, "json": dict(sample.meta)}
+        if sample.has_audio:
+            holds |= {"audio": sample.waveform(), "sample_rate": sample.sample_rate}
+        if sample.photo_count:
+            holds["photos"] = [sample.photo(each) for each in range(sample.photo_count)]
+        return holds | {name: sample.array(name) for name in self._dataset.manifest.arrays}
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {samples:,}" for name, samples in self.splits.items())
+        return f"DataSet({self.path!r}: {counts})"
+
+    def _split(self, name: str) -> manifest.Split:
+        return self._dataset.split(name)
+
+    @cached_property
+    def _by_key(self) -> dict[str, dict[str, int]]:
+        return {}
+
+    def _numbers(self, split: str) -> dict[str, int]:
+        if split not in self._by_key:
+            self._by_key[split] = {key: number for number, key in enumerate(self.keys(split))}
+        return self._by_key[split]
+
+
+class Loader:
+    """Endless batches of a split for any PyTorch loop: each sample once an epoch, in an order that is a function of the
+    data, ``seed`` and ``batch`` alone.
+
+    A batch is a dict: each transform's output [b, ...] by its name, ``slot``, ``weight`` (0 where a damaged sample was
+    replaced), ``identity`` and ``key``. ``batch`` is the global one; rank r of ``world_size`` gets its share of it.
+    ``state`` is the number of slots that were handed out, of all ranks together: a loader that is given it as
+    ``state`` goes on at the very next sample, on any number of ranks that divides the batch and with any number of
+    ``workers`` (processes that decode; 0: in this one).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        transforms: Mapping[str, Transform],
+        *,
+        batch: int,
+        split: str = "train",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        state: int = 0,
+    ) -> None:
+        if state % batch:
+            raise V2FError(f"state {state} is not at the end of a batch of {batch}: it belongs to another batch size")
+        dataset = manifest.open_dataset(path)
+        found = dataset.split(split)
+        order = Order.for_batches(found.shard_sizes, seed=seed, batch=batch, data=found.fingerprint)
+        self.batch, self.state = batch, state
+        self._loader = data_loader.Loader(
+            found,
+            order,
+            transforms,
+            batch=batch,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            start_slot=state,
+            workers=workers,
+        )
+        self._batches: Iterator[dict[str, Any]] | None = None
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        if self._batches is None:
+            self._batches = iter(self._loader)
+        batch = next(self._batches)
+        self.state += self.batch
+        return batch
+
+    def close(self) -> None:
+        """End its workers."""
+        self._loader.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def train(recipe: str | Mapping[str, Any] | RunConfig, *changes: str, resume: str = "auto") -> str:
+    """Train a recipe, and return the run's folder: ``v2f train`` in this process, on this process's rank.
+
+    ``recipe``: the path of a YAML, its content as a mapping, or a configuration; ``changes``: ``dotted.key=value``;
+    ``resume``: ``auto`` goes on where the run is there, ``none`` refuses one that is. V2FError in one line.
+    """
+    from v2f.trainer import fit
+
+    if isinstance(recipe, str):
+        config = load_config(recipe, changes)
+    else:
+        values = recipe.model_dump(mode="json") if isinstance(recipe, Config) else dict(recipe)
+        config = build(RunConfig, override(values, list(changes)), "the recipe")
+    return fit(config, resume=resume)
+
+
+__all__: Sequence[str] = ("DataSet", "Loader", "Model", "load", "open_dataset", "train")
