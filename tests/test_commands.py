@@ -96,7 +96,7 @@ def test_eval_generate_and_report_take_a_folder_a_prefix_or_an_mlflow_id(trained
     assert main(["eval", "memory://bucket/run"]) == 0
     found = json.loads(memory.cat_file("/bucket/run/eval.json"))
     assert found["splits"]["test"]["gallery_too_small"]
-    assert found["splits"]["test"]["lines"].keys() >= {"voice", "U1", "U2", "strongest", "generator"}
+    assert found["splits"]["test"]["by"]["referee"]["lines"].keys() >= {"voice", "U1", "U2", "strongest", "generator"}
     assert main(["eval", folder]) == 0
     assert json.loads((Path(folder) / "eval.json").read_text())["splits"] == found["splits"]
     assert main(["report", folder]) == 0

@@ -241,7 +241,7 @@ def test_a_run_with_weights_of_its_own_is_trained_measured_and_reported(
     }
     run = Run.open(fit(build(RunConfig, values, "test")))
     result = evaluate(run, progress=False)
-    assert result["stand_ins"] == ["identity"]
+    assert result["stand_ins"] == ["identity", "referee"]
     assert set(result["weights"]) == {"generator", "perceptual"}
     assert result["splits"]["test"]["meters"]["w_variance"] > 0
     page = Path(report(run.path)).read_text()
