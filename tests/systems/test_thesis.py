@@ -243,7 +243,7 @@ def test_a_run_with_weights_of_its_own_is_trained_measured_and_reported(
     result = evaluate(run, progress=False)
     assert result["stand_ins"] == ["identity", "referee"]
     assert set(result["weights"]) == {"generator", "perceptual"}
-    assert result["splits"]["test"]["meters"]["w_variance"] > 0
+    assert result["splits"]["test"]["by"]["referee"]["meters"]["w_variance"] > 0
     page = Path(report(run.path)).read_text()
     assert all(digest in page for digest in result["weights"].values())
     with Image.open(io.BytesIO(png(face_of(run.system(), torch.zeros(1, 6400), 32), {}))) as picture:
