@@ -1,7 +1,8 @@
 """``v2f checkpoint``: what a run's checkpoints hold, whether they are whole, and one of them for others to use.
 
     RUN/checkpoints -> show: a table | verify: problems, a line each
-                    -> export: DIR/{model.safetensors, README.md, config.yaml}, which is again a RUN to generate from
+                    -> export: DIR/{model.safetensors, README.md, config.yaml}, which is again a RUN to generate from;
+                       and, where one is asked for, a graph beside them: model.pt2 or model.onnx
 
 An export is made to be given away: no absolute path, no address and no credential of the site is in it.
 """
@@ -12,14 +13,14 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from v2f import checkpoint, store
+from v2f import checkpoint, graphs, store
 from v2f.checkpoint import COMMIT, Entry
 from v2f.config import build, dump_yaml
 from v2f.data.manifest import open_dataset
@@ -29,6 +30,10 @@ from v2f.weights import Brought, OfRun
 
 CARD = "README.md"
 _TOLD = ("name", "system", "fingerprint", "stand_ins", "weights", "code", "versions")  # of run.json, to strangers
+_LOADED = {
+    "model.pt2": "`torch.export.load('model.pt2').module()` is the graph, for this torch or a newer one.",
+    "model.onnx": "`onnxruntime.InferenceSession('model.onnx')` runs the graph.",
+}
 _METRICS = 4  # columns of the table, where the configuration names no meter of its own
 
 
@@ -242,16 +247,25 @@ def misfits(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------- export
 
 
-def export(name: str, out: str, which: str | int = "latest", *, raw: bool = False) -> None:
+def export(
+    name: str,
+    out: str,
+    which: str | int = "latest",
+    *,
+    raw: bool = False,
+    format: Literal["safetensors"] | graphs.Format = "safetensors",
+) -> None:
     """Write one checkpoint of the run ``name`` for inference: weights in one file, configuration, model card.
 
     The weights are the moving averages, where they are kept, or with ``raw`` those that were trained. The
-    configuration comes last: without it nothing opens the folder.
+    configuration comes last: without it nothing opens the folder. Another ``format`` than safetensors adds the graph
+    that the system exports (:meth:`System.exports`); V2FError where it exports none.
     """
     run = Run.open(name)
     folder = run.checkpoint(which)
     if store.names(out):
         raise V2FError(f"{out}: something is there already; name a new folder")
+    graph = None if format == "safetensors" else _graph(run, which, raw, format)
     tensors, state = checkpoint.load(folder, lambda name: name.startswith(("model/", "ema/")))
     averaged = not raw and any(name.startswith("ema/") for name in tensors)
     weights = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
@@ -267,11 +281,29 @@ def export(name: str, out: str, which: str | int = "latest", *, raw: bool = Fals
     }
     notes = {"format": "pt", NOTES: json.dumps(about)}
     digest = checkpoint.write_tensors(store.join(out, MODEL), weights, notes)["sha256"]
-    card = _card(config, about, weights, digest, _evaluated(run, about["step"]))
+    if graph is not None:
+        store.write_bytes(store.join(out, graph.name), graph.content)
+    card = _card(config, about, weights, digest, _evaluated(run, about["step"]), graph)
     store.write_bytes(store.join(out, CARD), card.encode())
     store.write_bytes(store.join(out, "config.yaml"), dump_yaml(config).encode())
     kind = "the moving averages of the weights" if averaged else "the weights"
     print(f"{out}: {kind} of step {about['step']}, {len(weights)} tensors, SHA-256 {digest[:16]}...")
+    if graph is not None:
+        print(f"{store.join(out, graph.name)}: {graph.about}")
+
+
+@dataclass(frozen=True)
+class _Graph:
+    name: str
+    content: bytes
+    about: str
+
+
+def _graph(run: Run, which: str | int, raw: bool, format: graphs.Format) -> _Graph:
+    exported = run.system(ema=not raw, which=which).exports()
+    if exported is None:
+        raise V2FError(f"--format {format}: the system {run.config.system.name} exports no graph; leave the format out")
+    return _Graph(graphs.FILES[format], graphs.content(exported, format), exported.about)
 
 
 def portable(config: RunConfig) -> RunConfig:
@@ -300,7 +332,12 @@ def _evaluated(run: Run, step: int) -> dict[str, Any]:
 
 
 def _card(
-    config: RunConfig, about: Mapping[str, Any], weights: Mapping[str, Tensor], digest: str, evaluated: dict[str, Any]
+    config: RunConfig,
+    about: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    digest: str,
+    evaluated: dict[str, Any],
+    graph: _Graph | None = None,
 ) -> str:
     """The model card."""
     system = config.system.name
@@ -319,6 +356,7 @@ def _card(
         f"- `{MODEL}`: {len(weights)} tensors, {numbers:,} numbers, "
         + ("moving averages of the weights" if about["averaged"] else "the weights as they were trained")
         + f"; SHA-256 `{digest}`. It holds what was trained, and none of the frozen nets.",
+        *([] if graph is None else [f"- `{graph.name}`: {graph.about}"]),
         f"- Trained on data with the fingerprint `{about.get('fingerprint', 'unknown')}`, by v2f at "
         f"`{about.get('code', 'unknown')}`.",
         *(f"- It started from trained weights: {told_source(record)}." for record in about["init_from"]),
@@ -356,6 +394,7 @@ def _card(
         'system = Run.open("THIS_FOLDER").system()  # in eval mode; pictures = system.sample(batch)',
         "```",
         f"Without v2f, `safetensors.torch.load_file` reads `{MODEL}`: names are `MODULE.PARAMETER`.",
+        *([] if graph is None else [_LOADED[graph.name]]),
     ]
     return "\n".join(lines) + "\n"
 

@@ -142,6 +142,12 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=_which, default="latest", metavar="best|latest|STEP", help="which; default: latest"
     )
     export.add_argument("--raw", action="store_true", help="the weights themselves instead of their moving averages")
+    export.add_argument(
+        "--format",
+        choices=["safetensors", "torch-export", "onnx"],
+        default="safetensors",
+        help="the last two add a graph for programs without v2f, model.pt2 or model.onnx; default: safetensors",
+    )
 
     shards = verbs.add_parser("shards", help="make and keep data sets", description="Make and keep data sets.")
     below = shards.add_subparsers(title="verbs", required=True, metavar="VERB")
@@ -364,7 +370,7 @@ def _checkpoint_verify(args: argparse.Namespace) -> int:
 def _checkpoint_export(args: argparse.Namespace) -> None:
     from v2f.checkpoint_commands import export
 
-    export(args.run_path, args.output, args.checkpoint, raw=args.raw)
+    export(args.run_path, args.output, args.checkpoint, raw=args.raw, format=args.format)
 
 
 def _pack(args: argparse.Namespace) -> None:

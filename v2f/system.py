@@ -172,6 +172,20 @@ class Noise:
 Kind = Sound | Picture | Video | Label | Embedding | Tokens | Noise
 
 
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A part of a system for programs without v2f: a graph of tensors."""
+
+    graph: nn.Module
+    """Takes ``inputs`` in their order and gives one tensor, the batch in front of all of them."""
+    inputs: Mapping[str, Tensor]
+    """Name -> an example, of a batch of at least two; all axes but the batch are fixed."""
+    makes: str
+    """The name of what comes out."""
+    about: str
+    """What goes in and what comes out, with shapes and units, in one sentence of the model card."""
+
+
 class Transform(Protocol):
     """Reads one array from a decoded sample; ``rng`` is keyed by (seed, slot), or None for the fixed view."""
 
@@ -240,6 +254,10 @@ class System(nn.Module, abc.ABC):
         ``meters`` are those of :meth:`meters`; ``history`` holds what the run has logged by name, oldest first, the
         last 200 points at most: means over ``train.log_every`` steps, such as ``loss/PHASE/total``.
         """
+        return None
+
+    def exports(self) -> Exported | None:
+        """The graph that ``v2f checkpoint export --format onnx`` (or ``torch-export``) writes; None: there is none."""
         return None
 
     @classmethod

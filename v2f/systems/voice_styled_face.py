@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from v2f import config, losses, metrics, weights
 from v2f.data.transforms import Codes, Embedding, Photo, Waveform
@@ -26,6 +26,7 @@ from v2f.nn.mapping import StyleMapping
 from v2f.nn.waveform import WaveformEncoder, other_split
 from v2f.system import (
     Batch,
+    Exported,
     Judged,
     Kind,
     Losses,
@@ -59,6 +60,20 @@ class Terms(config.Config):
     def look_at_the_face(self) -> bool:
         """Whether some loss needs the picture; w_norm and style do without the generator."""
         return any((self.mse, self.l1, self.lpips, self.id, self.mse_crop, self.lpips_crop))
+
+
+class VoiceToStyles(nn.Module):
+    """Waves [B,T] -> w+ [B,L,D]: the generator's mean style plus what the voice adds to it (as in pSp)."""
+
+    def __init__(self, encoder: WaveformEncoder, mapping: StyleMapping, mean_style: Tensor) -> None:
+        super().__init__()
+        self.encoder, self.mapping = encoder, mapping
+        self.register_buffer("mean_style", mean_style)
+        self.mean_style: Tensor
+
+    def forward(self, wav_BT: Tensor) -> Tensor:
+        w_BLD: Tensor = self.mean_style + self.mapping(self.encoder(wav_BT))
+        return w_BLD
 
 
 class VoiceStyledFace(Styled, Judged):
@@ -143,6 +158,19 @@ class VoiceStyledFace(Styled, Judged):
 
     def makes(self) -> Mapping[str, Kind]:
         return {"face": Picture(self.config.image_size)}
+
+    def exports(self) -> Exported:
+        c, width = self.config, self.generator.style_dim
+        samples = round(c.seconds * c.sample_rate)
+        return Exported(
+            graph=VoiceToStyles(self.encoder, self.mapping, self.generator.latent_avg),
+            inputs={"wav": torch.zeros(2, samples)},
+            makes="w",
+            about="Encoder and mapping with the generator's mean style: "
+            f"`wav`, float32 [B, {samples}] in [-1, 1], speech of {c.seconds:g} s at {c.sample_rate} Hz (a shorter "
+            "clip is repeated to that length), to `w`, float32 "
+            f"[B, {self.generator.n_latent}, {width}], the codes w+ that the generator draws; B is free.",
+        )
 
     def styles(self, wav_BT: Tensor) -> Tensor:
         """w+ [B, L, D] of voices: the generator's mean style plus what the voice adds to it (as in pSp)."""
