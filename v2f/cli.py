@@ -70,6 +70,16 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=_positive, metavar="PX", help="side of a face, up to the generator's; default: the training's"
     )
 
+    embed = _verb(verbs, "embed", _embed, "what a run's nets say of every recording and photo of a folder, as arrays")
+    embed.add_argument("run_path", type=argument, metavar="RUN", help=f"{_RUN}; or an export")
+    embed.add_argument("folder", type=argument, metavar="FOLDER", help="files at any depth; a folder or s3:// prefix")
+    embed.add_argument(
+        "-o", "--output", type=argument, required=True, metavar="OUT.npz", help="where to write: .npz or .parquet"
+    )
+    embed.add_argument(
+        "--checkpoint", type=_which, default="latest", metavar="best|latest|STEP", help="which; default: latest"
+    )
+
     serve = _verb(verbs, "serve", _serve, "open a page to speak into: a face for your voice, and how sure it is")
     serve.add_argument("run_path", type=argument, metavar="RUN", help=_RUN)
     serve.add_argument("--host", default="127.0.0.1", help="where to listen; default: 127.0.0.1, this machine only")
@@ -317,6 +327,13 @@ def _generate(args: argparse.Namespace) -> None:
         size=args.size,
     )
     gc.freeze()  # what was imported lives to the end: else the interpreter looks through it on its way out, for long
+
+
+def _embed(args: argparse.Namespace) -> None:
+    from v2f.embed import embed
+    from v2f.run import Run
+
+    embed(Run.open(args.run_path), args.folder, args.output, which=args.checkpoint)
 
 
 def _serve(args: argparse.Namespace) -> None:

@@ -39,8 +39,8 @@ from v2f.prepare.names import is_text, on_disk, person, same, tidy
 from v2f.prepare.splits import Shares, Subset, check_column, deal
 from v2f.prepare.steps import Floats, Picture, Raw, StepsConfig
 
-_PICTURE = re.compile(r".+\.(?:jpe?g|png|webp|bmp|tiff?|gif|avif|jp2|p[pgn]m)", re.IGNORECASE)
-_SOUND = re.compile(
+PICTURE = re.compile(r".+\.(?:jpe?g|png|webp|bmp|tiff?|gif|avif|jp2|p[pgn]m)", re.IGNORECASE)
+SOUND = re.compile(
     r".+\.(?:wav|flac|m4a|mp[34]|aac|og[ga]|opus|aiff?|wma|amr|caf|webm|mkv|mov|avi|w64|au)", re.IGNORECASE
 )
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -198,9 +198,9 @@ class Folder:
                 others["the file's name is no UTF-8"].append(path)
             elif name.rpartition("/")[2].startswith("."):
                 others["it is hidden"].append(path)
-            elif _PICTURE.fullmatch(name):
+            elif PICTURE.fullmatch(name):
                 (pictures if wanted != "sounds" else others["it is a picture, sounds are wanted"]).append(path)
-            elif _SOUND.fullmatch(name):
+            elif SOUND.fullmatch(name):
                 (sounds if wanted != "pictures" else others["it is a sound, pictures are wanted"]).append(path)
             else:
                 others["no kind of file that is taken"].append(path)
