@@ -12,12 +12,14 @@ from v2f import checkpoint
 from v2f.cli import main
 from v2f.config import build, read_yaml
 from v2f.data.manifest import open_dataset
+from v2f.errors import V2FError
 from v2f.run import Run, RunConfig
 from v2f.trainer import fit
 
 BEFORE = Path(__file__).resolve().parent / "golden" / "before-16"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text())
 CHECKPOINT = "checkpoints/step-00000002"
+PAGE = (BEFORE.parent.parent.parent / "docs" / "compatibility.md").read_text()
 
 
 @pytest.fixture
@@ -75,3 +77,46 @@ def test_the_run_goes_on_as_it_went_on_then(run: Path) -> None:
     for step, numbers in EXPECTED["numbers"].items():
         # Measured: bit-equal; kernels for another instruction set move a number by 1.2e-6 of its value.
         assert {name: found[step][name] for name in numbers} == pytest.approx(numbers, rel=1e-4, abs=1e-7), step
+
+
+def test_a_record_without_a_checksum_is_read(run: Path) -> None:
+    record = json.loads((run / CHECKPOINT / "checkpoint.json").read_text())
+    before = {key: record[key] for key in ("format", "step", "saved", "parts", "state")}
+    (run / CHECKPOINT / "checkpoint.json").write_text(json.dumps(before))
+    assert checkpoint.read_state(str(run / CHECKPOINT))["state"]["slot"] == 16
+
+
+def test_what_another_version_wrote_is_refused_as_the_page_says(tmp_path: Path) -> None:
+    def changed(file: str, **values: Any) -> None:
+        (tmp_path / file).write_text(json.dumps(json.loads((tmp_path / file).read_text()) | values))
+
+    shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
+    told = []
+    changed("data/manifest.json", schema_version=3)
+    with pytest.raises(V2FError) as refused:
+        open_dataset(str(tmp_path / "data"))
+    told.append(str(refused.value))
+    record = json.loads((tmp_path / "run" / CHECKPOINT / "checkpoint.json").read_text()) | {"format": 2}
+    record = {key: record[key] for key in ("format", "step", "saved", "parts", "state")}
+    (tmp_path / "run" / CHECKPOINT / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(V2FError) as refused:
+        checkpoint.read_state(str(tmp_path / "run" / CHECKPOINT))
+    told.append(str(refused.value))
+    measured = {"data": {"path": "data", "fingerprint": "f"}, "splits": {"test": {"what": "unseen", "people": 2}}}
+    (tmp_path / "run" / "eval.json").write_text(json.dumps(measured))
+    with pytest.raises(V2FError) as refused:
+        _ = Run.open(str(tmp_path / "run")).evaluated
+    told.append(str(refused.value).partition(" `")[0])
+    with open(tmp_path / "export" / "config.yaml", "a") as file:
+        file.write("novel: 3\n")
+    with pytest.raises(V2FError) as refused:
+        _ = Run.open(str(tmp_path / "export")).config
+    told.append(str(refused.value).partition(";")[0])
+    for message in told:
+        assert message.partition(": ")[2] in PAGE, message
+    assert [message.partition(": ")[2][:10] for message in told] == [
+        "schema ver",
+        "checkpoint",
+        "an older v",
+        "unknown ke",
+    ]
