@@ -21,6 +21,8 @@ from v2f import checkpoint, store
 from v2f.checkpoint_commands import export, group_of, misfits, portable
 from v2f.cli import main
 from v2f.config import build, dump_yaml
+from v2f.data.manifest import open_dataset
+from v2f.datacard import card
 from v2f.errors import V2FError
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.waveform import WaveformEncoder
@@ -276,7 +278,7 @@ def test_an_export_is_a_run_to_generate_from(run_folder: str, tmp_path: Path, ca
     out, voice = tmp_path / "export", tmp_path / "voice.wav"
     assert main(["checkpoint", "export", run_folder, "-o", str(out)]) == 0
     assert "the moving averages of the weights of step 40" in capsys.readouterr().out
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == ["DATA.md", "README.md", "config.yaml", "model.safetensors"]
     rng = np.random.default_rng(0)
     soundfile.write(voice, 0.1 * rng.standard_normal(8000), 16_000)
     for run, face in ((run_folder, "a.png"), (str(out), "b.png")):
@@ -333,6 +335,29 @@ def test_an_export_holds_nothing_of_the_site_that_made_it(run_folder: str, tiny_
     ):
         assert told in card, told
     assert checkpoint.read_header(str(out / "model.safetensors"))[1]["format"] == "pt"
+    assert "[DATA.md](DATA.md)" in card
+
+
+def test_the_data_card_tells_of_the_data_without_names(run_folder: str, tiny_shards: str, tmp_path: Path) -> None:
+    export(run_folder, str(tmp_path / "export"))
+    card = (tmp_path / "export" / "DATA.md").read_text()
+    dataset = open_dataset(tiny_shards)
+    assert "nobody is real" in card
+    assert "holds audio, photos." in card
+    assert f"`{dataset.fingerprint}`" in card
+    assert f"It has changed: the run was trained on data with the fingerprint `{'f' * 64}`" in card
+    for name, size in dataset.manifest.splits.items():
+        assert f"| {name} | {size.samples:,} | {size.people:,} | 1 |" in card
+    assert not [identity for identity in dataset.manifest.identities if identity in card]
+
+
+def test_a_data_set_that_is_away_is_said_to_be_so(tiny_shards: str) -> None:
+    config = configuration(tiny_shards, "/x")
+    away = config.model_copy(update={"data": config.data.model_copy(update={"path": "/mnt/lab/gone"})})
+    told = card(away, "e" * 64)
+    assert "## gone" in told
+    assert f"could not be opened when the card was written; its fingerprint is `{'e' * 64}`" in told
+    assert "/mnt" not in told
 
 
 def test_addresses_and_absolute_paths_become_their_last_part(tiny_shards: str) -> None:

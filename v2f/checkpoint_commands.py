@@ -1,7 +1,7 @@
 """``v2f checkpoint``: what a run's checkpoints hold, whether they are whole, and one of them for others to use.
 
     RUN/checkpoints -> show: a table | verify: problems, a line each
-                    -> export: DIR/{model.safetensors, README.md, config.yaml}, which is again a RUN to generate from;
+                    -> export: DIR/{model.safetensors, README.md, DATA.md, config.yaml}, which is again a RUN;
                        and, where one is asked for, a graph beside them: model.pt2 or model.onnx
 
 An export is made to be given away: no absolute path, no address and no credential of the site is in it.
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from v2f import checkpoint, graphs, store
+from v2f import checkpoint, datacard, graphs, store
 from v2f.checkpoint import COMMIT, Entry
 from v2f.config import build, dump_yaml
 from v2f.data.manifest import open_dataset
@@ -255,7 +255,7 @@ def export(
     raw: bool = False,
     format: Literal["safetensors"] | graphs.Format = "safetensors",
 ) -> None:
-    """Write one checkpoint of the run ``name`` for inference: weights in one file, configuration, model card.
+    """Write one checkpoint of the run ``name`` for inference: weights in one file, configuration, model and data card.
 
     The weights are the moving averages, where they are kept, or with ``raw`` those that were trained. The
     configuration comes last: without it nothing opens the folder. Another ``format`` than safetensors adds the graph
@@ -271,7 +271,8 @@ def export(
     weights = {n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")}
     if averaged:
         weights |= {n.removeprefix("ema/"): t for n, t in tensors.items() if n.startswith("ema/")}
-    config = portable(build(RunConfig, state["config"], folder) if "config" in state else run.config)
+    trained = build(RunConfig, state["config"], folder) if "config" in state else run.config
+    config = portable(trained)
     about = {key: run.info[key] for key in _TOLD if key in run.info} | {
         "step": checkpoint.step_of(folder),
         "samples": state.get("slot"),
@@ -285,6 +286,7 @@ def export(
         store.write_bytes(store.join(out, graph.name), graph.content)
     card = _card(config, about, weights, digest, _evaluated(run, about["step"]), graph)
     store.write_bytes(store.join(out, CARD), card.encode())
+    store.write_bytes(store.join(out, datacard.CARD), datacard.card(trained, about.get("fingerprint")).encode())
     store.write_bytes(store.join(out, "config.yaml"), dump_yaml(config).encode())
     kind = "the moving averages of the weights" if averaged else "the weights"
     print(f"{out}: {kind} of step {about['step']}, {len(weights)} tensors, SHA-256 {digest[:16]}...")
@@ -358,7 +360,7 @@ def _card(
         + f"; SHA-256 `{digest}`. It holds what was trained, and none of the frozen nets.",
         *([] if graph is None else [f"- `{graph.name}`: {graph.about}"]),
         f"- Trained on data with the fingerprint `{about.get('fingerprint', 'unknown')}`, by v2f at "
-        f"`{about.get('code', 'unknown')}`.",
+        f"`{about.get('code', 'unknown')}`; [{datacard.CARD}]({datacard.CARD}) tells of them.",
         *(f"- It started from trained weights: {told_source(record)}." for record in about["init_from"]),
         "",
         "## Numbers",

@@ -143,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "target", type=argument, metavar="RUN|FOLDER", help=f"{_RUN}; or the folder of one checkpoint"
         )
-    export = _verb(below, "export", _checkpoint_export, "write one checkpoint for inference, with a model card")
+    export = _verb(
+        below, "export", _checkpoint_export, "write one checkpoint for inference, with a model card and a data card"
+    )
     export.add_argument("run_path", type=argument, metavar="RUN", help=_RUN)
     export.add_argument(
         "-o", "--output", required=True, type=argument, metavar="DIR", help="a new folder or s3:// prefix"
