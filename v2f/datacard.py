@@ -31,7 +31,7 @@ def card(config: RunConfig, fingerprint: str | None) -> str:
         "## What a manifest does not know",
         "",
         "Who publishes the weights adds it here: where the data come from and under which terms, whether the people",
-        "agreed and to what, their languages, ages and origins, and who is missing. A model shows the biases of its data.",
+        "agreed and to what, their languages, ages and origins, and who is missing. A model has its data's biases.",
         "`v2f shards remove` takes a person out of a data set; weights that were trained before still carry traces.",
     ]
     return "\n".join(lines) + "\n"

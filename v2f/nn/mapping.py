@@ -38,7 +38,9 @@ class Vec2Style(nn.Module):
         x = x_BCT[:, :, None]
         for conv in self.convs:
             x = F.leaky_relu(conv(x), SLOPE)
-        w_BD: Tensor = self.linear(F.adaptive_max_pool2d(x, 1).flatten(1))
+        # The same numbers; ONNX has no adaptive pooling, and amax has another gradient where values are equal.
+        loudest_BC = x.amax((2, 3)) if torch.compiler.is_exporting() else F.adaptive_max_pool2d(x, 1).flatten(1)
+        w_BD: Tensor = self.linear(loudest_BC)
         return w_BD
 
 

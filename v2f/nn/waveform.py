@@ -200,5 +200,7 @@ def other_split(config: WaveformEncoder.Config, shapes: Mapping[str, Sequence[in
 def _channels_last(wav_BT: Tensor) -> Tensor:
     """[B,T] -> [B,1,1,T] whose strides *say* channels last: with one channel the usual conversion does nothing,
     and every layer behind would fall back to the slow layout."""
-    batch, samples = wav_BT.shape  # len() would be a constant of an exported graph
-    return wav_BT.contiguous().as_strided((batch, 1, 1, samples), (samples, 1, samples, 1))
+    if torch.compiler.is_exporting():  # the graph has no layout of its own, and ONNX no strides
+        return wav_BT[:, None, None]
+    samples = wav_BT.shape[1]
+    return wav_BT.contiguous().as_strided((len(wav_BT), 1, 1, samples), (samples, 1, samples, 1))
