@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 import v2f
-from v2f import checkpoint, store
+from v2f import checkpoint, datacard, store
 from v2f.checkpoint_commands import CARD, export
 from v2f.data.audio import UnusableError, decode_voice, likeness
 from v2f.errors import V2FError
@@ -227,7 +227,8 @@ def _exported(run: Run, which: str | int, folder: str) -> str:
         return folder
     if which != "latest":
         run.checkpoint(which)  # an export has nothing to choose from
-    for name in (MODEL, CARD, "config.yaml"):
+    told = [name for name in (datacard.CARD,) if store.exists(store.join(run.path, name))]  # an older export has none
+    for name in (MODEL, CARD, "config.yaml", *told):
         store.write_bytes(store.join(folder, name), store.read_bytes(store.join(run.path, name)))
     return folder
 
