@@ -352,7 +352,7 @@ class Sandbox:
         script, rest = args.training_script, list(args.training_script_args)
         if script == "...":
             return "parsed: an abbreviation"
-        assert script == "v2f/train.py", script
+        assert script == ("v2f.train" if args.module else "v2f/train.py"), script
         return self._train(rest)
 
     def _train(self, words: list[str]) -> str:

@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 VERBS = [["train"], ["eval"], ["generate"], ["report"], ["compare"], ["shards", "pack"], ["shards", "verify"]]
 VERBS += [["shards", verb] for verb in ("finalize", "stats", "show", "precompute", "remove")]
 VERBS += [["weights"], ["weights", "table"], ["weights", "convert"], ["weights", "mirror"], ["doctor"]]
+VERBS += [["recipes"], ["recipes", "show"], ["recipes", "copy"]]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)

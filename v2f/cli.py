@@ -207,6 +207,16 @@ def _parser() -> argparse.ArgumentParser:
         help_text = "default: launch/recipes/*.yaml; dotted.key=value changes a key of all of them"
         verb.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help=help_text)
 
+    recipes = _verb(verbs, "recipes", _recipes, "list the recipes that ship with v2f, show or copy them")
+    below = recipes.add_subparsers(title="verbs", metavar="VERB")
+    shown = _verb(below, "show", _recipes_show, "print a recipe that ships")
+    copied = _verb(below, "copy", _recipes_copy, "copy a recipe that ships; overwrites nothing")
+    for verb in (shown, copied):
+        verb.add_argument("name", metavar="NAME", help="such as quickstart: that run and its data; or a listed path")
+    copied.add_argument(
+        "folder", nargs="?", type=argument, default=".", metavar="DIR", help="below which; default: here"
+    )
+
     doctor = _verb(verbs, "doctor", _doctor, "look whether everything here is as a run needs it: a verdict a line")
     doctor.add_argument(
         "--run-config", type=argument, metavar="FILE", help="a run's recipe: its places, data and weights, too"
@@ -454,6 +464,25 @@ def _doctor(args: argparse.Namespace) -> int:
     return 1 if doctor(asked, limit_s=args.limit, as_json=args.json) else 0
 
 
+def _recipes(args: argparse.Namespace) -> None:
+    from v2f.recipes import listing
+
+    print(listing())
+
+
+def _recipes_show(args: argparse.Namespace) -> None:
+    from v2f.recipes import named, text_of
+
+    for path in named(args.name):
+        print(f"# {path}\n{text_of(path)}")
+
+
+def _recipes_copy(args: argparse.Namespace) -> None:
+    from v2f.recipes import copy
+
+    print("\n".join(copy(args.name, args.folder)))
+
+
 def _needs(arguments: Sequence[str]) -> "dict[str, Judges]":
     """The frozen nets that recipes of runs name, with overrides; a system without such a group needs none."""
     from v2f.run import load_config
@@ -462,7 +491,7 @@ def _needs(arguments: Sequence[str]) -> "dict[str, Judges]":
     paths = [argument for argument in arguments if "=" not in argument]
     paths = paths or sorted(str(path) for path in Path("launch/recipes").glob("*.yaml"))
     if not paths:
-        raise V2FError("no recipe: name one, or run this where launch/recipes is")
+        raise V2FError("no recipe: name one (`v2f recipes copy NAME`), or run this where launch/recipes is")
     stems = [Path(path).stem for path in paths]
     needs = {}
     for path, stem in zip(paths, stems, strict=True):
