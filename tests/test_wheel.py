@@ -6,11 +6,9 @@ import subprocess
 import sys
 import venv
 import zipfile
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
 import pytest
-from packaging.version import Version
 
 from v2f.standins import KINDS
 
@@ -48,9 +46,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(path, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PRIVATE:
         (source / name).write_text("secret")
-    # Where setuptools is too old for pyproject.toml, pip fetches one, as for every installation of v2f.
-    here = ["--no-build-isolation"] if Version(version("setuptools")) >= Version("77") else []
-    run(sys.executable, "-m", "pip", "wheel", ".", "--no-deps", *here, "-q", "-w", str(dist), cwd=source)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        ".",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(dist),
+        cwd=source,
+    )
     (built,) = dist.iterdir()
     return built
 
