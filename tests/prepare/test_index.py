@@ -24,7 +24,10 @@ import v2f
 from v2f import checkpoint, store
 from v2f.cli import main
 from v2f.config import build
+from v2f.data.fetch import Reader
 from v2f.data.manifest import Dataset, open_dataset
+from v2f.data.mix import Union, identities
+from v2f.data.sample import Sample
 from v2f.data.transforms import Photo, Waveform
 from v2f.errors import V2FError
 from v2f.prepare.index import index
@@ -230,6 +233,14 @@ def test_plain_webdataset_reads_ours_as_the_page_shows(
         assert size == ours["photos"][0].shape[1::-1]
 
 
+def test_labels_that_are_numbers_are_counted_as_numbers(tmp_path: Path) -> None:
+    members = [part for n in (10, 2, 0) for part in ((f"{n}.png", picture(n)), (f"{n}.cls", str(n).encode()))]
+    tar = write_tar(tmp_path / "a.tar", members)
+    dataset = index([str(tar)], str(tmp_path / "data"), map_file(tmp_path, "photo: png\nlabel: cls\n"))
+    assert dataset.manifest.provenance["classes"] == {"label": ["0", "2", "10"]}
+    assert dataset.manifest.identities == ["0", "10", "2"]  # each its own
+
+
 def test_any_sound_and_photo_is_brought_to_one_form(tmp_path: Path) -> None:
     write_m4a(tmp_path / "x.m4a", tone()[:, 0].astype(np.float32))
     sounds = {"mp3": sound("MP3"), "m4a": (tmp_path / "x.m4a").read_bytes(), "ogg": sound("OGG", rate=48000)}
@@ -281,6 +292,16 @@ def test_splits_by_pattern_keep_people_apart(tmp_path: Path) -> None:
         index(urls, str(tmp_path / "other"), fields, ["test=*/hold/*"])
     with pytest.raises(V2FError, match=r"write train.valid.test=PATTERN"):
         index(urls, str(tmp_path / "other"), fields, ["seen=*"])
+
+
+def test_they_mix_with_packed_shards(faces: str, tiny_shards: str, tmp_path: Path) -> None:
+    theirs = index([faces], str(tmp_path / "data"), map_file(tmp_path, PHOTOS)).split("train")
+    both = Union([open_dataset(tiny_shards).split("train"), theirs])
+    found = Reader(both).read(np.arange(both.samples))
+    samples = [Sample.from_tar(both.key(number), found[number]) for number in range(both.samples)]
+    names = identities(both)
+    assert [sample.identity for sample in samples] == [names[number] for number in both.identity_N]
+    assert {sample.photo().shape for sample in samples[-theirs.samples :]} == {(12, 16, 3)}
 
 
 def test_tars_that_moved_are_the_same_data_set(faces: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ A sample is a run of adjacent members of a plain WebDataset tar that share a key
     KEY.NAME.npy                               optional: an array of one's own, of floats or integers of any shape
     KEY.json                                   identity, split, source, with audio sample_rate and seconds, and what a
                                                source adds: labels, for example
+    KEY.foreign                                only in memory, where others wrote the tar: see foreign.py
 
 At least one of audio, photos and arrays is there. A sample that does not have both audio and RGB photos says so: its
 JSON has ``holds``, a list of those of ``audio``, ``photos`` and ``gray`` (the photos have one channel) that are true of

@@ -101,7 +101,8 @@ def _index(owner: Lease, urls: Sequence[str], out: str, fields: Fields, patterns
         "urls": [without_credentials(url) for url in urls],
         "split": [*map("=".join, patterns)],
     }
-    classes = sorted({row.label for row in rows}) if fields.label is not None else []
+    labels = {row.label for row in rows if row.key in split_of} if fields.label is not None else set()
+    classes = sorted(labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
     provenance = {"recipe": recipe, **({"classes": {"label": classes}} if classes else {})}
     dataset = write_manifest(out, shards, provenance, owner.put, foreign=Foreign(fields=fields, places=lies))
     kept, people = len(dataset.index.key), len(dataset.manifest.identities)
