@@ -442,7 +442,9 @@ class Sandbox:
         return "parsed: it is a launcher; tests of its own run it"
 
 
-_GROUPS = [f"shards {verb}" for verb in ("pack", "finalize", "verify", "stats", "show", "precompute", "remove")]
+_GROUPS = [
+    f"shards {verb}" for verb in ("pack", "finalize", "index", "verify", "stats", "show", "precompute", "remove")
+]
 _GROUPS += [f"checkpoint {verb}" for verb in ("show", "verify", "export")] + ["weights table"]
 
 

@@ -156,6 +156,21 @@ def _parser() -> argparse.ArgumentParser:
         "recipe", type=argument, metavar="RECIPE.yaml", help="the recipe that the parts were packed from"
     )
     finalize.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="the same as for the parts")
+    index = _verb(below, "index", _index, "make a data set of WebDataset tars that others wrote, where they lie")
+    index.add_argument("urls", nargs="+", metavar="URL", help="a tar, or several: 's3://lab/faces-{0000..0099}.tar'")
+    index.add_argument(
+        "-o", "--output", type=argument, metavar="DIR", required=True, help="where the manifest goes, a folder or s3://"
+    )
+    index.add_argument(
+        "--map", type=argument, metavar="MAP.yaml", help="which members are audio, photo, identity, label"
+    )
+    index.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="tars whose places fit are train, valid or test, others train; default: by person",
+    )
     verify = _verb(below, "verify", _verify, "check every byte, the schema and the splits of a data set")
     verify.add_argument("data", type=argument, metavar="PATH", help=_DATA)
     verify.add_argument(
@@ -392,6 +407,12 @@ def _finalize(args: argparse.Namespace) -> None:
     from v2f.prepare.pack import finalize, load_recipe
 
     finalize(load_recipe(args.recipe, args.overrides))
+
+
+def _index(args: argparse.Namespace) -> None:
+    from v2f.prepare.index import index
+
+    index(args.urls, args.output, args.map, args.split)
 
 
 def _stats(args: argparse.Namespace) -> None:
