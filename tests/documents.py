@@ -352,7 +352,7 @@ class Sandbox:
         script, rest = args.training_script, list(args.training_script_args)
         if script == "...":
             return "parsed: an abbreviation"
-        assert script == "v2f/train.py", script
+        assert script == ("v2f.train" if args.module else "v2f/train.py"), script
         return self._train(rest)
 
     def _train(self, words: list[str]) -> str:
@@ -442,7 +442,9 @@ class Sandbox:
         return "parsed: it is a launcher; tests of its own run it"
 
 
-_GROUPS = [f"shards {verb}" for verb in ("pack", "finalize", "verify", "stats", "show", "precompute", "remove")]
+_GROUPS = [
+    f"shards {verb}" for verb in ("pack", "finalize", "index", "verify", "stats", "show", "precompute", "remove")
+]
 _GROUPS += [f"checkpoint {verb}" for verb in ("show", "verify", "export")] + ["weights table"]
 
 

@@ -12,8 +12,9 @@ from v2f.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VERBS = [["train"], ["eval"], ["generate"], ["report"], ["compare"], ["shards", "pack"], ["shards", "verify"]]
-VERBS += [["shards", verb] for verb in ("finalize", "stats", "show", "precompute", "remove")]
+VERBS += [["shards", verb] for verb in ("finalize", "index", "stats", "show", "precompute", "remove")]
 VERBS += [["weights"], ["weights", "table"], ["weights", "convert"], ["weights", "mirror"], ["doctor"]]
+VERBS += [["recipes"], ["recipes", "show"], ["recipes", "copy"]]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -46,6 +47,7 @@ def test_the_main_help_names_every_verb(capsys):
         (["shards", "pack", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
         (["shards", "pack", "nowhere.yaml", "--part", "0/2"], "nowhere.yaml: cannot read this configuration"),
         (["shards", "finalize", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
+        (["shards", "index", "nowhere.tar", "-o", "new"], "nowhere.tar"),
         (["shards", "verify", "nowhere"], "nowhere: no data set here"),
         (["shards", "stats", "nowhere"], "nowhere: no data set here"),
         (["shards", "show", "nowhere"], "nowhere: no data set here"),

@@ -174,6 +174,21 @@ def _parser() -> argparse.ArgumentParser:
         "recipe", type=argument, metavar="RECIPE.yaml", help="the recipe that the parts were packed from"
     )
     finalize.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="the same as for the parts")
+    index = _verb(below, "index", _index, "make a data set of WebDataset tars that others wrote, where they lie")
+    index.add_argument("urls", nargs="+", metavar="URL", help="a tar, or several: 's3://lab/faces-{0000..0099}.tar'")
+    index.add_argument(
+        "-o", "--output", type=argument, metavar="DIR", required=True, help="where the manifest goes, a folder or s3://"
+    )
+    index.add_argument(
+        "--map", type=argument, metavar="MAP.yaml", help="which members are audio, photo, identity, label"
+    )
+    index.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=PATTERN",
+        help="tars whose places fit are train, valid or test, others train; default: by person",
+    )
     verify = _verb(below, "verify", _verify, "check every byte, the schema and the splits of a data set")
     verify.add_argument("data", type=argument, metavar="PATH", help=_DATA)
     verify.add_argument(
@@ -224,6 +239,16 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (table, mirror):
         help_text = "default: launch/recipes/*.yaml; dotted.key=value changes a key of all of them"
         verb.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help=help_text)
+
+    recipes = _verb(verbs, "recipes", _recipes, "list the recipes that ship with v2f, show or copy them")
+    below = recipes.add_subparsers(title="verbs", metavar="VERB")
+    shown = _verb(below, "show", _recipes_show, "print a recipe that ships")
+    copied = _verb(below, "copy", _recipes_copy, "copy a recipe that ships; overwrites nothing")
+    for verb in (shown, copied):
+        verb.add_argument("name", metavar="NAME", help="such as quickstart: that run and its data; or a listed path")
+    copied.add_argument(
+        "folder", nargs="?", type=argument, default=".", metavar="DIR", help="below which; default: here"
+    )
 
     doctor = _verb(verbs, "doctor", _doctor, "look whether everything here is as a run needs it: a verdict a line")
     doctor.add_argument(
@@ -409,6 +434,12 @@ def _finalize(args: argparse.Namespace) -> None:
     finalize(load_recipe(args.recipe, args.overrides))
 
 
+def _index(args: argparse.Namespace) -> None:
+    from v2f.prepare.index import index
+
+    index(args.urls, args.output, args.map, args.split)
+
+
 def _stats(args: argparse.Namespace) -> None:
     from v2f.web.dataset import stats_page
 
@@ -479,6 +510,25 @@ def _doctor(args: argparse.Namespace) -> int:
     return 1 if doctor(asked, limit_s=args.limit, as_json=args.json) else 0
 
 
+def _recipes(args: argparse.Namespace) -> None:
+    from v2f.recipes import listing
+
+    print(listing())
+
+
+def _recipes_show(args: argparse.Namespace) -> None:
+    from v2f.recipes import named, text_of
+
+    for path in named(args.name):
+        print(f"# {path}\n{text_of(path)}")
+
+
+def _recipes_copy(args: argparse.Namespace) -> None:
+    from v2f.recipes import copy
+
+    print("\n".join(copy(args.name, args.folder)))
+
+
 def _needs(arguments: Sequence[str]) -> "dict[str, Judges]":
     """The frozen nets that recipes of runs name, with overrides; a system without such a group needs none."""
     from v2f.run import load_config
@@ -487,7 +537,7 @@ def _needs(arguments: Sequence[str]) -> "dict[str, Judges]":
     paths = [argument for argument in arguments if "=" not in argument]
     paths = paths or sorted(str(path) for path in Path("launch/recipes").glob("*.yaml"))
     if not paths:
-        raise V2FError("no recipe: name one, or run this where launch/recipes is")
+        raise V2FError("no recipe: name one (`v2f recipes copy NAME`), or run this where launch/recipes is")
     stems = [Path(path).stem for path in paths]
     needs = {}
     for path, stem in zip(paths, stems, strict=True):

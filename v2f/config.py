@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from v2f import local as files
+from v2f import recipes
 from v2f.errors import V2FError
 from v2f.place import place
 
@@ -129,9 +130,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         with files.opened(path, "r", encoding="utf-8") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise V2FError(
-            f"{path}: cannot read this configuration ({getattr(error, 'strerror', None) or error})"
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        hint = recipes.hint(path) if isinstance(error, FileNotFoundError) else ""
+        raise V2FError(f"{path}: cannot read this configuration ({why}){hint}") from error
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise V2FError(

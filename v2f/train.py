@@ -1,4 +1,5 @@
-"""What ``accelerate launch v2f/train.py --config RECIPE.yaml [dotted.key=value ...]`` runs.
+"""What ``accelerate launch v2f/train.py --config RECIPE.yaml [dotted.key=value ...]`` runs, or, where no clone is,
+``accelerate launch -m v2f.train ...``.
 
 A script, never imported: ``v2f.train`` is a function (docs/api.md).
 """
@@ -13,9 +14,10 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # A script's own folder stands first on sys.path, where evaluate.py or config.py would shadow other packages'.
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p or ".").resolve() != here)]
+    if globals()["__spec__"] is None:  # and not `python -m v2f.train`
+        # A script's own folder stands first on sys.path, where evaluate.py or config.py would shadow other packages'.
+        here = Path(__file__).resolve().parent
+        sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p or ".").resolve() != here)]
     from v2f.errors import spoken
     from v2f.train_command import main
 

@@ -166,8 +166,13 @@ class Reader:
         for number in number_n.tolist():
             at = int(self._at.offset[number]) - start
             raw = view[at : at + int(self._at.length[number])]
-            good = crc32(raw) == self._at.crc32[number]
-            found[number] = raw if good else Bad("its checksum differs, the shard was damaged after packing")
+            if crc32(raw) != self._at.crc32[number]:
+                found[number] = Bad("its checksum differs, the shard was damaged after packing")
+                continue
+            try:
+                found[number] = memoryview(self._split.ours(number, raw))
+            except V2FError as error:
+                found[number] = Bad(str(error))
         return found
 
     def _failed(self, number_n: Ints, error: V2FError, started: float, lost: bool = False) -> None:

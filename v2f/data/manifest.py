@@ -8,7 +8,8 @@ one that follows it when people are removed lies beside it until the manifest it
 ``holds`` are the parts that every sample has (``audio``, ``photos``; and ``gray`` where photos of one channel are among
 them), ``arrays`` declares the arrays of one's own, which every sample has, too. A data set whose samples all have audio
 and RGB photos, and no such array, is written as it was before there were others, of schema version 1; another one has
-version 2, which a v2f of before refuses.
+version 2, which a v2f of before refuses. Shards that others wrote (``foreign``) lie anywhere, in any order of splits: a
+tar that has samples of several splits is one shard in each; version 3.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from pydantic import Field, model_validator
 import v2f
 from v2f import store
 from v2f.config import Config, build
+from v2f.data.foreign import Foreign, Run
 from v2f.data.sample import (
     BLOCK,
     GRAY,
@@ -112,16 +114,20 @@ class Manifest(Config):
     index: str = INDEX
     holds: list[str] = list(USUAL)
     arrays: dict[str, ArrayKind] = {}
+    foreign: Foreign | None = None
 
     def content_fingerprint(self) -> str:
         """SHA-256 over what the data are: not over who made them, when, or from which recipe."""
-        content = self.model_dump(exclude={"created_by", "fingerprint", "provenance", "index", *self.unsaid})
+        unsaid = {"created_by", "fingerprint", "provenance", "index", *self.unsaid}
+        content = self.model_dump(exclude=unsaid)
+        if self.foreign is not None:
+            del content["foreign"]["places"]  # tars may move, and be indexed anew
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def unsaid(self) -> set[str]:
-        """The fields that a data set of schema version 1 does not have: nothing in it depends on them."""
-        return {"holds", "arrays"} if self.schema_version == 1 else set()
+        """The fields that a data set of its schema version does not have: nothing in it depends on them."""
+        return {1: {"holds", "arrays", "foreign"}, 2: {"foreign"}}.get(self.schema_version, set())
 
     def check(self, sample: Sample) -> None:
         """:class:`V2FError` where a sample does not hold what is said of all."""
@@ -197,7 +203,29 @@ class Dataset:
 
     def shard_path(self, sample: int) -> str:
         """The path of the shard that holds a sample (numbered over the whole data set)."""
-        return store.join(self.root, self.manifest.shards[self.index.shard[sample]].name)
+        return self.place(int(self.index.shard[sample]))
+
+    def place(self, shard: int) -> str:
+        """The path of a shard, by its number."""
+        if self.manifest.foreign is None:
+            return store.join(self.root, self.manifest.shards[shard].name)
+        place = self.manifest.foreign.places[shard]
+        return place if place.startswith("/") or "://" in place else store.join(self.root, place)
+
+    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
+        """The members of a sample by our schema, of those that its shard holds; :class:`V2FError` where they cannot be
+        read so."""
+        if self.manifest.foreign is None:
+            return raw
+        identity = self.manifest.identities[self.index.identity[sample]]
+        split = self.manifest.shards[self.index.shard[sample]].split
+        key = bytes(self.index.key[sample]).decode("ascii")
+        return Run(raw, self.manifest.foreign.fields).ours(key, identity, split)
+
+    def check_own(self, what: str) -> None:
+        """:class:`V2FError` where others wrote the shards, which ``what`` would have to write anew."""
+        if self.manifest.foreign is not None:
+            raise V2FError(f"{self.root}: others wrote its tars, `{what}` changes only shards that v2f has packed")
 
 
 @dataclass(frozen=True)
@@ -241,6 +269,8 @@ class Samples(Protocol):
     def byte(self, sample: int) -> int: ...
 
     def where(self, sample: int) -> str: ...
+
+    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview: ...
 
 
 @dataclass(frozen=True)
@@ -302,6 +332,10 @@ class Split:
     def where(self, sample: int) -> str:
         """Shard, key and offset of a sample, for an error."""
         return f"{self.shard_path(sample)}: sample {self.key(sample)} at byte {self.byte(sample)}"
+
+    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
+        """The members of a sample by our schema, of those that its shard holds."""
+        return self.dataset.ours(self.first + sample, raw)
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -375,9 +409,11 @@ def write_manifest(
     put: Callable[[str, bytes], None] = store.write_bytes,
     named: str = INDEX,
     arrays: Mapping[str, ArrayKind] | None = None,
+    foreign: Foreign | None = None,
 ) -> Dataset:
     """Commit a data set: its index first, ``manifest.json`` last. ``provenance`` is plain JSON; ``put`` writes a file,
-    ``named`` is the index's name; ``arrays`` declares the arrays of one's own, all of which every sample has."""
+    ``named`` is the index's name; ``arrays`` declares the arrays of one's own, all of which every sample has;
+    ``foreign``: others wrote the shards, which lie elsewhere."""
     rows = [(row, key) for row in shards for key in row.key]
     keys = [key for _, key in rows]
     if not keys:
@@ -396,7 +432,7 @@ def write_manifest(
     )
     holds = common(row.holds for row in shards)
     manifest = Manifest(
-        schema_version=SCHEMA_VERSION if arrays or tuple(holds) != USUAL else 1,
+        schema_version=SCHEMA_VERSION if foreign is not None else 2 if arrays or tuple(holds) != USUAL else 1,
         created_by=f"v2f {v2f.__version__}",
         fingerprint="",
         shards=[row.shard for row in shards],
@@ -407,6 +443,7 @@ def write_manifest(
         index=named,
         holds=holds,
         arrays=dict(arrays or {}),
+        foreign=foreign,
     )
     manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
     buffer = io.BytesIO()

@@ -162,6 +162,10 @@ class Union:
         split, own = self._own(sample)
         return split.where(own)
 
+    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
+        split, own = self._own(sample)
+        return split.ours(own, raw)
+
     def _own(self, sample: int) -> tuple[Split, int]:
         i = int(np.searchsorted(self._firsts, sample, side="right")) - 1
         return self.splits[i], sample - int(self._firsts[i])

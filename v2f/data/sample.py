@@ -10,6 +10,7 @@ A sample is a run of adjacent members of a plain WebDataset tar that share a key
     KEY.NAME.npy                               optional: an array of one's own, of floats or integers of any shape
     KEY.json                                   identity, split, source, with audio sample_rate and seconds, and what a
                                                source adds: labels, for example
+    KEY.foreign                                only in memory, where others wrote the tar: see foreign.py
 
 At least one of audio, photos and arrays is there. A sample that does not have both audio and RGB photos says so: its
 JSON has ``holds``, a list of those of ``audio``, ``photos`` and ``gray`` (the photos have one channel) that are true of
@@ -25,7 +26,6 @@ import io
 import json
 import math
 import re
-import tarfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,15 +35,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from v2f.errors import V2FError
 
-SCHEMA_VERSION = 2  # the highest that is read; what a data set of before could hold is written as 1
+SCHEMA_VERSION = 3  # the highest that is read; each data set is written as the lowest that can hold it
 AudioFormat = Literal["flac", "wav"]
 PhotoFormat = Literal["png", "jpg", "webp"]
 AUDIO_FORMATS = ("flac", "wav")
 PHOTO_FORMATS = ("png", "jpg", "webp")
+FOREIGN = "foreign"  # an empty member of samples that others wrote (foreign.py): what follows is read, too
+FOREIGN_AUDIO = (*AUDIO_FORMATS, "mp3", "m4a", "ogg")
+FOREIGN_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK")
 AUDIO, PHOTOS, GRAY = "audio", "photos", "gray"  # what `holds` may list
 USUAL = (AUDIO, PHOTOS)  # what a sample holds that does not say otherwise
 CODES = "codes.npy"
@@ -240,9 +243,10 @@ class Sample:
 
     def __init__(self, key: str, members: Mapping[str, bytes | memoryview]):
         self.key = key
-        audio = [name for name in members if name in AUDIO_FORMATS]
+        self._is_foreign = FOREIGN in members
+        audio = [name for name in members if name in (FOREIGN_AUDIO if self._is_foreign else AUDIO_FORMATS)]
         photos = sorted((int(m[1] or 0), name) for name in members if (m := _PHOTO.fullmatch(name)))
-        foreign = set(members) - set(audio) - {name for _, name in photos} - {"json", CODES, EMBEDDING}
+        foreign = set(members) - set(audio) - {name for _, name in photos} - {"json", CODES, EMBEDDING, FOREIGN}
         arrays = sorted(name for name in foreign if _ARRAY.fullmatch(name))
         foreign -= set(arrays)
         if foreign:
@@ -283,6 +287,8 @@ class Sample:
         if not isinstance(meta, dict):
             raise V2FError(f"sample {self.key}: its JSON is no mapping")
         for name, types in (_REQUIRED | (_OF_AUDIO if self.has_audio else {})).items():
+            if name == "seconds" and self._is_foreign:
+                continue
             if not isinstance(meta.get(name), types):
                 raise V2FError(
                     f"sample {self.key}: its JSON wants {name!r} as {types[0].__name__}, got {meta.get(name)!r}"
@@ -326,6 +332,8 @@ class Sample:
     def waveform(self) -> npt.NDArray[np.float32]:
         """The clip, float32 [T] in [-1, 1]."""
         audio = self._heard()
+        if self._is_foreign:
+            return self._any_waveform(audio)
         try:
             with soundfile.SoundFile(io.BytesIO(self._members[audio])) as file:
                 if file.channels != 1:
@@ -348,6 +356,23 @@ class Sample:
         if not np.isfinite(wav_T).all():
             raise V2FError(f"sample {self.key}: its audio holds values that are not finite")
         return wav_T
+
+    def _any_waveform(self, audio: str) -> npt.NDArray[np.float32]:
+        """A recording of any format, rate and number of channels, float32 [T] at :attr:`sample_rate`."""
+        from v2f.data.audio import UnusableError, decode_voice
+
+        try:
+            wav_T = decode_voice(bytes(self._members[audio]), sample_rate=self.sample_rate, min_seconds=0.0)
+        except UnusableError as error:
+            raise V2FError(f"sample {self.key}: its {audio} cannot be used ({error})") from error
+        return np.clip(wav_T, -1.0, 1.0)
+
+    @property
+    def seconds(self) -> float:
+        """How long the clip is; of a sample that others wrote it has to be decoded."""
+        if self._is_foreign:
+            return len(self.waveform()) / self.sample_rate
+        return float(self.meta["seconds"])
 
     @property
     def audio_name(self) -> str:
@@ -391,6 +416,9 @@ class Sample:
                         raise V2FError(
                             f"sample {self.key}: photo {name} of {image.width} x {image.height} pixels is too large"
                         )
+                    if self._is_foreign and image.mode in FOREIGN_MODES:
+                        yield ImageOps.exif_transpose(image).convert("RGB")
+                        return
                     if image.mode != "RGB" and not (image.mode == "L" and self.is_gray):
                         raise V2FError(
                             f"sample {self.key}: photo {name} has the mode {image.mode}, 8-bit RGB is wanted"
@@ -446,7 +474,7 @@ class Sample:
     def check(self) -> None:
         """Decode all that it holds; :class:`V2FError` where that is not what the schema promises."""
         seconds = len(self.waveform()) / self.sample_rate if self.has_audio else 0.0
-        if self.has_audio and abs(seconds - float(self.meta["seconds"])) > 0.01:
+        if self.has_audio and not self._is_foreign and abs(seconds - self.seconds) > 0.01:
             raise V2FError(f"sample {self.key}: its JSON says {self.meta['seconds']} s, its audio has {seconds:.3f}")
         for number in range(self.photo_count):
             channels = self.photo(number).shape[2]
@@ -493,38 +521,14 @@ def _is_true(said: Any, audio: bool, photos: bool) -> bool:
 
 
 def join_members(key: str, members: Mapping[str, bytes | memoryview]) -> bytes:
-    """The adjacent USTAR members of a sample, as :func:`split_members` takes them apart and webdataset writes them;
+    """The adjacent USTAR members of a sample, as webdataset writes them and :func:`split_members` takes them apart;
     times and owners are fixed, so that equal samples are equal bytes."""
-    pieces: list[bytes | memoryview] = []
-    for extension in sorted(members):
-        content = members[extension]
-        pieces += [_header(f"{key}.{extension}", len(content)), content, bytes(padded(len(content)) - len(content))]
-    return b"".join(pieces)
+    from webdataset import TarWriter  # imports torch, which most who read need not
 
-
-def _header(name: str, length: int) -> bytes:
-    """A member's block: the same for all, but for name, length and check sum (made by hand, thrice as fast)."""
-    shown, size = name.encode("ascii"), b"%011o" % length
-    header = bytearray(_BLANK)
-    header[: len(shown)] = shown
-    header[124:135] = size
-    header[148:154] = b"%06o" % (_BLANK_SUM + sum(shown) + sum(size))
-    return bytes(header)
-
-
-def _blank_header() -> tuple[bytes, int]:
-    """A header without name, length and check sum; and the sum of its bytes, the check sum's counted as blanks."""
-    info = tarfile.TarInfo("")
-    info.mode, info.uname, info.gname = 0o444, "v2f", "v2f"
-    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
-    header[124:135] = bytes(11)
-    header[148:156] = b" " * 8
-    total = sum(header)
-    header[154] = 0
-    return bytes(header), total
-
-
-_BLANK, _BLANK_SUM = _blank_header()
+    tar = io.BytesIO()
+    with TarWriter(tar, encoder=False, mtime=0, user="v2f", group="v2f", keep_meta=True) as writer:
+        writer.write({"__key__": key, **members})
+    return tar.getvalue()[: sum(BLOCK + padded(len(content)) for content in members.values())]  # without the tar's end
 
 
 def split_members(key: str, raw: bytes | bytearray | memoryview) -> dict[str, memoryview]:

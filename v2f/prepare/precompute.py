@@ -82,6 +82,7 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
     """Write the shards of ``data`` that belong to ``part``, with what ``config`` computes beside each sample, to
     ``out``; for the whole, commit and open the new data set."""
     source = open_dataset(data)
+    source.check_own("v2f shards precompute")
     if PHOTOS not in source.manifest.holds:
         raise V2FError(f"{data}: not every sample has a photo, and what is computed is of photos")
     device = torch_device(config.device, "device")

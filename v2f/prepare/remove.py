@@ -65,6 +65,7 @@ def remove(root: str, identities: Sequence[str]) -> Dataset:
 def _remove(owner: Lease, root: str, identities: Sequence[str]) -> Dataset:
     gone = [*map(person, _finish(owner, root))]
     dataset = open_dataset(root)
+    dataset.check_own("v2f shards remove")
     parts.leave(owner, dataset)  # records of packing name people, too
     gone = [*gone, *identities] if _clear(owner, dataset) else gone
     there = {person(identity) for identity in (*dataset.manifest.identities, *_named_beside(root))}

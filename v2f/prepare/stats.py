@@ -51,7 +51,7 @@ class Part:
     def add(self, sample: Sample) -> None:
         sides = [min(sample.photo_size(number)) for number in range(sample.photo_count)]
         if sample.has_audio:
-            self.seconds_N.append(float(sample.meta["seconds"]))
+            self.seconds_N.append(sample.seconds)
             self.identity_N.append(sample.identity)
             self.kinds[sample.audio_name] += 1
             self.rates[sample.sample_rate] += 1
@@ -132,7 +132,7 @@ def read_samples(dataset: Dataset, rows: Ints, broken: list[str]) -> Iterator[tu
     index = dataset.index
     for number in np.unique(index.shard[rows]).tolist():
         shard = dataset.manifest.shards[number]
-        path = store.join(dataset.root, shard.name)
+        path = dataset.place(number)
         mine = rows[index.shard[rows] == number].tolist()
         content: bytes | None = None
         try:
@@ -147,7 +147,7 @@ def read_samples(dataset: Dataset, rows: Ints, broken: list[str]) -> Iterator[tu
                 raw = store.read_range(path, offset, length) if content is None else content[offset : offset + length]
                 if crc32(raw) != index.crc32[row]:
                     raise V2FError(f"sample {key}: its checksum differs ({shard.name}, byte {offset})")
-                yield row, Sample.from_tar(key, raw)
+                yield row, Sample.from_tar(key, dataset.ours(row, raw))
             except V2FError as error:
                 broken.append(str(error))
 

@@ -206,7 +206,7 @@ class _Stream:
 
 
 def _shard(dataset: Dataset, number: int, shard: Shard, first: int, absent: Sequence[str]) -> Iterator[Problem]:
-    stream = _Stream(store.join(dataset.root, shard.name))
+    stream = _Stream(dataset.place(number))
     found: list[Problem] = []
     try:
         end = 0
@@ -224,7 +224,7 @@ def _shard(dataset: Dataset, number: int, shard: Shard, first: int, absent: Sequ
     if stream.sha256() != shard.sha256:
         yield Problem(shard.name, "", "its SHA-256 is not the manifest's")
     yield from found
-    if more:
+    if more and dataset.manifest.foreign is None:
         yield Problem(shard.name, "", "bytes behind its last sample belong to no sample")
 
 
@@ -234,7 +234,7 @@ def _sample(
     """What is wrong with one sample, whose bytes are ``raw``, ``gap`` bytes behind the one before."""
     index = dataset.index
     key = bytes(index.key[row]).decode("ascii", "replace")
-    if gap:
+    if gap and dataset.manifest.foreign is None:
         yield Problem(shard.name, key, f"{gap} bytes before it belong to no sample")
     if index.shard[row] != number:
         yield Problem(shard.name, key, "the index places it in another shard")
@@ -245,7 +245,7 @@ def _sample(
     else:
         identity = dataset.manifest.identities[index.identity[row]]
         try:
-            sample = Sample.from_tar(key, raw)
+            sample = Sample.from_tar(key, dataset.ours(row, raw))
             _check(dataset, sample, shard.split, identity)
         except V2FError as error:
             yield Problem(shard.name, key, str(error).removeprefix(f"sample {key}: "))

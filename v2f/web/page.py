@@ -16,6 +16,9 @@ _TYPES = {
     "jpg": "image/jpeg",
     "webp": "image/webp",
     "flac": "audio/flac",
+    "mp3": "audio/mpeg",
+    "m4a": "audio/mp4",
+    "ogg": "audio/ogg",
     "wav": "audio/wav",
 }
 

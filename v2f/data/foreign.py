@@ -1,0 +1,136 @@
+"""WebDataset tars that others wrote, read as they are: what of a sample is what of ours.
+
+A manifest with ``foreign`` says where the tars lie and which members are audio, photo, identity and label. The index
+holds the run of each sample's members, as for our own shards; what is read is renamed to our schema before it is
+decoded, and nothing is written to the tars. Such a sample has the member ``foreign`` (empty), by which
+:class:`v2f.data.sample.Sample` knows that any recording and any mode of photo may come.
+"""
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from v2f.config import Config
+from v2f.data.sample import AUDIO, FOREIGN, FOREIGN_AUDIO, PHOTO_FORMATS, PHOTOS, USUAL, join_members
+from v2f.errors import V2FError
+
+_META = re.compile(r"__[^/]*__($|/)")  # names that webdataset passes over
+
+
+class Fields(Config):
+    """Which members of a sample are what; ``a|b``: the first of them that is there."""
+
+    audio: str | None = Field(None, description="flac|wav|mp3|m4a|ogg; null: none is read")
+    photo: str | None = Field(None, description="jpg|jpeg|png|webp; null: none is read")
+    identity: str = Field("key", description="key, folder (of the key), json:NAME.NAME, or a member that is text")
+    label: str | None = Field(None, description="the class, as identity")
+    sample_rate: int = Field(16000, ge=1000, le=192_000, description="that all audio is brought to")
+
+    @model_validator(mode="after")
+    def _is_readable(self) -> "Fields":
+        if self.audio is None and self.photo is None:
+            raise ValueError("neither audio nor photo is named")
+        for what, names, known in (
+            ("audio", self.audio, FOREIGN_AUDIO),
+            ("photo", self.photo, (*PHOTO_FORMATS, "jpeg")),
+        ):
+            for name in _choices(names):
+                if name.rpartition(".")[2] not in known:
+                    raise ValueError(f"{what}: {name!r} is none of {', '.join(known)}")
+        return self
+
+
+class Foreign(Config):
+    """What a manifest says of tars that others wrote."""
+
+    fields: Fields
+    places: list[str] = Field(description="of each shard: beside the manifest, or a whole path or URL")
+
+
+def _choices(names: str | None) -> list[str]:
+    return [name.strip().lower() for name in (names or "").split("|") if name.strip()]
+
+
+def members_of(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
+    """The members of a tar that webdataset takes for parts of samples, each with the sample's key and its extension."""
+    from webdataset.tariterators import base_plus_ext
+
+    for member in tar:
+        if not member.isreg() or _META.match(member.name):
+            continue
+        key, extension = base_plus_ext(member.name)
+        if key is not None and extension:
+            yield member, key, extension.lower()
+
+
+class Run:
+    """The members of one sample as they lie in a tar; :class:`V2FError` where they are none of a whole sample."""
+
+    def __init__(self, raw: bytes | memoryview, fields: Fields):
+        self.members: dict[str, bytes] = {}
+        self.key, self._fields = "", fields
+        try:
+            with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
+                for member, key, extension in members_of(tar):
+                    if extension in self.members:
+                        raise V2FError(f"two members are called {extension}")
+                    file = tar.extractfile(member)
+                    self.members[extension] = file.read() if file is not None else b""
+                    self.key = key
+        except tarfile.TarError as error:
+            raise V2FError(f"its tar members cannot be read ({error})") from error
+
+    @property
+    def identity(self) -> str:
+        return self._value("identity", self._fields.identity)
+
+    def ours(self, key: str, identity: str, split: str) -> bytes:
+        """The sample by our schema, under ``key``: tar members as :func:`v2f.data.sample.join_members` makes them."""
+        fields = self._fields
+        meta: dict[str, Any] = {"identity": identity, "split": split, "source": "webdataset", "key": self.key}
+        members = {FOREIGN: b""}
+        held = tuple(part for part, wanted in ((AUDIO, fields.audio), (PHOTOS, fields.photo)) if wanted is not None)
+        if held != USUAL:
+            meta["holds"] = list(held)
+        if fields.audio is not None:
+            name = self._first(AUDIO, fields.audio)
+            members[name.rpartition(".")[2]] = self.members[name]
+            meta["sample_rate"] = fields.sample_rate
+        if fields.photo is not None:
+            name = self._first("photo", fields.photo)
+            members[name.rpartition(".")[2].replace("jpeg", "jpg")] = self.members[name]
+        if fields.label is not None:
+            meta["label"] = self._value("label", fields.label)
+        members["json"] = json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
+        return join_members(key, members)
+
+    def _first(self, what: str, names: str) -> str:
+        for name in _choices(names):
+            if name in self.members:
+                return name
+        raise V2FError(f"no {what}: none of its members is called {names}")
+
+    def _value(self, what: str, place: str) -> str:
+        """A word about the sample, from where the map says that it stands."""
+        if place == "key":
+            return self.key
+        if place == "folder":
+            value: Any = self.key.rpartition("/")[0]
+        elif place.startswith("json:"):
+            try:
+                value = json.loads(self.members[self._first(what, "json")])
+                for name in place.removeprefix("json:").split("."):
+                    value = value[name] if isinstance(value, dict) else None
+            except (KeyError, ValueError, RecursionError):
+                value = None
+        else:
+            value = self.members[self._first(what, place)].decode("utf-8", "replace")
+        text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+        if not text:
+            raise V2FError(f"no {what}: {place} holds none")
+        return text
