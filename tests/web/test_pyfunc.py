@@ -167,7 +167,18 @@ def test_base64_is_taken_without_a_server_too_and_other_types_are_refused_by_the
 def test_nothing_in_it_is_a_pickle_and_all_that_it_needs_is_in_it(registered: Registered) -> None:
     files = {str(path.relative_to(registered.files)): path for path in registered.files.rglob("*") if path.is_file()}
     for name, path in files.items():
-        assert Path(name).suffix in (".py", ".j2", ".safetensors", ".yaml", ".json", ".md", ".txt", ""), name
+        assert Path(name).suffix in (
+            ".py",
+            ".j2",
+            ".safetensors",
+            ".yaml",
+            ".json",
+            ".md",
+            ".txt",
+            ".pyi",
+            ".typed",
+            "",
+        ), name
         assert path.read_bytes()[:2] not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), name
     assert "code/v2f/web/pyfunc.py" in files
     assert "data/model/model.safetensors" in files

@@ -17,6 +17,7 @@ import importlib.metadata
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +212,9 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
             "v2f.disclaimer": provenance(exported, system)["Disclaimer"],
             "mlflow.source.name": "v2f register",
         }
-        version = _log(exported, system, model, experiment, found and found.run_id, about.get("samples") or 0, tags)
+        code = _source(os.path.join(scratch, "v2f"))
+        samples = about.get("samples") or 0
+        version = _log(exported, system, code, model, experiment, found and found.run_id, samples, tags)
         client.update_model_version(model, version, card)
     where = f"models:/{model}/{version}"
     link = f"of the MLflow run {found.run_id}" if found else "of no MLflow run there"
@@ -250,9 +253,16 @@ def _tracked(client: Any, run: Run, which: str | int) -> Any:
     return info if info.lifecycle_stage == "active" else None
 
 
+def _source(folder: str) -> str:
+    """A copy of this package's source, without the recipes that it ships: a model is no training."""
+    ignored = shutil.ignore_patterns("shipped", "__pycache__")
+    return shutil.copytree(Path(v2f.__file__).parent, folder, ignore=ignored)
+
+
 def _log(
     exported: Run,
     system: System,
+    code: str,
     model: str,
     experiment: str,
     run_id: str | None,
@@ -275,7 +285,7 @@ def _log(
         tags=tags,
         loader_module=__name__,
         data_path=exported.path,
-        code_paths=[str(Path(v2f.__file__).parent)],
+        code_paths=[code],
         signature=_signature(system),
         input_example=pd.DataFrame({COLUMNS[type(kind)]: [_example(kind)] for kind in system.asks().values()}),
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in NEEDS],
