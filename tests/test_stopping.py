@@ -472,6 +472,12 @@ def test_a_second_ctrl_c_at_exec_ends_all_at_once(programs):
     assert ended(known)
 
 
+def test_a_second_ctrl_c_counts_while_the_first_is_being_told(monkeypatch):
+    monkeypatch.setattr(stopping, "tell", lambda text: os.kill(os.getpid(), signal.SIGINT))
+    with Wish(None), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_at_a_training_saves_and_a_second_one_interrupts(capfd):
     before = signal.getsignal(signal.SIGINT)
     with Wish(None) as wish:

@@ -77,11 +77,11 @@ class Wish:
             signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            if self._signalled == _SIGNALS[signal.SIGINT]:
-                raise KeyboardInterrupt
-            tell("v2f: Ctrl-C: saves after this step and leaves; once more ends it at once")
+        if number == signal.SIGINT and self._signalled == _SIGNALS[signal.SIGINT]:
+            raise KeyboardInterrupt
         self._signalled = max(self._signalled, _SIGNALS[signal.Signals(number)])
+        if number == signal.SIGINT:  # it counts before it is told: whoever reads that may press again at once
+            tell("v2f: Ctrl-C: saves after this step and leaves; once more ends it at once")
 
     def __int__(self) -> int:
         over = self._deadline is not None and processes.uptime() >= self._deadline

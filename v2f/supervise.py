@@ -58,11 +58,11 @@ def supervise(command: Sequence[str]) -> int:
     process: subprocess.Popen[bytes] | None = None
 
     def stop(number: int, frame: FrameType | None = None) -> None:
+        if number == signal.SIGINT and number in asked:
+            raise KeyboardInterrupt
+        asked.append(number)  # before it is told: whoever reads that may press again at once
         if number == signal.SIGINT:
-            if number in asked:
-                raise KeyboardInterrupt
             tell("v2f exec: Ctrl-C: the ranks save and leave; once more ends them at once")
-        asked.append(number)
         if process is not None:
             _stop(folder, process)
 
