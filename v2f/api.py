@@ -11,7 +11,6 @@ Shape letters: T audio frames, H height, W width, C channels.
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +114,7 @@ class DataSet:
 
     def __init__(self, dataset: manifest.Dataset) -> None:
         self._dataset = dataset
+        self._numbers: dict[str, dict[str, int]] = {}
 
     @property
     def path(self) -> str:
@@ -137,7 +137,7 @@ class DataSet:
 
     def keys(self, split: str) -> list[str]:
         """The keys of a split's samples, in the order of their numbers."""
-        found = self._split(split)
+        found = self._dataset.split(split)
         return [found.key(number) for number in range(found.samples)]
 
     def sample(self, which: int | str, split: str = "train") -> dict[str, Any]:
@@ -147,8 +147,8 @@ class DataSet:
         with ``sample_rate``, ``photos`` uint8 [H, W, C] each, arrays of one's own by their names. V2FError where there
         is no such sample or it is damaged.
         """
-        found = self._split(split)
-        number = self._numbers(split).get(which, -1) if isinstance(which, str) else which
+        found = self._dataset.split(split)
+        number = self._number_of(which, split) if isinstance(which, str) else which
         if not 0 <= number < found.samples:
             raise V2FError(f"{self.path}: the split {split} has no sample {which!r}; it has {found.samples}")
         raw = Reader(found).read(np.array([number]))[number]
@@ -166,17 +166,10 @@ class DataSet:
         counts = ", ".join(f"{name} {samples:,}" for name, samples in self.splits.items())
         return f"DataSet({self.path!r}: {counts})"
 
-    def _split(self, name: str) -> manifest.Split:
-        return self._dataset.split(name)
-
-    @cached_property
-    def _by_key(self) -> dict[str, dict[str, int]]:
-        return {}
-
-    def _numbers(self, split: str) -> dict[str, int]:
-        if split not in self._by_key:
-            self._by_key[split] = {key: number for number, key in enumerate(self.keys(split))}
-        return self._by_key[split]
+    def _number_of(self, key: str, split: str) -> int:
+        if split not in self._numbers:
+            self._numbers[split] = {each: number for number, each in enumerate(self.keys(split))}
+        return self._numbers[split].get(key, -1)
 
 
 class Loader:

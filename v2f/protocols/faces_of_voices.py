@@ -201,7 +201,11 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
     styled = system if isinstance(system, Styled) else None
     w_MLD = None if styled is None else np.stack(clips.w_M)
     inverting = styled if styled is not None and styled.inverts else None
-    codes_NLD = None if inverting is None else _through_generator(inverting, observers, photo_NCHW)[1]
+    codes_NLD = None
+    if inverting is not None:
+        (codes_NLD,) = in_batches(
+            lambda img: (inverting.invert(to_picture(img)),), torch.from_numpy(photo_NCHW), device
+        )
     if clips.other_N:
         others = np.array(sorted(clips.other_N))
         other_NCHW = np.stack([clips.other_N[person] for person in others.tolist()])
@@ -353,7 +357,6 @@ class FacesOfVoices(Protocol):
         "identity: distance of different people's faces over that of their photos (0: one face for everyone); nearest "
         "and energy: distance of the pictures from real ones (1 and 0: none); what the judge alone finds is no likeness"
     )
-    page = "report.html.j2"
 
     def splits(self, dataset: Dataset) -> list[str]:
         return [name for name in SPLITS if name in dataset.splits]

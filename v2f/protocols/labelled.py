@@ -57,7 +57,6 @@ class Labelled(Protocol):
         "distance from held-out samples (1 and 0: none); variety within a label: mean distance of two things of one "
         "label, over that of real ones (0: always the same)"
     )
-    page = "things.html.j2"
 
     def splits(self, dataset: Dataset) -> list[str]:
         return [name for name in HELD_OUT if name in dataset.splits][:1]

@@ -72,7 +72,6 @@ class PicturesFromNoise(Protocol):
         "and energy: distance from the photos in maps (1 and 0: none); variety, over that of the photos: mean distance "
         "in pixels, distance to the nearest other picture, distance between people (1: as photos)"
     )
-    page = "noise.html.j2"
 
     def splits(self, dataset: Dataset) -> list[str]:
         return [name for name in SPLITS if name in dataset.splits][:1]

@@ -82,8 +82,6 @@ class Protocol(abc.ABC):
     """What ``v2f compare`` compares, in the order of :data:`v2f.observers.BY`."""
     explained: ClassVar[str]
     """What the columns are, in a sentence below the tables."""
-    page: ClassVar[str]
-    """The template of the report."""
 
     @abc.abstractmethod
     def splits(self, dataset: Dataset) -> list[str]:

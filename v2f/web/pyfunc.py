@@ -72,7 +72,7 @@ class VoiceToFace:
     """What ``mlflow.pyfunc.load_model`` gives: a loaded export that answers tables of recordings."""
 
     def __init__(self, run: Run, system: System) -> None:
-        self._run, self._system = run, system
+        self._run, self.system = run, system
         self._hears = ear(run, system)
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
@@ -98,10 +98,10 @@ class VoiceToFace:
         wav_T = decode_voice(content, sample_rate=rate, min_seconds=SHORTEST_S)
         wav_WT = windows(wav_T, self._hears.frames)
         seconds, count = len(wav_T) / rate, len(wav_WT)
-        notes = provenance(self._run, self._system) | {"Voice": f"{seconds:.2f} s, {count} window(s)"}
+        notes = provenance(self._run, self.system) | {"Voice": f"{seconds:.2f} s, {count} window(s)"}
         doubt = likeness(wav_T, rate).doubt
         notes |= {"Doubt": doubt} if doubt else {}
-        picture = png(face_of(self._system, torch.from_numpy(wav_WT)), notes)
+        picture = png(face_of(self.system, torch.from_numpy(wav_WT)), notes)
         return {"picture": picture, "seconds": seconds, "windows": count, "doubt": doubt, "disclaimer": DISCLAIMER}
 
 
@@ -110,7 +110,7 @@ class OfAnyKind:
 
     def __init__(self, run: Run, system: System) -> None:
         """V2FError where the system asks for what no column gives, or makes what none can hold."""
-        self._run, self._system = run, system
+        self._run, self.system = run, system
         for name, kind in system.asks().items():
             if type(kind) not in COLUMNS:
                 raise V2FError(f"{run.path}: its system asks for {name} ({type(kind).__name__}): no column gives that")
@@ -141,7 +141,7 @@ class OfAnyKind:
         import pandas as pd
 
         given: dict[str, Any] = {}
-        for kind in map(type, self._system.asks().values()):
+        for kind in map(type, self.system.asks().values()):
             value = values[COLUMNS[kind]]
             if pd.isna(value):
                 raise V2FError(f"there is no {COLUMNS[kind]}")
@@ -153,9 +153,9 @@ class OfAnyKind:
         return Given(**given)
 
     def _made(self, given: Given) -> dict[str, Any]:
-        made, told = make(self._system, given), told_of(self._run, self._system, given)
+        made, told = make(self.system, given), told_of(self._run, self.system, given)
         found: dict[str, Any] = {}
-        for name, kind in self._system.makes().items():
+        for name, kind in self.system.makes().items():
             if isinstance(kind, Picture):
                 found[name] = png(made[name], told)
             elif isinstance(kind, Sound):
@@ -199,8 +199,7 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
     model = model or run.config.name
     with scratch_folder() as scratch, fluent(uri) as client:
         exported = Run(_exported(run, which, os.path.join(scratch, "model")))
-        _load_pyfunc(exported.path)  # before anything is sent
-        system = exported.system()
+        system = _load_pyfunc(exported.path).system  # before anything is sent
         about, card = exported.info, store.read_bytes(store.join(exported.path, CARD)).decode()
         found = None if run.exported else _tracked(client, run, which)
         experiment = found.experiment_id if found else experiment_at(client, uri, run.config.tracking.experiment)
