@@ -79,7 +79,8 @@ class Model:
         notes = generate.told_of(self.run, self.system, given, step=self.step)
         with torch.no_grad():
             if generate.is_face_of_voice(self.system):
-                return _image(self._face(given), notes)
+                wav_WT = generate.heard(self.run, self.system, given)[2]
+                return _image(generate.face_of(self.system, torch.from_numpy(wav_WT), seed=seed), notes)
             made = generate.make(self.system, given)[name]
         if isinstance(kind, Picture):
             return _image(made, notes)
@@ -87,13 +88,6 @@ class Model:
             return generate.shares(kind, made)
         array = made.float().cpu().numpy()
         return array.ravel() if isinstance(kind, Sound) else array
-
-    def _face(self, given: Given) -> torch.Tensor:
-        if given.voice is None or given.photo or given.video or given.label:
-            raise V2FError("this system makes a face of a voice: give a recording of one, and nothing else")
-        ear = generate.ear(self.run, self.system)
-        wav_WT = generate.windows(generate.read_voice(given.voice, ear.sample_rate), ear.frames)
-        return generate.face_of(self.system, torch.from_numpy(wav_WT), seed=given.seed)
 
 
 def _image(picture: torch.Tensor, notes: Mapping[str, str]) -> "Image":

@@ -116,11 +116,7 @@ def _face(run: Run, system: System, given: Given, output: str, size: int | None)
     """:func:`generate`, of a face of a voice."""
     if Path(output).suffix.lower() != ".png":
         raise V2FError(f"{output}: the face is written as PNG; name the output something.png")
-    hears = ear(run, system)
-    if given.voice is None or given.photo or given.video or given.label:
-        raise V2FError("this system makes a face of a voice: give a recording of one, and nothing else")
-    wav_T = read_voice(given.voice, hears.sample_rate)
-    wav_WT = windows(wav_T, hears.frames)
+    hears, wav_T, wav_WT = heard(run, system, given)
     picture = face_of(system, torch.from_numpy(wav_WT), size, given.seed)
     told = provenance(run, system) | {"Voice": f"{len(wav_T) / hears.sample_rate:.2f} s, {len(wav_WT)} window(s)"}
     doubt = likeness(wav_T, hears.sample_rate).doubt
@@ -128,9 +124,18 @@ def _face(run: Run, system: System, given: Given, output: str, size: int | None)
         told["Doubt"] = doubt
     store.write_bytes(output, media.png(picture, told))
     print(f"{output}: a face estimated from {len(wav_T) / hears.sample_rate:.1f} s of voice ({len(wav_WT)} window(s))")
-    if doubt:
+    if doubt and given.voice is not None:
         print(f"{_called(given.voice, 'recording')}: {doubt}; the face means nothing")
     return output
+
+
+def heard(run: Run, system: System, given: Given) -> tuple[Waveform, NDArray[np.float32], NDArray[np.float32]]:
+    """Of a system that makes a face of a voice: how it hears, the given voice [T], and its windows [W, length]."""
+    if given.voice is None or given.photo or given.video or given.label:
+        raise V2FError("this system makes a face of a voice: give a recording of one, and nothing else")
+    hears = ear(run, system)
+    wav_T = read_voice(given.voice, hears.sample_rate)
+    return hears, wav_T, windows(wav_T, hears.frames)
 
 
 # ------------------------------------------------------------------------------------- any kind of system

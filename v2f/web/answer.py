@@ -27,6 +27,7 @@ from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.observers import told_first
 from v2f.run import Run
+from v2f.system import System
 from v2f.web import reference, spectrum
 from v2f.web.page import data_uri, number
 from v2f.web.reference import Reference
@@ -80,11 +81,12 @@ class Answer:
 class Listener:
     """A run that answers clips. ``without``: why there is nothing to compare with, in words; empty: there is."""
 
-    def __init__(self, run: Run, which: str | int = "latest") -> None:
-        """Loads the checkpoint ``which`` (see :meth:`Run.checkpoint`), on a GPU where there is one, and measures what
-        is usual on the run's data. V2FError if the system makes no face from a voice."""
+    def __init__(self, run: Run, which: str | int = "latest", system: System | None = None) -> None:
+        """Loads the checkpoint ``which`` (see :meth:`Run.checkpoint`), unless that is ``system``, on a GPU if there is
+        one, and measures what is usual on the run's data. V2FError if the system makes no face from a voice."""
         self.run, self.step = run, run.step_of(which)
-        self.system = run.system(which=which).to("cuda" if torch.cuda.is_available() else "cpu")
+        system = run.system(which=which) if system is None else system
+        self.system = system.to("cuda" if torch.cuda.is_available() else "cpu")
         self.ear = generate.ear(run, self.system)
         self.observer = reference.observer_of(run, self.system)
         self.reference: Reference | None = None

@@ -16,7 +16,7 @@ from v2f.data.audio import MAX_SECONDS
 from v2f.errors import V2FError
 from v2f.generate import Given
 from v2f.run import Run
-from v2f.system import Kind, Label, Picture, Sound
+from v2f.system import Kind, Label, Picture, Sound, System
 from v2f.web.page import data_uri
 
 
@@ -33,11 +33,12 @@ class Thing:
 class Maker:
     """A run that makes things of what it is given."""
 
-    def __init__(self, run: Run, which: str | int = "latest") -> None:
-        """Loads the checkpoint ``which`` (see :meth:`Run.checkpoint`), on a GPU where there is one. V2FError where it
-        asks for what nobody can give on a page, or makes nothing that a page can show."""
+    def __init__(self, run: Run, which: str | int = "latest", system: System | None = None) -> None:
+        """Loads the checkpoint ``which`` (see :meth:`Run.checkpoint`), unless that is ``system``, on a GPU if there is
+        one. V2FError where it asks for what nobody can give on a page, or makes nothing that a page can show."""
         self.run, self.step = run, run.step_of(which)
-        self.system = run.system(which=which).to("cuda" if torch.cuda.is_available() else "cpu")
+        system = run.system(which=which) if system is None else system
+        self.system = system.to("cuda" if torch.cuda.is_available() else "cpu")
         for name, kind in self.system.asks().items():
             if type(kind) not in generate.GIVEN_AS:
                 raise V2FError(f"{run.path}: its system asks for {name} ({type(kind).__name__}): no page has that")

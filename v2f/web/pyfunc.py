@@ -48,7 +48,7 @@ from v2f.generate import (
 from v2f.local import scratch_folder
 from v2f.media import png, wav
 from v2f.run import MODEL, Run
-from v2f.system import Embedding, Kind, Label, Noise, Picture, Sound, System, Tokens, Video
+from v2f.system import Embedding, Kind, Label, Noise, Picture, Sound, System, Tokens
 from v2f.tracking import experiment_at, fluent, read_state
 from v2f.world.people import World, WorldConfig
 from v2f.world.voices import render_voices
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 AUDIO = "audio"
-COLUMNS: dict[type[Kind], str] = {Sound: AUDIO, Picture: "photo", Video: "video", Label: "label", Noise: "seed"}
+COLUMNS: dict[type[Kind], str] = GIVEN_AS | {Sound: AUDIO}
 """The column in which an input is given: a file as bytes or in base64, a label by its name, noise by its seed."""
 NEEDS = (
     *("torch", "torchvision", "torchaudio", "facenet-pytorch", "lpips", "safetensors", "numpy", "scipy", "pillow"),

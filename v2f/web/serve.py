@@ -110,7 +110,8 @@ def serve(
 def _opened(run: Run, which: str | int) -> "Listener | Maker":
     """The run as its page has it: one that makes a face of a voice, or anything else of anything else."""
     system = run.system(which=which)
-    return Listener(run, which) if generate.is_face_of_voice(system) else Maker(run, which)
+    kind = Listener if generate.is_face_of_voice(system) else Maker
+    return kind(run, which, system)
 
 
 def application(
