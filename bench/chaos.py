@@ -37,13 +37,14 @@ import psutil
 import torch
 from machine import cpus
 
-from v2f import checkpoint, store
-from v2f.folder import RunFolder
-from v2f.local import SCRATCH, scratch
 from v2f.prepare.pack import load_recipe, pack
-from v2f.stopping import STOPPED
-from v2f.tracking import SPOOL
-from v2f.window import read_slots
+from v2f.runs import checkpoint
+from v2f.runs.folder import RunFolder
+from v2f.storage import store
+from v2f.storage.local import SCRATCH, scratch
+from v2f.tracking.tracker import SPOOL
+from v2f.training.stopping import STOPPED
+from v2f.training.window import read_slots
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results" / "chaos.json"

@@ -10,7 +10,7 @@ import sys
 from PIL import Image, ImageDraw, ImageFont
 
 from v2f.data.manifest import open_dataset
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.web.report import pairs
 
 PEOPLE, SIDE, GAP, LABEL = 10, 128, 6, 190

@@ -34,14 +34,14 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from systems.small import SMALL  # noqa: E402
 
-from v2f.checkpoint import load  # noqa: E402
 from v2f.config import build  # noqa: E402
 from v2f.data.loader import read_usable  # noqa: E402
 from v2f.data.manifest import open_dataset  # noqa: E402
 from v2f.data.transforms import Waveform  # noqa: E402
 from v2f.engine import Engine  # noqa: E402
 from v2f.prepare.pack import load_recipe, pack  # noqa: E402
-from v2f.run import Run, RunConfig, build_system, load_config  # noqa: E402
+from v2f.runs.checkpoint import load  # noqa: E402
+from v2f.runs.run import Run, RunConfig, build_system, load_config  # noqa: E402
 
 RESULTS = REPOSITORY / "bench" / "results" / "gpu.json"
 PARTS = ("preflight", "numbers", "training", "thesis", "profile")

@@ -33,8 +33,8 @@ from typing import Any
 from machine import cpus
 from PIL import Image, ImageDraw, ImageFont
 
-from v2f import store
 from v2f.prepare.pack import load_recipe, pack
+from v2f.storage import store
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results" / "loader.json"

@@ -38,8 +38,8 @@ from mlflow_server import MlflowServer  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
 
-from v2f import tracking  # noqa: E402
-from v2f.tracking import Tracker  # noqa: E402
+from v2f.tracking import tracker as tracking  # noqa: E402
+from v2f.tracking.tracker import Tracker  # noqa: E402
 
 MOST = 0.01  # of the training thread's time
 NAMES = [f"loss/phase/{number}" for number in range(30)] + [f"speed/{number}" for number in range(10)]

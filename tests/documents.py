@@ -53,7 +53,7 @@ def _foreign(words: Words) -> str | None:
     """Why a command cannot be run here, by what it names."""
     text = " ".join(words)
     if "s3://" in text or "http://" in text or "https://" in text:
-        return "no such store or server; tests/test_swift.py, tests/test_tracking_server.py"
+        return "no such store or server; tests/storage/test_swift.py, tests/tracking/test_tracking_server.py"
     if re.search(r"shards/(voxceleb|avspeech)\.yaml", text):
         return "no such corpus; tests/prepare/test_voxceleb.py, test_avspeech.py"
     if re.search(r"psp|ir_se50|facenet|lpips|thesis-|NAME\.yaml", text):
@@ -65,9 +65,9 @@ PARSED = {
     "weights convert": "a pickle of NVIDIA's; tests/weights/test_nvidia.py",
     "weights mirror": "weights that are not ours; tests/weights/test_weights_commands.py",
     "serve": "it serves until it is stopped; tests/web",
-    "register": "a tracking server; tests/web, tests/test_tracking_server.py",
-    "track": "a tracking server; tests/test_tracking.py",
-    "doctor": "it looks at this machine; tests/test_doctor.py",
+    "register": "a tracking server; tests/web, tests/tracking/test_tracking_server.py",
+    "track": "a tracking server; tests/tracking/test_tracking.py",
+    "doctor": "it looks at this machine; tests/doctor/test_doctor.py",
 }
 ELSEWHERE = {
     "git": "the internet",
@@ -317,7 +317,7 @@ class Sandbox:
         """The configuration that a command names is valid, although it is not run."""
         from v2f.prepare.pack import load_recipe
         from v2f.prepare.precompute import load
-        from v2f.run import load_config
+        from v2f.runs.run import load_config
 
         overrides = [word for word in words if "=" in word and not word.startswith("-")]
         if verb in ("shards pack", "shards finalize"):
@@ -357,10 +357,10 @@ class Sandbox:
 
     def _train(self, words: list[str]) -> str:
         """As `v2f/train.py` with these arguments, but small, and in this process."""
-        from v2f import stopping
-        from v2f import train_command as train
-        from v2f.run import load_config
-        from v2f.trainer import fit
+        from v2f.runs.run import load_config
+        from v2f.training import command as train
+        from v2f.training import stopping
+        from v2f.training.trainer import fit
 
         parser = ArgumentParser()
         train.arguments(parser)
@@ -374,7 +374,7 @@ class Sandbox:
         if hasattr(system, "frozen") and system.frozen.brought():
             return "parsed: weights that are not ours; tests/systems/test_thesis.py"
         if "://" in config.folder or "://" in config.data.home:
-            return "parsed: no such store; tests/test_swift.py"
+            return "parsed: no such store; tests/storage/test_swift.py"
         small = ["system.seconds=0.5"] if hasattr(system, "seconds") else []
         fit(
             load_config(args.config, [*overrides, *TRAIN, *small]), resume=args.resume, allow_changes=args.allow_changes

@@ -17,7 +17,7 @@ from v2f.data.manifest import Dataset, write_manifest, write_shard
 from v2f.data.sample import encode
 from v2f.data.transforms import Photo, Waveform
 from v2f.keyed import keyed_rng
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.system import Judged, Kind, Picture, Sound, SystemConfig, Transform
 from v2f.systems import SYSTEMS
 from v2f.world import world_hash

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from v2f import lease, s3, store
+from v2f.storage import lease, s3, store
 
 STORES = ("disk", "s3", "swift")
 LAPSE_S = lease.EXPIRY_S + 15

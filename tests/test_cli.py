@@ -78,7 +78,7 @@ def test_debug_shows_where_it_happened():
 
 
 def test_a_defect_is_one_line_too(monkeypatch, capsys):
-    from v2f import run
+    from v2f.runs import run
 
     monkeypatch.setattr(run, "load_config", lambda *_: 1 / 0)
     assert main(["train", "--config", "x.yaml"]) == 1
@@ -111,7 +111,7 @@ def test_overrides_may_stand_before_and_behind_options(tmp_path, capsys):
 
 
 def test_every_recipe_that_ships_is_valid():
-    from v2f.run import load_config
+    from v2f.runs.run import load_config
 
     recipes = sorted((REPOSITORY / "launch" / "recipes").glob("*.yaml"))
     assert recipes

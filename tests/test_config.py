@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from v2f.config import Config, build, dump_yaml, flatten, override, parse_yaml, read_yaml, without_credentials
+from v2f.config import Config, build, dump_yaml, flatten, override, parse_yaml, read_yaml
 from v2f.errors import V2FError
+from v2f.storage.credentials import without_credentials
 
 
 class Inner(Config):

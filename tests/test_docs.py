@@ -226,7 +226,7 @@ def test_a_wrong_link_path_or_verb_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# One `two`, three\n[a](page.md#one-two-three) [b](#one-two-three) [c](#four) [d](none.md)\n")
     assert documents.wrong_links(page, page.read_text()) == ["#four", "none.md"]
-    text = "`v2f/store.py` `v2f/stores.py` `launch/accelerate/*.yaml` `launch/*.toml` `v2f evil RUN` `make nothing`"
+    text = "`v2f/cli.py` `v2f/stores.py` `launch/accelerate/*.yaml` `launch/*.toml` `v2f evil RUN` `make nothing`"
     assert documents.wrong_paths(text) == ["v2f/stores.py", "launch/*.toml"]
     assert documents.wrong_verbs(text) == ["v2f evil RUN", "make nothing"]
 
@@ -250,12 +250,12 @@ def test_the_system_of_the_guide_is_drawn_and_measured_like_any(
     """And a run of it that was stopped goes on bit for bit."""
     from corpora import voice
 
-    from v2f import checkpoint
     from v2f.config import build, override
-    from v2f.evaluate import evaluate
+    from v2f.evaluation.evaluate import evaluate
     from v2f.generate import generate
-    from v2f.run import Run, RunConfig, load_config
-    from v2f.trainer import fit
+    from v2f.runs import checkpoint
+    from v2f.runs.run import Run, RunConfig, load_config
+    from v2f.training.trainer import fit
 
     recipe = tmp_path / "plain-face.yaml"
     recipe.write_text(with_the_example["launch/recipes/plain-face.yaml"])

@@ -16,10 +16,10 @@ from fakes import RATE, SECONDS, FakeSystem, level, make_run, portrait, register
 from PIL import Image
 from torch import Tensor
 
+from v2f.data.media import png
 from v2f.errors import V2FError
 from v2f.generate import generate, windows
-from v2f.media import png
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.system import Styled
 
 Made = tuple[Run, FakeSystem]

@@ -6,7 +6,7 @@ import pytest
 
 from bench import large_batch
 from bench.large_batch import LEAST_WARMUP_STEPS, derived, optimizers
-from v2f.run import RunConfig, build_system, load_config
+from v2f.runs.run import RunConfig, build_system, load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = sorted((REPOSITORY / "launch" / "recipes").glob("*.yaml"))

@@ -29,7 +29,7 @@ from v2f.data.audio import UnusableError
 from v2f.errors import V2FError
 from v2f.generate import read_voice
 from v2f.prepare.pack import PackConfig, pack
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.web.answer import Listener
 
 MOST_MB, MOST_S = 1500, 30.0  # what a handful of small files may take; a decompression bomb takes more

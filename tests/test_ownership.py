@@ -19,16 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schedule import LAPSE_S, STORES, Killed, World
 
-from v2f import checkpoint, lease
-from v2f import train_command as train
 from v2f.config import build
 from v2f.errors import V2FError
-from v2f.fencing import Fences, inherited, taken_up
-from v2f.lease import HeldError, Lease, LostError
-from v2f.run import RunConfig
-from v2f.stopping import BROKEN, DONE, STOPPED
+from v2f.runs import checkpoint
+from v2f.runs.run import RunConfig
+from v2f.storage import lease
+from v2f.storage.fencing import Fences, inherited, taken_up
+from v2f.storage.lease import HeldError, Lease, LostError
 from v2f.system import System
-from v2f.trainer import fit
+from v2f.training import command as train
+from v2f.training.stopping import BROKEN, DONE, STOPPED
+from v2f.training.trainer import fit
 
 
 @pytest.fixture

@@ -13,18 +13,22 @@ import numpy as np
 import pytest
 import torch
 
-from v2f import checkpoint, checkpoint_commands, compare, store, tracking, trainer
 from v2f.config import build, dump_yaml
 from v2f.data.manifest import open_dataset, write_manifest, write_shard
 from v2f.data.sample import encode
 from v2f.errors import V2FError, unexpected
-from v2f.folder import RunFolder
-from v2f.lease import Lease
+from v2f.evaluation import compare
 from v2f.prepare import parts, verify
 from v2f.prepare.parts import Packing, Part, PartRecord, ShardRecord
-from v2f.run import Run, RunConfig, config_of
+from v2f.runs import checkpoint, checkpoint_commands
+from v2f.runs.folder import RunFolder
+from v2f.runs.run import Run, RunConfig, config_of
+from v2f.storage import store
+from v2f.storage.lease import Lease
+from v2f.tracking import tracker as tracking
+from v2f.training import trainer
+from v2f.training.window import read_slots
 from v2f.web import curves, dataset
-from v2f.window import read_slots
 
 CONTENTS: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda content: b"",

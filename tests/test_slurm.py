@@ -23,10 +23,10 @@ import yaml
 from mlflow_server import until
 from slurm_cluster import NoSlurmError, Slurm, serving
 
-from v2f import checkpoint
 from v2f.data.manifest import open_dataset
 from v2f.prepare.verify import verify
-from v2f.window import read_slots
+from v2f.runs import checkpoint
+from v2f.training.window import read_slots
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOCAL, NODE = str(REPOSITORY / "launch/local"), str(REPOSITORY / "launch/slurm/node")

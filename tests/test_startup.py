@@ -22,7 +22,7 @@ except SystemExit as left:
     code = left.code
 print(json.dumps([code, os.environ.get("OMP_WAIT_POLICY"), sorted(sys.modules)]))
 """
-OWN = {"v2f", "v2f.cli", "v2f.errors", "v2f.place", "v2f.train_command"}
+OWN = {"v2f", "v2f.cli", "v2f.errors", "v2f.storage", "v2f.storage.address", "v2f.training", "v2f.training.command"}
 
 
 def imported(*command: str) -> set[str]:
@@ -54,7 +54,7 @@ NOT_TO_DRAW += (
     " pandas requests rich scipy sklearn sympy torch._dynamo torch._inductor torchaudio torchvision transformers"
 )
 NOT_TO_DRAW += (
-    " v2f.compare v2f.engine v2f.evaluate v2f.prepare v2f.trainer v2f.web v2f.world.portraits v2f.world.voices"
+    " v2f.evaluation v2f.engine v2f.prepare v2f.training.trainer v2f.web v2f.world.portraits v2f.world.voices"
 )
 
 

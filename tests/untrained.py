@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from v2f import checkpoint
 from v2f.config import dump_yaml
-from v2f.run import MODEL, NOTES, build_system, load_config
+from v2f.runs import checkpoint
+from v2f.runs.run import MODEL, NOTES, build_system, load_config
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "launch/recipes/quickstart.yaml"
 

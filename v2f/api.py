@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from v2f import generate, media
+from v2f import generate
 from v2f.config import Config, build, override
 from v2f.data import loader as data_loader
-from v2f.data import manifest
+from v2f.data import manifest, media
 from v2f.data.fetch import Reader
 from v2f.data.order import Order
 from v2f.data.quarantine import Bad
@@ -27,7 +27,7 @@ from v2f.data.sample import Sample
 from v2f.data.transforms import Transform
 from v2f.errors import V2FError
 from v2f.generate import Given
-from v2f.run import Run, RunConfig, load_config
+from v2f.runs.run import Run, RunConfig, load_config
 from v2f.system import Label, Picture, Sound, System
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def train(recipe: str | Mapping[str, Any] | RunConfig, *changes: str, resume: st
     ``recipe``: the path of a YAML, its content as a mapping, or a configuration; ``changes``: ``dotted.key=value``;
     ``resume``: ``auto`` goes on where the run is there, ``none`` refuses one that is. V2FError in one line.
     """
-    from v2f.trainer import fit
+    from v2f.training.trainer import fit
 
     if isinstance(recipe, str):
         config = load_config(recipe, changes)

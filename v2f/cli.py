@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from v2f import __version__, train_command
+from v2f import __version__
 from v2f.errors import V2FError, guarded, spoken
-from v2f.place import argument
+from v2f.storage.address import argument
+from v2f.training import command as train_command
 
 if TYPE_CHECKING:
     from v2f.weights import Judges
@@ -323,14 +324,14 @@ def _above_zero(text: str) -> float:
 
 
 def _exec(args: argparse.Namespace) -> int:
-    from v2f.supervise import supervise
+    from v2f.training.supervise import supervise
 
     return supervise(args.command[1:] if args.command[:1] == ["--"] else args.command)
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from v2f.evaluate import evaluate
-    from v2f.run import Run
+    from v2f.evaluation.evaluate import evaluate
+    from v2f.runs.run import Run
 
     evaluate(Run.open(args.run_path), data=args.data)
 
@@ -339,7 +340,7 @@ def _generate(args: argparse.Namespace) -> None:
     # Before torch reads it: between the small operations of one face its threads would burn seconds of CPU waiting.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from v2f.generate import generate
-    from v2f.run import Run
+    from v2f.runs.run import Run
 
     if args.recording is not None and args.voice is not None:
         raise V2FError(f"two recordings are given, {args.recording} and {args.voice}; name one")
@@ -357,8 +358,8 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _embed(args: argparse.Namespace) -> None:
-    from v2f.embed import embed
-    from v2f.run import Run
+    from v2f.evaluation.embed import embed
+    from v2f.runs.run import Run
 
     embed(Run.open(args.run_path), args.folder, args.output, which=args.checkpoint)
 
@@ -383,9 +384,9 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _track(args: argparse.Namespace) -> None:
-    from v2f.folder import RunFolder
-    from v2f.run import Run
-    from v2f.tracking import deliver
+    from v2f.runs.folder import RunFolder
+    from v2f.runs.run import Run
+    from v2f.tracking.tracker import deliver
 
     folder = RunFolder(Run.open(args.run_path).path)
     folder.fetch("track")
@@ -400,19 +401,19 @@ def _register(args: argparse.Namespace) -> None:
 
 
 def _checkpoint_show(args: argparse.Namespace) -> None:
-    from v2f.checkpoint_commands import show
+    from v2f.runs.checkpoint_commands import show
 
     show(args.target)
 
 
 def _checkpoint_verify(args: argparse.Namespace) -> int:
-    from v2f.checkpoint_commands import verify
+    from v2f.runs.checkpoint_commands import verify
 
     return 1 if verify(args.target) else 0
 
 
 def _checkpoint_export(args: argparse.Namespace) -> None:
-    from v2f.checkpoint_commands import export
+    from v2f.runs.checkpoint_commands import export
 
     export(args.run_path, args.output, args.checkpoint, raw=args.raw, format=args.format)
 
@@ -473,7 +474,7 @@ def _remove(args: argparse.Namespace) -> None:
 
 
 def _weights(args: argparse.Namespace) -> int:
-    from v2f.run import reading_runs
+    from v2f.runs.run import reading_runs
     from v2f.weights.commands import show
 
     with reading_runs():
@@ -531,7 +532,7 @@ def _recipes_copy(args: argparse.Namespace) -> None:
 
 def _needs(arguments: Sequence[str]) -> "dict[str, Judges]":
     """The frozen nets that recipes of runs name, with overrides; a system without such a group needs none."""
-    from v2f.run import load_config
+    from v2f.runs.run import load_config
 
     overrides = [argument for argument in arguments if "=" in argument]
     paths = [argument for argument in arguments if "=" not in argument]

@@ -5,7 +5,6 @@ file that spells a whole run. Nothing here knows what is configured.
 """
 
 import difflib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,24 +13,15 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from v2f import local as files
 from v2f import recipes
 from v2f.errors import V2FError
-from v2f.place import place
+from v2f.storage import local as files
+from v2f.storage.address import place
+from v2f.storage.credentials import has_credentials, without_credentials
 
 C = TypeVar("C", bound="Config")
 Place = Annotated[str, AfterValidator(place)]
 """A key that says where something lies."""
-
-_DATABASE = r"(?:postgres|postgresql|mysql|mssql|oracle)(?:\+\w+)?"
-_HOST = r"(?:[^/\s:@\[]*|\[[^/\s@\]]*\])(?::\d+)?"
-# Scheme, and what stands before the last @, whatever a password holds; but an @ in the path behind a host is of nobody.
-# To SQLAlchemy a database's host:5432/x@y is the password 5432/x of a user.
-_USER = re.compile(rf"((?i:{_DATABASE})(?=://[^/\s:]*:)|\w[\w+.-]*(?!://{_HOST}(?:[/\s]|$)))://(\S*)@")
-_SECRET_KEY = re.compile(
-    r"[?&]([\w.-]*(?:password|passwd|pwd|secret|token|signature|credential|api_?key|access_?key)[\w.-]*)=", re.I
-)
-_SECRET_VARIABLE = re.compile(r"PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY")
 
 
 class Config(BaseModel):
@@ -40,25 +30,6 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
-
-
-class Record(BaseModel):
-    """Base of what is relied on in a file that the program has written; whatever else stands there is let through."""
-
-    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
-
-
-def problem_of(record: type[Record], value: Any) -> str | None:
-    """Why ``value`` of a file is no such record, in few words; None if it is one."""
-    if not isinstance(value, dict):
-        return f"it holds {type(value).__name__} and no mapping"
-    try:
-        record.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return f"{where!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-    return None
 
 
 class _Loader(yaml.SafeLoader):
@@ -174,22 +145,6 @@ def build(cls: type[C], values: Any, where: str, under: str = "") -> C:
         raise V2FError(_explain(cls, error, where, under)) from error
 
 
-def without_credentials(text: str) -> str:
-    """A text of unknown origin as it may be shown: without users and queries of addresses, what a request is authorized
-    by, and what the environment keeps as a password, key or token."""
-    text = re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*", r"\1?***", _USER.sub(r"\1://***@", text))
-    text = re.sub(r"\b(Basic|Bearer) [\w.~+/=-]+", r"\1 ***", text)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_VARIABLE.search(name):
-            text = text.replace(value, "***")
-    return text
-
-
-def user_in(address: str) -> re.Match[str] | None:
-    """The beginning of one address: its scheme and who it names before the host; None where it names nobody."""
-    return _USER.match(re.sub(r"\s", "_", address))
-
-
 def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
     """A configuration is written into the run's folder, every checkpoint and the tracker, and is no place for a secret.
 
@@ -201,17 +156,13 @@ def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
     elif isinstance(values, list):
         for number, value in enumerate(values):
             _refuse_credentials(value, where, f"{prefix}{number}.")
-    elif isinstance(values, str):
-        user = _USER.search(values)
-        if (user and not (re.fullmatch(_DATABASE, user[1], re.I) and ":" not in user[2])) or (
-            "://" in values and _SECRET_KEY.search(values)
-        ):
-            raise V2FError(
-                f"{where}: {prefix.rstrip('.')}: an address carries no credentials; put them into the environment: "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) for a tracking "
-                "server, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) for s3://, PGPASSWORD for "
-                "PostgreSQL"
-            )
+    elif isinstance(values, str) and has_credentials(values):
+        raise V2FError(
+            f"{where}: {prefix.rstrip('.')}: an address carries no credentials; put them into the environment: "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) for a tracking "
+            "server, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) for s3://, PGPASSWORD for "
+            "PostgreSQL"
+        )
 
 
 def dump_yaml(config: Config) -> str:

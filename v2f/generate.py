@@ -2,8 +2,8 @@
 
     files and words --by the kinds that the system asks for--> batch --sample--> the kind that it makes --> a file
 
-The file says what it is (:mod:`v2f.media`): a face of a voice shows what a voice of this kind goes with in the training
-data; it is no photograph and identifies nobody.
+The file says what it is (:mod:`v2f.data.media`): a face of a voice shows what a voice of this kind goes with in the
+training data; it is no photograph and identifies nobody.
 
 Shape letters: B batch, C channels, F frames, H side, T samples of the file, W windows, L styles, D style width.
 """
@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from v2f import __version__, media, store
+from v2f import __version__
+from v2f.data import media
 from v2f.data.audio import MAX_SECONDS, UnusableError, decode_voice, likeness
 from v2f.data.transforms import Waveform, square
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
-from v2f.run import Run
+from v2f.runs.run import Run
+from v2f.storage import store
 from v2f.system import (
     Batch,
     Embedding,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from v2f import local as files
 from v2f.errors import V2FError
+from v2f.storage import local as files
 
 SHIPPED = Path(__file__).parent / "shipped"
 _LISTED = ("launch/recipes/*.yaml", "shards/*.yaml", "launch/accelerate/*.yaml")

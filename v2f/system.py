@@ -210,7 +210,7 @@ class System(nn.Module, abc.ABC):
 
     Config: ClassVar[type[SystemConfig]]
     protocol: ClassVar[str | None] = None
-    """Name of the protocol by which it is judged (:mod:`v2f.protocols`); None: there is none yet."""
+    """Name of the protocol by which it is judged (:mod:`v2f.evaluation.protocols`); None: there is none yet."""
     stand_ins: Sequence[str] = ()
     """Names of the frozen nets that are the synthetic world's, because no weights were named."""
     weights: Mapping[str, str] = {}

@@ -19,6 +19,6 @@ if __name__ == "__main__":
         here = Path(__file__).resolve().parent
         sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p or ".").resolve() != here)]
     from v2f.errors import spoken
-    from v2f.train_command import main
+    from v2f.training.command import main
 
     sys.exit(spoken(main)())

@@ -15,8 +15,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from odd_transforms import Picky
 
-from v2f import store
-from v2f.cache import Cache
 from v2f.data import fetch
 from v2f.data.loader import Batch, Loader, read_usable
 from v2f.data.manifest import Dataset, Split, write_manifest, write_shard
@@ -25,6 +23,8 @@ from v2f.data.order import Order
 from v2f.data.quarantine import Bad, Quarantine
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
+from v2f.storage import store
+from v2f.storage.cache import Cache
 
 BATCH = 24  # so that 1, 2, 3, 4 and 8 ranks have equal shares
 Copy = Callable[[Dataset], Dataset]

@@ -29,7 +29,7 @@ import pytest
 from mlflow_server import until
 from rendered import REPOSITORY, Object, World, containers, environment, filled, has_pods, jobs, name_of, pods
 
-from v2f.stopping import STOPPED
+from v2f.training.stopping import STOPPED
 
 NAMES = ["mlflow:5000", "postgres:5432", "train-0.train.v2f.svc.cluster.local:29500"]
 _IMAGE = {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # the Dockerfile's, as far as it is not a place

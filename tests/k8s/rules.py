@@ -27,7 +27,7 @@ from rendered import (
 )
 
 from v2f import __version__
-from v2f.stopping import MISTAKE, STOPPED
+from v2f.training.stopping import MISTAKE, STOPPED
 
 SAVE_S = 120  # what a training needs from SIGTERM on at the very least: a step, 849 MB to a store, the last points
 Break = Callable[[Object], Iterator[Object | None]]

@@ -64,7 +64,7 @@ def test_a_promise_that_is_broken_is_noticed(rule: Rule):
 
 # What may go from a manifest without breaking a promise; each with its why.
 FREE = [
-    r"ConfigMap/nccl-.*/data(/.*)?",  # tests/test_nccl_settings.py
+    r"ConfigMap/nccl-.*/data(/.*)?",  # tests/preflight/test_nccl_settings.py
     r"ConfigMap/settings/data/(AWS_DEFAULT_REGION|AWS_ENDPOINT_URL|OMP_NUM_THREADS|ACCELERATE_USE_CPU)",  # the site's
     r".*/metadata/name",  # the server refuses it
     r".*/(apiVersion|kind)",

@@ -18,7 +18,7 @@ import yaml
 from cluster import Cluster, postgres_programs
 from rendered import REPOSITORY, launch, render, secrets_in
 
-from v2f import checkpoint
+from v2f.runs import checkpoint
 
 STEPS, LOG_EVERY, SAVE_EVERY = 40, 5, 5
 SMALL_DATA = [f"synthetic.{text}" for text in (

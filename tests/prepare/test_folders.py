@@ -10,7 +10,6 @@ from corpora import portrait, samples, save_jpg, write_m4a
 from media import WHOLE, by_libsndfile, tone
 from PIL import Image
 
-from v2f import store
 from v2f.config import build, read_yaml
 from v2f.data.loader import read_split
 from v2f.data.manifest import Dataset
@@ -20,6 +19,7 @@ from v2f.prepare.pack import PackConfig, finalize, load_recipe, pack, pack_part
 from v2f.prepare.parts import Part
 from v2f.prepare.verify import verify
 from v2f.prepare.yields import read_left_out
+from v2f.storage import store
 
 RECIPE = Path(__file__).resolve().parents[2] / "shards" / "folder.yaml"
 

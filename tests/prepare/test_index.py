@@ -21,7 +21,6 @@ from toys.noise_picture import NoisePicture
 from toys.toy import LABELS
 
 import v2f
-from v2f import checkpoint, store
 from v2f.cli import main
 from v2f.config import build
 from v2f.data.fetch import Reader
@@ -33,9 +32,11 @@ from v2f.errors import V2FError
 from v2f.prepare.index import index
 from v2f.prepare.verify import verify
 from v2f.prepare.yields import read_left_out
-from v2f.run import RunConfig
+from v2f.runs import checkpoint
+from v2f.runs.run import RunConfig
+from v2f.storage import store
 from v2f.systems import SYSTEMS
-from v2f.trainer import fit
+from v2f.training.trainer import fit
 
 PHOTOS = "photo: jpg|png\nidentity: json:who.name\nlabel: cls\n"
 

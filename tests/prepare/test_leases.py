@@ -14,18 +14,18 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schedule import STORES, Killed, World
 
-from v2f import lease, store
 from v2f.config import build
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
 from v2f.data.sample import encode
 from v2f.errors import V2FError
-from v2f.lease import HeldError
 from v2f.prepare import Item, LeftOut, Made, Plan, yields
 from v2f.prepare.pack import CONVERTERS, PackConfig, finalize, pack, pack_part
 from v2f.prepare.parts import Part
 from v2f.prepare.precompute import load, precompute
 from v2f.prepare.remove import remove
 from v2f.prepare.verify import verify
+from v2f.storage import lease, store
+from v2f.storage.lease import HeldError
 
 PEOPLE = ("ada", "bob", "cy", "dee")
 SECONDS = (0.1, 0.2)  # what one recipe and another say

@@ -13,7 +13,6 @@ import soundfile
 from corpora import write_m4a
 from PIL import Image
 
-from v2f import store
 from v2f.config import build
 from v2f.data.manifest import Dataset
 from v2f.data.sample import Sample
@@ -23,6 +22,7 @@ from v2f.prepare.pack import PackConfig, finalize, pack, pack_part
 from v2f.prepare.pairs import Pairs, PairsConfig
 from v2f.prepare.parts import Part
 from v2f.prepare.verify import verify
+from v2f.storage import store
 
 TONE = 0.4 * np.sin(2 * np.pi * 300 * np.arange(16000) / 16000)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from v2f import lease, store
 from v2f.cli import main
 from v2f.config import build
 from v2f.data.manifest import Dataset, open_dataset
@@ -20,6 +19,7 @@ from v2f.prepare.pack import PackConfig, finalize, pack, pack_part
 from v2f.prepare.parts import Part
 from v2f.prepare.synthetic import Synthetic
 from v2f.prepare.verify import verify
+from v2f.storage import lease, store
 
 SMALL = {"train": {"people": 20, "clips": 2}, "valid": {"people": 3}, "seen": {"people": 4}, "seconds": 0.2, "size": 32}
 SAMPLES = 20 * 2 + 3 + 4

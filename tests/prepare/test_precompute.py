@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from v2f import standins, store
+from v2f import standins
 from v2f.cli import main
 from v2f.config import build
 from v2f.data.manifest import Dataset, open_dataset, write_manifest, write_shard
@@ -20,6 +20,7 @@ from v2f.prepare.parts import Part
 from v2f.prepare.precompute import PrecomputeConfig, load, precompute
 from v2f.prepare.remove import remove
 from v2f.prepare.verify import verify
+from v2f.storage import store
 from v2f.system import to_picture
 from v2f.world.people import World, WorldConfig
 from v2f.world.portraits import render_portraits

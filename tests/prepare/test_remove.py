@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from v2f import lease, store
 from v2f.cli import main
 from v2f.data.manifest import Dataset, open_dataset, write_manifest, write_shard
 from v2f.data.sample import encode
@@ -20,6 +19,7 @@ from v2f.errors import V2FError
 from v2f.prepare import LeftOut, yields
 from v2f.prepare.remove import _rows, remove
 from v2f.prepare.verify import verify
+from v2f.storage import lease, store
 
 
 def item(number: int, identity: str, split: str) -> tuple[str, str, dict[str, bytes]]:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v2f import store
 from v2f.cli import main
 from v2f.data.manifest import open_dataset, write_manifest, write_shard
 from v2f.data.sample import encode, encode_codes
 from v2f.errors import V2FError
 from v2f.prepare import LeftOut, yields
 from v2f.prepare.stats import lines, measure, spread
+from v2f.storage import store
 from v2f.web.dataset import HEIGHT, WIDTH, show, stats_page, wave
 from v2f.web.page import histogram
 

@@ -14,7 +14,6 @@ import soundfile
 from corpora import portrait, samples, save_jpg, voice, write_m4a
 from PIL import Image
 
-from v2f import store
 from v2f.config import build
 from v2f.data.manifest import Dataset
 from v2f.errors import V2FError
@@ -22,6 +21,7 @@ from v2f.prepare import yields
 from v2f.prepare.pack import PackConfig, pack
 from v2f.prepare.verify import verify
 from v2f.prepare.voxceleb import VoxCeleb, VoxCelebConfig, read_meta
+from v2f.storage import store
 
 VOX1 = """VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet
 id10001\tA.J._Buckley\tm\tIreland\tdev

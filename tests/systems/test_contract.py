@@ -4,17 +4,17 @@ import pytest
 import torch
 from systems.small import SMALL
 
-from v2f import checkpoint
 from v2f.config import build
 from v2f.data.loader import Loader, read_split
 from v2f.data.manifest import open_dataset
 from v2f.data.order import Order
 from v2f.engine import Engine
-from v2f.protocols import PROTOCOLS
-from v2f.run import Run, RunConfig, build_system
+from v2f.evaluation.protocols import PROTOCOLS
+from v2f.runs import checkpoint
+from v2f.runs.run import Run, RunConfig, build_system
 from v2f.system import Picture, trained
 from v2f.systems import SYSTEMS
-from v2f.trainer import fit
+from v2f.training.trainer import fit
 
 SYSTEM = pytest.mark.parametrize("name", sorted(SYSTEMS))
 

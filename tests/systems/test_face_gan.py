@@ -20,12 +20,12 @@ from v2f.data.sample import Sample, encode
 from v2f.data.transforms import Noise, Photo
 from v2f.engine import Engine
 from v2f.errors import V2FError
-from v2f.evaluate import evaluate
+from v2f.evaluation.evaluate import evaluate
 from v2f.generate import generate
 from v2f.keyed import keyed_rng
-from v2f.run import Run, RunConfig
+from v2f.runs.run import Run, RunConfig
 from v2f.systems.face_gan import FaceGAN
-from v2f.trainer import fit
+from v2f.training.trainer import fit
 from v2f.web.report import report
 
 TINY = {"name": "face_gan", "image_size": 16, "share": 0.75, "width": 8, "bn_group": 8}

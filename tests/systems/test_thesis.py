@@ -11,24 +11,24 @@ import torch
 from PIL import Image
 from weights import fake_nvidia
 
-from v2f import checkpoint
-from v2f.checkpoint_commands import export
 from v2f.config import build, dump_yaml
 from v2f.data.loader import read_split
 from v2f.data.manifest import open_dataset, write_manifest, write_shard
+from v2f.data.media import png
 from v2f.data.sample import encode
 from v2f.data.transforms import Photo
 from v2f.errors import V2FError
-from v2f.evaluate import evaluate
+from v2f.evaluation.evaluate import evaluate
 from v2f.generate import face_of, generate
-from v2f.media import png
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.stylegan2 import Generator
 from v2f.nn.waveform import WaveformEncoder
-from v2f.run import Run, RunConfig, build_system, changes, check_weights, load_config
+from v2f.runs import checkpoint
+from v2f.runs.checkpoint_commands import export
+from v2f.runs.run import Run, RunConfig, build_system, changes, check_weights, load_config
 from v2f.system import to_picture
 from v2f.systems.voice_styled_face import VoiceStyledFace
-from v2f.trainer import fit
+from v2f.training.trainer import fit
 from v2f.web.report import report
 from v2f.weights import IRSE50Weights, LPIPSWeights, PSPCodes, StyleGAN2Weights
 from v2f.weights.nvidia import convert

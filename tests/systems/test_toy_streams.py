@@ -14,15 +14,15 @@ import torch
 import yaml
 from systems.toy_streams import ToyStreams
 
-from v2f import checkpoint
 from v2f.config import build, override
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError
-from v2f.evaluate import trained_on
-from v2f.run import Run, RunConfig, changes
+from v2f.evaluation.evaluate import trained_on
+from v2f.runs import checkpoint
+from v2f.runs.run import Run, RunConfig, changes
 from v2f.systems import SYSTEMS
-from v2f.trainer import fit
-from v2f.window import read_slots
+from v2f.training.trainer import fit
+from v2f.training.window import read_slots
 
 TESTS = Path(__file__).resolve().parent.parent
 Values = dict[str, Any]

@@ -20,15 +20,16 @@ from toys import TOYS
 from toys.data import make_data
 from toys.toy import LABELS, RATE
 
-from v2f import checkpoint, compare
 from v2f.cli import main
 from v2f.config import build, dump_yaml
 from v2f.errors import V2FError
-from v2f.evaluate import evaluate
+from v2f.evaluation import compare
+from v2f.evaluation.evaluate import evaluate
 from v2f.generate import Given, generate
-from v2f.run import Run, RunConfig
+from v2f.runs import checkpoint
+from v2f.runs.run import Run, RunConfig
 from v2f.systems import SYSTEMS
-from v2f.trainer import fit
+from v2f.training.trainer import fit
 from v2f.web.maker import Maker
 from v2f.web.report import report
 
@@ -141,7 +142,7 @@ def test_it_makes_what_it_declares_and_says_what_it_is(
 def test_a_sound_is_put_under_the_video_that_it_was_made_for(tmp_path: Path) -> None:
     import av
 
-    from v2f import media
+    from v2f.data import media
 
     video = Path(files(tmp_path)["video"]).read_bytes()
     sound_T = (0.5 * np.sin(2 * np.pi * 440 * np.arange(4000) / 4000)).astype(np.float32)

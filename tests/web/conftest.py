@@ -22,8 +22,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     from v2f.config import build
     from v2f.prepare.pack import load_recipe, pack
-    from v2f.run import RunConfig
-    from v2f.trainer import fit
+    from v2f.runs.run import RunConfig
+    from v2f.training.trainer import fit
 
     folder = tmp_path_factory.mktemp("page")
     sizes = {"train.people": 12, "valid.people": 24, "test.people": 4, "seen.people": 4, "seconds": 0.5}
@@ -62,9 +62,9 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
     from toys.data import make_data
 
     from v2f.config import build
-    from v2f.run import RunConfig
+    from v2f.runs.run import RunConfig
     from v2f.systems import SYSTEMS
-    from v2f.trainer import fit
+    from v2f.training.trainer import fit
 
     folder = tmp_path_factory.mktemp("toys")
     make_data(str(folder / "shards"))

@@ -14,7 +14,7 @@ from PIL import Image
 from v2f.data.audio import UnusableError
 from v2f.generate import generate
 from v2f.keyed import keyed_rng
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.web import answer, reference
 from v2f.web.answer import Answer, Listener, moments
 from v2f.web.reference import Reference

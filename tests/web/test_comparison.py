@@ -11,14 +11,14 @@ import soundfile
 from fakes import RATE, level, make_data, make_run, portrait, register
 from pages import Page, pictures, pixels
 
-from v2f import media
-from v2f.checkpoint_commands import export
 from v2f.cli import main
 from v2f.config import build
+from v2f.data import media
 from v2f.errors import V2FError
-from v2f.evaluate import evaluate
-from v2f.run import Run, RunConfig, build_system
-from v2f.trainer import fit
+from v2f.evaluation.evaluate import evaluate
+from v2f.runs.checkpoint_commands import export
+from v2f.runs.run import Run, RunConfig, build_system
+from v2f.training.trainer import fit
 from v2f.web.comparison import comparison
 
 PEOPLE = {"train": range(50, 52), "test": range(20), "seen": range(20, 24)}

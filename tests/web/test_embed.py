@@ -13,13 +13,13 @@ import torch
 import untrained
 from PIL import Image
 
-from v2f import embed as embedding
 from v2f import generate
 from v2f.cli import main
-from v2f.embed import embed
 from v2f.errors import V2FError
-from v2f.observers import look, observers_of
-from v2f.run import Run
+from v2f.evaluation import embed as embedding
+from v2f.evaluation.embed import embed
+from v2f.evaluation.observers import look, observers_of
+from v2f.runs.run import Run
 
 Clip = Callable[..., str]
 

@@ -19,7 +19,7 @@ pytest.importorskip("gradio", reason="the page needs v2f[serve]")
 
 from starlette.testclient import TestClient
 
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.web.maker import Maker
 from v2f.web.serve import Limits, Making, application
 

@@ -15,13 +15,13 @@ import pytest
 import soundfile
 from PIL import Image
 
-from v2f import tracking
 from v2f.cli import main
 from v2f.config import build
 from v2f.errors import V2FError
 from v2f.generate import DISCLAIMER, generate
-from v2f.run import Run, RunConfig
-from v2f.trainer import fit
+from v2f.runs.run import Run, RunConfig
+from v2f.tracking import tracker as tracking
+from v2f.training.trainer import fit
 from v2f.web.pyfunc import NEEDS, register, synthetic_voice
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from toys.toy import LABELS, RATE, SECONDS, SIDE
 
 from v2f.errors import V2FError
 from v2f.generate import generate
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.web.pyfunc import register, synthetic_voice
 
 pytestmark = pytest.mark.slow
@@ -181,7 +181,7 @@ def test_the_example_of_a_video_is_one() -> None:
 def test_what_no_table_can_ask_is_refused_before_anything_is_sent(
     toy_run: Callable[[str], str], uri: str, name: str, said: str
 ) -> None:
-    from v2f import tracking
+    from v2f.tracking import tracker as tracking
 
     with pytest.raises(V2FError, match=said):
         register(toy_run(name), "refused", uri)

@@ -14,8 +14,8 @@ from fakes import RATE, SECONDS, level, make_data, make_run, portrait, register
 from pages import Page, pictures
 from PIL import Image
 
-from v2f.evaluate import evaluate
-from v2f.run import Run
+from v2f.evaluation.evaluate import evaluate
+from v2f.runs.run import Run
 from v2f.web.curves import chart, charts, read_curves
 from v2f.web.page import fixed, number
 from v2f.web.report import _sheets, report, voice_in_words

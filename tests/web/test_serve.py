@@ -24,7 +24,7 @@ pytest.importorskip("gradio", reason="the page to speak into needs v2f[serve]")
 from starlette.testclient import TestClient
 
 from v2f.cli import main
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.web.answer import Listener
 from v2f.web.serve import PASSWORD, USER, Answering, Limits, application, take
 

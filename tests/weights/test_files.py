@@ -9,8 +9,8 @@ import fsspec
 import pytest
 import torch
 
-from v2f import store
 from v2f.errors import V2FError
+from v2f.storage import store
 from v2f.weights import Frozen, IRSE50Weights, StandIn, load, locate
 from v2f.weights.files import SUMS, find, read, sha256_of, sums_beside
 

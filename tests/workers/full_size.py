@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from v2f import checkpoint
 from v2f.engine import Engine
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.stylegan2 import Generator
 from v2f.nn.waveform import WaveformEncoder
-from v2f.run import load_config
+from v2f.runs import checkpoint
+from v2f.runs.run import load_config
 from v2f.system import Batch, Losses, System, freeze
 from v2f.systems.voice_styled_face import VoiceStyledFace
 

@@ -14,7 +14,8 @@ import sys
 
 import torch
 
-from v2f import checkpoint, store
+from v2f.runs import checkpoint
+from v2f.storage import store
 
 KEEP = 2
 DEEDS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "http.client.send"}

@@ -1,4 +1,4 @@
-"""One rank of tests/test_zero.py: trains under every strategy in one process group; rank 0 writes what came out.
+"""One rank of tests/engine/test_zero.py: trains under every strategy in one process group; rank 0 writes what came out.
 
 Arguments: folder of the results, data set. To start ranks is what costs, so that one start does all of a world size.
 A result is FOLDER/NAME.safetensors: a checkpoint's tensors, or gradients; ``skips-...json`` tells what was decided.
@@ -21,14 +21,15 @@ from systems.small import SMALL  # noqa: E402
 from two_phases import GROUP, TwoPhases, batches  # noqa: E402
 
 import v2f.engine as engine_module  # noqa: E402
-from v2f import checkpoint, store  # noqa: E402
 from v2f.config import build  # noqa: E402
 from v2f.data.loader import Loader  # noqa: E402
 from v2f.data.manifest import open_dataset  # noqa: E402
 from v2f.data.order import Order  # noqa: E402
 from v2f.engine import Engine, StepResult  # noqa: E402
 from v2f.errors import V2FError  # noqa: E402
-from v2f.run import RunConfig, build_system  # noqa: E402
+from v2f.runs import checkpoint  # noqa: E402
+from v2f.runs.run import RunConfig, build_system  # noqa: E402
+from v2f.storage import store  # noqa: E402
 from v2f.system import Batch, System, trained  # noqa: E402
 
 SYSTEMS = ["two_phases", *sorted(SMALL)]

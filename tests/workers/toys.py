@@ -10,9 +10,9 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from accelerate.state import AcceleratorState  # noqa: E402
 from toys import TOYS  # noqa: E402
 
-from v2f.run import load_config  # noqa: E402
+from v2f.runs.run import load_config  # noqa: E402
 from v2f.systems import SYSTEMS  # noqa: E402
-from v2f.trainer import fit  # noqa: E402
+from v2f.training.trainer import fit  # noqa: E402
 
 SYSTEMS.update(TOYS)
 os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # the launcher's store knows one process group alone

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 from isal.isal_zlib import crc32  # the same as zlib's, ten times as fast: every sample passes it
 
-from v2f import store
-from v2f.cache import Cache
 from v2f.data.manifest import MANIFEST, Ints, Samples
 from v2f.data.mix import MixOrder
 from v2f.data.order import Order
 from v2f.data.quarantine import Bad, Raw
 from v2f.errors import V2FError
+from v2f.storage import store
+from v2f.storage.cache import Cache
 
 # A shard that is not there, or whose failing reads have taken so long, is not asked for again for a while: a store
 # that is away must not cost its whole patience for each block.

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from v2f.cache import Cache
 from v2f.data import worker
 from v2f.data.farm import Farm, Inline, Work
 from v2f.data.fetch import Blocks, Reader, Task, each
@@ -29,6 +28,7 @@ from v2f.data.quarantine import Bad, BadRows, Quarantine
 from v2f.data.sample import Sample
 from v2f.data.transforms import Checking, Transform, bound
 from v2f.errors import V2FError
+from v2f.storage.cache import Cache
 
 Batch = dict[str, Any]
 

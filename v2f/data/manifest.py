@@ -28,7 +28,6 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 import v2f
-from v2f import store
 from v2f.config import Config, build
 from v2f.data.foreign import Foreign, Run
 from v2f.data.sample import (
@@ -44,6 +43,7 @@ from v2f.data.sample import (
     join_members,
 )
 from v2f.errors import V2FError
+from v2f.storage import store
 
 MANIFEST = "manifest.json"
 INDEX = "index.npz"

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from v2f.config import without_credentials
 from v2f.errors import V2FError
-from v2f.local import scratch
+from v2f.storage.credentials import without_credentials
+from v2f.storage.local import scratch
 
 GIB, MIB = 1 << 30, 1 << 20
 

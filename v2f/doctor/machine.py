@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from v2f import store
 from v2f.doctor.findings import GIB, MIB, Asked, Line, Step, existing
 from v2f.errors import V2FError
+from v2f.storage import store
 
 _MEMORY = 3 * GIB  # what a small run takes, with its workers and MLflow's client
 _SHM = 1 * GIB  # what several GPUs of a machine may want of /dev/shm

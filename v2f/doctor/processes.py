@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from v2f.config import without_credentials
 from v2f.doctor.findings import Asked, Line, first_line, of_error
 from v2f.errors import V2FError
+from v2f.storage.credentials import without_credentials
 
 Check = Callable[..., Iterator[Any]]
 

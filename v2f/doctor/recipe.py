@@ -4,19 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v2f import store
-from v2f.config import without_credentials
 from v2f.doctor.findings import GIB, Asked, Line, Step, of_error
 from v2f.doctor.services import ATTEMPTS
 from v2f.errors import V2FError
+from v2f.storage import store
+from v2f.storage.credentials import without_credentials
 
 if TYPE_CHECKING:
-    from v2f.run import RunConfig
+    from v2f.runs.run import RunConfig
 
 
 def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
     """The recipe is valid; and what others need to know of it, which is no line."""
-    from v2f.run import load_config
+    from v2f.runs.run import load_config
 
     assert asked.recipe is not None
     config = load_config(asked.recipe, asked.overrides)
@@ -33,7 +33,7 @@ def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
 
 def weights_and_data(asked: Asked) -> Iterator[Step]:
     """The frozen nets that the recipe names, and its data."""
-    from v2f.run import load_config
+    from v2f.runs.run import load_config
 
     assert asked.recipe is not None
     config = load_config(asked.recipe, asked.overrides)
@@ -45,7 +45,7 @@ def data(config: "RunConfig") -> Iterator[Step]:
     """Each data set opens, and its first samples are read as the system reads them, with their checksums."""
     from v2f.data.loader import read_usable
     from v2f.data.manifest import open_dataset
-    from v2f.run import build_system, streams_of
+    from v2f.runs.run import build_system, streams_of
 
     store.ATTEMPTS = ATTEMPTS
     reads: dict[str, dict[str, Any]] = {}
@@ -87,7 +87,7 @@ def data(config: "RunConfig") -> Iterator[Step]:
 
 def weights(name: str, config: "RunConfig") -> Iterator[Step]:
     """The frozen nets that the recipe names: there, and with the checksums that are known."""
-    from v2f.run import reading_runs
+    from v2f.runs.run import reading_runs
     from v2f.weights.commands import rows
 
     frozen = config.system.nets

@@ -11,10 +11,11 @@ import uuid
 import zlib
 from collections.abc import Iterator
 
-from v2f import s3, store
-from v2f.config import build, without_credentials
+from v2f.config import build
 from v2f.doctor.findings import MIB, Asked, Line, Step, Verdict, existing, of_error
 from v2f.errors import V2FError
+from v2f.storage import s3, store
+from v2f.storage.credentials import without_credentials
 
 ATTEMPTS = 3  # a diagnosis wants the reason soon; a run tries ten times
 _PUT, _PART = 6 * MIB, 5 * MIB  # two parts, as a checkpoint is put; S3 takes none below 5 MiB but the last
@@ -98,8 +99,8 @@ def mlflow(asked: Asked) -> Iterator[Step]:
         return
     shown = without_credentials(uri)
     yield "importing MLflow"
-    from v2f.run import TrackingConfig
-    from v2f.tracking import round_trip
+    from v2f.runs.run import TrackingConfig
+    from v2f.tracking.tracker import round_trip
 
     try:
         build(TrackingConfig, {"uri": uri}, "--tracking")

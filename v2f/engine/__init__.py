@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from v2f import checkpoint
 from v2f.engine import launcher, memory, zero
 from v2f.engine.ddp import DDPPhase
 from v2f.engine.launcher import Asked
@@ -32,6 +31,7 @@ from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule, autocast
 from v2f.errors import V2FError
 from v2f.nn import computes_bf16, float32_products, statistics
 from v2f.nn.statistics import Turn
+from v2f.runs import checkpoint
 from v2f.system import Batch, Losses, Phase, Stepped, System, by_stream, first_stream, part_of, trained
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule
 from v2f.errors import V2FError
-from v2f.local import opened
+from v2f.storage.local import opened
 from v2f.system import Batch, Losses, Phase
 
 Stage = Literal[1, 2]

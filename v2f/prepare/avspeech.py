@@ -30,8 +30,6 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from v2f import local as files
-from v2f import store
 from v2f.config import Place
 from v2f.data.audio import UnusableError, decode_span
 from v2f.data.sample import MAX_SECONDS
@@ -41,6 +39,8 @@ from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, video, yields
 from v2f.prepare.names import on_disk, same, tidy
 from v2f.prepare.splits import Shares, Subset, deal
 from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
+from v2f.storage import local as files
+from v2f.storage import store
 
 _KINDS = ("mp4", "mkv", "webm")
 _OTHER_KINDS = ("avi", "mov", "flv", "m4v", "3gp", "mpg", "mpeg", "ogv", "wmv", "ts", "m4a", "mp3", "opus", "wav")

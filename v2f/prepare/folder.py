@@ -28,8 +28,6 @@ import numpy as np
 import soundfile
 from pydantic import Field, model_validator
 
-from v2f import local as files
-from v2f import store
 from v2f.config import Place
 from v2f.data.audio import SILENCE, UnusableError, decode_voice
 from v2f.data.transforms import square, to_gray
@@ -38,6 +36,8 @@ from v2f.prepare import Item, LeftOut, Made, Plan, steps, video, yields
 from v2f.prepare.names import is_text, on_disk, person, same, tidy
 from v2f.prepare.splits import Shares, Subset, check_column, deal
 from v2f.prepare.steps import Floats, Picture, Raw, StepsConfig
+from v2f.storage import local as files
+from v2f.storage import store
 
 PICTURE = re.compile(r".+\.(?:jpe?g|png|webp|bmp|tiff?|gif|avif|jp2|p[pgn]m)", re.IGNORECASE)
 SOUND = re.compile(

@@ -20,17 +20,18 @@ from zlib import crc32
 
 from tqdm import tqdm
 
-from v2f import store
-from v2f.config import build, read_yaml, without_credentials
+from v2f.config import build, read_yaml
 from v2f.data.foreign import Fields, Foreign, Run, members_of
 from v2f.data.manifest import MANIFEST, Dataset, Shard, ShardRows, write_manifest
 from v2f.data.sample import AUDIO, BLOCK, PHOTOS, SPLITS, Sample, padded
 from v2f.errors import V2FError
-from v2f.lease import Lease
 from v2f.prepare import LeftOut, parts
 from v2f.prepare.names import person
 from v2f.prepare.splits import Shares, deal
 from v2f.prepare.yields import write_left_out
+from v2f.storage import store
+from v2f.storage.credentials import without_credentials
+from v2f.storage.lease import Lease
 
 EVERYTHING = {"audio": "flac|wav|mp3|m4a|ogg", "photo": "jpg|jpeg|png|webp"}  # what is read without a map
 _APART = ("train", "valid", "test")  # a person of several is in the last of them

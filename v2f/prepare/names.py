@@ -11,8 +11,8 @@ import re
 import time
 import unicodedata
 
-from v2f import store
 from v2f.errors import V2FError
+from v2f.storage import store
 
 _UNSEEN = (
     "\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff"  # of no width; a spreadsheet or a page leaves them

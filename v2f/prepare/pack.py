@@ -20,12 +20,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from v2f import store
 from v2f.config import Config, Place, build, override, read_yaml
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_shard
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
-from v2f.lease import Lease
 from v2f.prepare import Converter, Item, LeftOut, Made, Plan, parts, share, yields
 from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig
 from v2f.prepare.folder import Folder, FolderConfig
@@ -37,6 +35,8 @@ from v2f.prepare.steps import StepsConfig
 from v2f.prepare.synthetic import Synthetic, SyntheticConfig
 from v2f.prepare.voxceleb import VoxCeleb, VoxCelebConfig
 from v2f.prepare.yields import LEFT_OUT, YIELD
+from v2f.storage import store
+from v2f.storage.lease import Lease
 
 CONVERTERS: dict[str, Callable[[Any], Converter]] = {
     "synthetic": Synthetic,

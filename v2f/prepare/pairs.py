@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from v2f import store
 from v2f.config import Place
 from v2f.data.audio import UnusableError
 from v2f.data.transforms import square
@@ -31,6 +30,7 @@ from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, yields
 from v2f.prepare.names import on_disk, person, same, tidy
 from v2f.prepare.splits import Shares, Subset, check_column, deal
 from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
+from v2f.storage import store
 
 _COLUMNS = ("audio", "image", "identity")
 _OPTIONAL = ("split", "x", "y", "landmarks")

@@ -26,14 +26,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from v2f import lease, store
 from v2f.config import Config
 from v2f.data.manifest import INDEX, PACKING, ArrayKind, Dataset, ShardRows, open_dataset, write_manifest
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
-from v2f.lease import Lease
 from v2f.prepare import Item, LeftOut, Made, share
 from v2f.prepare.yields import LEFT_OUT, YIELD
+from v2f.storage import lease, store
+from v2f.storage.lease import Lease
 
 log = logging.getLogger("v2f")
 

@@ -25,18 +25,19 @@ from pydantic import Field, model_validator
 from torch import nn
 from tqdm import tqdm
 
-from v2f import standins, store
+from v2f import standins
 from v2f.config import Config, Place, build, override
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset, read_manifest, write_shard
 from v2f.data.sample import CODES, EMBEDDING, PHOTOS, Members, Sample, encode_codes, encode_embedding, split_members
 from v2f.data.transforms import square, to_rgb
 from v2f.errors import V2FError
-from v2f.lease import Lease
 from v2f.nn.psp import PSP, Codes
 from v2f.prepare import parts
 from v2f.prepare.parts import WHOLE, Packing, Part, ShardRecord
 from v2f.prepare.processes import cores, looking, one_thread, pool, torch_device
 from v2f.prepare.yields import LEFT_OUT, YIELD
+from v2f.storage import store
+from v2f.storage.lease import Lease
 from v2f.system import to_picture
 from v2f.weights import FaceNetWeights, IRSE50Weights, PSPCodes, StandIn, described, locate, read
 
@@ -67,7 +68,7 @@ def load(assignments: Sequence[str], recipe: str | None = None) -> PrecomputeCon
     """The configuration of ``dotted.key=value`` assignments, on what a run's recipe names under ``system.frozen``."""
     values: dict[str, Any] = {}
     if recipe is not None:
-        from v2f.run import load_config  # here, because it knows all systems, which packing processes do not need
+        from v2f.runs.run import load_config  # here, because it knows all systems, which packing processes do not need
 
         system = load_config(recipe).system.model_dump(mode="json")
         if "frozen" not in system:

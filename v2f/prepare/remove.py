@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from v2f import store
 from v2f.data.manifest import (
     INDEX,
     MANIFEST,
@@ -40,10 +39,11 @@ from v2f.data.manifest import (
 )
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
-from v2f.lease import Lease
 from v2f.prepare import parts, yields
 from v2f.prepare.names import person
 from v2f.prepare.yields import LEFT_OUT, YIELD
+from v2f.storage import store
+from v2f.storage.lease import Lease
 
 _WHAT = "what.json"  # in ROOT/removing/: who goes, and which shards
 _MARK = r"-r[0-9a-f]+"  # former versions counted: -r1, -r2

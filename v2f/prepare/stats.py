@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from v2f import store
 from v2f.data.manifest import Dataset
 from v2f.data.sample import CODES, EMBEDDING, Sample
 from v2f.errors import V2FError
+from v2f.storage import store
 
 Ints = npt.NDArray[np.int64]
 

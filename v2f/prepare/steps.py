@@ -23,7 +23,6 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
-from v2f import store
 from v2f.config import Config, Place
 from v2f.data.audio import Keep, UnusableError, decode_voice, decoding, only_speech, to_loudness
 from v2f.data.sample import MAX_PIXELS, AudioFormat, PhotoFormat, encode
@@ -31,6 +30,7 @@ from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, align
 from v2f.prepare.processes import one_thread
+from v2f.storage import store
 
 PICTURES = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
 """The formats that are decoded. Pillow knows others, and for some it starts a program (Ghostscript for EPS)."""

@@ -16,14 +16,14 @@ from zlib import crc32
 import numpy as np
 from tqdm import tqdm
 
-from v2f import store
 from v2f.data.manifest import MANIFEST, REMOVING, Dataset, Shard, open_dataset
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
-from v2f.lease import FOLDER
 from v2f.prepare.names import person
 from v2f.prepare.parts import is_record
 from v2f.prepare.yields import LEFT_OUT, YIELD
+from v2f.storage import store
+from v2f.storage.lease import FOLDER
 
 
 @dataclass(frozen=True)

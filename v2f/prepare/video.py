@@ -16,11 +16,11 @@ from typing import Any
 
 from PIL import Image
 
-from v2f import local as files
-from v2f import store
 from v2f.data.audio import UnusableError, decoding
 from v2f.data.sample import MAX_PIXELS
 from v2f.errors import V2FError
+from v2f.storage import local as files
+from v2f.storage import store
 
 _READ = 1 << 20  # bytes that are asked of a store at once
 _LATE_S = 0.5  # a video's last picture stands for seconds that are so little beyond it

@@ -23,7 +23,6 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from v2f import store
 from v2f.config import Place
 from v2f.data.audio import UnusableError
 from v2f.data.transforms import square
@@ -32,6 +31,7 @@ from v2f.prepare import Item, LeftOut, Made, Plan, share, steps, yields
 from v2f.prepare.names import is_text, on_disk, same, tidy
 from v2f.prepare.splits import Shares, Subset, deal
 from v2f.prepare.steps import Picture, Raw, StepsConfig
+from v2f.storage import store
 
 _CLIP = re.compile(r"(?:.*/)?(id\d{5})/([A-Za-z0-9_-]{1,40})/([A-Za-z0-9_-]{1,20})\.(?i:wav|flac|m4a)")
 _SOUND = re.compile(r".+\.(?:wav|flac|m4a|mp[34]|aac|og[ga]|opus|aiff?|wma|amr|caf|webm|mkv)", re.IGNORECASE)

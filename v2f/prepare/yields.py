@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from v2f import store
 from v2f.errors import V2FError
 from v2f.prepare import LeftOut
+from v2f.storage import store
 
 YIELD = "yield.json"
 LEFT_OUT = "left_out.jsonl"

@@ -34,13 +34,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from v2f import standins, store
+from v2f import standins
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.nn import feature_distance
 from v2f.nn.standin_nets import CodeEncoder, IdentityNet, PerceptualNet, RefereeNet
 from v2f.nn.stylegan2 import Generator
 from v2f.standins import KINDS, WEIGHTS, Kind, factor_latent
+from v2f.storage import store
 from v2f.world import people, world_hash
 from v2f.world.people import World, WorldConfig
 from v2f.world.portraits import render_portraits

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from v2f import config, losses, metrics, weights
+from v2f import config, metrics, weights
 from v2f.data.transforms import Codes, Embedding, Photo, Waveform
 from v2f.errors import V2FError
-from v2f.nn import face_box
+from v2f.nn import face_box, losses
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.waveform import WaveformEncoder, other_split
 from v2f.system import (

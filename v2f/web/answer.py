@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from v2f import evaluate, generate, media
+from v2f import generate
+from v2f.data import media
 from v2f.data.audio import HARDLY_SPEECH, Likeness, decode_voice, likeness
 from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import resample
 from v2f.errors import V2FError
+from v2f.evaluation import evaluate
+from v2f.evaluation.observers import told_first
 from v2f.keyed import keyed_rng
-from v2f.observers import told_first
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.system import System
 from v2f.web import reference, spectrum
 from v2f.web.page import data_uri, number

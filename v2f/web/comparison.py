@@ -15,14 +15,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from v2f import __version__, compare, generate, protocols, store
-from v2f.compare import Comparison, Subject
+from v2f import __version__, generate
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
-from v2f.observers import BY
-from v2f.protocols import MEASURED, SPLITS
-from v2f.protocols.pictures_from_noise import PicturesFromNoise
+from v2f.evaluation import compare, protocols
+from v2f.evaluation.compare import Comparison, Subject
+from v2f.evaluation.observers import BY
+from v2f.evaluation.pictures_from_noise import PicturesFromNoise
+from v2f.evaluation.protocols import MEASURED, SPLITS
+from v2f.storage import store
 from v2f.system import System
 from v2f.web import report
 from v2f.web.curves import HEIGHT, WIDTH, charts, read_curves

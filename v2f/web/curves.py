@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from v2f import store
+from v2f.storage import store
 from v2f.web.page import number
 
 WIDTH, HEIGHT = 320, 110

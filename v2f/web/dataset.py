@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from v2f import __version__, store
+from v2f import __version__
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
 from v2f.prepare import share, stats
 from v2f.prepare.names import person
 from v2f.prepare.yields import YIELD
+from v2f.storage import store
 from v2f.web.page import Histogram, data_uri, environment, histogram, number
 
 WIDTH, HEIGHT = 320, 44  # of a waveform

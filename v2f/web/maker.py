@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from v2f import generate, media
+from v2f import generate
+from v2f.data import media
 from v2f.data.audio import MAX_SECONDS
 from v2f.errors import V2FError
 from v2f.generate import Given
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.system import Kind, Label, Picture, Sound, System
 from v2f.web.page import data_uri
 

@@ -27,9 +27,8 @@ import torch
 from PIL import Image
 
 import v2f
-from v2f import checkpoint, datacard, store
-from v2f.checkpoint_commands import CARD, export
 from v2f.data.audio import UnusableError, decode_voice, likeness
+from v2f.data.media import png, wav
 from v2f.errors import V2FError
 from v2f.generate import (
     DISCLAIMER,
@@ -45,11 +44,13 @@ from v2f.generate import (
     told_of,
     windows,
 )
-from v2f.local import scratch_folder
-from v2f.media import png, wav
-from v2f.run import MODEL, Run
+from v2f.runs import checkpoint, datacard
+from v2f.runs.checkpoint_commands import CARD, export
+from v2f.runs.run import MODEL, Run
+from v2f.storage import store
+from v2f.storage.local import scratch_folder
 from v2f.system import Embedding, Kind, Label, Noise, Picture, Sound, System, Tokens
-from v2f.tracking import experiment_at, fluent, read_state
+from v2f.tracking.tracker import experiment_at, fluent, read_state
 from v2f.world.people import World, WorldConfig
 from v2f.world.voices import render_voices
 
@@ -207,7 +208,7 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
             **{
                 f"v2f.{key}": str(about[key]) for key in ("step", "samples", "fingerprint", "stand_ins") if key in about
             },
-            "v2f.run": run.config.name,
+            "v2f.runs.run": run.config.name,
             "v2f.disclaimer": provenance(exported, system)["Disclaimer"],
             "mlflow.source.name": "v2f register",
         }

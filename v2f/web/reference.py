@@ -21,8 +21,8 @@ from v2f.data.loader import read_usable
 from v2f.data.manifest import open_dataset
 from v2f.data.transforms import Codes
 from v2f.errors import V2FError
-from v2f.observers import Observer, observers_of
-from v2f.run import Run
+from v2f.evaluation.observers import Observer, observers_of
+from v2f.runs.run import Run
 from v2f.system import Styled, System, device_of, to_picture
 from v2f.web.spectrum import log_mel
 

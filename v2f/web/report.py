@@ -21,20 +21,23 @@ from jinja2 import UndefinedError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from v2f import __version__, evaluate, generate, media, metrics, protocols, store
+from v2f import __version__, generate, metrics
 from v2f.config import dump_yaml
+from v2f.data import media
 from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Factors, Photo, Waveform
 from v2f.errors import V2FError
-from v2f.observers import BY, told_first
-from v2f.protocols import SPLITS
-from v2f.protocols.faces_of_voices import FacesOfVoices, heard_and_drawn, world_of
-from v2f.protocols.pictures_from_noise import PicturesFromNoise, noise_and_drawn, people_of
-from v2f.protocols.protocol import percent
-from v2f.run import Run
+from v2f.evaluation import evaluate, protocols
+from v2f.evaluation.faces_of_voices import FacesOfVoices, heard_and_drawn, world_of
+from v2f.evaluation.observers import BY, told_first
+from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_and_drawn, people_of
+from v2f.evaluation.protocol import percent
+from v2f.evaluation.protocols import SPLITS
+from v2f.runs.run import Run
+from v2f.storage import store
 from v2f.system import System, Transform, device_of, to_picture
-from v2f.tracking import outdated
+from v2f.tracking.tracker import outdated
 from v2f.web.curves import HEIGHT, WIDTH, Curves, charts, read_curves
 from v2f.web.page import data_uri, environment
 from v2f.world import bounds

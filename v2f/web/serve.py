@@ -24,7 +24,7 @@ from typing import Any
 from v2f import __version__, generate
 from v2f.data.audio import UnusableError
 from v2f.errors import V2FError
-from v2f.run import Run
+from v2f.runs.run import Run
 from v2f.system import Label
 from v2f.web import limits, spectrum
 from v2f.web.answer import Listener

@@ -15,13 +15,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from v2f import standins, store
+from v2f import standins
 from v2f.config import Config, Place
 from v2f.errors import V2FError
 from v2f.nn.irse import IRSE50
 from v2f.nn.psp import PSP, Codes, GradualStyleEncoder
 from v2f.nn.strict import fill
 from v2f.nn.stylegan2 import Generator
+from v2f.storage import store
 from v2f.weights import files
 from v2f.weights.catalogue import CATALOGUE, Published
 from v2f.weights.runs import OfRun, read_module
@@ -138,7 +139,7 @@ class Judges(Config):
     """The frozen nets that look at pictures, each by the kind of its weights.
 
     ``identity`` and ``perceptual`` are the *judge*: losses and meters use them, so that what pleases them is learned.
-    The *referee* is another identity net, which ``v2f eval`` alone loads (:mod:`v2f.referee`).
+    The *referee* is another identity net, which ``v2f eval`` alone loads (:mod:`v2f.evaluation.referee`).
     """
 
     path: Place = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from v2f import store
 from v2f.errors import V2FError
-from v2f.local import scratch_folder
+from v2f.storage import store
+from v2f.storage.local import scratch_folder
 from v2f.weights import (
     Brought,
     FaceNetWeights,
@@ -63,7 +63,8 @@ class Row:
 
 def rows(needs: Needs, load: bool = False) -> list[Row]:
     """What each recipe needs, in the order of the catalogue, and then modules of runs, which
-    :func:`v2f.run.reading_runs` lets be read. With ``load``, files are also loaded, strictly, as those always are."""
+    :func:`v2f.runs.run.reading_runs` lets be read. With ``load``, files are also loaded, strictly, as those always are.
+    """
     wanted: dict[tuple[str, str | None, str | None, str | None], list[tuple[str, Brought]]] = {}
     for recipe, frozen in needs.items():
         for role, net in frozen.wanted().items():

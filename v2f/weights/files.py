@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from v2f import store
 from v2f.errors import V2FError
-from v2f.local import opened
+from v2f.storage import store
+from v2f.storage.local import opened
 
 SUMS = "SHA256SUMS"
 SUFFIXES = (".pt", ".pth", ".safetensors", ".pkl")

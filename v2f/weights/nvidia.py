@@ -24,9 +24,9 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
-from v2f import store
 from v2f.errors import V2FError
 from v2f.nn.stylegan2 import Generator, fir_kernel
+from v2f.storage import store
 
 LARGEST_FILE = 2**31  # bytes; a pickle of 1024 px has 380 million
 MOST_INSTRUCTIONS = 1_000_000  # a pickle of 1024 px has 66,000; bounds what small instructions make large

@@ -60,7 +60,7 @@ def read_module(net: OfRun, role: str) -> tuple[nn.Module, str]:
     """The module that ``net`` names, in evaluation mode and without gradients of its own, and the SHA-256 of its
     tensors; ``role``, where the configuration names it, begins the V2FError's line."""
     reader = _reader.get()
-    assert reader is not None, "a system that names a run is built by v2f.run.build_system"
+    assert reader is not None, "a system that names a run is built by v2f.runs.run.build_system"
     try:
         module, digest = reader(net)
         if net.sha256 not in (None, digest):

@@ -1,0 +1,1 @@
+"""How a run is judged: a protocol per kind of task, the networks that judge, tables, and comparisons of runs."""

@@ -1,0 +1,188 @@
+"""What a run is worth: its protocol's numbers of each split, by each observer, beside what is possible.
+
+For each split (``test``: unseen people; ``seen``: unseen clips of trained people) the protocol that the system names
+(:mod:`v2f.evaluation.protocols`) makes lines of numbers::
+
+    split --protocol, observers--> lines of numbers -> eval.json, tables, MLflow
+                                   each person's share in the run's own -> eval-people.json -> v2f compare
+
+Every number is told by two observers. The *referee*, an identity net that no loss and no meter has seen, comes first:
+the *judge*, the run's own frozen nets, is what the training learned to please (:mod:`v2f.evaluation.referee`).
+
+The nets always see batches of one size, the last one filled up, and everything after them is in float64 over whole
+sets: the table is a function of run and data, not of how the data were read (promise 5).
+"""
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from v2f.data.manifest import Dataset, open_dataset, read_manifest
+from v2f.data.mix import union_fingerprint
+from v2f.data.streams import joint_fingerprint
+from v2f.errors import V2FError
+from v2f.evaluation import protocols
+from v2f.evaluation.observers import observers_of
+from v2f.evaluation.protocols import Job
+from v2f.nn import float32_products
+from v2f.runs.run import EVALUATION as FILE
+from v2f.runs.run import Run
+from v2f.storage import store
+from v2f.system import Sound, System
+from v2f.tracking import tracker as tracking
+
+PEOPLE_FILE = "eval-people.json"
+_BOUNDS = ("U1", "U2")  # lines that MLflow has beside the run's own
+
+
+def evaluate(
+    run: Run,
+    data: str | None = None,
+    *,
+    limit: int | None = None,
+    progress: bool = True,
+    system: System | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Measure ``run`` on its own data set, or on ``data``: print the table, write ``eval.json`` into the run.
+
+    Beside it lies ``eval-people.json``, what ``v2f compare`` needs to compare runs person by person: of each split the
+    people, by their numbers in the manifest (no names), and each one's share in the run's numbers. ``eval.json`` is
+    written last and holds its checksum.
+
+    ``limit``: samples of each split, the first ones; None: all. ``system``: the run's system, where it is loaded
+    already. ``device``: None takes the GPU if there is one. Samples that cannot be read or decoded are left out,
+    counted and named. A split with fewer people than a gallery of 100 is measured with the gallery that there is,
+    and says so; with fewer than two people nothing is retrieved. V2FError if the data set has neither split, or no
+    sample of one can be used.
+    """
+    console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is no narrow terminal
+    dataset = open_dataset(data or run.config.data.home)
+    system = run.system() if system is None else system
+    protocol = protocols.of(system)
+    splits = protocol.splits(dataset)
+    if not splits:
+        raise V2FError(f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, not test or seen")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    float32_products(tf32=False)
+    system = system.to(device).eval()
+    observers, second = observers_of(run, system)
+    result = about(run, dataset, system, device) | {"referee": second, "splits": {}}
+    job = Job(run, dataset, system, observers, limit, console)
+    if second.get("net") == "stand_in":
+        result["stand_ins"] = [*result["stand_ins"], "referee"]
+    people: dict[str, Any] = {}
+    if result["stand_ins"]:
+        nets = ", ".join(result["stand_ins"])
+        console.print(f"stand-ins, so that these numbers hold for the synthetic world only: {nets}")
+    if second.get("why_not"):
+        console.print(f"no referee: {second['why_not']}", style="bold red")
+    if dataset.fingerprint not in trained_on(run, dataset):
+        several = run.config.data.mix or run.config.data.streams
+        what = "known to be one of the data sets" if several else "the data set"
+        console.print(f"note: {dataset.root} is not {what} that {run.config.name} was trained on")
+    for name in splits:
+        result["splits"][name], people[name] = protocol.measure(job, name)
+        protocol.show(name, result, console)
+    console.print(protocol.explained, style="dim")
+    shares = json.dumps(_finite({"splits": people}), allow_nan=False).encode()
+    store.write_bytes(store.join(run.path, PEOPLE_FILE), shares)
+    result["people"] = {"file": PEOPLE_FILE, "sha256": hashlib.sha256(shares).hexdigest()}
+    text = json.dumps(_finite(result), indent=1, ensure_ascii=False, allow_nan=False)
+    store.write_bytes(store.join(run.path, FILE), text.encode() + b"\n")
+    console.print(f"written: {store.join(run.path, FILE)}")
+    _to_mlflow(run, result, console)
+    return cast(dict[str, Any], json.loads(text))
+
+
+def points(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of the run itself as MLflow has them: ``eval/SPLIT/OBSERVER/NUMBER``, such as
+    ``eval/test/referee/recall_at_10``, and the upper bounds' beside them (``.../U1_recall_at_10``)."""
+    found = {}
+    for split, numbers in result["splits"].items():
+        for by, told in numbers["by"].items():
+            for line, own in told["lines"].items():
+                is_own = line == protocols.PROTOCOLS[result["protocol"]].own
+                if not is_own and line not in _BOUNDS:
+                    continue
+                values = own | (own.get("picture") or {}) | (told.get("meters", {}) if is_own else {})
+                for key, value in values.items():
+                    value = value["value"] if isinstance(value, Mapping) and "value" in value else value
+                    if isinstance(value, float) and np.isfinite(value):
+                        name = key.replace("R@", "recall_at_")
+                        name = name if is_own else f"{line}_{name}"
+                        found[f"eval/{split}/{by}/{name}"] = value
+    return found
+
+
+def _to_mlflow(run: Run, result: Mapping[str, Any], console: Console) -> None:
+    """The numbers into the MLflow run that ``run`` is tracked as, if it is; what fails there is said and no more."""
+    samples = (result["step"] or 0) * run.config.data.batch
+    try:
+        if tracking.note(run.path, points(result), samples):
+            console.print("and in the run's MLflow, as eval/...")
+    except V2FError as error:
+        console.print(f"not in MLflow: {error}")
+
+
+def read(run: Run) -> dict[str, Any] | None:
+    """What ``eval.json`` of ``run`` holds; None where it was not measured. V2FError where it was damaged."""
+    return run.evaluated
+
+
+def trained_on(run: Run, dataset: Dataset) -> list[str]:
+    """Fingerprints of the data sets that ``run`` was trained on; of a mix or of streams, of which the run keeps one for
+    all together, those that lie there now, if they are still the same. ``dataset`` is taken for trained on where
+    nothing is known."""
+    data, kept = run.config.data, run.info.get("fingerprint", dataset.fingerprint)
+    if (data.mix is None and data.streams is None) or kept == dataset.fingerprint:
+        return [kept]
+    try:
+        there = {source.path: read_manifest(source.path).fingerprint for source in data.sources}
+    except V2FError:
+        return []
+    streams = {}
+    for name, own in data.by_stream().items():
+        splits = [f"{there[source.path]}/{source.split}" for source in own.sources]
+        streams[name] = there[own.home] if own.mix is None else union_fingerprint(splits)
+    return list(there.values()) if joint_fingerprint(streams) == kept else []
+
+
+def about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, Any]:
+    """What was measured, on which data, with what: without it a number means nothing."""
+    provenance = dataset.manifest.provenance
+    return {
+        "run": run.config.name,
+        "step": run.step,
+        "protocol": system.protocol,
+        "stand_ins": list(system.stand_ins),
+        "weights": dict(system.weights),
+        "data": {
+            "path": dataset.root,
+            "fingerprint": dataset.fingerprint,
+            "trained_on": run.info.get("fingerprint"),
+            "world_version": provenance.get("world_version"),
+            "world_hash": provenance.get("world_hash"),
+        },
+        "seconds": next((kind.seconds for kind in system.asks().values() if isinstance(kind, Sound)), None),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "scipy")}},
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is undefined becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

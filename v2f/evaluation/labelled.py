@@ -1,0 +1,286 @@
+"""Labelled pictures and sounds: does what is made of a label look, or sound, like what has that label?
+
+For each held-out sample one thing is made of its label. It is held against the held-out samples themselves: the five
+nearest of them vote for its label, and the sets are compared. Beside the run's own line stand as many trained samples
+of the same labels, which is what a perfect memory would reach. Features are the pooled maps of the observers, and
+without a net a picture's pixels at 16 px, or the mean and spread of a sound's log-mel bands.
+
+Shape letters: N samples, M things made, P features, K labels, T samples of a sound.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from v2f import metrics
+from v2f.data.loader import read_usable
+from v2f.data.manifest import Dataset, Split
+from v2f.data.transforms import Photo, Waveform, bound
+from v2f.errors import V2FError
+from v2f.evaluation.observers import BATCH, BY, in_batches, seen, told_first
+from v2f.evaluation.protocol import Job, Measured, Metric, Protocol, number, of_each, percent, tell
+from v2f.metrics import Floats
+from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, to_picture
+
+HELD_OUT = ("test", "valid")
+_NEIGHBOURS = 5
+_SIDE = 16  # of a picture whose pixels are compared
+_MELS, _FRAME_S, _HOP_S = 40, 0.064, 0.016
+
+Features = dict[str, NDArray[np.float32]]
+"""Who sees -> features [M, P]."""
+
+
+def _told_by(by: str, net: str) -> tuple[Metric, ...]:
+    pictures = by != "spectra"
+    return (
+        Metric("accuracy", "label found, %", 1, by, net, 100, 1),
+        Metric("nearest", "nearest", 0, by, net, of_pictures=pictures),
+        Metric("energy", "energy", -1, by, net, digits=3, of_pictures=pictures),
+        Metric("variety_within", "variety within a label", 0, by, net),
+    )
+
+
+class Labelled(Protocol):
+    """What both have in common; ``kind`` is what is made."""
+
+    kind: type[Kind]
+    explained = (
+        "label found: the five nearest held-out samples vote for the label that was asked for; nearest and energy: "
+        "distance from held-out samples (1 and 0: none); variety within a label: mean distance of two things of one "
+        "label, over that of real ones (0: always the same)"
+    )
+
+    def splits(self, dataset: Dataset) -> list[str]:
+        return [name for name in HELD_OUT if name in dataset.splits][:1]
+
+    def measure(self, job: Job, name: str) -> Measured:
+        dataset, system = job.dataset, job.system
+        asked, made, kind = asked_and_made(system, self.kind)
+        left_out: list[str] = []
+        real = _real(dataset.split(name), system, kind, left_out, job.limit)
+        if real is None:
+            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first: {left_out[0]}")
+        batch, things, numbers_N = real
+        label_N = batch[asked].numpy()
+        look = _looking(job, kind)
+        sets = {self.own: (look(_made(system, batch, made)), label_N)}
+        notes = []
+        trained = _trained(job, kind, label_N)
+        if trained is None:
+            notes.append(
+                f"no split {job.run.config.data.split!r} here: nothing to say what trained samples would reach"
+            )
+        else:
+            sets["trained"] = look(trained[0]), trained[1]
+        shown = look(things)
+        share_K = np.bincount(label_N) / len(label_N)
+        chance = float((share_K**2).sum())
+        by: dict[str, dict[str, Any]] = {who: {"lines": {}} for who in shown}
+        each: dict[str, dict[str, Floats]] = {}
+        for line, (features, wanted_M) in sets.items():
+            for who, made_MP in features.items():
+                by[who]["lines"][line], shares = _numbers(made_MP, wanted_M, shown[who], label_N)
+                if line == self.own:
+                    each[who] = shares
+        result: dict[str, Any] = {
+            "what": f"held-out samples ({name})",
+            "people": len(label_N),
+            "labels": len(share_K),
+            "left_out": {"samples": len(left_out), "first": left_out[:5]},
+            "chance": {"accuracy": chance},
+            "by": by,
+            "notes": notes,
+        }
+        result["verdict"] = verdict(told_first(result)[1]["lines"][self.own], chance)
+        return result, of_each(numbers_N.tolist(), each)
+
+    def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:
+        """Print a table by each observer."""
+        split = result["splits"][name]
+        of = f"{name}: {split['what']}, {split['people']} samples, {split['labels']} labels"
+        for by, told in split["by"].items():
+            table = Table(title=f"{of}; {BY[by]}", title_justify="left")
+            table.add_column(f"chance of a label {100 * split['chance']['accuracy']:.1f} %")
+            for column in ("label found, %", "nearest", "energy", "variety within a label"):
+                table.add_column(column, justify="right")
+            for line, numbers in told["lines"].items():
+                table.add_row(
+                    self.title(line, told),
+                    percent(numbers["accuracy"]),
+                    number(numbers["picture"]["nearest"], 2),
+                    number(numbers["picture"]["energy"], 3),
+                    number(numbers["variety_within"], 2),
+                    style="bold" if line == self.own else None,
+                )
+            console.print(table)
+        tell(split, console)
+
+    def title(self, line: str, told: Mapping[str, Any]) -> str:
+        return "made of the labels (this run)" if line == self.own else "trained samples of the same labels"
+
+
+class LabelledPictures(Labelled):
+    """A label in, a picture out."""
+
+    own, kind = "labelled", Picture
+    compared = (*_told_by("referee", "referee"), *_told_by("judge", "perceptual"), *_told_by("pixels", ""))
+
+
+class LabelledSounds(Labelled):
+    """A label in (or a picture or video that has one), a sound out."""
+
+    own, kind = "sounded", Sound
+    compared = _told_by("spectra", "")
+
+
+def asked_and_made(system: System, kind: type[Kind]) -> tuple[str, str, Any]:
+    """The label that a system asks for and the thing of ``kind`` that it makes: names, and that kind; V2FError else."""
+    labels = [name for name, each in system.asks().items() if isinstance(each, Label)]
+    others = [each for each in system.asks().values() if not isinstance(each, Label | Noise)]
+    made = [(name, each) for name, each in system.makes().items() if isinstance(each, kind)]
+    if len(labels) != 1 or others or not made:
+        asks, makes = ", ".join(system.asks()) or "nothing", ", ".join(system.makes())
+        raise V2FError(f"nothing to judge by its label: this system asks for {asks}, and makes {makes}")
+    return labels[0], *made[0]
+
+
+def _real(
+    split: Split, system: System, kind: Any, left_out: list[str], limit: int | None
+) -> tuple[dict[str, Tensor], Tensor, NDArray[np.int64]] | None:
+    """Of a split's usable samples: what the system asks for, the things themselves, and their numbers."""
+    reads: dict[str, Transform] = {name: system.transforms()[name] for name in system.asks()}
+    reads = bound(reads, split.datasets)
+    thing: Transform = (
+        Photo(kind.size, kind.share, 1 if kind.channels == 1 else 3)
+        if isinstance(kind, Picture)
+        else Waveform(kind.seconds, kind.rate)
+    )
+    batches = list(read_usable(split, {**reads, "thing": thing}, BATCH, left_out, limit=limit))
+    if not batches:
+        return None
+    whole = {name: torch.cat([batch[name] for batch in batches]) for name in (*reads, "thing", "slot")}
+    return {name: whole[name] for name in reads}, whole["thing"], whole["slot"].numpy()
+
+
+def _trained(job: Job, kind: Any, label_N: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]] | None:
+    """As many trained samples with the same labels, where there are as many."""
+    name = job.run.config.data.split
+    if name not in job.dataset.splits:
+        return None
+    found = _real(job.dataset.split(name), job.system, kind, [], 8 * len(label_N))
+    if found is None:
+        return None
+    batch, things, _ = found
+    asked = asked_and_made(job.system, type(kind))[0]
+    own_S = batch[asked].numpy()
+    chosen = [row for label in np.unique(label_N) for row in np.flatnonzero(own_S == label)[: (label_N == label).sum()]]
+    return things[chosen], own_S[chosen]
+
+
+def _made(system: System, batch: Mapping[str, Tensor], made: str) -> Tensor:
+    """What the system makes of each row of ``batch``, on the CPU."""
+    rows = next(iter(batch.values()))
+    parts = []
+    for start in range(0, len(rows), BATCH):
+        part = {name: value[start : start + BATCH].to(device_of(system)) for name, value in batch.items()}
+        with torch.no_grad():
+            parts.append(system.sample(part)[made].float().cpu())
+    return torch.cat(parts)
+
+
+def _looking(job: Job, kind: Any) -> Callable[[Tensor], Features]:
+    """How things are seen: made ones (float, [-1, 1]) as real ones (uint8 pictures, float waves)."""
+    device = device_of(job.system)
+
+    def sounds(wav: Tensor) -> Features:
+        return {"spectra": spectra(wav.flatten(1), kind.rate)}
+
+    def pictures(img: Tensor) -> Features:
+        def function(part: Tensor) -> tuple[Tensor, ...]:
+            picture = to_picture(part) if part.dtype == torch.uint8 else part.clamp(-1, 1)
+            small = F.interpolate(picture, (_SIDE, _SIDE), mode="area").flatten(1)
+            return (small, *seen(job.observers, picture)[1::2])
+
+        small_MP, *maps = in_batches(function, img, device)
+        return {each.name: own for each, own in zip(job.observers, maps, strict=True)} | {"pixels": small_MP}
+
+    return sounds if isinstance(kind, Sound) else pictures
+
+
+def spectra(wav_MT: Tensor, rate: int) -> NDArray[np.float32]:
+    """Mean and standard deviation over time of each log-mel band of sounds [M, T]: [M, 2 x 40]."""
+    from torchaudio.functional import melscale_fbanks
+
+    frame = max(16, round(_FRAME_S * rate))
+    window = torch.hann_window(frame)
+    power_MFT = (
+        torch.stft(
+            wav_MT.float(), frame, max(1, round(_HOP_S * rate)), window=window, return_complex=True, center=True
+        ).abs()
+        ** 2
+    )
+    bank_FB = melscale_fbanks(frame // 2 + 1, 0.0, rate / 2, min(_MELS, frame // 8), rate)
+    mel_MBT = torch.log(torch.einsum("mft,fb->mbt", power_MFT, bank_FB) + 1e-6)
+    found_MP = torch.cat([mel_MBT.mean(2), mel_MBT.std(2, correction=0)], 1)
+    return np.asarray(found_MP.numpy(), dtype=np.float32)
+
+
+def _numbers(
+    made_MP: NDArray[np.float32], wanted_M: NDArray[np.int64], real_NP: NDArray[np.float32], label_N: NDArray[np.int64]
+) -> tuple[dict[str, Any], dict[str, Floats]]:
+    """The numbers of things made for ``wanted_M``, and each one's share."""
+    scale_P = real_NP.std(0)
+    scale_P = np.where(scale_P > 1e-6, scale_P, np.inf).astype(np.float64)
+    made, real = made_MP / scale_P, real_NP / scale_P
+    hit_M = (voted(made, real, label_N) == wanted_M).astype(np.float64)
+    picture = metrics.picture_distance(made_MP, real_NP)
+    within = metrics.ratio(_within(made, wanted_M), _within(real, label_N))
+    numbers = {
+        "accuracy": metrics.over_people(hit_M).as_dict(),
+        "picture": picture.as_dict(),
+        "variety_within": within,
+    }
+    return numbers, {"accuracy": hit_M, **picture.each}
+
+
+def voted(made_MP: Floats, real_NP: Floats, label_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The label that most of the five nearest real ones have; of equally many the one with the nearest."""
+    square_MN = ((made_MP**2).sum(1)[:, None] + (real_NP**2).sum(1)[None]) - 2 * made_MP @ real_NP.T
+    near_MK = np.argsort(square_MN, axis=1, kind="stable")[:, :_NEIGHBOURS]
+    votes_MK = label_N[near_MK]
+    found = []
+    for votes in votes_MK:
+        labels, first, count = np.unique(votes, return_index=True, return_counts=True)
+        found.append(labels[np.lexsort((first, -count))[0]])
+    return np.array(found, dtype=np.int64)
+
+
+def _within(rows_MP: Floats, label_M: NDArray[np.int64]) -> float:
+    """Mean distance of two different things of one label, over labels; NaN where no label has two."""
+    means = []
+    for label in np.unique(label_M):
+        own = rows_MP[label_M == label]
+        if len(own) > 1:
+            square = ((own**2).sum(1)[:, None] + (own**2).sum(1)[None]) - 2 * own @ own.T
+            means.append(np.sqrt(np.maximum(square, 0))[~np.eye(len(own), dtype=bool)].mean())
+    return float(np.mean(means)) if means else float("nan")
+
+
+def verdict(numbers: Mapping[str, Any], chance: float) -> str | None:
+    """What is wrong with what was made, in one line; None: nothing is seen."""
+    if numbers["variety_within"] < 0.1:
+        return (
+            f"MODE COLLAPSE: things of one label are all alike ({100 * numbers['variety_within']:.0f} % of real ones)"
+        )
+    if numbers["accuracy"]["high"] <= 1.25 * chance:
+        found = f"found in {100 * numbers['accuracy']['value']:.0f} % of cases, by chance in {100 * chance:.0f} %"
+        return f"what is made does not follow the label: it is {found}"
+    return None

@@ -1,0 +1,167 @@
+"""Pictures from noise: as many as there are people, against one photo of each, beside as many other photos.
+
+Shape letters: N people, M pictures, Z noise, D embedding width, P pixels or features.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from v2f import metrics
+from v2f.data.loader import read_usable
+from v2f.data.manifest import Dataset, Split
+from v2f.data.transforms import Noise as Drawn
+from v2f.data.transforms import Photo
+from v2f.errors import V2FError
+from v2f.evaluation.observers import BATCH, BY, Looks, in_batches, looks, seen, told_first
+from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, tell
+from v2f.system import Noise, Picture, System, Transform, device_of, to_picture
+
+
+def noise_and_drawn(system: System) -> tuple[str, Noise, str, Picture]:
+    """The noise that a system asks for, alone, and the picture that it makes of it, by their names; V2FError else."""
+    asked = [(name, kind) for name, kind in system.asks().items() if isinstance(kind, Noise)]
+    drawn = [(name, kind) for name, kind in system.makes().items() if isinstance(kind, Picture)]
+    if len(asked) != len(system.asks()) or not asked or not drawn:
+        raise V2FError(f"no pictures from noise: this system asks for {', '.join(system.asks()) or 'nothing'}")
+    return *asked[0], *drawn[0]
+
+
+def people_of(
+    split: Split, system: System, limit: int | None, left_out: list[str]
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Photo [N,3,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people, and these people's
+    numbers [N]; None: of nobody."""
+    _, kind, _, drawn = noise_and_drawn(system)
+    read: dict[str, Transform] = {"image": Photo(drawn.size, drawn.share), "noise": Drawn(kind.width)}
+    firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:limit]
+    batches = list(read_usable(split, read, BATCH, left_out, samples=firsts.tolist()))
+    if not batches:
+        return None
+    photo, noise, people = (torch.cat([batch[name] for batch in batches]) for name in ("image", "noise", "identity"))
+    return photo, noise, people
+
+
+def _told_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
+    """The metrics that an observer tells, with the nets that it looks through."""
+    return (
+        Metric("nearest", "picture: nearest", 0, by, maps, of_pictures=True),
+        Metric("energy", "picture: energy", -1, by, maps, digits=3, of_pictures=True),
+        Metric("variety_identity", "between people", 0, by, identity),
+    )
+
+
+class PicturesFromNoise(Protocol):
+    """How near generated pictures are to photos of people who were not trained on, and whether they differ."""
+
+    own = "generated"
+    compared = (
+        *_told_by("referee", "referee", "referee"),
+        *_told_by("judge", "identity", "perceptual"),
+        Metric("variety", "variety", 0, "pixels", of_pictures=True),
+        Metric("variety_nearest", "to the nearest", 0, "pixels", of_pictures=True),
+    )
+    explained = (
+        "Frechet: distance of the distributions in identity features, which falls with the number of pictures; nearest "
+        "and energy: distance from the photos in maps (1 and 0: none); variety, over that of the photos: mean distance "
+        "in pixels, distance to the nearest other picture, distance between people (1: as photos)"
+    )
+
+    def splits(self, dataset: Dataset) -> list[str]:
+        return [name for name in SPLITS if name in dataset.splits][:1]
+
+    def measure(self, job: Job, name: str) -> Measured:
+        dataset, system, observers = job.dataset, job.system, job.observers
+        left_out: list[str] = []
+        asked = noise_and_drawn(system)[0]
+        held_out = people_of(dataset.split(name), system, job.limit, left_out)
+        if held_out is None:
+            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first: {left_out[0]}")
+        photos, noise_NZ, people = held_out
+
+        def looked(draw: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[NDArray[np.float32], Looks]:
+            def function(row_B: Tensor) -> tuple[Tensor, ...]:
+                picture_BCHW = draw(row_B)
+                return (picture_BCHW.flatten(1), *seen(observers, picture_BCHW))
+
+            pixels_MP, *columns = in_batches(function, rows, device_of(system))
+            return pixels_MP, looks(observers, columns)
+
+        sets = {"generated": looked(lambda noise: next(iter(system.sample({asked: noise}).values())), noise_NZ)}
+        notes = []
+        if job.run.config.data.split in dataset.splits:
+            others = people_of(dataset.split(job.run.config.data.split), system, len(photos), [])
+            if others is not None:
+                sets["trained"] = looked(to_picture, others[0])
+        else:
+            notes.append(f"no split {job.run.config.data.split!r} here: nothing to say what other photos would measure")
+        real_pixels_MP, real = looked(to_picture, photos)
+        width = max((look.emb_MD.shape[1] for look in real.values()), default=0)
+        if len(photos) <= width:
+            notes.append(
+                f"{len(photos)} people are few for {width} features: the Frechet distance means something only beside "
+                "that of other photos"
+            )
+        by: dict[str, dict[str, Any]] = {who: {"lines": {}} for who in (*real, "pixels")}
+        each: dict[str, dict[str, NDArray[np.float64]]] = {}
+        for line, (pixels_MP, each_look) in sets.items():
+            own = {"made": pixels_MP, "real": real_pixels_MP}
+            by["pixels"]["lines"][line] = metrics.pixel_variety(**own)
+            if line == "generated":
+                each["pixels"] = metrics.pixel_variety_shares(**own)
+            for who, one in each_look.items():
+                picture = metrics.picture_distance(one.features_MP, real[who].features_MP)
+                by[who]["lines"][line] = {
+                    "frechet": metrics.frechet_distance(one.emb_MD, real[who].emb_MD),
+                    "picture": picture.as_dict(),
+                    "variety_identity": metrics.identity_variety(one.emb_MD, real[who].emb_MD),
+                }
+                if line == "generated":
+                    shares = metrics.identity_variety_shares(one.emb_MD, real[who].emb_MD)
+                    each[who] = picture.each | {"variety_identity": shares}
+        result = {
+            "what": SPLITS[name],
+            "people": len(photos),
+            "left_out": {"samples": len(left_out), "first": left_out[:5]},
+            "by": by,
+            "notes": notes,
+        }
+        meters = by["pixels"]["lines"]["generated"] | told_first(result)[1]["lines"]["generated"]
+        result["verdict"] = metrics.mode_collapse(meters)
+        return result, of_each(people.tolist(), each)
+
+    def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:
+        """Print the tables of a split: by each observer, and of the pixels alone."""
+        split = result["splits"][name]
+        of = f"{name}: {split['what']}, as many pictures as people: {split['people']}"
+        for by, told in split["by"].items():
+            pixels = by == "pixels"
+            table = Table(title=f"{of}; {BY[by]}", title_justify="left")
+            table.add_column("against the photos of these people")
+            columns = ("variety", "to the nearest") if pixels else ("Frechet", "nearest", "energy", "between people")
+            for column in columns:
+                table.add_column(column, justify="right")
+            for line, numbers in told["lines"].items():
+                picture = numbers.get("picture") or {}
+                values = (
+                    [number(numbers[key], 2) for key in ("variety", "variety_nearest")]
+                    if pixels
+                    else [
+                        number(numbers["frechet"], 3),
+                        number(picture.get("nearest"), 2),
+                        number(picture.get("energy"), 3),
+                        number(numbers["variety_identity"], 2),
+                    ]
+                )
+                table.add_row(self.title(line, told), *values, style="bold" if line == "generated" else None)
+            console.print(table)
+        tell(split, console)
+
+    def title(self, line: str, told: Mapping[str, Any]) -> str:
+        return {"generated": "generated (this run)", "trained": "photos of trained people"}[line]

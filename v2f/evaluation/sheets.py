@@ -1,0 +1,56 @@
+"""The sheet of samples that a validation leaves: pictures in a grid, or sounds as players on a page that stands alone.
+
+Shape letters: B samples, C channels, T samples of a sound.
+"""
+
+import base64
+import html
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from v2f.data import media
+from v2f.system import Picture, Sound, System
+
+_SIDES = (1, 3)  # channels of what is a picture
+
+
+def sheet(system: System, shown: Mapping[str, Tensor], notes: Mapping[str, str]) -> tuple[str, bytes] | None:
+    """The suffix and content of a sheet of what :meth:`System.sample` gave, outputs and references; None: it makes
+    neither pictures nor sounds."""
+    made = system.makes()
+    if any(isinstance(kind, Picture) for kind in made.values()):
+        pictures = {name: value for name, value in shown.items() if value.ndim == 4 and value.shape[1] in _SIDES}
+        return ".png", _grid(pictures, notes)
+    rates = [kind.rate for kind in made.values() if isinstance(kind, Sound)]
+    if rates:
+        return ".html", _players({name: value for name, value in shown.items() if value.ndim == 3}, rates[0], notes)
+    return None
+
+
+def _grid(shown: Mapping[str, Tensor], notes: Mapping[str, str]) -> bytes:
+    """A row for each name: pictures [B,C,H,W] in [-1,1]."""
+    rows = [p.float().cpu().clamp(-1, 1) for _, p in sorted(shown.items(), reverse=True)]
+    grid = make_grid(torch.cat(rows), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
+    return media.png(grid * 2 - 1, notes)
+
+
+def _players(shown: Mapping[str, Tensor], rate: int, notes: Mapping[str, str]) -> bytes:
+    """A row for each sample, a player for each name: sounds [B,1,T] in [-1,1]."""
+    names = sorted(shown)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    rows = []
+    for number in range(min(len(value) for value in shown.values())):
+        cells = []
+        for name in names:
+            content = media.wav(shown[name][number].flatten().float().cpu().numpy(), rate, notes)
+            data = base64.b64encode(content).decode()
+            cells.append(f'<td><audio controls preload="none" src="data:audio/wav;base64,{data}"></audio></td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    title, disclaimer = html.escape(notes.get("Title", "")), html.escape(notes.get("Disclaimer", ""))
+    return (
+        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title><body><h1>{title}</h1>'
+        f"<p>{disclaimer}</p><table><tr>{head}</tr>{''.join(rows)}</table></body></html>\n"
+    ).encode()

@@ -1,0 +1,1 @@
+"""Files, folders and objects: where they lie, how they are read and written, and who may write."""

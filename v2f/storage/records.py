@@ -1,0 +1,43 @@
+"""Small JSON files that the program writes and later relies on: how they are checked when they are read back."""
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from v2f.errors import V2FError
+from v2f.storage import store
+
+
+class Record(BaseModel):
+    """Base of what is relied on in a file that the program has written; whatever else stands there is let through."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+def problem_of(record: type[Record], value: Any) -> str | None:
+    """Why ``value`` of a file is no such record, in few words; None if it is one."""
+    if not isinstance(value, dict):
+        return f"it holds {type(value).__name__} and no mapping"
+    try:
+        record.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return None
+
+
+def read_record(path: str, record: type[Record], way_out: str) -> dict[str, Any]:
+    """The JSON mapping in a file that the program has written, as ``record`` wants it; V2FError, which ends with
+    ``way_out``, where it was cut, damaged or edited into something else."""
+    content = store.read_bytes(path)
+    try:
+        value: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        raise V2FError(f"{path}: it is damaged, not valid JSON; {way_out}") from None
+    problem = problem_of(record, value)
+    if problem is not None:
+        raise V2FError(f"{path}: it is damaged, {problem}; {way_out}")
+    found: dict[str, Any] = value
+    return found

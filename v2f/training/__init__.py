@@ -1,0 +1,1 @@
+"""The training loop, what starts it and what stops it."""

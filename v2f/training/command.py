@@ -1,0 +1,98 @@
+"""The training as a command, of ``v2f/train.py`` and of the verb ``v2f train``: parse, build, fit."""
+
+import argparse
+import signal
+import threading
+from collections.abc import Sequence
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of training, for this script and for the verb ``v2f train``."""
+    from v2f.storage.address import argument
+
+    parser.add_argument(
+        "--config", required=True, type=argument, metavar="RECIPE.yaml", help="one whole run, as under launch/recipes"
+    )
+    parser.add_argument(
+        "--resume",
+        choices=["auto", "none"],
+        default="none",
+        help="auto: go on from the run's newest committed checkpoint, if there is one; none (default): a new run",
+    )
+    parser.add_argument(
+        "--allow-changes", action="store_true", help="go on although the configuration changed; the difference is kept"
+    )
+    parser.add_argument(
+        "--max-time",
+        metavar="23h",
+        help="save and leave with code 75 so long after the start (23h, 1h30m, 90m, 3600s; a number alone: seconds)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
+
+
+def parsed(parser: argparse.ArgumentParser, command: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of a command line in which overrides may stand before, between and behind the options."""
+    try:
+        args, others = parser.parse_known_args(command)
+        if "overrides" in args and all("=" in each and not each.startswith("-") for each in others):
+            args.overrides += others  # argparse takes them only before the first option
+        elif others:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
+    except SystemExit as left:
+        if left.code:
+            from v2f.training import stopping
+
+            stopping.report(stopping.MISTAKE)  # under a launcher it would be a code that is worth another try
+        raise
+    return args
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Train as the arguments say; the exit code (:mod:`v2f.training.stopping`).
+
+    Imports stand here, because ``--help`` must not wait for them.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # there is nothing to profile yet; the loop listens
+    from v2f.errors import guarded
+    from v2f.training import stopping
+
+    stopping.outlive_the_terminal()
+    together = False
+
+    def train() -> int:
+        nonlocal together
+        stopping.die_with_launcher()
+        seconds = None if args.max_time is None else stopping.seconds_of(args.max_time)
+        with stopping.Wish(seconds) as wish:
+            stopping.report(None)  # from here on a signal is heard
+            from v2f.runs.run import load_config
+            from v2f.storage.lease import HeldError, LostError
+            from v2f.tracking.tracker import say
+            from v2f.training.trainer import fit
+
+            config = load_config(args.config, args.overrides)
+            try:
+                fit(config, resume=args.resume, allow_changes=args.allow_changes, wish=wish)
+            except stopping.Stopped as stopped:
+                say(f"v2f: {stopped}")
+                return stopping.STOPPED
+            except (HeldError, LostError) as error:
+                if isinstance(error, LostError) and error.gone:
+                    raise
+                say(f"v2f: {error}")
+                return stopping.STOPPED  # another start goes on with it
+            except stopping.GivenUpError:
+                together = True
+                raise
+        return stopping.DONE
+
+    code = guarded(train, debug=args.debug, mistake=stopping.MISTAKE)
+    return stopping.report(code, together=together)
+
+
+def main() -> int | None:
+    parser = argparse.ArgumentParser(prog="v2f/train.py", description="Train a system as a recipe says.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments(parser)
+    return run(parsed(parser))
