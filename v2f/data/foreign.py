@@ -51,6 +51,16 @@ class Foreign(Config):
     fields: Fields
     places: list[str] = Field(description="of each shard: beside the manifest, or a whole path or URL")
 
+    @property
+    def shares_folder(self) -> bool:
+        """Whether some of the tars lie in the manifest's folder, which may then hold other files of theirs."""
+        return any(map(is_beside, self.places))
+
+
+def is_beside(place: str) -> bool:
+    """Whether a place is a path from the manifest's folder on, and not a whole path or URL."""
+    return not place.startswith("/") and "://" not in place
+
 
 def _choices(names: str | None) -> list[str]:
     return [name.strip().lower() for name in (names or "").split("|") if name.strip()]

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 import v2f
 from v2f.config import Config, build
-from v2f.data.foreign import Foreign, Run
+from v2f.data.foreign import Foreign, Run, is_beside
 from v2f.data.sample import (
     BLOCK,
     GRAY,
@@ -210,7 +210,7 @@ class Dataset:
         if self.manifest.foreign is None:
             return store.join(self.root, self.manifest.shards[shard].name)
         place = self.manifest.foreign.places[shard]
-        return place if place.startswith("/") or "://" in place else store.join(self.root, place)
+        return store.join(self.root, place) if is_beside(place) else place
 
     def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
         """The members of a sample by our schema, of those that its shard holds; :class:`V2FError` where they cannot be

@@ -21,7 +21,7 @@ from zlib import crc32
 from tqdm import tqdm
 
 from v2f.config import build, read_yaml
-from v2f.data.foreign import Fields, Foreign, Run, members_of
+from v2f.data.foreign import Fields, Foreign, Run, is_beside, members_of
 from v2f.data.manifest import MANIFEST, Dataset, Shard, ShardRows, write_manifest
 from v2f.data.sample import AUDIO, BLOCK, PHOTOS, SPLITS, Sample, padded
 from v2f.errors import V2FError
@@ -79,7 +79,7 @@ def _index(owner: Lease, urls: Sequence[str], out: str, fields: Fields, patterns
     left_out: list[LeftOut] = []
     keys = _Keys()
     for place in tqdm(places, unit="tar", desc="indexing", disable=None):
-        url = place if place.startswith("/") or "://" in place else store.join(out, place)
+        url = store.join(out, place) if is_beside(place) else place
         with _as_file(url) as path:
             rows += _rows(path, url, len(tars), fields, keys, left_out)
             tars.append(_Tar(url, os.path.getsize(path), _sha256(path)))

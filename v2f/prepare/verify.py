@@ -66,11 +66,13 @@ def verify(root: str, absent: Sequence[str] = ()) -> list[Problem]:
 def _problems(dataset: Dataset, absent: Sequence[str], bar: "tqdm[Any]") -> Iterator[Problem]:
     binary = {dataset.manifest.index, *(shard.name for shard in dataset.manifest.shards)}
     known = {MANIFEST, LEFT_OUT, YIELD, FOLDER} | binary
+    foreign = dataset.manifest.foreign
     for name in store.names(dataset.root):
         if name == REMOVING:
             yield Problem("", "", "removing people was not finished here; run the same `v2f shards remove` again")
         elif name not in known and not is_record(name):  # these, finishing the pack removes
-            yield Problem("", "", f"{name} does not belong to the data set; move it elsewhere")
+            if foreign is None or not foreign.shares_folder:
+                yield Problem("", "", f"{name} does not belong to the data set; move it elsewhere")
         elif absent and name not in (MANIFEST, FOLDER) and name not in binary:
             try:
                 content = store.read_bytes(store.join(dataset.root, name))
