@@ -23,12 +23,12 @@ from typing import Any
 
 import pytest
 
-from v2f.storage import lease, s3, store
+from v2f.storage import disk, lease, s3, store
 
 STORES = ("disk", "s3", "swift")
 LAPSE_S = lease.EXPIRY_S + 15
 _READS = ("names", "exists", "size", "read_bytes", "read_range", "read_tagged")
-_WRITES = ("create", "renew", "remove", "replacing", "_commit")
+_WRITES = ("create", "renew", "remove", "replacing")
 
 
 class Killed(BaseException):
@@ -118,6 +118,7 @@ class World:
             patch.setattr("os.fsync", lambda handle: None)
             for name in (*_READS, *_WRITES):
                 patch.setattr(store, name, self._stopping(getattr(store, name), name))
+            patch.setattr(disk.Disk, "_commit", self._stopping(disk.Disk._commit, "_commit"))
         else:
             for name in ("page", "get", "read", "size", "put", "create", "delete"):
                 patch.setattr(s3, name, getattr(self, f"_s3_{name}"))
@@ -284,15 +285,14 @@ class World:
         below = [name[len(path) + 1 :] for name in self.objects if name.startswith(f"{path.rstrip('/')}/")]
         return sorted({name if deep else name.split("/")[0] for name in below})[:limit], None
 
-    @contextlib.contextmanager
-    def _s3_get(self, path: str, offset: int, stop: int | None, etag: str | None) -> Iterator[s3.Answer]:
+    def _s3_get(self, path: str, offset: int, stop: int | None, etag: str | None) -> s3.Answer:
         self.stop("read")
         content = self._content(path)
         if etag is not None and etag != self._tag(path):
             raise s3.ExistsError("it was replaced while it was read")
         if offset >= len(content):
             raise s3.BeyondEndError("HTTP 416")
-        yield s3.Answer(len(content), self._tag(path), iter([content[offset:stop]]))
+        return s3.Answer(len(content), self._tag(path), content[offset:stop])
 
     def _s3_read(self, path: str) -> tuple[bytes, str]:
         self.stop("read")

@@ -33,7 +33,7 @@ from v2f.doctor import devices, installed, machine, recipe, services
 from v2f.doctor.findings import GIB, Asked, Line
 from v2f.doctor.processes import examined, steps
 from v2f.runs.run import load_config
-from v2f.storage import store
+from v2f.storage import objects, retry, store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = "hush-hush"
@@ -50,9 +50,9 @@ def of(found: Any, verdict: str) -> list[Line]:
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks have a process of their own, where they may set what they want; here they are called in ours."""
-    monkeypatch.setattr(store, "ATTEMPTS", store.ATTEMPTS)
-    monkeypatch.setattr(store, "PART", store.PART)
-    monkeypatch.setattr(store, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(retry, "ATTEMPTS", retry.ATTEMPTS)
+    monkeypatch.setattr(objects, "PART", objects.PART)
+    monkeypatch.setattr(retry, "BACKOFF_S", 0.01)
 
 
 # ------------------------------------------------------------------------------------------------ processes

@@ -25,7 +25,7 @@ from v2f.data.transforms import Photo, Waveform
 from v2f.errors import V2FError
 from v2f.prepare.pack import load_recipe, pack
 from v2f.prepare.verify import verify
-from v2f.storage import s3, store
+from v2f.storage import objects, retry, s3, store
 
 CONTENT = np.random.default_rng(5).integers(0, 256, 300_000, dtype=np.uint8).tobytes()
 
@@ -33,7 +33,7 @@ CONTENT = np.random.default_rng(5).integers(0, 256, 300_000, dtype=np.uint8).tob
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same number of attempts, in a test's time."""
-    monkeypatch.setattr(store, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF_S", 0.001)
 
 
 @pytest.fixture
@@ -135,30 +135,30 @@ def test_nobody_there_is_given_up_after_the_set_attempts(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens there
     before = store.statistics()
     with pytest.raises(
-        store.UnreachableError, match=rf"{store.ATTEMPTS} attempts in \d+ s failed \(the last: no connection to the en"
+        store.UnreachableError, match=rf"{retry.ATTEMPTS} attempts in \d+ s failed \(the last: no connection to the en"
     ):
         store.read_bytes(f"{s3_root}/f")
     after = store.statistics()
-    assert (after.requests - before.requests, after.retries - before.retries) == (store.ATTEMPTS, store.ATTEMPTS - 1)
+    assert (after.requests - before.requests, after.retries - before.retries) == (retry.ATTEMPTS, retry.ATTEMPTS - 1)
     assert len(caplog.messages) == 1
     assert "cannot read it yet (no connection to the endpoint); trying again" in caplog.messages[0]
 
 
 def test_pauses_grow_up_to_a_limit_and_are_drawn_from_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     limits, pauses = [], []
-    monkeypatch.setattr(store.random, "uniform", lambda low, high: limits.append((low, high)) or high / 2)
-    monkeypatch.setattr(store.time, "sleep", pauses.append)
+    monkeypatch.setattr(retry.random, "uniform", lambda low, high: limits.append((low, high)) or high / 2)
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
 
     def fails() -> None:
         raise s3.TransientError("it")
 
     with pytest.raises(store.UnreachableError):
-        store._retried("s3://b/k", "read", fails)
+        store.backend_of("s3://b/k", "read").request(fails)
     tops = [high for _, high in limits]
     assert [low for low, _ in limits] == [0] * len(tops)
-    assert tops[:3] == [store.BACKOFF_S, 2 * store.BACKOFF_S, 4 * store.BACKOFF_S]
-    assert max(tops) == store.LONGEST_BACKOFF_S
-    assert len(tops) == store.ATTEMPTS - 1
+    assert tops[:3] == [retry.BACKOFF_S, 2 * retry.BACKOFF_S, 4 * retry.BACKOFF_S]
+    assert max(tops) == retry.LONGEST_BACKOFF_S
+    assert len(tops) == retry.ATTEMPTS - 1
     assert pauses == [high / 2 for high in tops]
 
 
@@ -185,7 +185,7 @@ def test_every_byte_is_right_whatever_goes_wrong(
 def test_a_read_goes_on_at_the_byte_at_which_it_broke_off(
     through: Faults, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "CHUNK", 1 << 16)
+    monkeypatch.setattr(objects, "PROGRESS", 1 << 16)
     path, length = f"{s3_root}/f", 1 << 20
     content = (CONTENT * 20)[:length]
     store.write_bytes(path, content)
@@ -196,7 +196,7 @@ def test_a_read_goes_on_at_the_byte_at_which_it_broke_off(
     starts = [int(asked.range.removeprefix("bytes=").split("-")[0]) for asked in through.asked]
     assert starts[:3] == [0, length // 2, length // 2 + length // 4]
     # Four of them bring what counts as progress, the following ones less and less.
-    assert len(starts) == 4 + store.ATTEMPTS - 1
+    assert len(starts) == 4 + retry.ATTEMPTS - 1
     through.asked.clear()
     through.kinds = ("truncate",)
     before = store.statistics()
@@ -229,7 +229,7 @@ def test_an_object_that_is_replaced_in_the_middle_is_no_mixture(
 
 
 def test_a_large_file_goes_in_parts(through: Faults, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PART", 50_000)
+    monkeypatch.setattr(objects, "PART", 50_000)
     store.write_bytes(f"{s3_root}/good", CONTENT)
     assert Counter(asked.method for asked in through.asked) == {"POST": 2, "PUT": 6}
     assert store.read_bytes(f"{s3_root}/good") == CONTENT

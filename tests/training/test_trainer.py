@@ -26,7 +26,7 @@ from v2f.data.manifest import Dataset, open_dataset
 from v2f.errors import V2FError
 from v2f.runs import checkpoint
 from v2f.runs.run import Run, RunConfig
-from v2f.storage import store
+from v2f.storage import disk
 from v2f.system import System
 from v2f.systems import SYSTEMS
 from v2f.systems.voice_styled_face import VoiceStyledFace
@@ -225,7 +225,7 @@ def test_a_file_in_the_way_is_a_mistake_and_a_full_disk_is_worth_another_start(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store.tempfile, "mkstemp", full)
+    monkeypatch.setattr(disk.tempfile, "mkstemp", full)
     code, told = start(tmp_path / "run")
     assert code == 1
     assert f"{tmp_path}/run/checkpoints/" in told

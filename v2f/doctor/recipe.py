@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from v2f.doctor.findings import GIB, Asked, Line, Step, of_error
 from v2f.doctor.services import ATTEMPTS
 from v2f.errors import V2FError
-from v2f.storage import store
+from v2f.storage import retry, store
 from v2f.storage.credentials import without_credentials
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def data(config: "RunConfig") -> Iterator[Step]:
     from v2f.data.manifest import open_dataset
     from v2f.runs.run import build_system, streams_of
 
-    store.ATTEMPTS = ATTEMPTS
+    retry.ATTEMPTS = ATTEMPTS
     reads: dict[str, dict[str, Any]] = {}
     yield "building the system"
     try:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from v2f.config import build
 from v2f.doctor.findings import MIB, Asked, Line, Step, Verdict, existing, of_error
 from v2f.errors import V2FError
-from v2f.storage import s3, store
+from v2f.storage import objects, retry, s3, store
 from v2f.storage.credentials import without_credentials
 
 ATTEMPTS = 3  # a diagnosis wants the reason soon; a run tries ten times
@@ -28,8 +28,8 @@ def storage(asked: Asked) -> Iterator[Step]:
         yield Line("storage", "ok", "none was named", "--store s3://... (or a folder) makes a round trip to it")
         return
     root, shown = asked.store, without_credentials(asked.store)
-    store.ATTEMPTS = ATTEMPTS
-    store.PART = _PART
+    retry.ATTEMPTS = ATTEMPTS
+    objects.PART = _PART
     local = store.local_path(root)
     if local is not None and not os.path.isdir(local):
         yield Line("storage", "wrong", f"{shown}: there is no such folder", "make it, or mount what it should be")

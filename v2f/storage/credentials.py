@@ -36,3 +36,10 @@ def has_credentials(text: str) -> bool:
     user = _USER.search(text)
     named = user is not None and not (re.fullmatch(_DATABASE, user[1], re.I) and ":" not in user[2])
     return named or ("://" in text and _SECRET_KEY.search(text) is not None)
+
+
+def shown(path: str) -> str:
+    """A path as it may be shown: without who may be named before its bucket, and without a query."""
+    user = user_in(path)
+    text = f"{user[1]}://***@{path[user.end() :]}" if user else path
+    return text.split("?", 1)[0] if "://" in path else path

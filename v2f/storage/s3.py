@@ -1,12 +1,13 @@
-"""Objects of an S3 store, one request at a time: what :mod:`v2f.storage.store` retries, resumes and explains.
+"""Objects of an S3 store, one request at a time through s3fs; :mod:`v2f.storage.objects` retries and resumes them.
 
-    s3://bucket/key -> botocore's client (signs, finds endpoint, profile and keys) -> answer, or one of these errors:
+    s3://bucket/key -> s3fs (signs, finds endpoint, profile and keys) -> answer, or one of these errors:
     FileNotFoundError; TransientError: worth another attempt; S3Error: not, with a reason that names no secret
     (NoBucketError: where the store says that it is not the object but the whole bucket that is missing)
 
-botocore's own retries are off, because they know nothing of a body that breaks off in its middle. Endpoint, profile,
-keys, roles and certificates come from the environment and the files that boto3 users know: AWS_ENDPOINT_URL,
-AWS_PROFILE, AWS_ACCESS_KEY_ID and so on. An endpoint of one's own is asked by path, not by a bucket's host name.
+The retries of s3fs and of botocore beneath it are off, because they know nothing of a body that breaks off in its
+middle. Endpoint, profile, keys, roles and certificates come from the environment and the files that boto3 users know:
+AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID and so on. An endpoint of one's own is asked by path, not by a bucket's
+host name.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from typing import Any
 
 CONNECT_S = 10.0  # to connect
 READ_S = 30.0  # without a byte
-CHUNK = 1 << 20  # of a body; what arrived before it broke off is kept in units of this or less
+_PIECE = 1 << 20  # the most bytes of a body that are taken at once
 _CONNECTIONS = 64  # kept open for the reading threads of a rank
 
 _PATH = re.compile(r"^s3a?://([^/]+)/*(.*)$", re.IGNORECASE)
@@ -76,12 +77,13 @@ class BeyondEndError(S3Error):
 
 @dataclass(frozen=True)
 class Answer:
-    """A ranged answer: ``chunks`` from ``offset`` on of an object of ``total`` bytes, which breaks off with a
-    TransientError or may simply end too early."""
+    """A ranged answer: what has arrived of an object of ``total`` bytes, and why no more, where it broke off. A cut
+    answer may also simply end too early."""
 
     total: int
     etag: str | None
-    chunks: Iterator[bytes]
+    content: bytes
+    failure: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -98,44 +100,28 @@ def access() -> Access:
         import botocore.session
 
         found = botocore.session.Session().get_credentials()
-        return Access(_client().meta.endpoint_url, _SOURCES.get(found.method, found.method) if found else "none")
+        filesystem = _filesystem()
+        return Access(filesystem.s3.meta.endpoint_url, _SOURCES.get(found.method, found.method) if found else "none")
 
 
-@contextlib.contextmanager
-def get(path: str, offset: int, stop: int | None, etag: str | None) -> Iterator[Answer]:
-    """Ask for bytes [offset, stop) (None: to the end) of an object, which must still be the one with ``etag``."""
+def get(path: str, offset: int, stop: int | None, etag: str | None) -> Answer:
+    """Bytes [offset, stop) (None: to the end) of an object, which must still be the one with ``etag``."""
     bucket, key = _bucket_key(path)
     condition = {"IfMatch": etag} if etag else {}
-    with _translated():
-        # A range even for the whole: only Content-Range tells a short answer from a short object.
-        answer = _client().get_object(
-            Bucket=bucket, Key=key, Range=f"bytes={offset}-{'' if stop is None else stop - 1}", **condition
-        )
-    body = answer["Body"]
-    try:
-        place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.get("ContentRange", ""))
-        if place is None or int(place[1]) != offset:
-            raise S3Error("this store does not answer with the range that was asked for")
-        yield Answer(total=int(place[2]), etag=answer.get("ETag"), chunks=_chunks(body))
-    finally:
-        body.close()  # read to its end, its connection serves again; else it is dropped
-
-
-def _chunks(body: Any) -> Iterator[bytes]:
-    while True:
-        with _translated():
-            chunk = body.read(CHUNK)
-        if not chunk:
-            return
-        yield chunk
+    # A range even for the whole: only Content-Range tells a short answer from a short object.
+    wanted = f"bytes={offset}-{'' if stop is None else stop - 1}"
+    answer, content, failure = _content(Bucket=bucket, Key=key, Range=wanted, **condition)
+    place = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.get("ContentRange", ""))
+    if place is None or int(place[1]) != offset:
+        raise S3Error("this store does not answer with the range that was asked for")
+    return Answer(int(place[2]), answer.get("ETag"), content, failure)
 
 
 def size(path: str) -> int:
     bucket, key = _bucket_key(path)
     if not key:
         raise FileNotFoundError(path)
-    with _translated():
-        return int(_client().head_object(Bucket=bucket, Key=key)["ContentLength"])
+    return int(_request("head_object", Bucket=bucket, Key=key)["ContentLength"])
 
 
 def page(path: str, token: str | None, limit: int = 1000, deep: bool = False) -> tuple[list[str], str | None]:
@@ -145,8 +131,7 @@ def page(path: str, token: str | None, limit: int = 1000, deep: bool = False) ->
     prefix = key.rstrip("/") + "/" if key else ""
     after = {"ContinuationToken": token} if token else {}
     grouped = {} if deep else {"Delimiter": "/"}
-    with _translated():
-        answer = _client().list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=limit, **grouped, **after)
+    answer = _request("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=limit, **grouped, **after)
     found = [item["Key"] for item in answer.get("Contents", [])]
     found += [item["Prefix"] for item in answer.get("CommonPrefixes", [])]
     names = [name[len(prefix) :].rstrip("/") for name in found]
@@ -170,8 +155,8 @@ def create(path: str, body: bytes) -> bool:
 def _put(path: str, body: bytes, condition: dict[str, str]) -> str | None:
     bucket, key = _named(path)
     try:
-        with _translated():
-            return _client().put_object(Bucket=bucket, Key=key, Body=body, **condition).get("ETag")
+        etag: str | None = _request("put_object", Bucket=bucket, Key=key, Body=body, **condition).get("ETag")
+        return etag
     except UnknownConditionError:
         if "IfNoneMatch" in condition and _there(path):
             raise ExistsError("it is there") from None
@@ -189,43 +174,40 @@ def _there(path: str) -> bool:
 def read(path: str) -> tuple[bytes, str | None]:
     """The whole of a small object, and its ETag."""
     bucket, key = _named(path)
-    with _translated():
-        answer = _client().get_object(Bucket=bucket, Key=key)
-        return answer["Body"].read(), answer.get("ETag")
+    answer, content, failure = _content(Bucket=bucket, Key=key)
+    if failure is not None:
+        raise failure
+    return content, answer.get("ETag")
 
 
 def delete(path: str) -> None:
     bucket, key = _named(path)
-    with _translated():
-        _client().delete_object(Bucket=bucket, Key=key)
+    _request("delete_object", Bucket=bucket, Key=key)
 
 
 def start_upload(path: str) -> str:
     """The number of a new upload in parts."""
     bucket, key = _named(path)
-    with _translated():
-        return str(_client().create_multipart_upload(Bucket=bucket, Key=key)["UploadId"])
+    return str(_request("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"])
 
 
 def put_part(path: str, upload: str, number: int, body: bytes) -> str:
     """Upload part ``number`` (from 1 on); its ETag."""
     bucket, key = _named(path)
-    with _translated():
-        answer = _client().upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=body)
+    answer = _request("upload_part", Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=body)
     return str(answer["ETag"])
 
 
 def finish_upload(path: str, upload: str, etags: Sequence[str]) -> None:
     bucket, key = _named(path)
     parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, start=1)]
-    with _translated():
-        _client().complete_multipart_upload(Bucket=bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts})
+    whole = {"Parts": parts}
+    _request("complete_multipart_upload", Bucket=bucket, Key=key, UploadId=upload, MultipartUpload=whole)
 
 
 def abort_upload(path: str, upload: str) -> None:
     bucket, key = _named(path)
-    with _translated():
-        _client().abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+    _request("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
 
 
 def _bucket_key(path: str) -> tuple[str, str]:
@@ -246,26 +228,62 @@ _making = threading.Lock()
 _made: tuple[tuple[Any, ...], Any] | None = None
 
 
-def _client() -> Any:
-    """This process's client (it is safe with threads); a new one after a fork, or where the settings have changed."""
+def _filesystem() -> Any:
+    """This process's s3fs (it is safe with threads); a new one after a fork, or where the settings have changed."""
     global _made
     environment = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
     settings = (os.getpid(), CONNECT_S, READ_S, *environment)
     with _making:
         if _made is None or _made[0] != settings:
-            # Here, not above: most runs read local files, and decode workers start fast.
-            import botocore.config
-            import botocore.session
+            import s3fs  # here, not above: most runs read local files, and decode workers start fast
 
-            config = botocore.config.Config(
-                connect_timeout=CONNECT_S,
-                read_timeout=READ_S,
-                retries={"total_max_attempts": 1, "mode": "standard"},
-                max_pool_connections=_CONNECTIONS,
-                tcp_keepalive=True,
+            filesystem = s3fs.S3FileSystem(
+                skip_instance_cache=True,
+                config_kwargs={
+                    "connect_timeout": CONNECT_S,
+                    "read_timeout": READ_S,
+                    "retries": {"total_max_attempts": 1, "mode": "standard"},
+                    "max_pool_connections": _CONNECTIONS,
+                    "tcp_keepalive": True,
+                },
             )
-            _made = settings, botocore.session.Session().create_client("s3", config=config)
+            filesystem.retries = 1
+            _made = settings, filesystem
         return _made[1]
+
+
+def _request(method: str, **arguments: Any) -> dict[str, Any]:
+    """The answer to one request, such as ``head_object``, or one of the errors above."""
+    with _translated():
+        answer: dict[str, Any] = _filesystem().call_s3(method, **arguments)
+        return answer
+
+
+def _content(**arguments: Any) -> tuple[dict[str, Any], bytes, Exception | None]:
+    """The answer to a ``get_object``, what arrives of its body, and what ended that before its end.
+
+    All in the thread of s3fs, without a pause: what waits in a buffer when the connection breaks off is lost.
+    """
+    from fsspec.asyn import sync
+
+    filesystem = _filesystem()
+    pieces: list[bytes] = []
+    failures: list[Exception] = []
+
+    async def read() -> dict[str, Any]:
+        answer: dict[str, Any] = await filesystem._call_s3("get_object", **arguments)
+        body = answer["Body"]
+        try:
+            while piece := await body.read(_PIECE):
+                pieces.append(piece)
+        except Exception as error:
+            failures.append(_translation(error))
+        finally:
+            body.close()  # read to its end, its connection serves again; else it is dropped
+        return answer
+
+    with _translated():
+        return sync(filesystem.loop, read), b"".join(pieces), failures[0] if failures else None
 
 
 @contextlib.contextmanager
@@ -279,9 +297,14 @@ def _translated() -> Iterator[None]:
 
 
 def _translation(error: Exception) -> Exception:
-    """What botocore raised, as one of the errors above; its texts, which may hold anything, stay out of it."""
+    """What s3fs, botocore or aiohttp raised, as one of the errors above; their texts, which may hold anything, stay
+    out of it."""
+    import aiohttp
     import botocore.exceptions as known
     from botocore.parsers import ResponseParserError
+
+    if isinstance(error.__cause__, (known.ClientError, known.BotoCoreError)):
+        error = error.__cause__  # of which s3fs makes an OSError and fsspec a timeout of its own, which say less
 
     match error:
         case known.ClientError():
@@ -296,7 +319,7 @@ def _translation(error: Exception) -> Exception:
             return S3Error("S3 allows no such bucket or key")
         case known.SSLError() if "CERTIFICATE_VERIFY_FAILED" in str(error):
             return S3Error("the endpoint's certificate is not trusted; name the file of its CA in AWS_CA_BUNDLE")
-        case known.SSLError() if re.search(r"\[X509|\[PEM|\[Errno 2\]", str(error)):
+        case known.SSLError() | known.HTTPClientError() if re.search(r"\[X509|\[PEM|\[Errno 2\]", str(error)):
             return S3Error("the file that AWS_CA_BUNDLE names is not there or holds no certificate")
         case known.SSLError() if "WRONG_VERSION_NUMBER" in str(error):
             return S3Error("the endpoint does not speak TLS; is AWS_ENDPOINT_URL to begin with http://?")
@@ -305,6 +328,8 @@ def _translation(error: Exception) -> Exception:
         case known.ReadTimeoutError():
             return TransientError(f"no byte for {READ_S:g} s")
         case known.HTTPClientError() | known.ConnectionError() | known.IncompleteReadError() | ResponseParserError():
+            return TransientError("the connection broke off")
+        case aiohttp.ClientError():  # while a body arrives
             return TransientError("the connection broke off")
         case known.ChecksumError() | known.FlexibleChecksumError():
             return TransientError("the answer was damaged on its way")
