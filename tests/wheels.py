@@ -11,9 +11,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCE = ("v2f", "launch", "shards", "tests", "pyproject.toml", "README.md", "LICENSE")
 
 
+# This checkout's modules; where to track; and a fresh environment has no bytecode but what its first programs write.
+LEFT_OUT = ("PYTHONPATH", "MLFLOW_TRACKING_URI", "PYTHONDONTWRITEBYTECODE")
+
+
 def run(*command: str, cwd: Path, **environment: str) -> str:
-    """What it prints; without this checkout's modules, and without anything to track."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    """What it prints, in this process's environment without ``LEFT_OUT``."""
+    kept = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
     done = subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, f"{command}: {done.stdout[-1000:]}{done.stderr[-3000:]}"
     return done.stdout
