@@ -22,8 +22,8 @@ from wheels import REPOSITORY, build, copy_source, quickstart, run
 
 UV = str(Path(sys.executable).parent / "uv")
 PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-# Where Pythons differ: types and their hints, files, processes.
-TESTS = [f"tests/data/test_{name}.py" for name in ("order", "sample", "manifest", "loader")]
+# Where Pythons and the newest packages differ: types and their hints, files, processes, codecs.
+TESTS = [f"tests/data/test_{name}.py" for name in ("order", "sample", "manifest", "audio", "loader")]
 TESTS += ["tests/test_config.py", "tests/test_checkpoint.py"]
 IMPORT_ALL = """
 import importlib, pkgutil, v2f
@@ -112,10 +112,10 @@ def main() -> None:
             folder = Path(scratch, f"empty-{version}")
             folder.mkdir()
             tell(version, import_all(programs, folder))
-            if number == len(installed) - 1:
+            if number == 0:
                 quickstart(programs, folder)
                 tell(version, "a tiny quickstart ran from an empty folder")
-            if number == 0:
+            if number == len(installed) - 1:  # the newest packages are for the highest Python
                 tell(version, f"tests: {fast_tests(programs, wheel)}")
 
         with ThreadPoolExecutor() as pool:  # one core each
