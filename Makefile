@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: quickstart test test-slow check lint golden standins synthetic clean
+.PHONY: quickstart test test-slow check lint pythons golden standins synthetic clean
 
 # Exact versions for the Python that CI uses; another Python takes what pyproject.toml allows.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "v2f needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and "v2f needs Python 3.10 to 3.13: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))') -e '.[dev]'
 	touch $@
@@ -34,6 +34,10 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 check: lint test
+
+# The wheel as a user installs it, under the lowest and the highest Python: needs the package registry.
+pythons: $(VENV)/.installed
+	$(BIN)/python tests/pythons.py
 
 # The first losses of every recipe, computed anew: what this shows has changed the mathematics.
 golden: $(VENV)/.installed

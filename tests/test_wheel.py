@@ -1,19 +1,18 @@
-"""The wheel: built, installed into a fresh environment, and a tiny quickstart from an empty folder."""
+"""The wheel: built, installed into a fresh environment, and a tiny quickstart from an empty folder.
 
-import os
-import shutil
-import subprocess
+Without a network, the other packages are those of this environment; ``make pythons`` has those that the wheel asks for.
+"""
+
 import sys
 import venv
 import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+from wheels import REPOSITORY, build, copy_source, quickstart, run
 
 from v2f.standins import KINDS
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-SOURCE = ("v2f", "launch", "shards", "tests", "pyproject.toml", "README.md", "LICENSE")
 # A file of each kind that may lie about in somebody's clone.
 PRIVATE = (
     "v2f/.env",
@@ -26,41 +25,13 @@ PRIVATE = (
 pytestmark = pytest.mark.slow
 
 
-def run(*command: str, cwd: Path, **environment: str) -> str:
-    """What it prints; without this checkout's modules, and without anything to track."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
-    done = subprocess.run(command, cwd=cwd, env=kept | environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{command}: {done.stdout[-1000:]}{done.stderr[-3000:]}"
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, since a build leaves folders in its source."""
     source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in SOURCE:
-        path = REPOSITORY / name
-        if path.is_file():
-            shutil.copy(path, source)
-        else:
-            shutil.copytree(path, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_source(source)
     for name in PRIVATE:
         (source / name).write_text("secret")
-    run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        ".",
-        "--no-deps",
-        "--no-build-isolation",
-        "-q",
-        "-w",
-        str(dist),
-        cwd=source,
-    )
-    (built,) = dist.iterdir()
-    return built
+    return build(source, dist)
 
 
 @pytest.fixture(scope="module")
@@ -113,22 +84,4 @@ def test_it_holds_the_package_its_nets_and_recipes_and_nothing_else(wheel: Path)
 
 
 def test_a_tiny_quickstart_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    def v2f(*words: str) -> str:
-        return run(str(installed / "v2f"), *words, cwd=tmp_path, OMP_NUM_THREADS="1")
-
-    python = str(installed / "python")
-    said = run(python, "-c", "import v2f.cli, v2f.recipes; print(v2f.__file__, v2f.recipes.SHIPPED)", cwd=tmp_path)
-    assert all(Path(place).is_relative_to(installed.parent) for place in said.split())
-    for name in ("quickstart", "one-process"):
-        v2f("recipes", "copy", name)
-    people = ["train.people=24", "valid.people=6", "test.people=6", "seen.people=6", "seconds=0.5"]
-    v2f("shards", "pack", "shards/quickstart.yaml", "workers=1", *(f"synthetic.{each}" for each in people))
-    small = ["train.steps=4", "train.log_every=2", "train.validate_every=4", "train.validate_samples=6"]
-    small += ["train.threads=1", "data.batch=8", "data.window=8", "data.workers=1", "system.seconds=0.5"]
-    accelerate = [python, "-m", "accelerate.commands.launch", "--config_file", "launch/accelerate/one-process.yaml"]
-    train = ["-m", "v2f.train", "--config", "launch/recipes/quickstart.yaml", "tracking.uri=null", *small]
-    run(*accelerate, *train, cwd=tmp_path, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
-    v2f("eval", "runs/quickstart")
-    v2f("report", "runs/quickstart")
-    assert (tmp_path / "runs/quickstart/eval.json").stat().st_size > 100
-    assert "<svg" in (tmp_path / "runs/quickstart/report.html").read_text()
+    quickstart(installed, tmp_path)
