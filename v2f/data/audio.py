@@ -37,7 +37,6 @@ _PREROLL_S = 0.5  # decoded and dropped before a span: a codec that was sought i
 _LARGEST_KERNEL = 10_000_000  # taps of torchaudio's resampler: a file that claims 96001 Hz would have it take 12 GB
 _SHORT_S = 0.25  # that much of a span may be missing at its end: files are cut at whole packets
 
-Floats = npt.NDArray[np.float32]
 Keep = Literal["speech", "span"]
 
 
@@ -63,7 +62,9 @@ def decoding(reason: str, detail: str = "") -> Iterator[None]:
         raise UnusableError(reason, detail or named.removesuffix(": ")) from error
 
 
-def decode_voice(content: bytes, *, sample_rate: int, min_seconds: float, max_seconds: float = MAX_SECONDS) -> Floats:
+def decode_voice(
+    content: bytes, *, sample_rate: int, min_seconds: float, max_seconds: float = MAX_SECONDS
+) -> npt.NDArray[np.float32]:
     """A recording as mono float32 [T] in [-1, 1] at ``sample_rate``; :class:`UnusableError` if it holds no voice.
 
     Reads what libsndfile or FFmpeg reads, the sound of a video included. Channels are averaged; other rates are
@@ -83,7 +84,9 @@ def decode_voice(content: bytes, *, sample_rate: int, min_seconds: float, max_se
     return _resampled(wav_T, rate, sample_rate)
 
 
-def decode_span(container: Any, start: float, end: float, *, sample_rate: int, min_seconds: float) -> Floats:
+def decode_span(
+    container: Any, start: float, end: float, *, sample_rate: int, min_seconds: float
+) -> npt.NDArray[np.float32]:
     """The sound of an open PyAV container from second ``start`` to ``end``, as :func:`decode_voice` gives it."""
     wav_CT, rate = _span(container, start, end)
     if wav_CT.shape[1] < (end - start - _SHORT_S) * rate:
@@ -92,7 +95,7 @@ def decode_span(container: Any, start: float, end: float, *, sample_rate: int, m
     return _resampled(_mono(wav_CT, rate, min_seconds), rate, sample_rate)
 
 
-def _mono(wav_CT: Floats, rate: int, min_seconds: float) -> Floats:
+def _mono(wav_CT: npt.NDArray[np.float32], rate: int, min_seconds: float) -> npt.NDArray[np.float32]:
     """The mean of the channels, if it can be a voice."""
     if not wav_CT.size:
         raise UnusableError("audio is empty")
@@ -100,7 +103,7 @@ def _mono(wav_CT: Floats, rate: int, min_seconds: float) -> Floats:
         raise UnusableError("audio has a rate that cannot be meant", f"{rate} Hz")
     if not np.isfinite(wav_CT).all():
         raise UnusableError("audio is not finite")
-    wav_T: Floats = wav_CT.mean(axis=0)
+    wav_T: npt.NDArray[np.float32] = wav_CT.mean(axis=0)
     seconds = len(wav_T) / rate
     if seconds < min_seconds:
         raise UnusableError("audio is too short", f"{seconds:.2f} s of at least {min_seconds:g} s")
@@ -114,7 +117,7 @@ def _mono(wav_CT: Floats, rate: int, min_seconds: float) -> Floats:
     return wav_T
 
 
-def _resampled(wav_T: Floats, rate: int, sample_rate: int) -> Floats:
+def _resampled(wav_T: npt.NDArray[np.float32], rate: int, sample_rate: int) -> npt.NDArray[np.float32]:
     if rate == sample_rate:
         return wav_T
     divisor = int(np.gcd(rate, sample_rate))
@@ -125,14 +128,16 @@ def _resampled(wav_T: Floats, rate: int, sample_rate: int) -> Floats:
     import torch  # here, because most audio has the rate already, and packing processes should start fast
     from torchaudio.functional import resample
 
-    resampled: Floats = resample(torch.from_numpy(wav_T), rate, sample_rate).numpy()
+    resampled: npt.NDArray[np.float32] = resample(torch.from_numpy(wav_T), rate, sample_rate).numpy()
     return resampled
 
 
 # ------------------------------------------------------------------------------------------------ speech
 
 
-def only_speech(wav_T: Floats, sample_rate: int, *, mode: int, margin: float, keep: Keep) -> Floats:
+def only_speech(
+    wav_T: npt.NDArray[np.float32], sample_rate: int, *, mode: int, margin: float, keep: Keep
+) -> npt.NDArray[np.float32]:
     """What of ``wav_T`` WebRTC's voice activity detector takes for speech, and ``margin`` seconds around it.
 
     ``mode`` 0 lets most pass, 3 least; ``keep``: the speech alone, its parts joined, or the span from the first part
@@ -151,7 +156,7 @@ def only_speech(wav_T: Floats, sample_rate: int, *, mode: int, margin: float, ke
     for first, last in _runs(at_F):
         low = round((first * _WINDOW_S - margin) * sample_rate)
         kept_T[max(0, low) : round(((last + 1) * _WINDOW_S + margin) * sample_rate)] = True
-    speech_T: Floats = wav_T[kept_T]
+    speech_T: npt.NDArray[np.float32] = wav_T[kept_T]
     return speech_T
 
 
@@ -179,7 +184,7 @@ class Likeness:
         return ""
 
 
-def likeness(wav_T: Floats, sample_rate: int) -> Likeness:
+def likeness(wav_T: npt.NDArray[np.float32], sample_rate: int) -> Likeness:
     """How much a mono clip is like speech."""
     window = min(round(_WINDOW_S * sample_rate), len(wav_T))
     windows_FL = wav_T[: len(wav_T) // window * window].reshape(-1, window).astype(np.float64)
@@ -192,7 +197,7 @@ def likeness(wav_T: Floats, sample_rate: int) -> Likeness:
     return Likeness(float(_speech(heard_T, sample_rate, mode=3).mean()), float(level_F[audible_F].std()))
 
 
-def _speech(wav_T: Floats, sample_rate: int, mode: int) -> npt.NDArray[np.bool_]:
+def _speech(wav_T: npt.NDArray[np.float32], sample_rate: int, mode: int) -> npt.NDArray[np.bool_]:
     """Whether each window is speech, bool [F]; what is left at the end is filled up with silence."""
     import webrtcvad
 
@@ -218,18 +223,22 @@ def _runs(numbers_N: npt.NDArray[np.intp]) -> list[tuple[int, int]]:
 # ---------------------------------------------------------------------------------------------- loudness
 
 
-def to_loudness(wav_T: Floats, sample_rate: int, *, lufs: float, max_gain: float, peak: float) -> Floats:
+def to_loudness(
+    wav_T: npt.NDArray[np.float32], sample_rate: int, *, lufs: float, max_gain: float, peak: float
+) -> npt.NDArray[np.float32]:
     """``wav_T`` amplified, or turned down, to ``lufs``; by at most ``max_gain`` dB, and no sample beyond ``peak``."""
     return _amplified(wav_T, loudness(wav_T, sample_rate), lufs, max_gain, peak)
 
 
-def _amplified(wav_T: Floats, level: float, lufs: float, max_gain: float, peak: float) -> Floats:
+def _amplified(
+    wav_T: npt.NDArray[np.float32], level: float, lufs: float, max_gain: float, peak: float
+) -> npt.NDArray[np.float32]:
     gain = 10 ** (min(lufs - level, max_gain) / 20)
-    louder_T: Floats = wav_T * np.float32(min(gain, peak / max(float(np.abs(wav_T).max()), SILENCE)))
+    louder_T: npt.NDArray[np.float32] = wav_T * np.float32(min(gain, peak / max(float(np.abs(wav_T).max()), SILENCE)))
     return louder_T
 
 
-def loudness(wav_T: Floats, sample_rate: int) -> float:
+def loudness(wav_T: npt.NDArray[np.float32], sample_rate: int) -> float:
     """The integrated loudness of a mono recording in LUFS (ITU-R BS.1770-4); -inf where all of it is below the gate.
 
     A recording of less than 0.4 s is one window.
@@ -271,14 +280,14 @@ def _k_weighting(rate: int) -> list[tuple[list[float], list[float]]]:
 # ---------------------------------------------------------------------------------------------- decoders
 
 
-def _by_libsndfile(content: bytes, max_seconds: float) -> tuple[Floats, int] | None:
+def _by_libsndfile(content: bytes, max_seconds: float) -> tuple[npt.NDArray[np.float32], int] | None:
     """float32 [C, T] and samples a second; None: libsndfile cannot read it, or not tell how long it is."""
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             if not 0 < file.frames < _UNKNOWN:
                 return None
             _check_length(file.frames, file.channels, file.samplerate, max_seconds)
-            wav_CT: Floats = file.read(dtype="float32", always_2d=True).T
+            wav_CT: npt.NDArray[np.float32] = file.read(dtype="float32", always_2d=True).T
             slack = _SHORT_S * file.samplerate if file.format == "MP3" else 0  # there the number is an estimate
             if wav_CT.shape[1] < file.frames - slack:
                 raise UnusableError("audio is cut")
@@ -296,7 +305,7 @@ def _check_length(frames: int, channels: int, rate: int, max_seconds: float) -> 
         raise UnusableError("audio is too long", f"{frames} frames of {channels} channels, at {rate} Hz")
 
 
-def _by_ffmpeg(content: bytes, max_seconds: float) -> tuple[Floats, int]:
+def _by_ffmpeg(content: bytes, max_seconds: float) -> tuple[npt.NDArray[np.float32], int]:
     import av
 
     # A list of files (ffconcat) names others: without a protocol FFmpeg can neither read them here nor fetch them.
@@ -308,7 +317,9 @@ def _by_ffmpeg(content: bytes, max_seconds: float) -> tuple[Floats, int]:
         return _span(container, 0.0, None, max_seconds)
 
 
-def _span(container: Any, start: float, end: float | None, max_seconds: float = MAX_SECONDS) -> tuple[Floats, int]:
+def _span(
+    container: Any, start: float, end: float | None, max_seconds: float = MAX_SECONDS
+) -> tuple[npt.NDArray[np.float32], int]:
     """The sound from ``start`` seconds to ``end`` (None: to its end) as float32 [C, T], and samples a second.
 
     Only the first frame's time counts, because containers round each frame's to milliseconds.
@@ -323,7 +334,7 @@ def _span(container: Any, start: float, end: float | None, max_seconds: float = 
     if end is not None:  # whoever wants a span may have read others before
         container.seek(int(max(0.0, start - _PREROLL_S) * av.time_base) + (container.start_time or 0))
     skip: int | None = None if end is not None else 0  # samples before the span
-    parts: list[Floats] = []
+    parts: list[npt.NDArray[np.float32]] = []
     frames = 0
     for frame in itertools.chain(container.decode(audio=0), [None]):  # None: what the resampler still holds
         if skip is None and frame is not None:

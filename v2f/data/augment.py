@@ -27,7 +27,6 @@ from v2f.errors import V2FError
 if TYPE_CHECKING:
     from v2f.data.manifest import Dataset
 
-Floats = npt.NDArray[np.float32]
 Picture = npt.NDArray[np.uint8]
 Range = tuple[float, float]
 
@@ -108,13 +107,13 @@ def _check(change: Any, least: float, most: float, *names: str) -> None:
 # ------------------------------------------------------------------------------------------------- sound
 
 
-def _power(wav_T: Floats) -> float:
+def _power(wav_T: npt.NDArray[np.float32]) -> float:
     return float(np.mean(np.square(wav_T, dtype=np.float64)))
 
 
-def _within(wav_T: npt.NDArray[Any]) -> Floats:
+def _within(wav_T: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """A sound turned down where it would be beyond full scale."""
-    quieter_T: Floats = np.asarray(wav_T / max(1.0, float(np.abs(wav_T).max(initial=0.0))), np.float32)
+    quieter_T: npt.NDArray[np.float32] = np.asarray(wav_T / max(1.0, float(np.abs(wav_T).max(initial=0.0))), np.float32)
     return quieter_T
 
 
@@ -133,7 +132,7 @@ class AddNoise:
         if not self.colors or not {*self.colors} <= {"white", "pink"}:
             raise V2FError(f"AddNoise: colors are white and pink, got {self.colors}")
 
-    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+    def __call__(self, wav_T: npt.NDArray[np.float32], rng: np.random.Generator, rate: int) -> npt.NDArray[np.float32]:
         snr, color = rng.uniform(*self.snr), self.colors[int(rng.integers(len(self.colors)))]
         noise_T = rng.standard_normal(len(wav_T))
         if color == "pink":
@@ -155,7 +154,7 @@ class Gaps:
     def __post_init__(self) -> None:
         _check(self, 0.0, 1000.0, "count", "seconds")
 
-    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+    def __call__(self, wav_T: npt.NDArray[np.float32], rng: np.random.Generator, rate: int) -> npt.NDArray[np.float32]:
         broken_T = wav_T.copy()
         for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
             start, length = _stretch(len(wav_T), self.seconds, rng, rate)
@@ -175,7 +174,7 @@ class Stutters:
     def __post_init__(self) -> None:
         _check(self, 0.0, 1000.0, "count", "seconds")
 
-    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+    def __call__(self, wav_T: npt.NDArray[np.float32], rng: np.random.Generator, rate: int) -> npt.NDArray[np.float32]:
         frames = len(wav_T)
         for _ in range(int(rng.integers(self.count[0], self.count[1] + 1))):
             start, length = _stretch(frames, self.seconds, rng, rate)
@@ -204,7 +203,7 @@ class Codec:
         if not self.rates or min(self.rates) < 1000 or not 0 <= self.mu_law <= 1:
             raise V2FError(f"Codec: rates from 1000 Hz on, mu_law from 0 to 1, got {self.rates} and {self.mu_law}")
 
-    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+    def __call__(self, wav_T: npt.NDArray[np.float32], rng: np.random.Generator, rate: int) -> npt.NDArray[np.float32]:
         narrow, compress = self.rates[int(rng.integers(len(self.rates)))], rng.random() < self.mu_law
         heard_T = resample(wav_T, rate, narrow) if narrow < rate else wav_T
         if compress:
@@ -215,10 +214,12 @@ class Codec:
         return _within(heard_T)
 
 
-def _mu_law(wav_T: Floats) -> Floats:
+def _mu_law(wav_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """A sound in [-1, 1] as 255 levels hold it, finer where it is soft."""
     level_T = np.round(127 * np.sign(wav_T) * np.log1p(_MU * np.abs(wav_T)) / np.log1p(_MU)) / 127
-    expanded_T: Floats = np.asarray(np.sign(level_T) * np.expm1(np.abs(level_T) * np.log1p(_MU)) / _MU, np.float32)
+    expanded_T: npt.NDArray[np.float32] = np.asarray(
+        np.sign(level_T) * np.expm1(np.abs(level_T) * np.log1p(_MU)) / _MU, np.float32
+    )
     return expanded_T
 
 
@@ -236,7 +237,7 @@ class Reverb:
         _check(self, 0.01, 20.0, "rt60")
         _check(self, -30.0, 60.0, "direct")
 
-    def __call__(self, wav_T: Floats, rng: np.random.Generator, rate: int) -> Floats:
+    def __call__(self, wav_T: npt.NDArray[np.float32], rng: np.random.Generator, rate: int) -> npt.NDArray[np.float32]:
         rt60, direct = rng.uniform(*self.rt60), rng.uniform(*self.direct)
         frames = min(len(wav_T), max(2, round(rt60 * rate)))
         response_T = rng.standard_normal(frames) * np.exp(-np.log(1000.0) * np.arange(frames) / (rt60 * rate))
@@ -289,11 +290,11 @@ class Color:
         return np.clip(np.rint(values_CHW), 0, 255).astype(np.uint8)
 
 
-def _luma(values_CHW: Floats) -> Floats:
+def _luma(values_CHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Brightness by ITU-R BT.601, [1, H, W]."""
     if len(values_CHW) == 1:
         return values_CHW
-    luma_HW: Floats = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), values_CHW, 1)
+    luma_HW: npt.NDArray[np.float32] = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), values_CHW, 1)
     return luma_HW[None]
 
 

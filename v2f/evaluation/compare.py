@@ -32,6 +32,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -43,7 +44,7 @@ from v2f.evaluation import evaluate, protocols
 from v2f.evaluation.observers import BY, told_first
 from v2f.evaluation.protocols import MEASURED, Metric
 from v2f.evaluation.significance import ALPHA, holm, sign_flips, with_training
-from v2f.metrics import Floats, Interval
+from v2f.metrics import Interval
 from v2f.runs.run import FREE, Run
 from v2f.storage import store
 from v2f.storage.records import Record, problem_of
@@ -131,7 +132,7 @@ class Subject:
         drawn = metrics.over_people(shares_N)
         return Interval(value=value.value, low=drawn.low, high=drawn.high)
 
-    def shares(self, split: str, metric: Metric) -> Floats | None:
+    def shares(self, split: str, metric: Metric) -> NDArray[np.float64] | None:
         """Each person's share in the number; None where it is not known or not defined."""
         found = self.people.get(split, {"shares": {}})["shares"].get(metric.by, {}).get(metric.key)
         return None if found is None or None in found else np.array(found, np.float64)
@@ -544,7 +545,7 @@ _Wanted = tuple[str, Metric, Recipe, Recipe]
 class _Tried:
     """A test before the correction."""
 
-    shares_N: Floats
+    shares_N: NDArray[np.float64]
     seeds: tuple[int, int]
     variance: float
     """Between seeds; with ``freedom`` 0 it is not known."""
@@ -616,7 +617,7 @@ def _try(split: str, metric: Metric, one: Recipe, other: Recipe, groups: Sequenc
     )
 
 
-def _known(shares_N: Floats | None) -> Floats:
+def _known(shares_N: NDArray[np.float64] | None) -> NDArray[np.float64]:
     assert shares_N is not None, "a ground was found, so there are shares"
     return shares_N
 

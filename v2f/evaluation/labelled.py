@@ -26,7 +26,6 @@ from v2f.data.transforms import Photo, Waveform, bound
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, in_batches, seen, told_first
 from v2f.evaluation.protocol import Job, Measured, Metric, Protocol, number, of_each, percent, tell
-from v2f.metrics import Floats
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, to_picture
 
 HELD_OUT = ("test", "valid")
@@ -84,7 +83,7 @@ class Labelled(Protocol):
         share_K = np.bincount(label_N) / len(label_N)
         chance = float((share_K**2).sum())
         by: dict[str, dict[str, Any]] = {who: {"lines": {}} for who in shown}
-        each: dict[str, dict[str, Floats]] = {}
+        each: dict[str, dict[str, NDArray[np.float64]]] = {}
         for line, (features, wanted_M) in sets.items():
             for who, made_MP in features.items():
                 by[who]["lines"][line], shares = _numbers(made_MP, wanted_M, shown[who], label_N)
@@ -235,7 +234,7 @@ def spectra(wav_MT: Tensor, rate: int) -> NDArray[np.float32]:
 
 def _numbers(
     made_MP: NDArray[np.float32], wanted_M: NDArray[np.int64], real_NP: NDArray[np.float32], label_N: NDArray[np.int64]
-) -> tuple[dict[str, Any], dict[str, Floats]]:
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
     """The numbers of things made for ``wanted_M``, and each one's share."""
     scale_P = real_NP.std(0)
     scale_P = np.where(scale_P > 1e-6, scale_P, np.inf).astype(np.float64)
@@ -251,7 +250,7 @@ def _numbers(
     return numbers, {"accuracy": hit_M, **picture.each}
 
 
-def voted(made_MP: Floats, real_NP: Floats, label_N: NDArray[np.int64]) -> NDArray[np.int64]:
+def voted(made_MP: NDArray[np.float64], real_NP: NDArray[np.float64], label_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """The label that most of the five nearest real ones have; of equally many the one with the nearest."""
     square_MN = ((made_MP**2).sum(1)[:, None] + (real_NP**2).sum(1)[None]) - 2 * made_MP @ real_NP.T
     near_MK = np.argsort(square_MN, axis=1, kind="stable")[:, :_NEIGHBOURS]
@@ -263,7 +262,7 @@ def voted(made_MP: Floats, real_NP: Floats, label_N: NDArray[np.int64]) -> NDArr
     return np.array(found, dtype=np.int64)
 
 
-def _within(rows_MP: Floats, label_M: NDArray[np.int64]) -> float:
+def _within(rows_MP: NDArray[np.float64], label_M: NDArray[np.int64]) -> float:
     """Mean distance of two different things of one label, over labels; NaN where no label has two."""
     means = []
     for label in np.unique(label_M):

@@ -22,7 +22,6 @@ from v2f.metrics import Interval
 from v2f.runs.run import Run
 from v2f.system import System
 
-Floats = NDArray[np.float64]
 Measured = tuple[dict[str, Any], dict[str, Any]]
 """Of one split: all numbers; and the people, with each one's share in those of the run itself."""
 
@@ -105,7 +104,7 @@ MEASURED = SPLITS | {"valid": "held-out samples"}
 """All splits that some protocol measures, and what is in them."""
 
 
-def of_each(people: list[int], each: Mapping[Any, dict[str, Floats]]) -> dict[str, Any]:
+def of_each(people: list[int], each: Mapping[Any, dict[str, NDArray[np.float64]]]) -> dict[str, Any]:
     """The people, by their numbers in the manifest, and their shares in each number, by each observer."""
     shares = {by: {name: share_N.tolist() for name, share_N in own.items()} for by, own in each.items()}
     return {"people": people, "shares": shares}

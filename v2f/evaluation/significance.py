@@ -10,15 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.stats
+from numpy.typing import NDArray
 
 from v2f.keyed import keyed_rng
-from v2f.metrics import Floats, Interval
+from v2f.metrics import Interval
 
 ALPHA = 0.05
 _CHUNK = 2_000  # draws at once
 
 
-def sign_flips(difference_NT: Floats, draws: int) -> Floats:
+def sign_flips(difference_NT: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
     """Two-sided p-values [T] of the hypothesis that each person's difference is as likely to have the other sign.
 
     The share of random signs under which the mean lies as far from zero as it does, the signs that were observed
@@ -35,7 +36,7 @@ def sign_flips(difference_NT: Floats, draws: int) -> Floats:
 
 
 def with_training(
-    difference_N: Floats, seeds: tuple[int, int], variance: float, freedom: int
+    difference_N: NDArray[np.float64], seeds: tuple[int, int], variance: float, freedom: int
 ) -> tuple[Interval, float]:
     """The interval and the two-sided p-value of a mean difference with the noise of people and of training in it.
 

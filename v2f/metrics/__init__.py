@@ -28,7 +28,6 @@ from torch import Tensor
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
-Floats = NDArray[np.float64]
 Numbers = ArrayLike | Tensor
 
 KS = (1, 5, 10)
@@ -60,7 +59,7 @@ class Retrieval:
     gallery: int
     people: int
     queries: int
-    each: dict[int, Floats] = field(repr=False, compare=False)
+    each: dict[int, NDArray[np.float64]] = field(repr=False, compare=False)
     """K -> R@K of each person who was asked for, in the order of their numbers."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -155,7 +154,9 @@ def retrieval_held_equal(
     )
 
 
-def _hits(nearer_Q: NDArray[np.int64], tied_Q: NDArray[np.int64], people: int, gallery: int, k: int) -> Floats:
+def _hits(
+    nearer_Q: NDArray[np.int64], tied_Q: NDArray[np.int64], people: int, gallery: int, k: int
+) -> NDArray[np.float64]:
     """The probability that the own person is among the first k; ties broken at random."""
     # P[X <= k - 1] for every possible number of nearer people; ``min`` because a gallery holds gallery - 1 others.
     from scipy.stats import hypergeom  # here: a second of imports that `v2f generate` would wait for
@@ -166,20 +167,20 @@ def _hits(nearer_Q: NDArray[np.int64], tied_Q: NDArray[np.int64], people: int, g
     return np.where(tied_Q == 0, table[nearer_Q], mean_Q)
 
 
-def _each(value_Q: Floats, person_Q: NDArray[np.int64]) -> Floats:
+def _each(value_Q: NDArray[np.float64], person_Q: NDArray[np.int64]) -> NDArray[np.float64]:
     """The mean over each person's queries."""
     _, index_Q = np.unique(person_Q, return_inverse=True)
     return np.bincount(index_Q, value_Q) / np.bincount(index_Q)
 
 
-def over_people(value_P: Floats, seed: int = 0, draws: int = 2000) -> Interval:
+def over_people(value_P: NDArray[np.float64], seed: int = 0, draws: int = 2000) -> Interval:
     """The mean over people with its percentile bootstrap interval (95 %) over people."""
     chosen = keyed_rng(seed, 0x526563).integers(len(value_P), size=(draws, len(value_P)))
     low, high = np.quantile(value_P[chosen].mean(1), [0.025, 0.975])
     return Interval(value=float(value_P.mean()), low=float(low), high=float(high))
 
 
-def _shares(whole: float, without_N: Floats) -> Floats:
+def _shares(whole: float, without_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each person's share in a number, from the number without that person; see the head of this file."""
     return len(without_N) * whole - (len(without_N) - 1) * without_N
 
@@ -201,7 +202,7 @@ def identity_distance(emb_MD: Numbers, person_M: Numbers | None = None) -> float
     return max(0.0, float(1 - cosines / pairs))
 
 
-def identity_distance_shares(emb_MD: Numbers, person_M: Numbers) -> Floats:
+def identity_distance_shares(emb_MD: Numbers, person_M: Numbers) -> NDArray[np.float64]:
     """Each person's share in :func:`identity_distance`, in the order of their numbers; NaN with fewer than three."""
     emb = _unit(emb_MD)
     _, index_M = np.unique(_integers(person_M), return_inverse=True)
@@ -224,7 +225,7 @@ def margin(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) -> float:
     return float(_margins(face_QD, reference_ND, person_Q).mean())
 
 
-def margin_shares(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) -> Floats:
+def margin_shares(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) -> NDArray[np.float64]:
     """Each person's share in :func:`margin`, in the order of their numbers."""
     margin_Q = _margins(face_QD, reference_ND, person_Q)
     _, index_Q = np.unique(_integers(person_Q), return_inverse=True)
@@ -234,7 +235,7 @@ def margin_shares(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) ->
     return _shares(float(margin_Q.mean()), (margin_Q.sum() - sum_N) / (len(margin_Q) - count_N))
 
 
-def _margins(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) -> Floats:
+def _margins(face_QD: Numbers, reference_ND: Numbers, person_Q: Numbers) -> NDArray[np.float64]:
     """Own-minus-other cosine of each face."""
     person = _integers(person_Q)
     cosine_QN = _unit(face_QD) @ _unit(reference_ND).T
@@ -331,7 +332,7 @@ def identity_variety(made: Numbers, real: Numbers) -> float:
     return ratio(identity_distance(made), identity_distance(real))
 
 
-def pixel_variety_shares(made: Numbers, real: Numbers) -> dict[str, Floats]:
+def pixel_variety_shares(made: Numbers, real: Numbers) -> dict[str, NDArray[np.float64]]:
     """Each generated picture's share in the numbers of :func:`pixel_variety`; NaN with fewer than three."""
     rows_MP, count = _floats(made), len(made)  # type: ignore[arg-type]
     if count < 3:
@@ -353,14 +354,14 @@ def pixel_variety_shares(made: Numbers, real: Numbers) -> dict[str, Floats]:
         }
 
 
-def identity_variety_shares(made: Numbers, real: Numbers) -> Floats:
+def identity_variety_shares(made: Numbers, real: Numbers) -> NDArray[np.float64]:
     """Each generated picture's share in :func:`identity_variety`; NaN with fewer than three."""
     shares_M = identity_distance_shares(made, np.arange(len(made)))  # type: ignore[arg-type]
     with np.errstate(divide="ignore", invalid="ignore"):
         return shares_M / identity_distance(real)
 
 
-def _spread(rows_MD: Floats) -> tuple[float, float]:
+def _spread(rows_MD: NDArray[np.float64]) -> tuple[float, float]:
     """Mean Euclidean distance of two different rows, and of a row to its nearest other."""
     apart_MM = _distances(rows_MD, rows_MD)
     np.fill_diagonal(apart_MM, np.inf)
@@ -433,7 +434,7 @@ def gan_verdict(
     return "; ".join(troubles) or None
 
 
-def to_and_fro(values: Floats) -> float:
+def to_and_fro(values: NDArray[np.float64]) -> float:
     """How far a curve goes to and fro: its path less its gain, a point, over its mean size; 0: it is monotone."""
     path = np.abs(np.diff(values)).sum() - abs(values[-1] - values[0])
     return float(path / (len(values) * np.abs(values).mean())) if np.abs(values).any() else 0.0
@@ -445,7 +446,7 @@ class PictureDistance:
 
     nearest: float
     energy: float
-    each: dict[str, Floats] = field(repr=False, compare=False)
+    each: dict[str, NDArray[np.float64]] = field(repr=False, compare=False)
     """The share of each made picture in either; NaN where it is undefined."""
 
     def as_dict(self) -> dict[str, float]:
@@ -480,7 +481,7 @@ def picture_distance(made_MD: Numbers, real_ND: Numbers) -> PictureDistance:
     across_M, sum_M = cross_MN.mean(1), within_MM.sum(1)
     pairs_real = within_NN.sum() / (len(real) * (len(real) - 1))
 
-    def energy(across: Floats, pairs_made: Floats) -> Floats:
+    def energy(across: NDArray[np.float64], pairs_made: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(across > 0, (2 * across - pairs_made - pairs_real) / np.where(across > 0, 2 * across, 1.0), 0.0)
 
     whole = float(energy(across_M.mean(), sum_M.sum() / (count * (count - 1))))
@@ -510,18 +511,18 @@ def frechet_distance(made_MD: Numbers, real_ND: Numbers) -> float:
     return max(0.0, float(apart + np.trace(one) + np.trace(other) - 2 * crossed))
 
 
-def _root(covariance_DD: Floats) -> Floats:
+def _root(covariance_DD: NDArray[np.float64]) -> NDArray[np.float64]:
     values, vectors = np.linalg.eigh(covariance_DD)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
-def _distances(a_MD: Floats, b_ND: Floats) -> Floats:
+def _distances(a_MD: NDArray[np.float64], b_ND: NDArray[np.float64]) -> NDArray[np.float64]:
     """Euclidean distances [M, N]."""
     square = (a_MD**2).sum(1)[:, None] + (b_ND**2).sum(1)[None, :] - 2 * a_MD @ b_ND.T
     return np.sqrt(np.maximum(square, 0.0))
 
 
-def _floats(values: Numbers) -> Floats:
+def _floats(values: Numbers) -> NDArray[np.float64]:
     values = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
     return np.asarray(values, dtype=np.float64)
 
@@ -531,7 +532,7 @@ def _integers(values: Numbers) -> NDArray[np.int64]:
     return np.asarray(values, dtype=np.int64)
 
 
-def _unit(values: Numbers) -> Floats:
+def _unit(values: Numbers) -> NDArray[np.float64]:
     """Rows of length 1; a non-finite number is an error, a row of zeros stays one (its cosine is 0)."""
     rows = _floats(values)
     if not np.isfinite(rows).all():

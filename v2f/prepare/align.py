@@ -25,7 +25,6 @@ from PIL import Image, ImageFilter
 from v2f.data.audio import UnusableError, decoding
 from v2f.data.sample import read_npy
 
-Floats = npt.NDArray[np.float64]
 FaceChoice = Literal["largest", "nearest", "only"]
 
 _SMALLEST = 20  # pixels: MTCNN looks for no smaller face, and fails on a photo that holds none so large
@@ -37,8 +36,8 @@ class Face:
     """One face of a photo: its landmarks [5, 2] (x, y) as the picture shows them: left eye, right eye, nose, left and
     right corner of the mouth; and its box, the corners (x, y) at the top left and the bottom right as [2, 2]."""
 
-    landmarks: Floats
-    box: Floats
+    landmarks: npt.NDArray[np.float64]
+    box: npt.NDArray[np.float64]
     confidence: float
 
     @property
@@ -72,7 +71,7 @@ def find_faces(photo: Image.Image, min_confidence: float, weights: str | None = 
     return sorted(faces, key=lambda face: face.area, reverse=True)
 
 
-def choose_face(faces: Sequence[Face], choice: FaceChoice, point: Floats | None = None) -> Face:
+def choose_face(faces: Sequence[Face], choice: FaceChoice, point: npt.NDArray[np.float64] | None = None) -> Face:
     """The face that is meant, of one or more sorted by size: the largest, the one nearest to ``point`` (x, y in pixels;
     by the centre of its box), or the only one.
 
@@ -92,7 +91,7 @@ def choose_face(faces: Sequence[Face], choice: FaceChoice, point: Floats | None 
     return nearest
 
 
-def read_landmarks(content: bytes, name: str) -> Floats:
+def read_landmarks(content: bytes, name: str) -> npt.NDArray[np.float64]:
     """The landmarks (x, y) in a file's ``content``, [5, 2] or [68, 2]; ``name`` ends in .json (a list of pairs), in
     .npy, or in .csv (a pair a line, under the header x,y or none)."""
     with decoding("landmarks cannot be read"):
@@ -111,7 +110,7 @@ def read_landmarks(content: bytes, name: str) -> Floats:
     return points
 
 
-def check_landmarks(landmarks: Floats, photo: Image.Image) -> Floats:
+def check_landmarks(landmarks: npt.NDArray[np.float64], photo: Image.Image) -> npt.NDArray[np.float64]:
     """``landmarks`` (pixels of ``photo``) if they can be a face's: on the photo or near it, left before right."""
     used = np.stack(_eyes_and_mouth(landmarks))
     near = (used >= -_BEYOND * np.array(photo.size)) & (used <= (1 + _BEYOND) * np.array(photo.size))
@@ -124,7 +123,9 @@ def check_landmarks(landmarks: Floats, photo: Image.Image) -> Floats:
     return landmarks
 
 
-def _eyes_and_mouth(landmarks: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+def _eyes_and_mouth(
+    landmarks: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Left eye, right eye, left and right corner of the mouth, of [5, 2] or, as FFHQ takes them, of [68, 2] points."""
     if len(landmarks) == 5:
         left_eye, right_eye, _, left_mouth, right_mouth = landmarks
@@ -132,7 +133,7 @@ def _eyes_and_mouth(landmarks: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     return landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0), landmarks[48], landmarks[54]
 
 
-def face_square(landmarks: Floats) -> Floats:
+def face_square(landmarks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """FFHQ's oriented square around a face of [5, 2] or [68, 2] landmarks: corners [4, 2] from the top left on,
     counter-clockwise as seen."""
     left_eye, right_eye, left_mouth, right_mouth = _eyes_and_mouth(landmarks)
@@ -147,7 +148,9 @@ def face_square(landmarks: Floats) -> Floats:
     return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
 
 
-def align_face(photo: Image.Image, landmarks: Floats, size: int, min_face: float) -> npt.NDArray[np.uint8]:
+def align_face(
+    photo: Image.Image, landmarks: npt.NDArray[np.float64], size: int, min_face: float
+) -> npt.NDArray[np.uint8]:
     """The face with these landmarks of an RGB photo as uint8 [size, size, 3]; ``min_face``: the least side of its
     square in pixels of ``photo``."""
     corners = face_square(landmarks)
@@ -157,7 +160,7 @@ def align_face(photo: Image.Image, landmarks: Floats, size: int, min_face: float
     return cut_square(photo, corners, size)
 
 
-def cut_square(photo: Image.Image, corners: Floats, size: int) -> npt.NDArray[np.uint8]:
+def cut_square(photo: Image.Image, corners: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:
     """The oriented square ``corners`` of an RGB photo as uint8 [size, size, 3].
 
     What lies outside of the photo is filled as FFHQ does: mirrored, then faded into blur and the median colour.
@@ -179,7 +182,9 @@ def cut_square(photo: Image.Image, corners: Floats, size: int) -> npt.NDArray[np
     return np.asarray(drawn)
 
 
-def _crop(photo: Image.Image, corners: Floats, side: float) -> tuple[Image.Image, Floats]:
+def _crop(
+    photo: Image.Image, corners: npt.NDArray[np.float64], side: float
+) -> tuple[Image.Image, npt.NDArray[np.float64]]:
     border = max(round(side * 0.1), 3)
     low = np.maximum(np.floor(corners.min(axis=0)).astype(int) - border, 0)
     high = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + border, photo.size)
@@ -188,7 +193,9 @@ def _crop(photo: Image.Image, corners: Floats, side: float) -> tuple[Image.Image
     return photo.crop((int(low[0]), int(low[1]), int(high[0]), int(high[1]))), corners - low
 
 
-def _pad(photo: Image.Image, corners: Floats, side: float) -> tuple[Image.Image, Floats]:
+def _pad(
+    photo: Image.Image, corners: npt.NDArray[np.float64], side: float
+) -> tuple[Image.Image, npt.NDArray[np.float64]]:
     border = max(round(side * 0.1), 3)
     before = np.maximum(-np.floor(corners.min(axis=0)).astype(int) + border, 0)
     after = np.maximum(np.ceil(corners.max(axis=0)).astype(int) - photo.size + border, 0)

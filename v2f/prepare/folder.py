@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from v2f.config import Place
@@ -35,7 +36,7 @@ from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, steps, video, yields
 from v2f.prepare.names import is_text, on_disk, person, same, tidy
 from v2f.prepare.splits import Shares, Subset, check_column, deal
-from v2f.prepare.steps import Floats, Picture, Raw, StepsConfig
+from v2f.prepare.steps import Picture, Raw, StepsConfig
 from v2f.storage import local as files
 from v2f.storage import store
 
@@ -168,7 +169,7 @@ class Folder:
             found = square(np.asarray(photo), steps.side(config))
         return to_gray(found) if config.channels == 1 else found
 
-    def _hear(self, file: _File) -> Floats:
+    def _hear(self, file: _File) -> NDArray[np.float32]:
         config, path = self.config, self._path(str(file.sound))
         if file.window is None or config.seconds is None:
             return steps.hear(config, path)
@@ -334,7 +335,7 @@ def _length(path: str) -> float:
 
 
 @functools.lru_cache(1)  # the windows of one file often come one after the other
-def _decoded(path: str, sample_rate: int, min_seconds: float) -> Floats:
+def _decoded(path: str, sample_rate: int, min_seconds: float) -> NDArray[np.float32]:
     wav_T = decode_voice(steps.read_file(path, "audio"), sample_rate=sample_rate, min_seconds=min_seconds)
     wav_T.flags.writeable = False
     return wav_T

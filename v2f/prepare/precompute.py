@@ -43,7 +43,6 @@ from v2f.weights import FaceNetWeights, IRSE50Weights, PSPCodes, StandIn, descri
 
 _MOST_WITH_WEIGHTS = 4  # processes, where nobody says how many: each holds the nets, with pSp 1.2 GB
 
-Floats = npt.NDArray[np.float32]
 Role = Literal["identity", "codes"]
 
 
@@ -220,13 +219,13 @@ def _compute(
     return number
 
 
-def _seen(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) -> list[Floats]:
+def _seen(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) -> list[npt.NDArray[np.float32]]:
     """What ``net`` gives for the photos of each sample, [P, ...]; a photo that is not square is cut to its middle."""
     photos = [(at, to_rgb(sample.photo(p))) for at, sample in enumerate(samples) for p in range(sample.photo_count)]
     by_side: dict[int, list[int]] = defaultdict(list)
     for n, (_, photo_HWC) in enumerate(photos):
         by_side[min(photo_HWC.shape[:2])].append(n)
-    found: dict[int, Floats] = {}
+    found: dict[int, npt.NDArray[np.float32]] = {}
     with looking(batch, "batch"):
         for side, numbers in by_side.items():
             for at in range(0, len(numbers), batch):
@@ -234,7 +233,7 @@ def _seen(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) ->
                 photo_BHWC = torch.from_numpy(np.stack([square(photos[n][1], side) for n in some]))
                 values_B = net(to_picture(photo_BHWC.permute(0, 3, 1, 2).to(device))).float().cpu().numpy()
                 found.update(zip(some, values_B, strict=True))
-    of_sample: list[list[Floats]] = [[] for _ in samples]
+    of_sample: list[list[npt.NDArray[np.float32]]] = [[] for _ in samples]
     for n, (at, _) in enumerate(photos):
         of_sample[at].append(found[n])
     return [np.stack(values) for values in of_sample]

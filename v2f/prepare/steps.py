@@ -48,7 +48,6 @@ _LYING = (5, 6, 7, 8)  # those that swap width and height
 _DIM = 4096  # 16-bit values that all lie below are of 12 bits or fewer, and would come out black
 _PSP_SIDE = 256  # what pSp sees; a photo is not made smaller before it has been seen
 
-Floats = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
 Picture = npt.NDArray[np.uint8]
 
@@ -117,11 +116,11 @@ class Raw:
     """What a sample will be made of; ``rejected``: photos that were tried in vain. None: it has no such part."""
 
     item: Item
-    wav_T: Floats | None
+    wav_T: npt.NDArray[np.float32] | None
     photos_HWC: list[Picture] | None
     extra: dict[str, Any]
     rejected: tuple[LeftOut, ...] = ()
-    codes_NLD: Floats | None = field(default=None)
+    codes_NLD: npt.NDArray[np.float32] | None = field(default=None)
 
 
 def make(
@@ -212,13 +211,13 @@ def _encode(config: StepsConfig, source: str, raw: Raw) -> Made:
 # ------------------------------------------------------------------------------------------------- voice
 
 
-def hear(config: StepsConfig, path: str) -> Floats:
+def hear(config: StepsConfig, path: str) -> npt.NDArray[np.float32]:
     """The recording in a file as the recipe wants it, [T]."""
     content = read_file(path, "audio")
     return voice(config, decode_voice(content, sample_rate=config.sample_rate, min_seconds=config.min_seconds))
 
 
-def voice(config: StepsConfig, wav_T: Floats) -> Floats:
+def voice(config: StepsConfig, wav_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """A mono recording at the recipe's rate as the recipe wants it."""
     rate, vad, loudness = config.sample_rate, config.vad, config.loudness
     if vad is not None:

@@ -40,8 +40,6 @@ _OTHERS_STREAM = 0x6F746865  # "othe": no other stream shares keys with this one
 _QUIET = 0.03  # of the loudest part's RMS: a pause
 _PLAYED_HZ = 8000  # browsers play no slower rate
 
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Gauge:
@@ -130,7 +128,7 @@ class Listener:
             sound=_sound(wav_T, rate),
         )
 
-    def _gauges(self, wav_T: Floats, like: Likeness, halves_2E: NDArray[np.float64] | None) -> list[Gauge]:
+    def _gauges(self, wav_T: NDArray[np.float32], like: Likeness, halves_2E: NDArray[np.float64] | None) -> list[Gauge]:
         gauges = [_speech(like)]
         known = self.reference
         if known is None:
@@ -154,7 +152,7 @@ def _uri(picture: torch.Tensor, notes: dict[str, str]) -> str:
     return data_uri(media.png(picture, notes), "png")
 
 
-def _sound(wav_T: Floats, rate: int) -> str:
+def _sound(wav_T: NDArray[np.float32], rate: int) -> str:
     if rate < _PLAYED_HZ:
         wav_T, rate = resample(wav_T, rate, _PLAYED_HZ), _PLAYED_HZ
     return sound_uri(wav_T, rate)

@@ -63,7 +63,7 @@ COLUMNS: dict[type[Kind], str] = GIVEN_AS | {Sound: AUDIO}
 """The column in which an input is given: a file as bytes or in base64, a label by its name, noise by its seed."""
 NEEDS = (
     *("torch", "torchvision", "torchaudio", "facenet-pytorch", "lpips", "safetensors", "numpy", "scipy", "pillow"),
-    *("soundfile", "av", "botocore", "fsspec", "isal", "pydantic", "pyyaml", "psutil", "tqdm", "rich", "mlflow"),
+    *("soundfile", "av", "s3fs", "fsspec", "isal", "pydantic", "pyyaml", "psutil", "tqdm", "rich", "mlflow"),
     "webrtcvad-wheels",
 )
 """What of the package's dependencies the model imports. What only training wants is not among them."""

@@ -31,8 +31,6 @@ _LEAST = 8  # people; fewer say nothing of people
 _BATCH = 32
 _AUDIBLE_DB = -60.0  # of the loudest band: frames below are pauses, which differ by the room and not by the voice
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -40,7 +38,7 @@ class Reference:
 
     split: str
     people: int
-    halves_N: Floats | None
+    halves_N: NDArray[np.float64] | None
     """Distance of the faces of the first and the second half of a person's clip; None: nobody looked at them."""
     strangers: float | None
     """Median distance of the faces of two people's clips."""
@@ -48,11 +46,11 @@ class Reference:
     """Share of the variance of the reference codes w+ that those made from the voice explain; None: no such codes."""
     residual_NLD: Tensor | None
     """Reference code less the code made from the voice, less the mean of that: what the voice leaves open."""
-    sound_NS: Floats
+    sound_NS: NDArray[np.float64]
     """Sounds, in units of their standard deviations."""
-    sound_mean_S: Floats
-    sound_scale_S: Floats
-    sound_N: Floats
+    sound_mean_S: NDArray[np.float64]
+    sound_scale_S: NDArray[np.float64]
+    sound_N: NDArray[np.float64]
     """Distance of each sound to the nearest other one."""
 
     def how_far(self, wav_T: NDArray[np.float32], rate: int) -> float:
@@ -71,7 +69,7 @@ class Reference:
         return w_LD + torch.einsum("kn,nld->kld", torch.from_numpy(weight_KN).to(w_LD.device), self.residual_NLD)
 
 
-def sound(wav_T: NDArray[np.float32], rate: int) -> Floats:
+def sound(wav_T: NDArray[np.float32], rate: int) -> NDArray[np.float64]:
     """How a clip sounds, whatever is said and however loud: mean and spread of each mel band in dB over the frames that
     are no pause, the overall level taken off; [S]."""
     mel_MF = log_mel(wav_T, rate).astype(np.float64)
@@ -80,7 +78,7 @@ def sound(wav_T: NDArray[np.float32], rate: int) -> Floats:
     return np.concatenate([mean_M - mean_M.mean(), said_MF.std(1)])
 
 
-def distance(one_NE: Floats, other_NE: Floats) -> Floats:
+def distance(one_NE: NDArray[np.float64], other_NE: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 - cos, row by row."""
     lengths = np.linalg.norm(one_NE, axis=-1) * np.linalg.norm(other_NE, axis=-1)
     return 1 - (one_NE * other_NE).sum(-1) / np.maximum(lengths, 1e-12)
@@ -92,7 +90,7 @@ def observer_of(run: Run, system: System) -> Observer | None:
 
 
 @torch.no_grad()
-def identities(observer: Observer | None, img_NCHW: Tensor) -> Floats | None:
+def identities(observer: Observer | None, img_NCHW: Tensor) -> NDArray[np.float64] | None:
     """Identity embeddings [N, E] of pictures in [-1, 1]; None: nobody looks."""
     if observer is None:
         return None
@@ -168,7 +166,7 @@ def _codes(system: Styled, batch: dict[str, Any]) -> Tensor | None:
     return codes
 
 
-def _strangers(emb_NE: Floats) -> float:
+def _strangers(emb_NE: NDArray[np.float64]) -> float:
     unit_NE = emb_NE / np.maximum(np.linalg.norm(emb_NE, axis=1, keepdims=True), 1e-12)
     apart_NN = 1 - unit_NE @ unit_NE.T
     return float(np.median(apart_NN[~np.eye(len(apart_NN), dtype=bool)]))
@@ -183,7 +181,7 @@ def _settled(codes_NLD: Tensor, residual_NLD: Tensor) -> float:
     return max(0.0, 1 - float(residual_NLD.square().sum() / _centred(codes_NLD).square().sum().clamp_min(1e-12)))
 
 
-def _nearest(row_NS: Floats) -> Floats:
+def _nearest(row_NS: NDArray[np.float64]) -> NDArray[np.float64]:
     apart_NN = np.sqrt(np.maximum(((row_NS[:, None] - row_NS[None]) ** 2).sum(-1), 0.0))
     np.fill_diagonal(apart_NN, np.inf)
     return np.asarray(apart_NN.min(1))

@@ -15,8 +15,6 @@ from torchaudio.functional import melscale_fbanks
 
 from v2f.web.page import data_uri
 
-Floats = NDArray[np.float32]
-
 BANDS = 80
 WIDTH, HEIGHT = 640, 60
 _HOP_S, _WINDOW_S = 0.010, 0.025
@@ -39,13 +37,13 @@ class Heard:
     kilohertz: list[tuple[float, str]]
 
 
-def heard(wav_T: Floats, rate: int) -> Heard:
+def heard(wav_T: NDArray[np.float32], rate: int) -> Heard:
     """The drawings of a mono clip at ``rate`` Hz."""
     mel_MF = log_mel(wav_T, rate)
     return Heard(outline(wav_T), _picture(mel_MF), _ticks(len(wav_T) / rate), _marks(rate))
 
 
-def log_mel(wav_T: Floats, rate: int) -> Floats:
+def log_mel(wav_T: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     """Power in mel bands (HTK's scale, O'Shaughnessy 1987) in dB of the clip's loudest, float32 [M, F]."""
     size = round(_WINDOW_S * rate)
     spectrum = torch.stft(
@@ -60,7 +58,7 @@ def log_mel(wav_T: Floats, rate: int) -> Floats:
     )
     bank = melscale_fbanks(spectrum.shape[0], 0.0, rate / 2, BANDS, rate, mel_scale="htk")
     power = bank.T @ spectrum.abs().square()
-    decibels: Floats = (10 * torch.log10(power / power.max().clamp_min(1e-20) + 1e-12)).numpy()
+    decibels: NDArray[np.float32] = (10 * torch.log10(power / power.max().clamp_min(1e-20) + 1e-12)).numpy()
     return decibels
 
 
@@ -70,7 +68,7 @@ def _fft(rate: int) -> int:
     return size
 
 
-def outline(wav_T: Floats) -> str:
+def outline(wav_T: NDArray[np.float32]) -> str:
     """The waveform from its least to its largest sample in each of some columns, as a closed SVG path."""
     parts = np.array_split(wav_T, min(_COLUMNS, len(wav_T)))
     low_C, high_C = np.array([part.min() for part in parts]), np.array([part.max() for part in parts])
@@ -81,7 +79,7 @@ def outline(wav_T: Floats) -> str:
     return "M" + " L".join(there + back) + "Z"
 
 
-def _picture(mel_MF: Floats) -> str:
+def _picture(mel_MF: NDArray[np.float32]) -> str:
     shade = np.clip(1 + mel_MF[::-1] / _RANGE_DB, 0, 1) * (len(_PALETTE) - 1)
     below = np.minimum(shade.astype(int), len(_PALETTE) - 2)
     part = (shade - below)[..., None]
