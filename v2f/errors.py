@@ -121,9 +121,14 @@ def _tell(line: str) -> None:
         print(line, file=sys.stderr)
 
 
+def first_line(text: object, otherwise: str = "") -> str:
+    """The first line of an error's or a program's text that is not empty, or ``otherwise``."""
+    return next((line.strip() for line in str(text).splitlines() if line.strip()), otherwise)
+
+
 def unexpected(error: BaseException) -> str:
-    """An error that nobody has foreseen in one line: its kind, its text, and, where it has none, where it arose."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """One line for an error that we did not expect: its type and text, or, if it has no text, where it was raised."""
+    text = first_line(error)
     if not text:
         frames = traceback.extract_tb(error.__traceback__)
         text = f"at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "without a word"

@@ -41,3 +41,37 @@ def read_record(path: str, record: type[Record], way_out: str) -> dict[str, Any]
         raise V2FError(f"{path}: it is damaged, {problem}; {way_out}")
     found: dict[str, Any] = value
     return found
+
+
+def parse_line(line: bytes | str, record: type[Record]) -> dict[str, Any] | None:
+    """One line of JSON as ``record`` wants it, or None where a kill or a crash left something else."""
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if problem_of(record, value) is None else None
+
+
+def read_lines(path: str, record: type[Record], *, strict: bool = False) -> list[dict[str, Any]]:
+    """The records in a file of JSON lines; empty where there is no file.
+
+    A kill can cut the last line, which is left out. Any other line that is no such record is left out, too, or, if
+    ``strict``, is a V2FError that names it.
+    """
+    if not store.exists(path):
+        return []
+    found = []
+    for number, line in enumerate(store.read_bytes(path).splitlines(keepends=True), start=1):
+        value = parse_line(line, record)
+        if value is not None and (line.endswith(b"\n") or not strict):
+            found.append(value)
+        elif strict and line.endswith(b"\n"):
+            raise V2FError(f"{path}: line {number} is damaged, {_damage(line, record)}; remove the line")
+    return found
+
+
+def _damage(line: bytes, record: type[Record]) -> str | None:
+    try:
+        return problem_of(record, json.loads(line))
+    except (ValueError, RecursionError):
+        return "not valid JSON"
