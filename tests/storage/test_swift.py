@@ -129,6 +129,38 @@ def test_keys_and_endpoint_of_a_profile(
     assert store.read_bytes(f"{s3_root}/f") == b"by profile"
 
 
+def test_a_forked_process_reads_with_a_client_of_its_own(swift: Swift, s3_root: str) -> None:
+    """And does not close its parent's, whose connections and event loop are not its own."""
+    code = """
+import gc, os, sys
+import s3fs
+from v2f.storage import store
+path = sys.argv[1]
+closing, parent = s3fs.S3FileSystem.close_session, os.getpid()
+def close(*session):
+    if os.getpid() != parent:
+        print("closed", flush=True)
+    closing(*session)
+s3fs.S3FileSystem.close_session = staticmethod(close)
+store.write_bytes(path, b"0123")
+child = os.fork()
+if not child:
+    print(store.read_bytes(path), store.size(path), flush=True)
+    gc.collect()
+    os._exit(0)
+os.waitpid(child, 0)
+print(store.read_range(path, 1, 2))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"{s3_root}/f"],
+        env=os.environ | swift.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.stdout, done.stderr) == ("b'0123' 4\nb'12'\n", "")
+
+
 def test_nobody_there_is_given_up_after_the_set_attempts(
     s3_root: str, hasty: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -226,6 +226,7 @@ def _named(path: str) -> tuple[str, str]:
 
 _making = threading.Lock()
 _made: tuple[tuple[Any, ...], Any] | None = None
+_of_parents: list[Any] = []  # clients of the process that this one was forked from: to close them here would fail
 
 
 def _filesystem() -> Any:
@@ -248,6 +249,8 @@ def _filesystem() -> Any:
                 },
             )
             filesystem.retries = 1
+            if _made is not None and _made[0][0] != os.getpid():
+                _of_parents.append(_made[1])
             _made = settings, filesystem
         return _made[1]
 
