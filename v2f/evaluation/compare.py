@@ -45,7 +45,8 @@ from v2f.evaluation.observers import BY, told_first
 from v2f.evaluation.protocols import MEASURED, Metric
 from v2f.evaluation.significance import ALPHA, holm, sign_flips, with_training
 from v2f.metrics import Interval
-from v2f.runs.run import FREE, Run
+from v2f.runs.config import FREE
+from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.storage.records import Record, problem_of
 
