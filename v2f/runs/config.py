@@ -1,6 +1,5 @@
 """A run's whole configuration: what a recipe spells, and how it may differ when the run goes on."""
 
-import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,9 +9,10 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from v2f.config import (
     Config,
+    MayChange,
     Place,
     build,
-    flatten,
+    fixed,
     override,
     read_yaml,
 )
@@ -22,39 +22,6 @@ from v2f.system import System, SystemConfig
 from v2f.systems import SYSTEMS
 from v2f.weights.runs import MODULE as MODULE_NAME
 from v2f.weights.runs import Which
-
-_OF_STREAM = re.compile(r"^data\.streams\.[^.]+\.(?=path|mix)")
-
-
-# What may differ when a run goes on: it changes neither the function that is trained nor its order. Weights that the
-# user brings may lie elsewhere; their checksums are compared.
-FREE = (
-    "out",
-    "data.path",
-    "data.mix",  # what it changes is in the order's fingerprint
-    "data.cache",
-    "data.max_bad_fraction",
-    "system.frozen.path",
-    "system.frozen.referee",  # it looks on; no loss sees it
-    *(
-        f"system.frozen.{role}.{key}"
-        for role in ("generator", "identity", "perceptual", "codes")
-        for key in ("file", "sha256", "path", "which")
-    ),
-    "data.workers",
-    "tracking.",
-    "train.threads",
-    "train.strategy",
-    "train.micro_batch",
-    "train.log_every",
-    "train.validate_",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.best",
-    "train.max_skipped",
-    "train.watchdog_minutes",
-    "train.sample_log",
-)
 
 
 class SourceConfig(Config):
@@ -79,8 +46,10 @@ class CacheConfig(Config):
 class StreamConfig(Config):
     """What one of a system's streams is read from; what is null is that of ``data``."""
 
-    path: Place | None = Field(None, description="the data set's folder or s3:// prefix")
-    mix: list[SourceConfig] | None = Field(None, min_length=1, description="instead of path: several data sets")
+    path: MayChange[Place | None] = Field(None, description="the data set's folder or s3:// prefix")
+    mix: MayChange[list[SourceConfig] | None] = Field(
+        None, min_length=1, description="instead of path: several data sets"
+    )
     split: str | None = None
     batch: int | None = Field(None, gt=0, description="samples of this stream in a global batch")
 
@@ -88,16 +57,20 @@ class StreamConfig(Config):
 class DataConfig(Config):
     """Which shards, in which order. The order is a pure function of these, the seed and the data's fingerprint."""
 
-    path: Place | None = Field(None, description="the data set's folder or s3:// prefix")
-    mix: list[SourceConfig] | None = Field(None, min_length=1, description="instead of path: several data sets")
+    path: MayChange[Place | None] = Field(None, description="the data set's folder or s3:// prefix")
+    mix: MayChange[list[SourceConfig] | None] = Field(
+        None, min_length=1, description="instead of path: several data sets"
+    )
     split: str = "train"
     valid: str | None = Field("valid", description="split of the meters and the sample grid; null: none")
     batch: int = Field(gt=0, description="global batch size, in slots")
-    workers: int = Field(1, ge=0, description="decoding processes of each rank; 0 decodes in the rank itself")
+    workers: MayChange[int] = Field(
+        1, ge=0, description="decoding processes of each rank; 0 decodes in the rank itself"
+    )
     partitions: int = Field(8, gt=0, description="canonical partitions of the order; a multiple of the nodes")
     window: int = Field(256, gt=0, description="samples of a partition that are read, and shuffled, together")
-    cache: CacheConfig | None = Field(None, description="null: every rank reads for itself")
-    max_bad_fraction: float = Field(
+    cache: MayChange[CacheConfig | None] = Field(None, description="null: every rank reads for itself")
+    max_bad_fraction: MayChange[float] = Field(
         0.01, ge=0, le=1, description="the run stops when more of the split's samples than this cannot be used"
     )
     streams: dict[str, StreamConfig] | None = Field(
@@ -173,23 +146,39 @@ class TrainConfig(Config):
         description="auto: bf16 where all devices have it, else fp32; tf32: as fp32, but a GPU rounds what it "
         "multiplies to 10 bits of mantissa",
     )
-    strategy: Literal["auto", "ddp", "zero1", "zero2"] = Field("auto", description="auto: as the launcher says, or DDP")
-    micro_batch: int | None = Field(None, gt=0, description="most samples of one forward pass; null: all a rank has")
-    threads: int | None = Field(None, gt=0, description="CPU threads of each rank; null leaves torch's choice")
-    log_every: int = Field(10, gt=0)
-    validate_every: int = Field(200, gt=0)
-    validate_samples: int = Field(64, gt=1)
-    validate_pictures: int = Field(16, gt=0, description="of these samples, those that a validation draws")
-    checkpoint_every: int = Field(500, gt=0)
-    keep: int = Field(2, ge=2, description="newest checkpoints kept; 1 would leave none while the next is written")
-    keep_every: int | None = Field(None, gt=0, description="also every checkpoint whose step this divides")
-    best: BestConfig | None = Field(None, description="also the best checkpoint by a meter or loss of the validation")
-    max_skipped: int = Field(10, gt=0, description="steps skipped in a row for their numbers that stop the run")
+    strategy: MayChange[Literal["auto", "ddp", "zero1", "zero2"]] = Field(
+        "auto", description="auto: as the launcher says, or DDP"
+    )
+    micro_batch: MayChange[int | None] = Field(
+        None, gt=0, description="most samples of one forward pass; null: all a rank has"
+    )
+    threads: MayChange[int | None] = Field(
+        None, gt=0, description="CPU threads of each rank; null leaves torch's choice"
+    )
+    log_every: MayChange[int] = Field(10, gt=0)
+    validate_every: MayChange[int] = Field(200, gt=0)
+    validate_samples: MayChange[int] = Field(64, gt=1)
+    validate_pictures: MayChange[int] = Field(16, gt=0, description="of these samples, those that a validation draws")
+    checkpoint_every: MayChange[int] = Field(500, gt=0)
+    keep: MayChange[int] = Field(
+        2, ge=2, description="newest checkpoints kept; 1 would leave none while the next is written"
+    )
+    keep_every: MayChange[int | None] = Field(None, gt=0, description="also every checkpoint whose step this divides")
+    best: MayChange[BestConfig | None] = Field(
+        None, description="also the best checkpoint by a meter or loss of the validation"
+    )
+    max_skipped: MayChange[int] = Field(
+        10, gt=0, description="steps skipped in a row for their numbers that stop the run"
+    )
     spike_sigma: float | None = Field(
         None, gt=0, description="skip a step whose gradient norm is so many deviations above its mean of 128 steps"
     )
-    watchdog_minutes: float | None = Field(30.0, gt=0, description="leave when no step ends for so long; null: never")
-    sample_log: bool = Field(False, description="write into slots/ beside metrics.jsonl which sample each slot was")
+    watchdog_minutes: MayChange[float | None] = Field(
+        30.0, gt=0, description="leave when no step ends for so long; null: never"
+    )
+    sample_log: MayChange[bool] = Field(
+        False, description="write into slots/ beside metrics.jsonl which sample each slot was"
+    )
 
 
 class TrackingConfig(Config):
@@ -234,12 +223,12 @@ class RunConfig(Config):
     """One whole run: what a recipe under ``launch/recipes`` spells."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    out: Place | None = Field(None, description="the run's folder; null: runs/NAME")
+    out: MayChange[Place | None] = Field(None, description="the run's folder; null: runs/NAME")
     seed: int = Field(0, ge=0)
     system: SerializeAsAny[SystemConfig]
     data: DataConfig
     train: TrainConfig
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: MayChange[TrackingConfig] = TrackingConfig()
     init_from: list[InitFrom] = Field([], description="modules that start from weights that exist, not from the seed")
 
     @model_validator(mode="after")
@@ -291,7 +280,6 @@ def config_from(values: Any, where: str) -> RunConfig:
 
 def changes(before: RunConfig, now: RunConfig) -> list[str]:
     """How the function that is trained differs: ``key: old -> new``, a key each."""
-    old, new = flatten(before), flatten(now)
+    old, new = fixed(before), fixed(now)
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    keys = [k for k in keys if not _OF_STREAM.sub("data.", k).startswith(FREE)]
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys]
