@@ -1,8 +1,24 @@
 """What ``eval.json`` holds: the numbers of each split, by each observer."""
 
-from typing import Any, Literal
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from v2f.storage.records import Record
+
+BY = {
+    "referee": "by the referee, which no loss ever saw",
+    "judge": "by the judge, the nets that losses and meters use",
+    "pixels": "in pixels, by no net",
+    "spectra": "in log-mel spectra, by no net",
+}
+"""What may measure a number, the referee first, and its title."""
+
+
+def _observer(name: str) -> str:
+    if name not in BY:
+        raise ValueError(f"{name!r} is no observer; the observers are {', '.join(BY)}")
+    return name
 
 
 class _LeftOut(Record):
@@ -17,8 +33,8 @@ class _HeldEqual(Record):
     chance: dict[str, float | None]
 
 
-class _Told(Record):
-    """The numbers of a split by one observer; a number stands alone or with its interval."""
+class _Numbers(Record):
+    """The numbers of a split by one observer, each alone or with its interval."""
 
     lines: dict[str, dict[str, float | dict[str, float | None] | None]]
     meters: dict[str, float | None] = {}
@@ -29,7 +45,7 @@ class _Told(Record):
 class _Split(Record):
     """The numbers of a split, by each observer."""
 
-    by: dict[Literal["referee", "judge", "pixels", "spectra"], _Told] = {}
+    by: dict[Annotated[str, AfterValidator(_observer)], _Numbers] = {}
     people: int | None = None
     clips: int | None = None
     gallery: int | None = None
