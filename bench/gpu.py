@@ -41,7 +41,8 @@ from v2f.data.transforms import Waveform  # noqa: E402
 from v2f.engine import Engine  # noqa: E402
 from v2f.prepare.pack import load_recipe, pack  # noqa: E402
 from v2f.runs.checkpoint import load  # noqa: E402
-from v2f.runs.run import Run, RunConfig, build_system, load_config  # noqa: E402
+from v2f.runs.config import RunConfig, load_config  # noqa: E402
+from v2f.runs.run import Run, build_system  # noqa: E402
 
 RESULTS = REPOSITORY / "bench" / "results" / "gpu.json"
 PARTS = ("preflight", "numbers", "training", "thesis", "profile")

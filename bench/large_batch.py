@@ -29,7 +29,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from v2f.config import Config
-from v2f.runs.run import RunConfig, load_config
+from v2f.runs.config import RunConfig, load_config
 from v2f.system import Optimizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent

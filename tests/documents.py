@@ -319,7 +319,7 @@ class Sandbox:
         """The configuration that a command names is valid, although it is not run."""
         from v2f.prepare.pack import load_recipe
         from v2f.prepare.precompute import load
-        from v2f.runs.run import load_config
+        from v2f.runs.config import load_config
 
         overrides = [word for word in words if "=" in word and not word.startswith("-")]
         if verb in ("shards pack", "shards finalize"):
@@ -359,7 +359,7 @@ class Sandbox:
 
     def _train(self, words: list[str]) -> str:
         """As `v2f/train.py` with these arguments, but small, and in this process."""
-        from v2f.runs.run import load_config
+        from v2f.runs.config import load_config
         from v2f.training import command as train
         from v2f.training import stopping
         from v2f.training.trainer import fit

@@ -78,9 +78,9 @@ def test_debug_shows_where_it_happened():
 
 
 def test_a_defect_is_one_line_too(monkeypatch, capsys):
-    from v2f.runs import run
+    from v2f.runs import config
 
-    monkeypatch.setattr(run, "load_config", lambda *_: 1 / 0)
+    monkeypatch.setattr(config, "load_config", lambda *_: 1 / 0)
     assert main(["train", "--config", "x.yaml"]) == 1
     error = capsys.readouterr().err
     assert error == "v2f: unexpected ZeroDivisionError: division by zero (run again with --debug for the traceback)\n"
@@ -111,7 +111,7 @@ def test_overrides_may_stand_before_and_behind_options(tmp_path, capsys):
 
 
 def test_every_recipe_that_ships_is_valid():
-    from v2f.runs.run import load_config
+    from v2f.runs.config import load_config
 
     recipes = sorted((REPOSITORY / "launch" / "recipes").glob("*.yaml"))
     assert recipes

@@ -254,7 +254,8 @@ def test_the_system_of_the_guide_is_drawn_and_measured_like_any(
     from v2f.evaluation.evaluate import evaluate
     from v2f.generate import generate
     from v2f.runs import checkpoint
-    from v2f.runs.run import Run, RunConfig, load_config
+    from v2f.runs.config import RunConfig, load_config
+    from v2f.runs.run import Run
     from v2f.training.trainer import fit
 
     recipe = tmp_path / "plain-face.yaml"

@@ -6,7 +6,8 @@ import pytest
 
 from bench import large_batch
 from bench.large_batch import LEAST_WARMUP_STEPS, derived, optimizers
-from v2f.runs.run import RunConfig, build_system, load_config
+from v2f.runs.config import RunConfig, load_config
+from v2f.runs.run import build_system
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = sorted((REPOSITORY / "launch" / "recipes").glob("*.yaml"))

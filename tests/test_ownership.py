@@ -22,7 +22,8 @@ from schedule import LAPSE_S, STORES, Killed, World
 from v2f.config import build
 from v2f.errors import V2FError
 from v2f.runs import checkpoint
-from v2f.runs.run import RunConfig
+from v2f.runs.config import RunConfig
+from v2f.runs.saver import Saver
 from v2f.storage import lease
 from v2f.storage.fencing import Fences, inherited, taken_up
 from v2f.storage.lease import HeldError, Lease, LostError
@@ -213,9 +214,7 @@ class Trainings:
             mine.keep(taken_up(mine.note, len(terms)))
             self.taken_up[mine.number, mine.owner] = list(terms)
             attempt = str(next(self.attempts))
-            saver = checkpoint.Saver(
-                self.root, rank=0, world_size=1, attempt=attempt, keep=2, patience_s=0.0, lease=mine
-            )
+            saver = Saver(self.root, rank=0, world_size=1, attempt=attempt, keep=2, patience_s=0.0, lease=mine)
             for _ in range(count):
                 terms = [*terms, mine.number]
                 tensors = {"model/terms": torch.tensor(terms)}
@@ -252,7 +251,7 @@ class Trainings:
 @pytest.fixture
 def worlds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], World]:
     """New worlds of a kind, each with a folder or prefix of its own."""
-    monkeypatch.setattr(checkpoint, "threading", SimpleNamespace(Thread=_Inline, Event=threading.Event))
+    monkeypatch.setattr("v2f.runs.saver.threading", SimpleNamespace(Thread=_Inline, Event=threading.Event))
     number = itertools.count()
     return lambda kind: World(kind, str(tmp_path / f"r{next(number)}") if kind == "disk" else "s3://bucket/run")
 

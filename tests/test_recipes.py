@@ -9,7 +9,7 @@ import pytest
 import v2f
 from v2f import recipes
 from v2f.cli import main
-from v2f.runs.run import load_config
+from v2f.runs.config import load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

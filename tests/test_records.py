@@ -20,9 +20,11 @@ from v2f.errors import V2FError, unexpected
 from v2f.evaluation import compare
 from v2f.prepare import parts, verify
 from v2f.prepare.parts import Packing, Part, PartRecord, ShardRecord
-from v2f.runs import checkpoint, checkpoint_commands
+from v2f.runs import checkpoint, inspect
+from v2f.runs.config import RunConfig
 from v2f.runs.folder import RunFolder
-from v2f.runs.run import Run, RunConfig, config_of
+from v2f.runs.run import Run, config_of
+from v2f.runs.saver import Saver
 from v2f.storage import store
 from v2f.storage.lease import Lease
 from v2f.tracking import tracker as tracking
@@ -125,7 +127,7 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     state |= {"metrics": {"margin": 0.5}, "precision": "fp32", "norms": {"g": [1.0]}}
     state["clock"] = {"first_start": 1.0, "starts": 1, "step_seconds": 1.0, "saved": 2.0}
     tensors = {"model/a": torch.zeros(2)}
-    with checkpoint.Saver(str(folder / "checkpoints"), rank=0, world_size=1, attempt="x", keep=2) as saver:
+    with Saver(str(folder / "checkpoints"), rank=0, world_size=1, attempt="x", keep=2) as saver:
         saver.start(4, [list(tensors)], tensors, state)
         saver.wait()
     assert saver.take_failures() == []
@@ -158,8 +160,8 @@ def test_the_record_of_a_checkpoint(run: Path) -> None:
     check(
         run / "checkpoints" / "step-00000004" / "checkpoint.json",
         lambda: checkpoint.load(folder),
-        lambda: checkpoint_commands.verify(folder),
-        lambda: checkpoint_commands.show(str(run)),
+        lambda: inspect.verify(folder),
+        lambda: inspect.show(str(run)),
     )
     with pytest.raises(V2FError, match=r"checkpoint.json: damaged \('parts': .*; there is no older one"):
         _changed(Path(folder) / "checkpoint.json", {"parts": []}, lambda: checkpoint.read_state(folder))
@@ -170,7 +172,7 @@ def test_the_record_of_a_checkpoint(run: Path) -> None:
 def _changed(path: Path, change: dict[str, Any], read: Callable[[], object]) -> None:
     sound = path.read_bytes()
     record = json.loads(sound) | change
-    path.write_text(json.dumps(record | {"sha256": checkpoint._checksum(record)}))
+    path.write_text(json.dumps(record | {"sha256": checkpoint.checksum_of(record)}))
     try:
         read()
     finally:

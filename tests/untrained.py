@@ -5,7 +5,9 @@ from pathlib import Path
 
 from v2f.config import dump_yaml
 from v2f.runs import checkpoint
-from v2f.runs.run import MODEL, NOTES, build_system, load_config
+from v2f.runs.config import load_config
+from v2f.runs.run import MODEL, NOTES, build_system
+from v2f.runs.saver import write_tensors
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "launch/recipes/quickstart.yaml"
 
@@ -16,6 +18,6 @@ def export(folder: Path) -> str:
     tensors = checkpoint.module_tensors(build_system(config))
     weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
     notes = {"format": "pt", NOTES: json.dumps({"step": 0, "fingerprint": ""})}
-    checkpoint.write_tensors(str(folder / MODEL), weights, notes)
+    write_tensors(str(folder / MODEL), weights, notes)
     (folder / "config.yaml").write_text(dump_yaml(config))
     return str(folder)

@@ -27,7 +27,8 @@ from v2f.data.sample import Sample
 from v2f.data.transforms import Transform
 from v2f.errors import V2FError
 from v2f.generate import Given
-from v2f.runs.run import Run, RunConfig, load_config
+from v2f.runs.config import RunConfig, load_config
+from v2f.runs.run import Run
 from v2f.system import Label, Picture, Sound, System
 
 if TYPE_CHECKING:

@@ -401,19 +401,19 @@ def _register(args: argparse.Namespace) -> None:
 
 
 def _checkpoint_show(args: argparse.Namespace) -> None:
-    from v2f.runs.checkpoint_commands import show
+    from v2f.runs.inspect import show
 
     show(args.target)
 
 
 def _checkpoint_verify(args: argparse.Namespace) -> int:
-    from v2f.runs.checkpoint_commands import verify
+    from v2f.runs.inspect import verify
 
     return 1 if verify(args.target) else 0
 
 
 def _checkpoint_export(args: argparse.Namespace) -> None:
-    from v2f.runs.checkpoint_commands import export
+    from v2f.runs.export import export
 
     export(args.run_path, args.output, args.checkpoint, raw=args.raw, format=args.format)
 
@@ -532,7 +532,7 @@ def _recipes_copy(args: argparse.Namespace) -> None:
 
 def _needs(arguments: Sequence[str]) -> "dict[str, Judges]":
     """The frozen nets that recipes of runs name, with overrides; a system without such a group needs none."""
-    from v2f.runs.run import load_config
+    from v2f.runs.config import load_config
 
     overrides = [argument for argument in arguments if "=" in argument]
     paths = [argument for argument in arguments if "=" not in argument]

@@ -19,9 +19,19 @@ from v2f.storage import local as files
 from v2f.storage.address import place
 from v2f.storage.credentials import has_credentials, without_credentials
 
+T = TypeVar("T")
 C = TypeVar("C", bound="Config")
 Place = Annotated[str, AfterValidator(place)]
 """A key that says where something lies."""
+
+
+class _MayChange:
+    """Marks a field in its annotation."""
+
+
+MayChange = Annotated[T, _MayChange()]
+"""``key: MayChange[int]``: a key that a resumed run may set differently. It changes neither the function that is
+trained nor the order of its samples."""
 
 
 class Config(BaseModel):
@@ -173,6 +183,25 @@ def dump_yaml(config: Config) -> str:
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted keys to leaf values, as a tracker shows them."""
     return dict(_leaves(config.model_dump(mode="json"), ""))
+
+
+def fixed(config: Config) -> dict[str, Any]:
+    """As :func:`flatten`, without the keys that may change when a run resumes (:data:`MayChange`)."""
+    free = tuple(_free(config, ""))
+    return {key: value for key, value in flatten(config).items() if not f"{key}.".startswith(free)}
+
+
+def _free(value: Any, prefix: str) -> Iterator[str]:
+    """The dotted keys that may change, each with a dot behind it."""
+    if isinstance(value, Config):
+        for key, field in type(value).model_fields.items():
+            if any(isinstance(mark, _MayChange) for mark in field.metadata):
+                yield f"{prefix}{key}."
+            else:
+                yield from _free(getattr(value, key), f"{prefix}{key}.")
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield from _free(child, f"{prefix}{key}.")
 
 
 def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

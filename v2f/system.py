@@ -170,6 +170,12 @@ class Noise:
 
 
 Kind = Sound | Picture | Video | Label | Embedding | Tokens | Noise
+K = TypeVar("K")
+
+
+def of_kind(kinds: Mapping[str, Kind], kind: type[K]) -> list[tuple[str, K]]:
+    """Those inputs or outputs (:meth:`System.asks`, :meth:`System.makes`) that are of one kind, in their order."""
+    return [(name, each) for name, each in kinds.items() if isinstance(each, kind)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from v2f.cli import main
 from v2f.doctor import devices, installed, machine, recipe, services
 from v2f.doctor.findings import GIB, Asked, Line
 from v2f.doctor.processes import examined, steps
-from v2f.runs.run import load_config
+from v2f.runs.config import load_config
 from v2f.storage import objects, retry, store
 
 REPOSITORY = Path(__file__).resolve().parents[2]

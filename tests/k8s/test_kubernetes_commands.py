@@ -25,7 +25,7 @@ from bench.large_batch import derived
 from v2f.cli import main
 from v2f.data.loader import check_batch
 from v2f.prepare.pack import load_recipe
-from v2f.runs.run import load_config
+from v2f.runs.config import load_config
 
 OVERLAYS = [folder for folder in FOLDERS if folder != "examples/kueue"]  # which changes no argument
 

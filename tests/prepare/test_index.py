@@ -33,7 +33,7 @@ from v2f.prepare.index import index
 from v2f.prepare.verify import verify
 from v2f.prepare.yields import read_left_out
 from v2f.runs import checkpoint
-from v2f.runs.run import RunConfig
+from v2f.runs.config import RunConfig
 from v2f.storage import store
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit

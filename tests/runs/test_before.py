@@ -13,7 +13,8 @@ from v2f.config import build, read_yaml
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError
 from v2f.runs import checkpoint
-from v2f.runs.run import Run, RunConfig
+from v2f.runs.config import RunConfig
+from v2f.runs.run import Run
 from v2f.training.trainer import fit
 
 BEFORE = Path(__file__).resolve().parents[1] / "golden" / "before-16"

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from v2f.errors import V2FError
 from v2f.runs import checkpoint
-from v2f.runs.run import TrainConfig
+from v2f.runs.config import TrainConfig
+from v2f.runs.peers import check_shared
+from v2f.runs.saver import Saver, deal, write_record
 from v2f.storage import store
 
 Tensors = dict[str, torch.Tensor]
@@ -40,13 +42,13 @@ class Ranks:
 
     def __init__(self, root: str, world_size: int = 1, attempt: str = "a", keep: int = 2, **settings: Any) -> None:
         self.savers = [
-            checkpoint.Saver(root, rank=rank, world_size=world_size, attempt=attempt, keep=keep, **settings)
+            Saver(root, rank=rank, world_size=world_size, attempt=attempt, keep=keep, **settings)
             for rank in range(world_size)
         ]
 
     def start(self, step: int, only: list[int] | None = None, **state: Any) -> None:
         whole = some_tensors()
-        shares = checkpoint.deal({name: t.nbytes for name, t in whole.items()}, len(self.savers))
+        shares = deal({name: t.nbytes for name, t in whole.items()}, len(self.savers))
         for rank in range(len(self.savers)) if only is None else only:
             mine = {name: whole[name] for name in shares[rank]}
             self.savers[rank].start(step, shares, mine, {"step": step, **state})
@@ -93,7 +95,7 @@ def test_a_checkpoint_in_an_object_store_is_like_one_on_a_disk(s3_root: str) -> 
 
 @given(st.dictionaries(st.text(min_size=1), st.integers(0, 10**9), max_size=40), st.integers(1, 9))
 def test_every_tensor_is_dealt_to_one_rank_and_the_shares_are_even(sizes: dict[str, int], parts: int) -> None:
-    shares = checkpoint.deal(sizes, parts)
+    shares = deal(sizes, parts)
     assert len(shares) == parts
     assert sorted(name for share in shares for name in share) == sorted(sizes)
     filled = [sum(sizes[name] for name in share) for share in shares]
@@ -198,7 +200,7 @@ def test_rank_0_learns_at_once_that_another_rank_cannot_write_its_receipt(
 
 
 def test_a_saver_gives_up_before_the_watchdog_ends_the_training() -> None:
-    patience_s = inspect.signature(checkpoint.Saver).parameters["patience_s"].default
+    patience_s = inspect.signature(Saver).parameters["patience_s"].default
     assert patience_s < 60 * TrainConfig.model_fields["watchdog_minutes"].default
 
 
@@ -480,7 +482,7 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = Ranks(str(tmp_path)).save(1)
     record = checkpoint.read_state(folder)
     monkeypatch.setattr(checkpoint, "FORMAT", 99)
-    checkpoint.write_record(folder, 1, record["parts"], {})
+    write_record(folder, 1, record["parts"], {})
     monkeypatch.undo()
     with pytest.raises(V2FError, match="checkpoint format 99, this version of v2f reads 1"):
         checkpoint.load(folder)
@@ -564,7 +566,7 @@ def test_a_record_that_cannot_be_one_is_refused_in_one_line(
     record = as_before_checksums(folder)
     change(record)
     if checksum:
-        record["sha256"] = checkpoint._checksum(record)
+        record["sha256"] = checkpoint.checksum_of(record)
     Path(folder, checkpoint.COMMIT).write_text(json.dumps(record))
     with pytest.raises(V2FError, match=rf"^[^\n]*step-00000020/checkpoint\.json: damaged \({why}[^\n]*$") as raised:
         checkpoint.load(folder)
@@ -698,7 +700,7 @@ def look(roots: list[str], patience_s: float) -> list[str | None]:
     """What ``check_shared`` tells each rank, each with its own idea of the folder."""
 
     def shared(rank: Thread) -> None:
-        checkpoint.check_shared(roots[rank.rank], rank=rank.rank, gather=rank.gather, patience_s=patience_s)
+        check_shared(roots[rank.rank], rank=rank.rank, gather=rank.gather, patience_s=patience_s)
 
     return [told if told is None else str(told) for told in on_ranks(len(roots), shared)]
 

@@ -24,9 +24,12 @@ from v2f.errors import V2FError
 from v2f.nn.mapping import StyleMapping
 from v2f.nn.waveform import WaveformEncoder
 from v2f.runs import checkpoint
-from v2f.runs.checkpoint_commands import export, group_of, misfits, portable
+from v2f.runs.config import RunConfig, load_config
 from v2f.runs.datacard import card
-from v2f.runs.run import Run, RunConfig, build_system, load_config
+from v2f.runs.export import export, portable
+from v2f.runs.inspect import group_of, misfits
+from v2f.runs.run import Run, build_system
+from v2f.runs.saver import Saver, deal
 from v2f.storage import store
 from v2f.system import System, trained
 from v2f.systems.voice_styled_face import VoiceStyledFace
@@ -75,13 +78,12 @@ def write(root: str, config: RunConfig, system: System, change: Callable[[int, T
         tensors = saved(system, step)
         if change is not None:
             change(step, tensors)
-        shares = checkpoint.deal({name: t.nbytes for name, t in tensors.items()}, 2)
+        shares = deal({name: t.nbytes for name, t in tensors.items()}, 2)
         state = {"step": step, "slot": 8 * step, "fingerprint": "f" * 64, "quarantine": [4, 5], "run_id": "ab" * 16}
         state |= {"metrics": {"margin": margin}, "versions": {"torch": "2.11.0"}, "weights": {}}
         state |= {"config": config.model_dump(mode="json")}
         savers = [
-            checkpoint.Saver(store.join(root, "checkpoints"), rank=rank, world_size=2, attempt="t", keep=9)
-            for rank in range(2)
+            Saver(store.join(root, "checkpoints"), rank=rank, world_size=2, attempt="t", keep=9) for rank in range(2)
         ]
         for rank, saver in enumerate(savers):
             saver.start(step, shares, {name: tensors[name] for name in shares[rank]}, state)
@@ -478,7 +480,7 @@ def test_the_final_systems_checkpoint_is_0_85_gb_and_dealt_evenly() -> None:
             sizes[f"optim/supervised/{module}.{name}/step"] = 4
     assert sum(sizes.values()) == pytest.approx(12 * TRAINED, rel=0.001)
     for world_size in (8, 64):
-        filled = [sum(sizes[name] for name in share) for share in checkpoint.deal(sizes, world_size)]
+        filled = [sum(sizes[name] for name in share) for share in deal(sizes, world_size)]
         assert max(filled) - min(filled) <= 0.02 * max(filled)
 
 

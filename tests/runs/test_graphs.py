@@ -16,8 +16,10 @@ from v2f.cli import main
 from v2f.config import build, dump_yaml
 from v2f.errors import V2FError
 from v2f.runs import checkpoint, graphs
-from v2f.runs.checkpoint_commands import export
-from v2f.runs.run import Run, RunConfig, build_system
+from v2f.runs.config import RunConfig
+from v2f.runs.export import export
+from v2f.runs.run import Run, build_system
+from v2f.runs.saver import Saver, deal
 from v2f.system import Exported
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,9 +36,9 @@ def run_of(system: str, folder: Path) -> str:
         tensors["ema/" + name.removeprefix("model/")] = tensor + 0.02 * torch.rand_like(tensor) if floats else tensor
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_yaml(config))
-    saver = checkpoint.Saver(str(folder / "checkpoints"), rank=0, world_size=1, attempt="t", keep=9)
+    saver = Saver(str(folder / "checkpoints"), rank=0, world_size=1, attempt="t", keep=9)
     state: Mapping[str, Any] = {"step": 2, "slot": 16, "config": config.model_dump(mode="json"), "weights": {}}
-    saver.start(2, checkpoint.deal({name: t.nbytes for name, t in tensors.items()}, 1), tensors, state)
+    saver.start(2, deal({name: t.nbytes for name, t in tensors.items()}, 1), tensors, state)
     saver.wait()
     assert saver.take_failures() == []
     return str(folder)

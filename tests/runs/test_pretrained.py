@@ -20,8 +20,11 @@ from v2f.config import build, dump_yaml
 from v2f.errors import V2FError
 from v2f.nn.stylegan2 import Generator
 from v2f.runs import checkpoint, pretrained
-from v2f.runs.checkpoint_commands import export
-from v2f.runs.run import Run, RunConfig, build_system, changes, check_weights, start_from
+from v2f.runs.config import RunConfig, changes
+from v2f.runs.export import export
+from v2f.runs.peers import ALONE
+from v2f.runs.run import Run, build_system, check_weights, start_from
+from v2f.runs.saver import write_record, write_tensors
 from v2f.storage import store
 from v2f.system import Optimizer, Phase, System, SystemConfig, trained
 from v2f.systems import SYSTEMS
@@ -198,7 +201,7 @@ def test_ranks_hold_the_same_though_one_reads(source: str, tiny_shards: str, tmp
 
 def starting(config: RunConfig) -> tuple[System, list[dict[str, Any]]]:
     system = build_system(config)
-    return system, start_from(config, system, checkpoint._ALONE)
+    return system, start_from(config, system, ALONE)
 
 
 def test_an_export_a_safetensors_file_and_a_pt_are_sources_too(source: str, tiny_shards: str, tmp_path: Path) -> None:
@@ -278,7 +281,7 @@ def test_what_does_not_fit_is_one_line_and_fills_nothing(
     config = gan(tiny_shards, "unused", init_from=[taken])
     system = build_system(config)
     with pytest.raises(V2FError, match=told) as error:
-        start_from(config, system, checkpoint._ALONE)
+        start_from(config, system, ALONE)
     assert str(error.value).startswith("init_from.0: ")
     assert "\n" not in str(error.value)
     assert same(state_of(system), state_of(build_system(config)))
@@ -370,8 +373,8 @@ def painter(tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         }
         tensors |= {"ema" + name.removeprefix("model"): tensor * 1.25 for name, tensor in tensors.items()}
         where = f"{folder}/checkpoints/step-{step:08d}"
-        part = {"name": "part-0.safetensors", **checkpoint.write_tensors(f"{where}/part-0.safetensors", tensors)}
-        checkpoint.write_record(where, step, [part], {"step": step, "config": own.model_dump(mode="json")})
+        part = {"name": "part-0.safetensors", **write_tensors(f"{where}/part-0.safetensors", tensors)}
+        write_record(where, step, [part], {"step": step, "config": own.model_dump(mode="json")})
     return folder
 
 

@@ -11,7 +11,7 @@ from v2f.config import Config, Place
 from v2f.errors import V2FError
 from v2f.prepare.pack import PackConfig
 from v2f.prepare.precompute import PrecomputeConfig
-from v2f.runs.run import RunConfig, load_config
+from v2f.runs.config import RunConfig, load_config
 from v2f.storage.address import argument, place
 from v2f.systems import SYSTEMS
 

@@ -203,6 +203,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from v2f.runs import checkpoint
+from v2f.runs.saver import write_tensors
 from v2f.storage import local, store
 from v2f.data.manifest import write_runs
 from v2f.errors import V2FError
@@ -211,7 +212,7 @@ disk = Path(sys.argv[1])
 os.environ[local.SCRATCH] = str(disk / "scratch")
 writes = {
     "a/b": lambda path: store.write_bytes(path, bytes(100_000)),
-    "part.safetensors": lambda path: checkpoint.write_tensors(path, {"a": torch.zeros(100_000)}),
+    "part.safetensors": lambda path: write_tensors(path, {"a": torch.zeros(100_000)}),
     "lines": lambda path: local.append_line(path, "x" * 100_000),
     "s.tar": lambda path: write_runs(str(disk), "s.tar", "train", ["a"], ["i"], [bytes(100_000)], [0]),
     "": lambda path: store.write_bytes("memory://x", bytes(100_000)),

@@ -11,7 +11,8 @@ from v2f.data.order import Order
 from v2f.engine import Engine
 from v2f.evaluation.protocols import PROTOCOLS
 from v2f.runs import checkpoint
-from v2f.runs.run import Run, RunConfig, build_system
+from v2f.runs.config import RunConfig
+from v2f.runs.run import Run, build_system
 from v2f.system import Picture, trained
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit

@@ -17,7 +17,8 @@ from v2f.data.order import Order
 from v2f.errors import V2FError
 from v2f.prepare.pack import load_recipe, pack
 from v2f.prepare.precompute import load, precompute
-from v2f.runs.run import RunConfig, build_system
+from v2f.runs.config import RunConfig
+from v2f.runs.run import build_system
 from v2f.system import Batch, to_picture
 from v2f.systems.voice_styled_face import VoiceStyledFace
 from v2f.weights import FaceNetWeights, IRSE50Weights, described

@@ -23,7 +23,8 @@ from v2f.errors import V2FError
 from v2f.evaluation.evaluate import evaluate
 from v2f.generate import generate
 from v2f.keyed import keyed_rng
-from v2f.runs.run import Run, RunConfig
+from v2f.runs.config import RunConfig
+from v2f.runs.run import Run
 from v2f.systems.face_gan import FaceGAN
 from v2f.training.trainer import fit
 from v2f.web.report import report

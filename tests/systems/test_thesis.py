@@ -24,8 +24,9 @@ from v2f.nn.mapping import StyleMapping
 from v2f.nn.stylegan2 import Generator
 from v2f.nn.waveform import WaveformEncoder
 from v2f.runs import checkpoint
-from v2f.runs.checkpoint_commands import export
-from v2f.runs.run import Run, RunConfig, build_system, changes, check_weights, load_config
+from v2f.runs.config import RunConfig, changes, load_config
+from v2f.runs.export import export
+from v2f.runs.run import Run, build_system, check_weights
 from v2f.system import to_picture
 from v2f.systems.voice_styled_face import VoiceStyledFace
 from v2f.training.trainer import fit

@@ -19,7 +19,8 @@ from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError
 from v2f.evaluation.evaluate import trained_on
 from v2f.runs import checkpoint
-from v2f.runs.run import Run, RunConfig, changes
+from v2f.runs.config import RunConfig, changes
+from v2f.runs.run import Run
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit
 from v2f.training.window import read_slots

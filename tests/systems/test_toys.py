@@ -27,7 +27,8 @@ from v2f.evaluation import compare
 from v2f.evaluation.evaluate import evaluate
 from v2f.generate import Given, generate
 from v2f.runs import checkpoint
-from v2f.runs.run import Run, RunConfig
+from v2f.runs.config import RunConfig
+from v2f.runs.run import Run
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit
 from v2f.web.maker import Maker

@@ -19,7 +19,7 @@ import pytest
 from mlflow_server import until
 
 from v2f.config import build
-from v2f.runs.run import RunConfig
+from v2f.runs.config import RunConfig
 from v2f.tracking import tracker as tracking
 from v2f.training.trainer import fit
 

@@ -29,7 +29,7 @@ from PIL import Image
 from v2f.cli import main
 from v2f.config import Config, build, override
 from v2f.errors import V2FError
-from v2f.runs.run import load_config
+from v2f.runs.config import load_config
 from v2f.tracking import tracker as tracking
 from v2f.tracking.tracker import Tracker, read_state, roll_back
 

@@ -141,7 +141,7 @@ SECRETS = {
 TRACKED = """
 import logging, sys
 from v2f.config import flatten
-from v2f.runs.run import load_config
+from v2f.runs.config import load_config
 from v2f.tracking.tracker import Tracker
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 config = load_config(sys.argv[3], [f"tracking.uri={sys.argv[2]}"])

@@ -20,8 +20,9 @@ import yaml
 from v2f.config import build
 from v2f.errors import V2FError
 from v2f.runs import checkpoint
+from v2f.runs.config import RunConfig
 from v2f.runs.folder import SCRATCH, RunFolder
-from v2f.runs.run import Run, RunConfig
+from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.training.stopping import STOPPED, Stopped
 from v2f.training.supervise import REJOINED

@@ -25,7 +25,8 @@ from v2f.data.loader import read_split
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.errors import V2FError
 from v2f.runs import checkpoint
-from v2f.runs.run import Run, RunConfig
+from v2f.runs.config import RunConfig
+from v2f.runs.run import Run
 from v2f.storage import disk
 from v2f.system import System
 from v2f.systems import SYSTEMS
@@ -103,7 +104,7 @@ def test_other_data_are_refused_by_their_fingerprint(run_values, tmp_path, tiny_
     newest = checkpoint.latest(f"{folder}/checkpoints")
     record = checkpoint.read_state(newest)
     record["state"]["fingerprint"] = "another"
-    record["sha256"] = checkpoint._checksum(record)
+    record["sha256"] = checkpoint.checksum_of(record)
     Path(newest, "checkpoint.json").write_text(json.dumps(record))
     with pytest.raises(V2FError, match=r"its fingerprint is \w+, another in"):
         fit(build(RunConfig, run_values(steps=1), "test"), resume="auto")

@@ -22,7 +22,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     from v2f.config import build
     from v2f.prepare.pack import load_recipe, pack
-    from v2f.runs.run import RunConfig
+    from v2f.runs.config import RunConfig
     from v2f.training.trainer import fit
 
     folder = tmp_path_factory.mktemp("page")
@@ -62,7 +62,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
     from toys.data import make_data
 
     from v2f.config import build
-    from v2f.runs.run import RunConfig
+    from v2f.runs.config import RunConfig
     from v2f.systems import SYSTEMS
     from v2f.training.trainer import fit
 

@@ -16,8 +16,9 @@ from v2f.config import build
 from v2f.data import media
 from v2f.errors import V2FError
 from v2f.evaluation.evaluate import evaluate
-from v2f.runs.checkpoint_commands import export
-from v2f.runs.run import Run, RunConfig, build_system
+from v2f.runs.config import RunConfig
+from v2f.runs.export import export
+from v2f.runs.run import Run, build_system
 from v2f.training.trainer import fit
 from v2f.web.comparison import comparison
 

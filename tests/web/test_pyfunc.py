@@ -19,7 +19,8 @@ from v2f.cli import main
 from v2f.config import build
 from v2f.errors import V2FError
 from v2f.generate import DISCLAIMER, generate
-from v2f.runs.run import Run, RunConfig
+from v2f.runs.config import RunConfig
+from v2f.runs.run import Run
 from v2f.tracking import tracker as tracking
 from v2f.training.trainer import fit
 from v2f.web.pyfunc import NEEDS, register, synthetic_voice

@@ -14,7 +14,8 @@ from v2f.nn.mapping import StyleMapping
 from v2f.nn.stylegan2 import Generator
 from v2f.nn.waveform import WaveformEncoder
 from v2f.runs import checkpoint
-from v2f.runs.run import load_config
+from v2f.runs.config import load_config
+from v2f.runs.saver import Saver, deal
 from v2f.system import Batch, Losses, System, freeze
 from v2f.systems.voice_styled_face import VoiceStyledFace
 
@@ -53,9 +54,9 @@ def main(root: str) -> None:
     result = engine.step(system.phases()[0], batch, 0, micro_batch=None, seen=0, total=100)
     assert not result.skipped
     sizes = engine.sizes(system)
-    shares = checkpoint.deal(sizes, 2)
+    shares = deal(sizes, 2)
     for rank in (1, 0):
-        saver = checkpoint.Saver(root, rank=rank, world_size=2, attempt="full", keep=2)
+        saver = Saver(root, rank=rank, world_size=2, attempt="full", keep=2)
         saver.start(1, shares, engine.copy(system, shares[rank]), {"step": 1})
         saver.wait()
         assert saver.take_failures() == []

@@ -15,6 +15,7 @@ import sys
 import torch
 
 from v2f.runs import checkpoint
+from v2f.runs.saver import Saver
 from v2f.storage import store
 
 KEEP = 2
@@ -28,7 +29,7 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 
 
 def save(root: str, step: int, attempt: str) -> None:
-    saver = checkpoint.Saver(root, rank=0, world_size=1, attempt=attempt, keep=KEEP)
+    saver = Saver(root, rank=0, world_size=1, attempt=attempt, keep=KEEP)
     whole = tensors(step)
     saver.start(step, [list(whole)], whole, {"step": step})
     saver.wait()

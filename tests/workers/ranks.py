@@ -28,7 +28,9 @@ from v2f.data.order import Order  # noqa: E402
 from v2f.engine import Engine, StepResult  # noqa: E402
 from v2f.errors import V2FError  # noqa: E402
 from v2f.runs import checkpoint  # noqa: E402
-from v2f.runs.run import RunConfig, build_system  # noqa: E402
+from v2f.runs.config import RunConfig  # noqa: E402
+from v2f.runs.run import build_system  # noqa: E402
+from v2f.runs.saver import Saver, deal  # noqa: E402
 from v2f.storage import store  # noqa: E402
 from v2f.system import Batch, System, trained  # noqa: E402
 
@@ -207,9 +209,9 @@ def restored(world_size: int) -> None:
     if world_size == 2:
         job.train(3)
         tensors = job.tensors()
-        shares = checkpoint.deal(engine.sizes(job.system), world_size)
+        shares = deal(engine.sizes(job.system), world_size)
         place: dict[str, Any] = {"rank": engine.rank, "world_size": world_size, "attempt": "a", "keep": 2}
-        with checkpoint.Saver(root, **place) as saver:
+        with Saver(root, **place) as saver:
             saver.start(3, shares, {name: tensors[name] for name in shares[engine.rank]}, {"step": 3})
             saver.wait()
             assert saver.take_failures() == []

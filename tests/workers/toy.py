@@ -8,7 +8,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from systems.toy_streams import ToyStreams  # noqa: E402
 
-from v2f.runs.run import load_config  # noqa: E402
+from v2f.runs.config import load_config  # noqa: E402
 from v2f.systems import SYSTEMS  # noqa: E402
 from v2f.training.trainer import fit  # noqa: E402
 

@@ -10,7 +10,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 from accelerate.state import AcceleratorState  # noqa: E402
 from toys import TOYS  # noqa: E402
 
-from v2f.runs.run import load_config  # noqa: E402
+from v2f.runs.config import load_config  # noqa: E402
 from v2f.systems import SYSTEMS  # noqa: E402
 from v2f.training.trainer import fit  # noqa: E402
 

@@ -11,12 +11,12 @@ from v2f.storage import retry, store
 from v2f.storage.credentials import without_credentials
 
 if TYPE_CHECKING:
-    from v2f.runs.run import RunConfig
+    from v2f.runs.config import RunConfig
 
 
 def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
     """The recipe is valid; and what others need to know of it, which is no line."""
-    from v2f.runs.run import load_config
+    from v2f.runs.config import load_config
 
     assert asked.recipe is not None
     config = load_config(asked.recipe, asked.overrides)
@@ -33,7 +33,7 @@ def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
 
 def weights_and_data(asked: Asked) -> Iterator[Step]:
     """The frozen nets that the recipe names, and its data."""
-    from v2f.runs.run import load_config
+    from v2f.runs.config import load_config
 
     assert asked.recipe is not None
     config = load_config(asked.recipe, asked.overrides)

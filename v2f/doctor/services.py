@@ -99,7 +99,7 @@ def mlflow(asked: Asked) -> Iterator[Step]:
         return
     shown = without_credentials(uri)
     yield "importing MLflow"
-    from v2f.runs.run import TrackingConfig
+    from v2f.runs.config import TrackingConfig
     from v2f.tracking.tracker import round_trip
 
     try:

@@ -38,14 +38,14 @@ from rich.table import Table
 from rich.text import Text
 
 from v2f import metrics
-from v2f.config import flatten
+from v2f.config import fixed, flatten
 from v2f.errors import V2FError
 from v2f.evaluation import evaluate, protocols
 from v2f.evaluation.observers import BY, told_first
 from v2f.evaluation.protocols import MEASURED, Metric
 from v2f.evaluation.significance import ALPHA, holm, sign_flips, with_training
 from v2f.metrics import Interval
-from v2f.runs.run import FREE, Run
+from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.storage.records import Record, problem_of
 
@@ -159,7 +159,7 @@ class Subject:
             ground["judge"] = self.evaluated["referee"]
         elif metric.net:
             net = f"system.frozen.{metric.net}."
-            options = {k: v for k, v in values.items() if k.startswith(net) and not k.startswith(FREE)}
+            options = {k: v for k, v in fixed(self.run.config).items() if k.startswith(net)}
             ground["judge"] = (options, self.evaluated["weights"].get(metric.net))
         if metric.of_pictures:
             ground["pictures"] = (values.get("system.image_size"), values.get("system.share"))
@@ -236,11 +236,7 @@ def recipes(subjects: Sequence[Subject]) -> list[Recipe]:
     """
     grouped: dict[tuple[Any, ...], list[list[Subject]]] = {}
     for subject in subjects:
-        own = {
-            key: value
-            for key, value in flatten(subject.run.config).items()
-            if key not in ("name", "seed") and not key.startswith(FREE)
-        }
+        own = {key: value for key, value in fixed(subject.run.config).items() if key not in ("name", "seed")}
         info = subject.run.info
         facts = {key: info.get(key) for key in ("fingerprint", "code", "weights", "stand_ins")}
         step = (subject.evaluated or {}).get("step", subject.step)
@@ -293,12 +289,13 @@ def differences(subjects: Sequence[Subject]) -> Differences:
     flat = [flatten(subject.run.config) for subject in subjects]
     keys = [key for key in dict.fromkeys(itertools.chain(*flat)) if key not in ("name", "out")]
     rows = [Row(key, tuple(_shown(of[key]) if key in of else _ABSENT for of in flat)) for key in keys]
+    trained = {key for subject in subjects for key in fixed(subject.run.config)}
     config: dict[str, list[Row]] = {}
     some, free = [], []
     for row in rows:
         if len(set(row.values)) == 1:
             continue
-        if row.key.startswith(FREE):
+        if row.key not in trained:
             free.append(row)
         elif all(row.key in of for of in flat):
             config.setdefault(row.key.partition(".")[0] if "." in row.key else "run", []).append(row)

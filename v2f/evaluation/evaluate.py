@@ -36,7 +36,7 @@ from v2f.nn import float32_products
 from v2f.runs.run import EVALUATION as FILE
 from v2f.runs.run import Run
 from v2f.storage import store
-from v2f.system import Sound, System
+from v2f.system import Sound, System, of_kind
 from v2f.tracking import tracker as tracking
 
 PEOPLE_FILE = "eval-people.json"
@@ -172,7 +172,7 @@ def about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, 
             "world_version": provenance.get("world_version"),
             "world_hash": provenance.get("world_hash"),
         },
-        "seconds": next((kind.seconds for kind in system.asks().values() if isinstance(kind, Sound)), None),
+        "seconds": next((sound.seconds for _, sound in of_kind(system.asks(), Sound)), None),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "numpy", "scipy")}},

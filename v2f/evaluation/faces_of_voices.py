@@ -29,7 +29,7 @@ from v2f.data.transforms import Noise as Drawn
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, Looks, Name, Observer, in_batches, look, looks, seen, told_first
 from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, percent, tell
-from v2f.system import Noise, Picture, Sound, Styled, System, device_of, to_picture
+from v2f.system import Noise, Picture, Sound, Styled, System, device_of, of_kind, to_picture
 from v2f.world import bounds, world_hash
 from v2f.world.people import VOICE, World, WorldConfig
 
@@ -71,8 +71,8 @@ class Clips:
 def heard_and_drawn(system: System) -> tuple[str, Sound, str, Picture]:
     """The voice that a system asks for, with noise or alone, and the picture that it makes of it, by their names;
     V2FError without them."""
-    heard = [(name, kind) for name, kind in system.asks().items() if isinstance(kind, Sound) and kind.voice]
-    drawn = [(name, kind) for name, kind in system.makes().items() if isinstance(kind, Picture)]
+    heard = [(name, sound) for name, sound in of_kind(system.asks(), Sound) if sound.voice]
+    drawn = of_kind(system.makes(), Picture)
     others = [kind for kind in system.asks().values() if not isinstance(kind, Sound | Noise)]
     if len(heard) != 1 or others or not drawn:
         asks, makes = _told(system.asks()), _told(system.makes())
@@ -91,7 +91,7 @@ def gather(job: Job, split: Split) -> Clips:
     photo = Photo(drawn.size, drawn.share)
     transforms: dict[str, Any] = {"wav": Waveform(sound.seconds, sound.rate), "image": photo}
     transforms["other"] = OtherPhoto(photo.size)
-    noise = {name: Drawn(kind.width) for name, kind in job.system.asks().items() if isinstance(kind, Noise)}
+    noise = {name: Drawn(kind.width) for name, kind in of_kind(job.system.asks(), Noise)}
     transforms |= noise
     if isinstance(world_of(split.dataset), World):
         transforms["voice"] = Factors("voice")

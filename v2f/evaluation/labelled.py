@@ -26,7 +26,7 @@ from v2f.data.transforms import Photo, Waveform, bound
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, in_batches, seen, told_first
 from v2f.evaluation.protocol import Job, Measured, Metric, Protocol, number, of_each, percent, tell
-from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, to_picture
+from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, of_kind, to_picture
 
 HELD_OUT = ("test", "valid")
 _NEIGHBOURS = 5
@@ -142,9 +142,9 @@ class LabelledSounds(Labelled):
 
 def asked_and_made(system: System, kind: type[Kind]) -> tuple[str, str, Any]:
     """The label that a system asks for and the thing of ``kind`` that it makes: names, and that kind; V2FError else."""
-    labels = [name for name, each in system.asks().items() if isinstance(each, Label)]
+    labels = [name for name, _ in of_kind(system.asks(), Label)]
     others = [each for each in system.asks().values() if not isinstance(each, Label | Noise)]
-    made = [(name, each) for name, each in system.makes().items() if isinstance(each, kind)]
+    made = of_kind(system.makes(), kind)
     if len(labels) != 1 or others or not made:
         asks, makes = ", ".join(system.asks()) or "nothing", ", ".join(system.makes())
         raise V2FError(f"nothing to judge by its label: this system asks for {asks}, and makes {makes}")

@@ -19,19 +19,13 @@ from torch import Tensor
 from v2f import weights
 from v2f.errors import V2FError
 from v2f.evaluation import referee
+from v2f.runs.evaluated import BY as BY
 from v2f.runs.run import Run
 from v2f.system import Judged, System, device_of, to_picture
 
 BATCH = 32  # what the nets see at once, always; a table depends on it no more than rounding does
 
 Name = Literal["referee", "judge"]
-BY: dict[str, str] = {
-    "referee": "by the referee, which no loss ever saw",
-    "judge": "by the judge, the nets that losses and meters use",
-    "pixels": "in pixels, by no net",
-    "spectra": "in log-mel spectra, by no net",
-}
-"""Who tells a number, the referee first, and how that is said."""
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from v2f.data.transforms import Photo
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, Looks, in_batches, looks, seen, told_first
 from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, tell
-from v2f.system import Noise, Picture, System, Transform, device_of, to_picture
+from v2f.system import Noise, Picture, System, Transform, device_of, of_kind, to_picture
 
 
 def noise_and_drawn(system: System) -> tuple[str, Noise, str, Picture]:
     """The noise that a system asks for, alone, and the picture that it makes of it, by their names; V2FError else."""
-    asked = [(name, kind) for name, kind in system.asks().items() if isinstance(kind, Noise)]
-    drawn = [(name, kind) for name, kind in system.makes().items() if isinstance(kind, Picture)]
+    asked = of_kind(system.asks(), Noise)
+    drawn = of_kind(system.makes(), Picture)
     if len(asked) != len(system.asks()) or not asked or not drawn:
         raise V2FError(f"no pictures from noise: this system asks for {', '.join(system.asks()) or 'nothing'}")
     return *asked[0], *drawn[0]

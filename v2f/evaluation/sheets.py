@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from v2f.data import media
-from v2f.system import Picture, Sound, System
+from v2f.system import Picture, Sound, System, of_kind
 
 _SIDES = (1, 3)  # channels of what is a picture
 
@@ -21,10 +21,10 @@ def sheet(system: System, shown: Mapping[str, Tensor], notes: Mapping[str, str])
     """The suffix and content of a sheet of what :meth:`System.sample` gave, outputs and references; None: it makes
     neither pictures nor sounds."""
     made = system.makes()
-    if any(isinstance(kind, Picture) for kind in made.values()):
+    if of_kind(made, Picture):
         pictures = {name: value for name, value in shown.items() if value.ndim == 4 and value.shape[1] in _SIDES}
         return ".png", _grid(pictures, notes)
-    rates = [kind.rate for kind in made.values() if isinstance(kind, Sound)]
+    rates = [sound.rate for _, sound in of_kind(made, Sound)]
     if rates:
         return ".html", _players({name: value for name, value in shown.items() if value.ndim == 3}, rates[0], notes)
     return None

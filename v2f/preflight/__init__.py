@@ -51,7 +51,8 @@ from v2f.nn import computes_bf16, float32_products
 from v2f.nn.batchnorm import common_group
 from v2f.nn.statistics import discard
 from v2f.nn.waveform import WaveformEncoder
-from v2f.runs.run import DataConfig, build_system, load_config, streams_of
+from v2f.runs.config import DataConfig, load_config
+from v2f.runs.run import build_system, streams_of
 from v2f.storage import store
 from v2f.system import Batch, Transform, by_stream, trained
 from v2f.tracking.tracker import say

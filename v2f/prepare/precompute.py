@@ -67,7 +67,9 @@ def load(assignments: Sequence[str], recipe: str | None = None) -> PrecomputeCon
     """The configuration of ``dotted.key=value`` assignments, on what a run's recipe names under ``system.frozen``."""
     values: dict[str, Any] = {}
     if recipe is not None:
-        from v2f.runs.run import load_config  # here, because it knows all systems, which packing processes do not need
+        from v2f.runs.config import (
+            load_config,  # here, because it knows all systems, which packing processes do not need
+        )
 
         system = load_config(recipe).system.model_dump(mode="json")
         if "frozen" not in system:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from v2f.data.manifest import Manifest, read_manifest
 from v2f.errors import V2FError
-from v2f.runs.run import RunConfig, SourceConfig
+from v2f.runs.config import RunConfig, SourceConfig
 
 CARD = "DATA.md"
 

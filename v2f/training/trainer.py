@@ -38,20 +38,11 @@ from v2f.errors import V2FError
 from v2f.evaluation import sheets
 from v2f.nn.batchnorm import common_group
 from v2f.runs import checkpoint
+from v2f.runs.config import DataConfig, RunConfig, changes, what_is
 from v2f.runs.folder import RunFolder
-from v2f.runs.run import (
-    DataConfig,
-    RunConfig,
-    build_system,
-    changes,
-    check_shapes,
-    check_weights,
-    config_of,
-    start_from,
-    streams_of,
-    told_source,
-    what_is,
-)
+from v2f.runs.peers import alike, check_shared
+from v2f.runs.run import build_system, check_shapes, check_weights, config_of, start_from, streams_of, told_source
+from v2f.runs.saver import Saver, deal
 from v2f.storage import local as files
 from v2f.storage import store
 from v2f.storage.cache import Cache
@@ -84,7 +75,7 @@ class _Job:
     system: System
     fingerprint: str
     loader: Streams
-    saver: checkpoint.Saver
+    saver: Saver
     tracker: Tracker | None
     watched: list[Batch]
     left_out: int
@@ -231,7 +222,7 @@ def _own(config: RunConfig, engine: Engine, wish: SupportsInt, owned: contextlib
             lease = Lease.take(root, "a training", note=inherited, say=say, interrupted=stopped)
             owned.enter_context(lease)
 
-    checkpoint.alike(engine, take)
+    alike(engine, take)
     return lease
 
 
@@ -300,7 +291,7 @@ def _prepare(
         }
     )
     train = config.train
-    saver = checkpoint.Saver(
+    saver = Saver(
         store.join(config.folder, "checkpoints"),
         rank=engine.rank,
         world_size=engine.world_size,
@@ -440,8 +431,8 @@ def _take_up(
         folder.fetch(attempt)
         return newest, changed
 
-    found, changed = checkpoint.alike(engine, look)[0]
-    checkpoint.check_shared(checkpoints, rank=engine.rank, gather=engine.gather)
+    found, changed = alike(engine, look)[0]
+    check_shared(checkpoints, rank=engine.rank, gather=engine.gather)
     return found, changed
 
 
@@ -728,7 +719,7 @@ def _save(job: _Job, wait: bool) -> None:
         "clock": job.clock.state(),
         "norms": job.norms.past,
     }
-    shares = checkpoint.deal(engine.sizes(job.system), engine.world_size)
+    shares = deal(engine.sizes(job.system), engine.world_size)
     mine = engine.copy(job.system, shares[engine.rank])
     saver.start(job.step, shares, mine, state, job.folder.publish)
     if wait:

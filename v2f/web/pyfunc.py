@@ -45,7 +45,8 @@ from v2f.generate import (
     windows,
 )
 from v2f.runs import checkpoint, datacard
-from v2f.runs.checkpoint_commands import CARD, export
+from v2f.runs.export import export
+from v2f.runs.modelcard import CARD
 from v2f.runs.run import MODEL, Run
 from v2f.storage import store
 from v2f.storage.local import scratch_folder

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f import standins
-from v2f.config import Config, Place
+from v2f.config import Config, MayChange, Place
 from v2f.errors import V2FError
 from v2f.nn.irse import IRSE50
 from v2f.nn.psp import PSP, Codes, GradualStyleEncoder
@@ -49,8 +49,10 @@ class StandIn(Config):
 class Brought(Config):
     """Weights that the user brings."""
 
-    file: Place | None = Field(None, description="a path, or a name in frozen.path; null: the usual names there")
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="refuse any other file")
+    file: MayChange[Place | None] = Field(
+        None, description="a path, or a name in frozen.path; null: the usual names there"
+    )
+    sha256: MayChange[str | None] = Field(None, pattern=r"^[0-9a-f]{64}$", description="refuse any other file")
 
     @property
     def published(self) -> Published:
@@ -142,10 +144,12 @@ class Judges(Config):
     The *referee* is another identity net, which ``v2f eval`` alone loads (:mod:`v2f.evaluation.referee`).
     """
 
-    path: Place = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
+    path: MayChange[Place] = Field(
+        "weights", description="folder or s3:// mirror in which files are looked for by their names"
+    )
     identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights | OfRun, Field(discriminator="net")] = StandIn()
     perceptual: Annotated[StandIn | LPIPSWeights | OfRun, Field(discriminator="net")] = StandIn()
-    referee: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = Field(
+    referee: MayChange[Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None] = Field(
         None,
         description="identity net that no loss sees and `v2f eval` tells first; null: the stand-in beside a stand-in, "
         "facenet beside ir_se50, ir_se50 beside facenet",

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from v2f.config import Config, Place
+from v2f.config import Config, MayChange, Place
 from v2f.errors import V2FError
 from v2f.weights.catalogue import Published
 
@@ -21,10 +21,12 @@ class OfRun(Config):
     """A module that another run has trained: of one that keeps moving averages, the averages."""
 
     net: Literal["run"]
-    path: Place = Field(description="the run, or an export of it: a folder, an s3:// prefix or an MLflow run id")
+    path: MayChange[Place] = Field(
+        description="the run, or an export of it: a folder, an s3:// prefix or an MLflow run id"
+    )
     module: str = Field(pattern=MODULE, description="its name there, such as decoder or decoder.synthesis")
-    which: Which = Field("latest", description="of its checkpoints: latest, best or a step")
-    sha256: str | None = Field(
+    which: MayChange[Which] = Field("latest", description="of its checkpoints: latest, best or a step")
+    sha256: MayChange[str | None] = Field(
         None, pattern=r"^[0-9a-f]{64}$", description="of the module's tensors, as `v2f weights` tells; refuse others"
     )
 
