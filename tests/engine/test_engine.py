@@ -162,7 +162,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(why, steps):
     assert same(whole(engine, system), whole(undisturbed, other))
 
 
-def test_the_wish_to_stop_and_the_seconds_of_the_forward_are_told():
+def test_the_stop_request_and_the_seconds_of_the_forward_are_reported():
     engine, system = wrapped()
     batch = next(batches(8))
     result = engine.step(system.phases()[0], batch, 0, micro_batch=4, **REST, stop=2)

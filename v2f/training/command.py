@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int | None:
         nonlocal together
         stopping.die_with_launcher()
         seconds = None if args.max_time is None else stopping.seconds_of(args.max_time)
-        with stopping.Wish(seconds) as wish:
+        with stopping.StopRequest(seconds) as stop_request:
             stopping.report(None)  # from here on a signal is heard
             from v2f.runs.run import load_config
             from v2f.storage.lease import HeldError, LostError
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int | None:
 
             config = load_config(args.config, args.overrides)
             try:
-                fit(config, resume=args.resume, allow_changes=args.allow_changes, wish=wish)
+                fit(config, resume=args.resume, allow_changes=args.allow_changes, stop_request=stop_request)
             except stopping.Stopped as stopped:
                 say(f"v2f: {stopped}")
                 return stopping.STOPPED
