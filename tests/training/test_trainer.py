@@ -489,8 +489,9 @@ def test_out_of_memory_in_a_first_validation_names_what_to_turn_down(run_values,
 
     monkeypatch.setattr(VoiceStyledFace, "meters", too_large)
     told = (
-        r"^out of memory in the first validation \(rank 0, cpu, it wanted 20\.00 GiB\): set train\.micro_batch=4 \(now "
-        r"6; the same mathematics\), then fewer train\.validate_samples or train\.validate_pictures, shorter clips"
+        r"^out of memory in the first validation \(rank 0, cpu, which requested 20\.00 GiB\): set "
+        r"train\.micro_batch=4 \(now 6; the same mathematics\), then fewer "
+        r"train\.validate_samples or train\.validate_pictures, shorter clips"
     )
     with pytest.raises(V2FError, match=told):
         fit(build(RunConfig, run_values(steps=1), "test"))
