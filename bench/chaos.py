@@ -43,8 +43,8 @@ from v2f.runs.folder import RunFolder
 from v2f.storage import store
 from v2f.storage.local import SCRATCH, scratch
 from v2f.tracking.tracker import SPOOL
+from v2f.training.slot_log import read_slots
 from v2f.training.stopping import STOPPED
-from v2f.training.window import read_slots
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results" / "chaos.json"

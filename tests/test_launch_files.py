@@ -88,15 +88,15 @@ def test_deepspeed_reads_every_file(stage):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"train_batch_size": 64}, r"train_batch_size is the recipe's to say \(data\.batch\)"),
+        ({"train_batch_size": 64}, r"train_batch_size is set in the recipe \(data\.batch\)"),
         (
             {"gradient_clipping": 1.0},
-            r"gradient_clipping is the recipe's to say \(system\.optimizer",
+            r"gradient_clipping is set in the recipe \(system\.optimizer",
         ),
-        ({"fp16": {"enabled": True}}, r"fp16 is the recipe's to say \(train\.precision\)"),
-        ({"optimizer": {"type": "AdamW"}}, r"optimizer is the recipe's to say"),
+        ({"fp16": {"enabled": True}}, r"fp16 is set in the recipe \(train\.precision\)"),
+        ({"optimizer": {"type": "AdamW"}}, r"optimizer is set in the recipe"),
         ({"communication_data_type": "bf16"}, r"'communication_data_type' is not one that v2f passes on"),
-        ({"zero_optimization": {"stage": 3}}, r"ZeRO stage 3; v2f trains under stage 1"),
+        ({"zero_optimization": {"stage": 3}}, r"ZeRO stage 3 is not supported; use stage 1 or 2"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, r"offload_optimizer is not one"),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_deepspeed_file_that_cannot_be_read_is_one_line(monkeypatch, tmp_path)
         launcher.read("auto", "fp32")
     for text in ("{", "3", '{"zero_optimization": 2}'):
         (tmp_path / "none.json").write_text(text)
-        with pytest.raises(V2FError, match=r"none\.json: cannot read this DeepSpeed file \(it is no JSON object\)"):
+        with pytest.raises(V2FError, match=r"none\.json: cannot read this DeepSpeed file \(it is not a JSON object\)"):
             launcher.read("zero2", "fp32")
 
 
@@ -148,19 +148,23 @@ def test_a_strategy_that_is_named_wins_over_the_launchers(monkeypatch, environme
 @pytest.mark.parametrize(
     ("environment", "precision", "message"),
     [
-        ({"USE_FSDP": "true"}, "fp32", r"asks for FSDP or Megatron-LM; v2f trains under DDP"),
+        ({"USE_FSDP": "true"}, "fp32", r"requests FSDP or Megatron-LM; v2f supports DDP"),
         ({"USE_DEEPSPEED": "true"}, "fp64", r"train\.precision fp64: ZeRO computes in fp32"),
         (
             {"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "3"},
             "fp32",
-            r"ZeRO stage 3; v2f trains under stage 1",
+            r"ZeRO stage 3 is not supported; use stage 1 or 2",
         ),
         (
             {"USE_DEEPSPEED": "true", "GRADIENT_CLIPPING": "1.0"},
             "fp32",
-            r"gradient_clipping is 1\.0; system\.opt",
+            r"gradient_clipping is 1\.0, but each phase's system\.opt",
         ),
-        ({"USE_DEEPSPEED": "true", "GRADIENT_ACCUMULATION_STEPS": "4"}, "fp32", r"_steps is 4; data\.batch and train"),
+        (
+            {"USE_DEEPSPEED": "true", "GRADIENT_ACCUMULATION_STEPS": "4"},
+            "fp32",
+            r"_steps is 4, but data\.batch and train",
+        ),
         ({"USE_DEEPSPEED": "true", "DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "fp32", r"offload_param_device is cpu"),
     ],
 )
@@ -175,7 +179,7 @@ def test_the_launchers_mixed_precision_is_overruled_in_one_line(monkeypatch, cap
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     launcher.read("auto", "bf16")
     assert [record.getMessage() for record in caplog.records] == [
-        "the launcher asks for fp16; the recipe's train.precision decides: bf16"
+        "the launcher requests fp16; the recipe's train.precision overrides it: bf16"
     ]
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     launcher.read("auto", "bf16")

@@ -145,7 +145,7 @@ def test_a_run_whose_folder_is_gone_ends_as_broken_and_says_so(run_values, tmp_p
 def test_a_refused_start_leaves_the_run_to_the_next(run_values):
     values = run_values(steps=1)
     folder = fit(build(RunConfig, values, "test"))
-    with pytest.raises(V2FError, match="a run is there already"):
+    with pytest.raises(V2FError, match="there is already a run here"):
         fit(build(RunConfig, values, "test"))
     began = time.monotonic()
     assert fit(build(RunConfig, values, "test"), resume="auto") == folder

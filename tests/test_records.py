@@ -28,8 +28,8 @@ from v2f.runs.saver import Saver
 from v2f.storage import store
 from v2f.storage.lease import Lease
 from v2f.tracking import tracker as tracking
-from v2f.training import trainer
-from v2f.training.window import read_slots
+from v2f.training import quarantine
+from v2f.training.slot_log import read_slots
 from v2f.web import curves, dataset
 
 CONTENTS: dict[str, Callable[[bytes], bytes]] = {
@@ -198,7 +198,7 @@ def test_what_grows_while_a_run_goes_on(run: Path, tmp_path: Path) -> None:
     sound = (run / "metrics.jsonl").read_bytes()
     check(run / "metrics.jsonl", track, lambda: curves.read_curves(str(run / "metrics.jsonl")))
     (run / "metrics.jsonl").write_bytes(sound)
-    check(run / "quarantine.jsonl", lambda: trainer._name_again(run, {"": [1]}))
+    check(run / "quarantine.jsonl", lambda: quarantine.roll_back_list(run, {"": [1]}))
     for name in ("starts.jsonl", "slots/x-rank-00000.jsonl"):
         check(run / name, lambda: read_slots(str(run)))
     check(run / "tracking.json", lambda: tracking.read_state(str(run)))

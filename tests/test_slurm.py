@@ -26,7 +26,7 @@ from slurm_cluster import NoSlurmError, Slurm, serving
 from v2f.data.manifest import open_dataset
 from v2f.prepare.verify import verify
 from v2f.runs import checkpoint
-from v2f.training.window import read_slots
+from v2f.training.slot_log import read_slots
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOCAL, NODE = str(REPOSITORY / "launch/local"), str(REPOSITORY / "launch/slurm/node")
@@ -357,7 +357,7 @@ def test_a_job_of_two_nodes_meets_its_time_limit_is_queued_again_and_goes_on_at_
     slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")  # minutes: --signal=B:USR1@600 is due at once
     slurm.wait_queued_again(job)
     step = saved_step(out)
-    assert f"saved at step {step} of {ENDLESS}; go on with --resume auto" in log.read_text()
+    assert f"saved at step {step} of {ENDLESS}; resume with --resume auto" in log.read_text()
     recipe(endless, tmp_path, step + 5)
     slurm.start_soon(job)
     assert slurm.end(job) == "COMPLETED", log.read_text()[-3000:]

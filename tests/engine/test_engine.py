@@ -66,7 +66,7 @@ def test_auto_is_bf16_where_the_device_has_it_and_asking_for_what_it_emulates_is
     assert [record.message for record in caplog.records if "emulates" in record.message] == (
         []
         if has_bf16
-        else ["train.precision bf16: a device here only emulates it, many times slower than fp32; take auto or fp32"]
+        else ["train.precision bf16: some device only emulates it, many times slower than fp32; use auto or fp32"]
     )
 
 
@@ -162,7 +162,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(why, steps):
     assert same(whole(engine, system), whole(undisturbed, other))
 
 
-def test_the_wish_to_stop_and_the_seconds_of_the_forward_are_told():
+def test_the_stop_request_and_the_seconds_of_the_forward_are_reported():
     engine, system = wrapped()
     batch = next(batches(8))
     result = engine.step(system.phases()[0], batch, 0, micro_batch=4, **REST, stop=2)
@@ -288,10 +288,10 @@ def test_out_of_memory_in_a_first_step_names_what_to_turn_down(monkeypatch, erro
         patch.setattr(engine._phases[phase.name].module, "_loss", full)
         with pytest.raises(V2FError, match=r"out of memory in the first step of the phase 'discriminator'") as caught:
             engine.step(phase, batch, 0, micro_batch=None, **REST)
-        assert f"wanted {wanted}" in str(caught.value)
+        assert f"which requested {wanted}" in str(caught.value)
         assert "set train.micro_batch=4 (now 8; the same mathematics), then a smaller data.batch" in str(caught.value)
         assert "\n" not in str(caught.value)
-        with pytest.raises(V2FError, match=r"train\.micro_batch=4 is the smallest already, so a smaller data\.batch"):
+        with pytest.raises(V2FError, match=r"train\.micro_batch=4 is already the smallest, so a smaller data\.batch"):
             engine.step(phase, batch, 0, micro_batch=GROUP, **REST)
     engine.step(phase, batch, 0, micro_batch=None, **REST)
     with monkeypatch.context() as patch:

@@ -164,7 +164,7 @@ def test_all_ranks_skip_and_stop_alike_and_nothing_moves(ranks):
             assert len(everywhere) == world_size
             for skipped, stop, same, after, norm in everywhere:
                 assert skipped == ["loss", "gradient", "spike"], case
-                assert stop == [world_size - 1, 0, 2]  # the largest wish of all ranks
+                assert stop == [world_size - 1, 0, 2]  # the most urgent request of all ranks
                 assert same, case
                 assert after == ""
                 norms.setdefault(case[-1], []).append(norm)

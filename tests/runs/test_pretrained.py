@@ -31,7 +31,7 @@ from v2f.systems import SYSTEMS
 from v2f.systems.face_gan import FaceGAN
 from v2f.systems.voice_styled_face import VoiceStyledFace
 from v2f.tracking.tracker import Tracker
-from v2f.training import trainer
+from v2f.training import run_record
 from v2f.training.trainer import fit
 from v2f.weights import load
 from v2f.weights.commands import mirror
@@ -101,7 +101,7 @@ def test_a_module_starts_from_the_average_of_a_run_and_the_others_from_the_seed(
             tags.update(options["tags"])
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(trainer, "Tracker", Watched)
+    monkeypatch.setattr(run_record, "Tracker", Watched)
     config = gan(tiny_shards, str(tmp_path / "run"), init_from=[{"run": source, "module": "generator"}])
     folder = fit(config)
     assert same(at_the_first_loss["generator"], state_of(Run.open(source).system().generator))
@@ -139,7 +139,7 @@ def test_a_run_goes_on_bit_for_bit_when_its_source_is_gone(
         fit(gan(tiny_shards, folder), resume="auto")
     fit(gan(tiny_shards, folder), resume="auto", allow_changes=True)
     assert (
-        f"init_from is for a first start: nothing new is taken, the run goes on from {newest}"
+        f"init_from: ignored, because it is for a first start and this run resumes from {newest}"
         in capsys.readouterr().err
     )
     with pytest.raises(V2FError, match=r"^init_from\.0: .*source: no run there"):

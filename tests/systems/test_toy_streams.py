@@ -22,8 +22,8 @@ from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig, changes
 from v2f.runs.run import Run
 from v2f.systems import SYSTEMS
+from v2f.training.slot_log import read_slots
 from v2f.training.trainer import fit
-from v2f.training.window import read_slots
 
 TESTS = Path(__file__).resolve().parent.parent
 Values = dict[str, Any]

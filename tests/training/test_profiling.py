@@ -1,4 +1,4 @@
-"""SIGUSR2 profiles the next steps, says where the profile lies, and never stops a training."""
+"""SIGUSR2 profiles the next steps, reports where the profile is, and never stops a training."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def marks(trace: Path) -> list[str]:
     return sorted(event["name"] for event in events if event.get("cat") == "user_annotation")
 
 
-def test_a_signal_profiles_the_steps_that_follow_and_says_where(profiler, tmp_path, capsys):
+def test_a_signal_profiles_the_steps_that_follow_and_reports_where(profiler, tmp_path, capsys):
     train(profiler, range(1, 4))
     assert not (tmp_path / "profiles").exists()
     os.kill(os.getpid(), signal.SIGUSR2)
@@ -48,27 +48,27 @@ def test_a_signal_profiles_the_steps_that_follow_and_says_where(profiler, tmp_pa
     assert f"step 7: profiled {STEPS} steps of rank 3: {stem}.json.gz" in capsys.readouterr().err
 
 
-def test_it_can_be_asked_again_and_a_signal_during_a_profile_asks_nothing_new(profiler, tmp_path):
+def test_it_can_be_requested_again_and_a_signal_during_a_profile_requests_nothing_new(profiler, tmp_path):
     os.kill(os.getpid(), signal.SIGUSR2)
     train(profiler, range(1, 3))
     os.kill(os.getpid(), signal.SIGUSR2)
     train(profiler, range(3, 10))
     assert len(list((tmp_path / "profiles").glob("*.json.gz"))) == 1
-    profiler.ask()
+    os.kill(os.getpid(), signal.SIGUSR2)
     train(profiler, range(10, 15))
     found = sorted(path.name for path in (tmp_path / "profiles").glob("*.json.gz"))
     assert found == ["step-00000002-rank-0003.json.gz", "step-00000011-rank-0003.json.gz"]
 
 
-def test_a_profile_that_cannot_be_written_is_said_once_and_training_goes_on(profiler, tmp_path, caplog):
+def test_a_profile_that_cannot_be_written_is_reported_once_and_training_continues(profiler, tmp_path, caplog):
     (tmp_path / "profiles").write_text("a file where the folder should be")
     for start in (1, 10):
-        profiler.ask()
+        os.kill(os.getpid(), signal.SIGUSR2)
         train(profiler, range(start, start + 9))
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["profile"]
     (tmp_path / "profiles").unlink()
-    profiler.ask()
-    train(profiler, range(20, 29))  # a disk that has room again takes the next one
+    os.kill(os.getpid(), signal.SIGUSR2)
+    train(profiler, range(20, 29))  # the next one is written as soon as the disk has room again
     assert len(list((tmp_path / "profiles").glob("*.json.gz"))) == 1
 
 
@@ -77,18 +77,18 @@ def test_a_profiler_that_does_not_start_does_not_stop_the_training(profiler, mon
         raise RuntimeError("another profiler is running")
 
     monkeypatch.setattr(profiling, "profile", taken)
-    profiler.ask()
+    os.kill(os.getpid(), signal.SIGUSR2)
     train(profiler, range(1, 9))
     assert [r.getMessage() for r in caplog.records] == [
-        "profile: step 1: RuntimeError: another profiler is running; training goes on"
+        "profile: step 1: RuntimeError: another profiler is running; training continues"
     ]
 
 
-def test_closing_drops_what_is_under_way_and_gives_the_signal_back(tmp_path):
+def test_closing_drops_a_profile_in_progress_and_restores_the_handler(tmp_path):
     before = signal.getsignal(signal.SIGUSR2)
     profiler = Profiler(str(tmp_path), rank=0)
     profiler.install()
-    profiler.ask()
+    os.kill(os.getpid(), signal.SIGUSR2)
     train(profiler, range(1, 3))
     profiler.close()
     assert signal.getsignal(signal.SIGUSR2) == before

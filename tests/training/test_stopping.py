@@ -1,4 +1,4 @@
-"""Wishes, durations, the watchdog, and the exit codes that reach the scheduler through a launcher."""
+"""Stop requests, durations, the watchdog, and the exit codes that reach the scheduler through a launcher."""
 
 import os
 import pty
@@ -17,7 +17,18 @@ from v2f import processes
 from v2f.cli import main
 from v2f.errors import V2FError
 from v2f.training import stopping
-from v2f.training.stopping import HUNG, STARTED, STATUS, STOPPED, UPTIME, Watchdog, Wish, report, reports, seconds_of
+from v2f.training.stopping import (
+    HUNG,
+    STARTED,
+    STATUS,
+    STOPPED,
+    UPTIME,
+    StopRequest,
+    Watchdog,
+    report,
+    reports,
+    seconds_of,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -35,11 +46,11 @@ stopping.report(None)
 {body}
 """
 WAITS = """
-with stopping.Wish(None) as wish:
+with stopping.StopRequest(None) as request:
     print("running", flush=True)
-    while not int(wish):
+    while not int(request):
         pass
-print(stopping.REASONS[int(wish)], flush=True)
+print(stopping.REASONS[int(request)], flush=True)
 sys.exit(stopping.report(stopping.STOPPED))
 """
 
@@ -63,21 +74,21 @@ def test_what_is_no_duration_is_refused(text):
         seconds_of(text)
 
 
-def test_a_wish_is_heard_inside_its_context_only():
+def test_a_stop_request_is_heard_inside_its_context_only():
     before = signal.getsignal(signal.SIGTERM)
-    with Wish(None) as wish:
-        assert int(wish) == 0
+    with StopRequest(None) as request:
+        assert int(request) == 0
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert int(wish) == 2
+        assert int(request) == 2
         os.kill(os.getpid(), signal.SIGTERM)
-        assert int(wish) == 3
+        assert int(request) == 3
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert int(wish) == 3
+        assert int(request) == 3
     assert signal.getsignal(signal.SIGTERM) is before
-    with Wish(0.0) as wish:
-        assert int(wish) == 1
-    with Wish(1e9) as wish:
-        assert int(wish) == 0
+    with StopRequest(0.0) as request:
+        assert int(request) == 1
+    with StopRequest(1e9) as request:
+        assert int(request) == 0
 
 
 def test_the_watchdog_writes_all_stacks_and_leaves(tmp_path, capfd):
@@ -117,32 +128,32 @@ def test_a_time_limit_counts_from_the_jobs_start_however_often_its_ranks_are_sta
     now = time.time()
     monkeypatch.delenv(UPTIME, raising=False)
     monkeypatch.setenv(STARTED, f"{now - 50}")
-    assert (int(Wish(60.0)), int(Wish(40.0))) == (0, 1)
+    assert (int(StopRequest(60.0)), int(StopRequest(40.0))) == (0, 1)
     monkeypatch.setenv(STARTED, "yesterday")
     with pytest.raises(V2FError, match=r"V2F_STARTED='yesterday': seconds since 1970 are wanted there; unset it"):
-        Wish(60.0)
+        StopRequest(60.0)
     monkeypatch.delenv(STARTED)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # without `v2f exec`: since torchrun began, here who runs pytest
     monkeypatch.setattr(processes, "launcher", os.getppid)
     age = processes.age(os.getppid())
-    assert (int(Wish(age + 3600)), int(Wish(age - 1e-3))) == (0, 1)
+    assert (int(StopRequest(age + 3600)), int(StopRequest(age - 1e-3))) == (0, 1)
 
 
 def test_a_wall_clock_that_jumps_makes_no_time_limit_shorter_or_longer(monkeypatch):
     monkeypatch.setenv(STARTED, f"{time.time() - 50}")
     monkeypatch.setenv(UPTIME, f"{processes.boot()}:{processes.uptime() - 50}")
-    running, over = Wish(60.0), Wish(40.0)
+    running, over = StopRequest(60.0), StopRequest(40.0)
     real = time.time
     for jump in (-1e6, 1e6):
         monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
         assert (int(running), int(over)) == (0, 1)
-        assert (int(Wish(60.0)), int(Wish(40.0))) == (0, 1)  # as a rank that is started after the jump
+        assert (int(StopRequest(60.0)), int(StopRequest(40.0))) == (0, 1)  # as a rank that is started after the jump
     monkeypatch.setattr(time, "time", real)
     monkeypatch.setenv(UPTIME, "another machine:7")
-    assert (int(Wish(60.0)), int(Wish(40.0))) == (0, 1)
+    assert (int(StopRequest(60.0)), int(StopRequest(40.0))) == (0, 1)
     monkeypatch.setenv(UPTIME, f"{processes.boot()}:noon")
     with pytest.raises(V2FError, match=rf"{UPTIME}='noon': seconds since the machine's start are wanted there"):
-        Wish(60.0)
+        StopRequest(60.0)
 
 
 def test_exec_tells_its_ranks_when_the_job_began_unless_they_know_it(monkeypatch, capfd):
@@ -463,7 +474,9 @@ def test_ctrl_c_at_exec_saves_and_does_not_reach_the_launcher(programs):
 
 def test_a_second_ctrl_c_at_exec_ends_all_at_once(programs):
     rank = (programs / "rank.py").read_text()
-    (programs / "rank.py").write_text(rank.replace("while not int(wish):\n        pass", "while True:\n        pass"))
+    (programs / "rank.py").write_text(
+        rank.replace("while not int(request):\n        pass", "while True:\n        pass")
+    )
     process, known = begun([*EXEC, "sh", "-c", "torchrun; exit $?"], start_new_session=True)
     assert process.stderr is not None
     os.killpg(process.pid, signal.SIGINT)
@@ -476,15 +489,15 @@ def test_a_second_ctrl_c_at_exec_ends_all_at_once(programs):
 
 def test_a_second_ctrl_c_counts_while_the_first_is_being_told(monkeypatch):
     monkeypatch.setattr(stopping, "tell", lambda text: os.kill(os.getpid(), signal.SIGINT))
-    with Wish(None), pytest.raises(KeyboardInterrupt):
+    with StopRequest(None), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_ctrl_c_at_a_training_saves_and_a_second_one_interrupts(capfd):
     before = signal.getsignal(signal.SIGINT)
-    with Wish(None) as wish:
+    with StopRequest(None) as request:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stopping.REASONS[int(wish)] == "Ctrl-C"
+        assert stopping.REASONS[int(request)] == "Ctrl-C"
         assert "saves after this step and leaves; once more ends it at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -494,10 +507,10 @@ def test_ctrl_c_at_a_training_saves_and_a_second_one_interrupts(capfd):
 def test_what_nohup_has_ignored_stays_ignored():
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT)}
     try:
-        with Wish(None) as wish:
+        with StopRequest(None) as request:
             for number in before:
                 os.kill(os.getpid(), number)
-            assert int(wish) == 0
+            assert int(request) == 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -506,9 +519,9 @@ def test_what_nohup_has_ignored_stays_ignored():
 TALKS = """
 import sys
 stopping.outlive_the_terminal()
-with stopping.Wish(None) as wish:
+with stopping.StopRequest(None) as request:
     print("hears", flush=True)
-    while not int(wish):
+    while not int(request):
         pass
 for stream in (sys.stdout, sys.stderr):
     print("saved", file=stream, flush=True)
@@ -547,7 +560,7 @@ def at_a_terminal(command: list[str], environment: dict) -> int:
 
 @pytest.mark.parametrize("gone", ["stdout", "stderr"])
 def test_a_pipe_that_broke_changes_no_code(gone):
-    body = RANK.format(body=TALKS.replace("while not int(wish):", "while False:"))
+    body = RANK.format(body=TALKS.replace("while not int(request):", "while False:"))
     process = subprocess.Popen([*EXEC, sys.executable, "-c", body], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     stream = getattr(process, gone)
     stream.close()

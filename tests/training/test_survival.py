@@ -24,10 +24,10 @@ from v2f.runs.config import RunConfig
 from v2f.runs.folder import SCRATCH, RunFolder
 from v2f.runs.run import Run
 from v2f.storage import store
+from v2f.training.slot_log import read_slots
 from v2f.training.stopping import STOPPED, Stopped
 from v2f.training.supervise import REJOINED
 from v2f.training.trainer import fit
-from v2f.training.window import read_slots
 
 TRAIN = str(Path(__file__).resolve().parents[2] / "v2f" / "train.py")
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -83,7 +83,7 @@ def test_a_signal_to_one_rank_saves_the_same_step_on_all_and_other_ranks_go_on(r
     middle = checkpoint.step_of(checkpoint.latest(f"{out}/checkpoints"))
     assert middle > step
     with pytest.raises(Stopped, match=rf"saved at step {middle + 3} of 2000"):
-        fit(build(RunConfig, values, "test"), resume="auto", wish=_After(2))
+        fit(build(RunConfig, values, "test"), resume="auto", stop_request=_After(2))
     assert_every_slot_once(out, middle + 3)
     starts = [json.loads(line) for line in Path(out, "starts.jsonl").read_text().splitlines()]
     told = [(start["step"], start["world_size"], start["strategy"]) for start in starts]
@@ -138,7 +138,7 @@ def _listens(port: int) -> bool:
 
 
 class _After:
-    """The wish to stop from the ``n``-th question on."""
+    """A stop request from the ``n``-th question on."""
 
     def __init__(self, questions: int) -> None:
         self._left = questions
@@ -160,7 +160,7 @@ def test_a_stop_at_the_step_of_a_validation_leaves_no_gap_in_the_points(run_valu
     undisturbed = points("metrics.jsonl")
     values["out"] = str(tmp_path / "stopped")
     with pytest.raises(Stopped, match="saved at step 2 of 4"):
-        fit(build(RunConfig, values, "test"), wish=_After(1))
+        fit(build(RunConfig, values, "test"), stop_request=_After(1))
     fit(build(RunConfig, values, "test"), resume="auto")
     assert [step for kind, step, _ in undisturbed if kind == "validation"] == [2, 4]
     assert points("metrics.jsonl") == undisturbed
@@ -173,8 +173,8 @@ def test_a_run_on_s3_is_stopped_goes_on_elsewhere_and_ends_like_one_on_a_disk(
     plain = checkpoint.load(checkpoint.latest(fit(build(RunConfig, values, "test")) + "/checkpoints"))[0]
     config = build(RunConfig, values | {"out": f"{s3_root}/run"}, "test")
     monkeypatch.setenv(SCRATCH, str(tmp_path / "one machine"))
-    with pytest.raises(Stopped, match=r"--max-time is over: saved at step 4 of 6; go on with --resume auto"):
-        fit(config, wish=_After(3))
+    with pytest.raises(Stopped, match=r"--max-time is over: saved at step 4 of 6; resume with --resume auto"):
+        fit(config, stop_request=_After(3))
     monkeypatch.setenv(SCRATCH, str(tmp_path / "another"))
     fit(config, resume="auto")
     newest = checkpoint.latest(f"{s3_root}/run/checkpoints")
@@ -217,7 +217,7 @@ def test_a_batch_whose_numbers_are_bad_is_named_in_a_file(run_values, monkeypatc
     values = run_values(steps=6, max_skipped=2)
     with pytest.raises(
         V2FError,
-        match=r"step 2, phase supervised: the loss is not finite for 2 .* all are in .*bad-batch",
+        match=r"step 2, phase supervised: the loss is not finite for 2 .* the whole list is in .*bad-batch",
     ):
         fit(build(RunConfig, values, "test"))
     (path,) = Path(values["out"]).glob("bad-batch-step-00000002.json")
@@ -240,7 +240,7 @@ def test_on_s3_the_file_of_a_bad_batch_and_the_newest_points_outlive_the_machine
     monkeypatch.setattr(VoiceStyledFace, "loss", broken)
     monkeypatch.setenv(SCRATCH, str(tmp_path / "a machine that is lost"))
     values = run_values(steps=6, max_skipped=3) | {"out": f"{s3_root}/bad"}
-    with pytest.raises(V2FError, match=rf"all are in {s3_root}/bad/bad-batch-step-00000003\.json"):
+    with pytest.raises(V2FError, match=rf"the whole list is in {s3_root}/bad/bad-batch-step-00000003\.json"):
         fit(build(RunConfig, values, "test"))
     assert json.loads(store.read_bytes(f"{s3_root}/bad/bad-batch-step-00000003.json"))["step"] == 3
     lines = [json.loads(line) for line in store.read_bytes(f"{s3_root}/bad/metrics.jsonl").splitlines()]
@@ -265,7 +265,7 @@ def test_the_watchdog_watches_the_start_of_a_run_too(run_values, monkeypatch):
     def looks(*_: object) -> None:
         raise V2FError(f"watched: {'watchdog' in {thread.name for thread in threading.enumerate()}}")
 
-    monkeypatch.setattr("v2f.training.trainer._prepare", looks)
+    monkeypatch.setattr("v2f.training.setup.prepare", looks)
     with pytest.raises(V2FError, match="watched: True"):
         fit(build(RunConfig, run_values(), "test"))
 
@@ -280,7 +280,7 @@ def test_a_spike_is_skipped_and_counted(run_values, monkeypatch):
         return {**losses, "total": losses["total"] * (1e6 if step == 9 else 1.0)}
 
     monkeypatch.setattr(VoiceStyledFace, "loss", spiky)
-    monkeypatch.setattr("v2f.training.window._SPIKE_STEPS", 16)
+    monkeypatch.setattr("v2f.training.progress._SPIKE_STEPS", 16)
     folder = fit(build(RunConfig, run_values(steps=12, spike_sigma=100.0, validate_every=100), "test"))
     lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
     skipped = [line["metrics"]["skipped/supervised"] for line in lines if line["kind"] == "training"]

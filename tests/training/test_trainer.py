@@ -31,7 +31,7 @@ from v2f.storage import disk
 from v2f.system import System
 from v2f.systems import SYSTEMS
 from v2f.systems.voice_styled_face import VoiceStyledFace
-from v2f.training import trainer
+from v2f.training.rank_zero import RankZero
 from v2f.training.stopping import MISTAKE
 from v2f.training.trainer import fit
 
@@ -92,7 +92,7 @@ def test_a_finished_run_goes_nowhere_and_a_longer_one_is_another_function(run_va
     before = final(folder)
     assert fit(config, resume="auto") == folder
     assert all(torch.equal(before[k], v) for k, v in final(folder).items())
-    with pytest.raises(V2FError, match=r"a run is there already; go on with --resume auto"):
+    with pytest.raises(V2FError, match=r"there is already a run here; resume it with --resume auto"):
         fit(config)
     longer = build(RunConfig, run_values(steps=3), "test")
     with pytest.raises(V2FError, match=r"the configuration changed, train\.steps: 2 -> 3"):
@@ -106,7 +106,9 @@ def test_other_data_are_refused_by_their_fingerprint(run_values, tmp_path, tiny_
     record["state"]["fingerprint"] = "another"
     record["sha256"] = checkpoint.checksum_of(record)
     Path(newest, "checkpoint.json").write_text(json.dumps(record))
-    with pytest.raises(V2FError, match=r"its fingerprint is \w+, another in"):
+    with pytest.raises(
+        V2FError, match=r"the data\'s fingerprint is \w+, but \S+ was trained on another; resume with the data"
+    ):
         fit(build(RunConfig, run_values(steps=1), "test"), resume="auto")
 
 
@@ -191,7 +193,7 @@ def test_checkpoints_without_their_configuration_are_a_run_too(run_values):
     config = build(RunConfig, run_values(steps=2), "test")
     folder = fit(config)
     Path(folder, "config.yaml").unlink()
-    with pytest.raises(V2FError, match=r"a run is there already; go on with --resume auto"):
+    with pytest.raises(V2FError, match=r"there is already a run here; resume it with --resume auto"):
         fit(config)
     assert fit(config, resume="auto") == folder
     assert Run(folder).config == config
@@ -205,7 +207,7 @@ def test_a_picture_that_cannot_be_written_stops_nothing(run_values, capsys):
     assert checkpoint.latest(f"{folder}/checkpoints").endswith("step-00000002")
     said = capsys.readouterr().err
     assert "step-00000001.png: cannot write it, " in said
-    assert "/samples is in the way; move it away, or choose another place; training goes on" in said
+    assert "/samples is in the way; move it away, or choose another place; training continues" in said
     assert any(name.startswith("valid/") for _, name in logged(folder))
 
 
@@ -243,7 +245,7 @@ def test_the_best_is_judged_by_what_was_measured_on_it(run_values, capsys):
     capsys.readouterr()
     values = run_values(**train, best={"metric": "margn", "mode": "max"}) | {"out": folder + "-2"}
     fit(build(RunConfig, values, "test"))
-    assert "train.best.metric: margn is no meter, so no checkpoint is kept as the best" in capsys.readouterr().err
+    assert "train.best.metric: margn is not a meter, so no checkpoint is kept as the best" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["loss/supervised/total", "valid/loss/supervised/total"])
@@ -278,7 +280,7 @@ def test_data_without_a_validation_split_are_trained_on_and_that_is_said(run_val
     values = run_values(steps=1)
     values["data"] = values["data"] | {"valid": "seen-too"}
     fit(build(RunConfig, values, "test"))
-    assert "has no split 'seen-too': no meters and no samples" in capsys.readouterr().err
+    assert ": there is no split 'seen-too', so training runs without meters and samples" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ damaged data
@@ -370,7 +372,8 @@ def test_too_many_bad_samples_stop_the_run_with_one_line_that_names_some(run_val
     message = (
         r"^(\d+) of the 48 samples of train cannot be used, more than data\.max_bad_fraction=0\.05 allows; "
         r".*train-00000\.tar: sample \S+ at byte \d+: its checksum differs.*; "
-        r"all are in .*run/quarantine\.jsonl; `v2f shards verify` lists all damage: mend it, or allow more$"
+        r"the whole list is in .*run/quarantine\.jsonl; repair the shards \(`v2f shards verify` lists all damage\), "
+        r"or raise data\.max_bad_fraction$"
     )
     with pytest.raises(V2FError, match=message) as caught:
         fit(on(values, dataset, max_bad_fraction=0.05))
@@ -382,18 +385,18 @@ def test_too_many_bad_samples_stop_the_run_with_one_line_that_names_some(run_val
 @pytest.mark.parametrize("system", sorted(SMALL))
 def test_validation_is_no_larger_than_a_forward_pass_and_tells_the_same(run_values, monkeypatch, system):
     sizes: set[int] = set()
-    validate = trainer._validate
+    validate = RankZero.validate
 
-    def watched(job):
+    def watched(rank_zero, step):
         hook = register_module_forward_pre_hook(
             lambda module, inputs: sizes.add(len(inputs[0])) if isinstance(module, torch.nn.Conv2d) else None
         )
         try:
-            validate(job)
+            validate(rank_zero, step)
         finally:
             hook.remove()
 
-    monkeypatch.setattr(trainer, "_validate", watched)
+    monkeypatch.setattr(RankZero, "validate", watched)
     told, pictures = [], []
     for micro in (None, 2):
         sizes.clear()
@@ -487,8 +490,9 @@ def test_out_of_memory_in_a_first_validation_names_what_to_turn_down(run_values,
 
     monkeypatch.setattr(VoiceStyledFace, "meters", too_large)
     told = (
-        r"^out of memory in the first validation \(rank 0, cpu, it wanted 20\.00 GiB\): set train\.micro_batch=4 \(now "
-        r"6; the same mathematics\), then fewer train\.validate_samples or train\.validate_pictures, shorter clips"
+        r"^out of memory in the first validation \(rank 0, cpu, which requested 20\.00 GiB\): set "
+        r"train\.micro_batch=4 \(now 6; the same mathematics\), then fewer "
+        r"train\.validate_samples or train\.validate_pictures, shorter clips"
     )
     with pytest.raises(V2FError, match=told):
         fit(build(RunConfig, run_values(steps=1), "test"))
@@ -508,7 +512,7 @@ def test_validation_leaves_out_and_counts_what_cannot_be_used(run_values, damage
     folder = fit(on(run_values(steps=1), dataset))
     assert counted(folder, "data/valid_left_out") == [2]
     assert counted(folder, "data/quarantined") == [0]
-    assert "validation leaves out 2 samples that cannot be used, the first: " in capsys.readouterr().err
+    assert "validation leaves out 2 samples that cannot be used; the first: " in capsys.readouterr().err
     assert counted(folder, "valid/w_norm") != []
     Path(dataset.split("valid").shard_path(0)).unlink()
     nothing = run_values(steps=1) | {"out": f"{folder}-2"}

@@ -20,12 +20,11 @@ from codebook import trained as trained_codebook  # noqa: E402
 from systems.small import SMALL  # noqa: E402
 from two_phases import GROUP, TwoPhases, batches  # noqa: E402
 
-import v2f.engine as engine_module  # noqa: E402
 from v2f.config import build  # noqa: E402
 from v2f.data.loader import Loader  # noqa: E402
 from v2f.data.manifest import open_dataset  # noqa: E402
 from v2f.data.order import Order  # noqa: E402
-from v2f.engine import Engine, StepResult  # noqa: E402
+from v2f.engine import Engine, StepResult, ranks  # noqa: E402
 from v2f.errors import V2FError  # noqa: E402
 from v2f.runs import checkpoint  # noqa: E402
 from v2f.runs.config import RunConfig  # noqa: E402
@@ -220,7 +219,7 @@ def restored(world_size: int) -> None:
     record = checkpoint.read_state(folder)
     size = store.size(store.join(folder, checkpoint.COMMIT)) + sum(part["bytes"] for part in record["parts"])
 
-    before, engine_module._BUCKET = store.statistics().bytes_read, 1000  # so that some tensors go in pieces
+    before, ranks._BUCKET = store.statistics().bytes_read, 1000  # so that some tensors go in pieces
     tensors, state = checkpoint.load(folder, peers=engine)
     read = store.statistics().bytes_read - before
     engine.load(job.system, dict(tensors), folder)

@@ -1,22 +1,22 @@
-"""The engine: the only package that knows accelerate and deepspeed. Wraps phases, runs backward, clips, steps, reduces.
+"""The engine: the only package that knows accelerate and deepspeed. It runs a phase's step on all ranks.
 
-Data flow of a step, for each phase: batch -> micro-batches -> :class:`~v2f.engine.phase.PhaseModule` (its forward *is*
-``system.loss``) -> gradient, the mean over the global batch whatever the ranks and micro-batches -> all ranks agree
-whether the step counts -> clip, Adam, running statistics committed once (promise 3), moving averages. How gradients
-and moments lie on the ranks is the strategy's: ``ddp.py``, ``zero.py``; ``launcher.py`` reads which one is asked for.
+    batch -> micro-batches -> PhaseModule, whose forward is ``system.loss`` -> gradient of the global batch's mean
+      -> all ranks agree whether the step counts -> clip, Adam -> running statistics, once -> moving averages
+
+The result does not depend on the number of ranks and micro-batches (promise 3: the mathematics does not know the
+machine). Where gradients and moments are kept is up to the strategy (``ddp.py``, ``zero.py``), and which strategy the
+launcher asks for is read by ``launcher.py``.
 """
 
 import contextlib
 import gc
-import itertools
 import logging
 import math
 import os
-import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -24,35 +24,34 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from v2f.engine import launcher, memory, zero
+from v2f.engine import launcher, memory, state, zero
 from v2f.engine.ddp import DDPPhase
-from v2f.engine.launcher import Asked
-from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule, autocast
+from v2f.engine.launcher import RequestedStrategy
+from v2f.engine.micro_batches import check_divides, split
+from v2f.engine.phase import PhaseEngine, PhaseModule, autocast
+from v2f.engine.ranks import Ranks
+from v2f.engine.stopwatch import Stopwatch
 from v2f.errors import V2FError
 from v2f.nn import computes_bf16, float32_products, statistics
 from v2f.nn.statistics import Turn
-from v2f.runs import checkpoint
-from v2f.system import Batch, Losses, Phase, Stepped, System, by_stream, first_stream, part_of, trained
+from v2f.system import Batch, Losses, Phase, Stepped, System, by_stream, first_stream, trained
 
 Precision = Literal["fp32", "tf32", "bf16", "fp64"]
-AskedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
+RequestedPrecision = Literal["auto", "fp32", "tf32", "bf16", "fp64"]
 Skipped = Literal["", "loss", "gradient", "spike"]
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 _LATER, _NO_END = 5.0, 24 * 60.0  # minutes
-_BUCKET = 64 << 20  # bytes that go to the other ranks together
-_STEP_BYTES = 4  # Adam's count of a parameter's steps is one float32
 
 
 @dataclass(frozen=True)
 class StepResult:
     """One phase's step on this rank: losses, gradient norm before clipping, rates, and what all ranks agreed on.
 
-    ``skipped``: why the step was not taken, "" if it was: a loss of some rank or the gradient is not finite, or the
-    gradient's norm is above the limit. ``stop``: the largest wish of all ranks. ``forward_seconds``: this rank's
-    forward passes, without waiting for others.
+    ``skipped``: why the step was not taken, "" if it was: a rank's loss or the gradient is not finite, or the
+    gradient's norm is above the limit. ``stop``: the most urgent stop request of all ranks. ``forward_seconds``: this
+    rank's forward passes, without waiting for others.
     """
 
     losses: dict[str, Tensor]
@@ -63,32 +62,35 @@ class StepResult:
     forward_seconds: float
 
 
-class Engine:
+class Engine(Ranks):
     """One process of a data-parallel job (or the only one)."""
 
     def __init__(
-        self, precision: AskedPrecision = "fp32", strategy: Asked = "auto", *, patience_minutes: float | None = None
+        self,
+        precision: RequestedPrecision = "fp32",
+        strategy: RequestedStrategy = "auto",
+        *,
+        patience_minutes: float | None = None,
     ) -> None:
         """``patience_minutes``: how long a rank may wait for the others; a collective fails some minutes later."""
         self._launch = launcher.read(strategy, precision)
         self.strategy = self._launch.strategy
         with launcher.without_deepspeed():
-            # Without being told, Accelerate takes every rank of a torchrun on CPUs for the only one.
+            # Unless told to use the CPU, Accelerate takes every rank of a torchrun on CPUs for the only one.
             cpu = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
-            # find_unused_parameters keeps DDP from re-bucketing after its first step, which would make a resumed run
-            # on three or more ranks differ from the undisturbed one in the last bits (promise 5).
+            # find_unused_parameters keeps DDP from rebuilding its buckets after the first step: on three or more ranks
+            # a resumed run would then differ from an undisturbed one in the last bits (promise 5).
             kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
-            # NCCL's own 10 minutes would end a long save or validation, and all ranks before any watchdog has told why.
+            # NCCL's default of 10 minutes would end a long save or validation, and all ranks before the watchdog
+            # has reported why.
             minutes = _NO_END if patience_minutes is None else patience_minutes + _LATER
             group = InitProcessGroupKwargs(timeout=timedelta(minutes=minutes))
             self._accelerator = Accelerator(
                 cpu=cpu, mixed_precision="no", kwargs_handlers=[kwargs, group], step_scheduler_with_optimizer=False
             )
-        self.device = self._accelerator.device
-        self.rank = self._accelerator.process_index
-        self.local_rank = self._accelerator.local_process_index
-        self.world_size = self._accelerator.num_processes
-        self.precision = self._agreed(precision)
+        accelerator = self._accelerator
+        super().__init__(accelerator.process_index, accelerator.num_processes, accelerator.device)
+        self.precision = self._agree_on_precision(precision)
         float32_products(tf32=self.precision == "tf32")
         self._bf16 = self.precision == "bf16"
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
@@ -96,28 +98,28 @@ class Engine:
         self._modules: dict[str, nn.Module] = {}
         self._share = self._seed = 0
         self._evaluated = False  # since the process began
-        self._watch = _Stopwatch(self.device)
+        self._forward = Stopwatch(self.device)
 
-    def _agreed(self, asked: AskedPrecision) -> Precision:
+    def _agree_on_precision(self, requested: RequestedPrecision) -> Precision:
         """The precision of all ranks; ``auto`` is bf16 where every device has it, else fp32. Collective."""
-        if asked == "fp32" or asked == "tf32" or asked == "fp64":
-            return asked
+        if requested == "fp32" or requested == "tf32" or requested == "fp64":
+            return requested
         every = all(self.gather(computes_bf16(self.device)))
-        if asked == "auto":
+        if requested == "auto":
             return "bf16" if every else "fp32"
         if not every and self.rank == 0:
             log.warning(
-                "train.precision bf16: a device here only emulates it, many times slower than fp32; take auto or fp32"
+                "train.precision bf16: some device only emulates it, many times slower than fp32; use auto or fp32"
             )
-        return asked
+        return requested
 
     def wrap(self, system: System, *, share: int, micro_batch: int | None, seed: int = 0) -> None:
-        """Move the system here and prepare every phase. Frozen modules are moved, never wrapped.
+        """Move the system to the device, and prepare every phase. Frozen modules are moved, never wrapped.
 
-        ``share``: samples of a global batch (of the first stream) on this rank; they come ``micro_batch`` at a time,
-        None: at once. ``seed``: the run's, which with the slots keys what modules and systems draw.
+        ``share``: samples of a global batch (of the first stream) on this rank, ``micro_batch`` at a time (None: all at
+        once). ``seed``: the run's; together with the slots it keys what modules and systems draw.
         """
-        _check_divides(share, micro_batch)
+        check_divides(share, micro_batch)
         system.to(device=self.device, dtype=self.dtype)
         self._system, self._share, self._modules, self._seed = system, share, trained(system), seed
         if self.strategy != "ddp":
@@ -133,6 +135,23 @@ class Engine:
             own.start_averages()
             self._phases[phase.name] = own
 
+    def close(self) -> None:
+        """Leave the process group; the last collective call.
+
+        The wrapped modules go first: if DDP's reducer drops the last reference to a gloo group, it holds the
+        interpreter's lock while it waits for a thread that needs that lock, and now and then the process never ends.
+        """
+        if dist.is_initialized():
+            self.barrier()
+            for own in self._phases.values():
+                own.close()
+            self._phases.clear()
+            self._accelerator.free_memory()
+            gc.collect()
+            zero.leave()
+
+    # ---------------------------------------------------------------------------------------------------- training
+
     def step(
         self,
         phase: Phase,
@@ -147,15 +166,16 @@ class Engine:
     ) -> StepResult:
         """One optimizer step of ``phase`` on this rank's share of the global batch; collective.
 
-        ``seen`` of ``total`` samples were used before it. All ranks skip alike: where a loss of any of them or the
-        gradient is not finite, or its norm is above ``limit``. ``stop`` is this rank's wish; the largest is told.
+        ``seen`` of ``total`` samples were used before it. All ranks skip the step if the loss of any of them or the
+        gradient is not finite, or if the gradient's norm is above ``limit``. ``stop`` is this rank's stop request; the
+        result has the most urgent one of all ranks.
         """
         own = self._phases[phase.name]
         try:
             losses = self.backward(phase, batch, step, micro_batch)
             norm = own.norm()
-            bad_loss, largest, value = self._agree(losses["total"], norm, stop)
-            skipped = _reason(bad_loss, value, limit)
+            bad_loss, urgent, value = self._agree(losses["total"], norm, stop)
+            skipped = _skip_reason(bad_loss, value, limit)
             rate = own.set_rates(phase.optimizer.schedule.at(seen, total))
             if skipped:
                 own.forget()
@@ -164,34 +184,34 @@ class Engine:
                 own.update(norm)
         except RuntimeError as error:
             if own.first and memory.is_out_of_memory(error):
-                what, now = f"the first step of the phase {phase.name!r}", micro_batch or self._share
-                raise memory.explained(error, what, self._where, self._modules, self._share, now, memory.STEP) from None
+                what = f"the first step of the phase {phase.name!r}"
+                raise self._out_of_memory(error, what, micro_batch or self._share, memory.STEP) from None
             raise
         own.first = False
         if not skipped:
             sums, turn = self._commit_statistics(own.module), self._turn(batch, step)
             with torch.no_grad():
                 self._system.after_step(phase.name, Stepped(**vars(turn), statistics=sums))
-            self._average(own, seen, len(first_stream(batch)["slot"]) * self.world_size * phase.every)
-        return StepResult(losses, value, rate, skipped, largest, self._watch.seconds())
+            own.update_averages(seen, len(first_stream(batch)["slot"]) * self.world_size * phase.every)
+        return StepResult(losses, value, rate, skipped, urgent, self._forward.seconds())
 
     def backward(self, phase: Phase, batch: Batch, step: int, micro_batch: int | None) -> dict[str, Tensor]:
-        """Make the global batch's mean gradient; gives the losses' means over this rank's share.
+        """Compute the gradient of the global batch's mean loss; returns the losses' means over this rank's share.
 
-        What other phases train gets no gradient meanwhile, and keeps its running statistics.
+        The modules of other phases get no gradient, and keep their running statistics.
         """
         own = self._phases[phase.name]
-        parts = list(_split(batch, micro_batch))
+        parts = list(split(batch, micro_batch))
         means: dict[str, Tensor] = {}
         own.forget()
-        self._watch.restart()
+        self._forward.restart()
         statistics.begin(own.module, self._turn(batch, step))
         others = [module for name, module in self._modules.items() if name not in phase.modules]
-        with _still(others):
+        with _without_gradients(others):
             for i, part in enumerate(parts):
                 placed = self.place(part)
                 with own.micro_batch(last=i == len(parts) - 1):
-                    with self._watch:
+                    with self._forward:
                         losses: Losses = own.forward(placed, step)
                     own.backward(losses["total"] / len(parts))
                 for name, value in losses.items():
@@ -201,7 +221,7 @@ class Engine:
         return means
 
     def gradients(self, phase: Phase) -> dict[str, Tensor]:
-        """Names and whole gradients of what a phase trains, between ``backward`` and the next step; collective."""
+        """The gradient of each parameter of the phase, whole, between ``backward`` and the next step; collective."""
         return self._phases[phase.name].gradients()
 
     def place(self, batch: Batch) -> Batch:
@@ -215,61 +235,40 @@ class Engine:
             for k, v in batch.items()
         }
 
-    def reduce_mean(self, values: dict[str, float]) -> dict[str, float]:
-        """The mean of each value over the ranks; collective."""
-        if self.world_size == 1 or not values:
-            return values
-        flat = torch.tensor(list(values.values()), dtype=torch.float64, device=self._wire)
-        dist.all_reduce(flat)
-        return dict(zip(values, (flat / self.world_size).tolist(), strict=True))
+    def _agree(self, loss: Tensor, norm: Tensor, stop: int) -> tuple[bool, int, float]:
+        """Whether some rank's loss is not finite, the most urgent stop request, and the norm; one small all-reduce.
 
-    def gather(self, value: T) -> list[T]:
-        """Every rank's ``value`` (small, picklable), in the order of the ranks, on all of them; collective."""
-        if self.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
-
-    def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
-        """Overwrite ``tensors``, contiguous and on the CPU, by those of the rank ``source``; collective.
-
-        They are as many there, and alike in shape and kind. This takes the memory of a bucket, here and on the device.
+        The numbers come to the CPU together: this is where a step waits for its GPU.
         """
-        if self.world_size == 1:
-            return
-        pieces = [piece for t in tensors if t.numel() for piece in t.reshape(-1).view(torch.uint8).split(_BUCKET)]
-        while pieces:
-            count = _fitting(pieces)
-            some, pieces = pieces[:count], pieces[count:]
-            bucket = torch.cat(some).to(self._wire)
-            dist.broadcast(bucket, source)
-            if self.rank != source:
-                for piece, sent in zip(some, bucket.cpu().split([len(piece) for piece in some]), strict=True):
-                    piece.copy_(sent)
+        flags = torch.stack([(~torch.isfinite(loss)).float(), torch.full_like(loss, stop, dtype=torch.float32)])
+        flags = self.maximum(flags)
+        bad, urgent, value = torch.cat([flags.to(norm.device, norm.dtype), norm.detach().reshape(1)]).tolist()
+        return bool(bad), int(urgent), float(value)
 
-    def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
+    def _commit_statistics(self, module: nn.Module) -> dict[str, Tensor]:
+        """Commit the statistics over all samples of all ranks and micro-batches; returns the sums by module."""
+        sums = statistics.collect(module)
+        if sums and self.world_size > 1:
+            flat = torch.cat(list(sums.values()))
+            dist.all_reduce(flat)
+            sums = dict(zip(sums, flat.split([len(own) for own in sums.values()]), strict=True))
+        statistics.commit(module, sums)
+        return sums
 
-    def close(self) -> None:
-        """Leave the process group; the last collective call.
+    def _turn(self, batch: Batch, step: int) -> Turn:
+        """The step's number, and the slots of the global batch that this rank's share belongs to."""
+        spans = {}
+        for stream, own in by_stream(batch).items():
+            share = len(own["slot"])
+            spans[stream] = int(own["slot"][0]) - self.rank * share, share * self.world_size
+        slot, slots = next(iter(spans.values()))
+        return Turn(seed=self._seed, step=step, slot=slot, slots=slots, streams={} if "" in spans else spans)
 
-        The wrapped modules go first: where DDP's reducer drops the last reference to a gloo group, it waits with the
-        interpreter's lock for a thread that needs that lock, and the process now and then never ends.
-        """
-        if dist.is_initialized():
-            self.barrier()
-            for own in self._phases.values():
-                own.close()
-            self._phases.clear()
-            self._accelerator.free_memory()
-            gc.collect()
-            zero.leave()
+    # -------------------------------------------------------------------------------------------------- evaluating
 
     @contextlib.contextmanager
     def averaged(self, system: System) -> Iterator[None]:
-        """Inside, the system is in eval mode and holds the moving averages, where a phase keeps them."""
+        """Inside, the system is in eval mode, and phases that keep moving averages use them as their weights."""
         kept: list[tuple[Tensor, Tensor]] = []
         for own in self._phases.values():
             for name, tensor in own.tensors().items():
@@ -286,9 +285,12 @@ class Engine:
 
     @contextlib.contextmanager
     def evaluating(self, system: System, *, size: int) -> Iterator[None]:
-        """Inside, the system is :meth:`averaged` and computes as in a step, and nothing of it reaches the next one:
-        no gradient, no statistics (a step begins by discarding), no random number. What draws without a key draws the
-        same each time. ``size``: samples of a forward pass."""
+        """Inside, the system is :meth:`averaged` and computes in the precision of a step; ``size``: samples of a
+        forward pass.
+
+        Nothing done inside affects the next step: no gradients, no statistics (a step begins by discarding them), no
+        random numbers. What draws without a key draws the same each time.
+        """
         devices = [self.device] if self.device.type == "cuda" else []
         computing = autocast(self.device, self._bf16)
         try:
@@ -297,8 +299,7 @@ class Engine:
                 yield
         except RuntimeError as error:
             if not self._evaluated and memory.is_out_of_memory(error):
-                what, then = "the first validation", memory.VALIDATION
-                raise memory.explained(error, what, self._where, self._modules, self._share, size, then) from None
+                raise self._out_of_memory(error, "the first validation", size, memory.VALIDATION) from None
             raise
         self._evaluated = True
 
@@ -313,163 +314,29 @@ class Engine:
                 samples[name] = samples.get(name, 0) + size
         return {name: float(value) / samples[name] for name, value in sums.items()}
 
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
     def sizes(self, system: System) -> dict[str, int]:
-        """Bytes of every tensor that a checkpoint would hold now, by name; the same on all ranks, no collective."""
-        found = {name: _bytes(tensor) for name, tensor in self._replicated(system).items()}
-        for own in self._phases.values():
-            if own.stepped:
-                for name, parameter in own.parameters.items():
-                    prefix = f"optim/{own.phase.name}/{name}"
-                    found[f"{prefix}/step"] = _STEP_BYTES
-                    found |= {f"{prefix}/{key}": _bytes(parameter) for key in MOMENTS}
-        return found
+        """Bytes of every tensor that a checkpoint would hold now, by name; the same on all ranks, not collective."""
+        return state.sizes(system, self._phases.values())
 
     def copy(self, system: System, names: Collection[str]) -> dict[str, Tensor]:
-        """Copies on the CPU of what a checkpoint holds under ``names``, which may differ by rank; collective."""
-        wanted = set(names)
-        found = {name: _copied(tensor) for name, tensor in self._replicated(system).items() if name in wanted}
-        for own in self._phases.values():
-            for name, tensor in own.moments():
-                if (full := f"optim/{own.phase.name}/{name}") in wanted:
-                    found[full] = _copied(tensor)
-        return found
+        """Copies on the CPU of a checkpoint's tensors with these ``names``, which may differ by rank; collective."""
+        return state.copy(system, self._phases.values(), names)
 
     def load(self, system: System, tensors: dict[str, Tensor], where: str) -> None:
-        """Take up the tensors of a checkpoint, strictly, whatever strategy and world size wrote it; collective.
+        """Load the tensors of the checkpoint ``where``, strictly, whatever strategy and world size wrote it;
+        collective."""
+        state.load(system, self._phases.values(), tensors, where)
 
-        A phase has the moments of all its parameters or, before its first step, of none.
-        """
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optim": {}}
-        for name, tensor in tensors.items():
-            groups.setdefault(name.partition("/")[0], {})[name] = tensor
-        unknown = sorted(groups.keys() - {"model", "ema", "optim"})
-        if unknown:
-            raise V2FError(f"{where}: the tensor {min(groups[unknown[0]])!r} is not part of this system")
-        checkpoint.fill(checkpoint.module_tensors(system), groups["model"], where)
-        averages = {f"ema/{n}": t for own in self._phases.values() for n, t in own.averages.items()}
-        checkpoint.fill(averages, groups["ema"], where)
-        for own in self._phases.values():
-            self._load_moments(own, groups["optim"], where)
-        if groups["optim"]:
-            raise V2FError(f"{where}: the tensor {min(groups['optim'])!r} is not part of this system")
-
-    def _load_moments(self, own: PhaseEngine, tensors: dict[str, Tensor], where: str) -> None:
-        """Move the phase's moments out of ``tensors`` into its optimizer."""
-        prefix = f"optim/{own.phase.name}/"
-        moments = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
-        assert moments or not own.stepped, "a checkpoint without moments is for an engine that has none"
-        shapes = {f"{name}/{key}": p.shape for name, p in own.parameters.items() for key in MOMENTS}
-        shapes |= {f"{name}/step": torch.Size() for name in own.parameters}
-        shapes = shapes if moments else {}
-        for name in sorted(shapes.keys() ^ moments.keys()):
-            raise V2FError(
-                f"{where}: the tensor {prefix + name!r} is {'missing' if name in shapes else 'not part of this system'}"
-            )
-        for name, shape in shapes.items():
-            if moments[name].shape != shape:
-                found = list(moments[name].shape)
-                raise V2FError(f"{where}: {prefix + name!r} has shape {found}, this system {list(shape)}")
-        own.loaded(moments)
-
-    def _replicated(self, system: System) -> dict[str, Tensor]:
-        """What every rank holds whole under every strategy: weights, statistics, moving averages."""
-        averages = {f"ema/{name}": t for own in self._phases.values() for name, t in own.averages.items()}
-        return checkpoint.module_tensors(system) | averages
-
-    @property
-    def _where(self) -> str:
-        return f"rank {self.rank}, {self.device}"
-
-    @property
-    def _wire(self) -> torch.device:
-        return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
-
-    def _agree(self, loss: Tensor, norm: Tensor, stop: int) -> tuple[bool, int, float]:
-        """Whether some rank's loss is not finite, the largest wish to stop, and the norm; one small all-reduce.
-
-        The numbers come to the CPU together: this is where a step waits for its GPU.
-        """
-        flags = torch.stack([(~torch.isfinite(loss)).float(), torch.full_like(loss, stop, dtype=torch.float32)])
-        if self.world_size > 1:
-            flags = flags.to(self._wire)
-            dist.all_reduce(flags, dist.ReduceOp.MAX)
-        bad, largest, value = torch.cat([flags.to(norm.device, norm.dtype), norm.detach().reshape(1)]).tolist()
-        return bool(bad), int(largest), float(value)
-
-    def _commit_statistics(self, module: nn.Module) -> dict[str, Tensor]:
-        """Statistics over all samples of all ranks and micro-batches, once (promise 3); gives the sums by module."""
-        sums = statistics.collect(module)
-        if sums and self.world_size > 1:
-            flat = torch.cat(list(sums.values()))
-            dist.all_reduce(flat)
-            sums = dict(zip(sums, flat.split([len(own) for own in sums.values()]), strict=True))
-        statistics.commit(module, sums)
-        return sums
-
-    def _turn(self, batch: Batch, step: int) -> Turn:
-        """Where the step of this rank's share of a global batch stands."""
-        spans = {}
-        for stream, own in by_stream(batch).items():
-            share = len(own["slot"])
-            spans[stream] = int(own["slot"][0]) - self.rank * share, share * self.world_size
-        slot, slots = next(iter(spans.values()))
-        return Turn(seed=self._seed, step=step, slot=slot, slots=slots, streams={} if "" in spans else spans)
-
-    def _average(self, own: PhaseEngine, seen: int, since: int) -> None:
-        """The moving average: its half-life in samples is at most a tenth of the run so far (the ramp-up of ADA, 2020).
-
-        ``since``: samples that the run has seen since the phase's step before. Buffers (running statistics) are copied.
-        """
-        if own.phase.ema is None:
-            return
-        half_life = min(own.phase.ema, max(since, 0.1 * seen))
-        keep = 0.5 ** (since / half_life)
-        for name, tensor in own.tensors().items():
-            if isinstance(tensor, nn.Parameter):
-                own.averages[name].lerp_(tensor.detach(), 1 - keep)
-            else:
-                own.averages[name].copy_(tensor)
+    def _out_of_memory(self, error: BaseException, what: str, samples: int, last_resort: str) -> V2FError:
+        """The error to raise for ``what`` with ``samples`` in a forward pass: :func:`v2f.engine.memory.advise`."""
+        where = f"rank {self.rank}, {self.device}"
+        return memory.advise(error, what, where, self._modules, self._share, samples, last_resort)
 
 
-class _Stopwatch:
-    """Seconds inside its blocks. A GPU's are those of its stream: read them once the stream was waited for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self.restart()
-
-    def restart(self) -> None:
-        self._seconds = 0.0
-        self._events: list[Any] = []
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def __enter__(self) -> None:
-        self._start = self._now()
-
-    def __exit__(self, *_: object) -> None:
-        if self._cuda:
-            self._events.append((self._start, self._now()))
-        else:
-            self._seconds += self._now() - self._start
-
-    def seconds(self) -> float:
-        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1000
-
-
-def _fitting(pieces: Sequence[Tensor]) -> int:
-    """How many of the first pieces, each of which does, go into a bucket together."""
-    filled = itertools.accumulate(len(piece) for piece in pieces)
-    return sum(1 for _ in itertools.takewhile(lambda size: size <= _BUCKET, filled))
-
-
-def _reason(bad_loss: bool, norm: float, limit: float | None) -> Skipped:
-    """Why a step is skipped, or "": the same on all ranks, for so are the numbers."""
+def _skip_reason(bad_loss: bool, norm: float, limit: float | None) -> Skipped:
+    """Why a step is skipped, or "". The numbers are the same on all ranks, and so is the reason."""
     if bad_loss:
         return "loss"
     if not math.isfinite(norm):
@@ -478,49 +345,26 @@ def _reason(bad_loss: bool, norm: float, limit: float | None) -> Skipped:
 
 
 @contextlib.contextmanager
-def _still(modules: list[nn.Module]) -> Iterator[None]:
-    """Inside, no parameter of ``modules`` gathers a gradient; gradients pass through them."""
-    stilled = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in stilled:
+def _without_gradients(modules: list[nn.Module]) -> Iterator[None]:
+    """Inside, the parameters of ``modules`` collect no gradient; gradients still pass through the modules."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in stilled:
+        for parameter in parameters:
             parameter.requires_grad_(True)
 
 
 def _refuse_shared(phases: list[Phase]) -> None:
-    """Under ZeRO a phase's weights lie in buffers of its own."""
+    """ZeRO keeps a phase's weights in buffers of that phase, so no other phase can train them."""
     seen: dict[str, str] = {}
     for phase in phases:
         for name in phase.modules:
             if name in seen:
                 raise V2FError(
-                    f"the phases {seen[name]!r} and {phase.name!r} both train {name!r}, which ZeRO cannot deal out "
-                    "twice; take train.strategy=ddp"
+                    f"the phases {seen[name]!r} and {phase.name!r} both train {name!r}, which ZeRO cannot partition "
+                    "twice; use train.strategy=ddp"
                 )
             seen[name] = phase.name
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, with memory of its own and contiguous."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _check_divides(share: int, micro_batch: int | None) -> None:
-    if share % (micro_batch or share):
-        raise V2FError(f"train.micro_batch: {micro_batch} does not divide a rank's {share} samples of a global batch")
-
-
-def _split(batch: Batch, size: int | None) -> Iterator[Batch]:
-    """Consecutive micro-batches of ``size`` slots; their number times ``size`` is the rank's share. Of several streams
-    these are the first one's; the others are cut into as many parts."""
-    n = len(first_stream(batch)["slot"])
-    _check_divides(n, size)
-    parts = n // (size or n)
-    yield from (part_of(batch, number, parts) for number in range(parts))

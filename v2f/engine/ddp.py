@@ -11,12 +11,12 @@ from torch import Tensor
 from v2f.engine.phase import MOMENTS, PhaseEngine, PhaseModule
 from v2f.system import Batch, Losses, Phase
 
-# Weights lie channels-last, DDP's buckets do not: it copies, which is meant.
+# Weights are channels-last, DDP's buckets are not; the copy that it warns of is intended.
 warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
 
 class DDPPhase(PhaseEngine):
-    """A phase under Accelerate's DDP, which leaves the module alone where there is one process."""
+    """A phase under Accelerate's DDP, which leaves the module as it is if there is one process."""
 
     def __init__(self, phase: Phase, module: PhaseModule, accelerator: Accelerator) -> None:
         super().__init__(phase, module)
@@ -34,7 +34,7 @@ class DDPPhase(PhaseEngine):
         loss.backward()  # type: ignore[no-untyped-call]
 
     def gradients(self) -> dict[str, Tensor]:
-        """A parameter that the loss did not touch has the gradient zero, as it has under ZeRO."""
+        """As under ZeRO, a parameter that the loss does not depend on has the gradient zero."""
         for parameter in self.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -57,7 +57,7 @@ class DDPPhase(PhaseEngine):
             for key, tensor in self.adam.state.get(parameter, {}).items():
                 yield f"{name}/{key}", tensor
 
-    def loaded(self, moments: Mapping[str, Tensor]) -> None:
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items() if moments else ():
             whole = {key: moments[f"{name}/{key}"].to(parameter.device, parameter.dtype, copy=True) for key in MOMENTS}
             self.adam.state[parameter] = {"step": moments[f"{name}/step"].clone(), **whole}

@@ -1,8 +1,9 @@
-"""DeepSpeed's ZeRO-1 and ZeRO-2: the moments, and under 2 the gradients, are dealt to the ranks.
+"""DeepSpeed's ZeRO-1 and ZeRO-2: the moments, and under ZeRO-2 the gradients, are partitioned over the ranks.
 
-One DeepSpeed engine a phase, made by its own API: Accelerate's plugin wraps one model a process, and steps inside the
-backward. DeepSpeed computes in float32 with our Adam, and neither writes nor loads a checkpoint. What of a launcher's
-DeepSpeed file would change the function that is trained is refused here: that is the recipe's.
+Each phase has a DeepSpeed engine of its own, made by DeepSpeed's API: Accelerate's plugin wraps only one model per
+process, and steps inside the backward pass. DeepSpeed computes in float32 with our Adam, and neither writes nor loads
+checkpoints. Settings of a launcher's DeepSpeed file that would change what is trained are refused: they belong into
+the recipe.
 """
 
 import contextlib
@@ -23,9 +24,9 @@ from v2f.system import Batch, Losses, Phase
 
 Stage = Literal[1, 2]
 
-# What a launch file may choose under zero_optimization: how the bytes travel, never what is computed. Buckets are in
-# elements; DeepSpeed's own default allocates 2 GB for each phase. Its round_robin_gradients is not among them: then
-# its accessors of moments (0.19.8) give those of other parameters, without an error.
+# What a launch file may set under zero_optimization: how data are sent, never what is computed. Buckets are in
+# elements; DeepSpeed's defaults would allocate 2 GB per phase. round_robin_gradients is left out: with it, DeepSpeed's
+# accessors of moments (0.19.8) silently return those of other parameters.
 DEFAULTS: dict[str, Any] = {
     "reduce_bucket_size": 50_000_000,
     "allgather_bucket_size": 50_000_000,
@@ -33,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "contiguous_gradients": True,
     "reduce_scatter": True,
 }
-_OURS = {
+_IN_RECIPE = {
     "train_batch_size": "data.batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
     "gradient_accumulation_steps": "train.micro_batch",
@@ -48,18 +49,18 @@ _OURS = {
 
 
 def options_of(path: str) -> tuple[int, dict[str, Any]]:
-    """The stage and the options that a DeepSpeed file chooses; what belongs to the recipe is refused."""
+    """The stage and the options that a DeepSpeed file sets; V2FError for settings that belong into the recipe."""
     try:
         with opened(path) as file:
             values = dict(json.loads(file.read()))
         chosen = dict(values.pop("zero_optimization", {}))
     except (OSError, TypeError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "it is no JSON object"
+        reason = getattr(error, "strerror", None) or "it is not a JSON object"
         raise V2FError(f"{path}: cannot read this DeepSpeed file ({reason})") from error
     values = {key: value for key, value in values.items() if value != "auto" and not _is_off(value)}
     for key in values:
-        if key in _OURS:
-            raise V2FError(f'{path}: {key} is the recipe\'s to say ({_OURS[key]}); remove it there, or make it "auto"')
+        if key in _IN_RECIPE:
+            raise V2FError(f'{path}: {key} is set in the recipe ({_IN_RECIPE[key]}); remove it here, or make it "auto"')
         raise V2FError(f"{path}: the key {key!r} is not one that v2f passes on to DeepSpeed; remove it")
     stage = chosen.pop("stage", 2)
     for key, value in chosen.items():
@@ -70,25 +71,25 @@ def options_of(path: str) -> tuple[int, dict[str, Any]]:
 
 
 def settings(phase: Phase, stage: Stage, options: dict[str, Any], share: int) -> dict[str, Any]:
-    """What DeepSpeed is told of a phase; ``share`` as in :class:`ZeroPhase`."""
+    """DeepSpeed's configuration for a phase; ``share`` as in :class:`ZeroPhase`."""
     return {
-        # We part the share into micro-batches and say where a step ends, so DeepSpeed divides by nothing.
+        # We cut the share into micro-batches and say where a step ends, so DeepSpeed must not divide by anything.
         "train_micro_batch_size_per_gpu": share,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": phase.optimizer.clip or 0.0,  # left out, it would be 1.0
+        "gradient_clipping": phase.optimizer.clip or 0.0,  # DeepSpeed's default is 1.0
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {**options, "stage": stage},
-        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU in every step
+        "timers": {"throughput": {"enabled": False}},  # it synchronizes with the GPU in every step
     }
 
 
 def _is_off(value: Any) -> bool:
-    """A group that says of itself that it does nothing, such as ``{"enabled": false}`` or ``{"device": "none"}``."""
+    """Whether a group of settings turns itself off, such as ``{"enabled": false}`` or ``{"device": "none"}``."""
     return isinstance(value, dict) and (value.get("enabled") is False or value.get("device") == "none")
 
 
 class ZeroPhase(PhaseEngine):
-    """A phase under a DeepSpeed engine of its own. ``share``: samples of a global batch on this rank."""
+    """A phase with its own DeepSpeed engine. ``share``: samples of a global batch on this rank."""
 
     def __init__(
         self, phase: Phase, module: PhaseModule, device: torch.device, stage: Stage, options: dict[str, Any], share: int
@@ -124,15 +125,15 @@ class ZeroPhase(PhaseEngine):
 
     def update(self, norm: Tensor) -> None:
         if not self.stepped:
-            # As Adam itself would begin. But DeepSpeed's accessors find the moments that exist when the first group
-            # has stepped: those of the second group they would never find.
+            # Start the moments as Adam would. DeepSpeed's accessors know only the moments that exist once the first
+            # group has stepped; they would never find those of the second group.
             for group in self.adam.param_groups:
                 flat = group["params"][0]
                 self.adam.state[flat] = {"step": torch.zeros(()), **{key: torch.zeros_like(flat) for key in MOMENTS}}
-        self._engine.step()  # clips by the norm, which it takes once more from this rank's part of the gradient
+        self._engine.step()  # clips by the norm, which it computes again from this rank's part of the gradient
 
     def forget(self) -> None:
-        # The reduced gradient that lies in DeepSpeed's own buffers is overwritten by the next one.
+        # The next gradient overwrites the reduced one in DeepSpeed's own buffers.
         self._engine.optimizer.zero_grad(set_to_none=True)
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
@@ -143,7 +144,7 @@ class ZeroPhase(PhaseEngine):
                 for key in MOMENTS:
                     yield f"{name}/{key}", self._get(parameter, key)
 
-    def loaded(self, moments: Mapping[str, Tensor]) -> None:
+    def restore(self, moments: Mapping[str, Tensor]) -> None:
         for parameter in self.parameters.values():
             self._set_weight(parameter, parameter.data)
         if not moments:
@@ -156,8 +157,8 @@ class ZeroPhase(PhaseEngine):
         steps = {float(moments[f"{name}/step"]) for name in self.parameters}
         if len(steps) != 1:
             raise V2FError(
-                f"phase {self.phase.name!r}: its parameters were stepped {sorted(steps)} times; ZeRO steps all alike, "
-                "go on with train.strategy=ddp"
+                f"phase {self.phase.name!r}: its parameters were stepped {sorted(steps)} times, but ZeRO steps all "
+                "of them together; resume with train.strategy=ddp"
             )
         for state in self._flat_states():
             state["step"].fill_(next(iter(steps)))
@@ -166,11 +167,11 @@ class ZeroPhase(PhaseEngine):
         self._engine.destroy()
 
     def _flat_states(self) -> list[dict[str, Tensor]]:
-        """Adam's state of this rank's part of each group: DeepSpeed put one flat tensor into each."""
+        """Adam's state for this rank's part of each group, which DeepSpeed flattens into one tensor."""
         return [self.adam.state[group["params"][0]] for group in self.adam.param_groups]
 
     def _prime(self) -> None:
-        """Make the moments exist: one step on a gradient of zero at the rate zero, which moves nothing."""
+        """Create the moments: one step with a gradient of zero and a rate of zero, which changes nothing."""
         for group in self.adam.param_groups:
             group["lr"] = 0.0
         with self.micro_batch(last=True):
@@ -179,7 +180,7 @@ class ZeroPhase(PhaseEngine):
 
 
 def leave() -> None:
-    """Destroy the process group; where DeepSpeed is in use it must forget it, too, or a later engine would meet it."""
+    """Destroy the process group, for DeepSpeed, too, if it is in use: else a later engine would get the old one."""
     comm = sys.modules.get("deepspeed.comm")
     if comm is not None and comm.is_initialized():
         comm.destroy_process_group()
@@ -188,8 +189,8 @@ def leave() -> None:
 
 
 def _deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, on the device and in the process group that are there already."""
-    os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it says that it chose one
+    """DeepSpeed, set up for the device and the process group that exist already."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # else it logs which one it chose
     os.environ.setdefault("LOCAL_RANK", "0")
     if not dist.is_initialized():  # one process that no launcher started
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -197,6 +198,6 @@ def _deepspeed(device: torch.device) -> Any:
     import deepspeed
     import deepspeed.ops
 
-    # On a CPU it would compile an all-reduce of its own for two minutes, and print that it did.
+    # On a CPU it would compile its own all-reduce, for two minutes, and print that it did.
     deepspeed.ops.__compatible_ops__ = {}
     return deepspeed

@@ -1,4 +1,4 @@
-"""The training as a command, of ``v2f/train.py`` and of the verb ``v2f train``: parse, build, fit."""
+"""Training as a command, for ``v2f/train.py`` and ``v2f train``: parse the arguments, train, return the exit code."""
 
 import argparse
 import signal
@@ -7,53 +7,57 @@ from collections.abc import Sequence
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of training, for this script and for the verb ``v2f train``."""
+    """Add the options of training."""
     from v2f.storage.address import argument
 
     parser.add_argument(
-        "--config", required=True, type=argument, metavar="RECIPE.yaml", help="one whole run, as under launch/recipes"
+        "--config",
+        required=True,
+        type=argument,
+        metavar="RECIPE.yaml",
+        help="the configuration of a run, such as one of launch/recipes",
     )
     parser.add_argument(
         "--resume",
         choices=["auto", "none"],
         default="none",
-        help="auto: go on from the run's newest committed checkpoint, if there is one; none (default): a new run",
+        help="auto: resume from the run's newest committed checkpoint, if there is one; none (default): a new run",
     )
     parser.add_argument(
-        "--allow-changes", action="store_true", help="go on although the configuration changed; the difference is kept"
+        "--allow-changes", action="store_true", help="resume although the configuration changed; the change is recorded"
     )
     parser.add_argument(
         "--max-time",
         metavar="23h",
-        help="save and leave with code 75 so long after the start (23h, 1h30m, 90m, 3600s; a number alone: seconds)",
+        help="this long after the start, save and exit with code 75 (23h, 1h30m, 90m, 3600s; a number alone: seconds)",
     )
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
 
 
 def parsed(parser: argparse.ArgumentParser, command: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of a command line in which overrides may stand before, between and behind the options."""
+    """The arguments of a command line, in which overrides may come before, between and after the options."""
     try:
         args, others = parser.parse_known_args(command)
         if "overrides" in args and all("=" in each and not each.startswith("-") for each in others):
-            args.overrides += others  # argparse takes them only before the first option
+            args.overrides += others  # argparse accepts them only before the first option
         elif others:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
     except SystemExit as left:
         if left.code:
             from v2f.training import stopping
 
-            stopping.report(stopping.MISTAKE)  # under a launcher it would be a code that is worth another try
+            stopping.report(stopping.MISTAKE)  # a launcher turns it into a code that would be retried
         raise
     return args
 
 
 def run(args: argparse.Namespace) -> int | None:
-    """Train as the arguments say; the exit code (:mod:`v2f.training.stopping`).
+    """Train as the arguments say; returns the exit code (:mod:`v2f.training.stopping`).
 
-    Imports stand here, because ``--help`` must not wait for them.
+    Imports are in here because ``--help`` must not wait for them.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # there is nothing to profile yet; the loop listens
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # nothing to profile yet; the loop installs a handler
     from v2f.errors import guarded
     from v2f.training import stopping
 
@@ -64,8 +68,8 @@ def run(args: argparse.Namespace) -> int | None:
         nonlocal together
         stopping.die_with_launcher()
         seconds = None if args.max_time is None else stopping.seconds_of(args.max_time)
-        with stopping.Wish(seconds) as wish:
-            stopping.report(None)  # from here on a signal is heard
+        with stopping.StopRequest(seconds) as stop_request:
+            stopping.report(None)  # from here on this rank handles signals
             from v2f.runs.config import load_config
             from v2f.storage.lease import HeldError, LostError
             from v2f.tracking.tracker import say
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> int | None:
 
             config = load_config(args.config, args.overrides)
             try:
-                fit(config, resume=args.resume, allow_changes=args.allow_changes, wish=wish)
+                fit(config, resume=args.resume, allow_changes=args.allow_changes, stop_request=stop_request)
             except stopping.Stopped as stopped:
                 say(f"v2f: {stopped}")
                 return stopping.STOPPED
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int | None:
                 if isinstance(error, LostError) and error.gone:
                     raise
                 say(f"v2f: {error}")
-                return stopping.STOPPED  # another start goes on with it
+                return stopping.STOPPED  # another start continues the run
             except stopping.GivenUpError:
                 together = True
                 raise

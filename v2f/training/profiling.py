@@ -1,14 +1,14 @@
-"""A look inside a training that runs: SIGUSR2 to one of its processes profiles that rank's next steps.
+"""Profiling a running training: SIGUSR2 to one of its processes profiles that rank's next steps.
 
-Data flow: the signal's handler sets a flag and does nothing else; ``step``, which the trainer calls after every step,
-finds it, records the next ``STEPS`` steps, and leaves under ``FOLDER/profiles/``::
+The signal's handler only sets a flag. ``step``, which the trainer calls after every step, sees the flag, records the
+next ``STEPS`` steps, and writes to ``FOLDER/profiles/``::
 
     step-00001200-rank-0003.json.gz    a Chrome trace, for https://ui.perfetto.dev or chrome://tracing
-    step-00001200-rank-0003.txt        the costliest operations, as a table
-    step-00001200-rank-0003.pickle     on a GPU: what was allocated where and by whom, for https://pytorch.org/memory_viz
+    step-00001200-rank-0003.txt        the most expensive operations, as a table
+    step-00001200-rank-0003.pickle     on a GPU: all allocations and who made them, for https://pytorch.org/memory_viz
 
-A profile that fails is said once and never stops the training: a full disk, or a profiler that another tool holds.
-Recording slows the steps, and writing takes seconds, for which the other ranks wait.
+A profile that fails (the disk is full, or another tool is profiling) is reported once and never stops the training.
+Recording slows the steps down, and the other ranks wait the seconds that writing takes.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ from v2f.tracking.tracker import say
 
 STEPS = 3
 _ROWS = 30
-_ALLOCATIONS = 30_000  # newest entries of the allocator's history; each takes kilobytes with its stack
+_ALLOCATIONS = 30_000  # newest entries of the allocator's history; with its stack, each takes kilobytes
 
 log = logging.getLogger("v2f")
 
 
 class Profiler:
-    """Records the next steps of this rank when it is asked to, by SIGUSR2 or by ``ask``."""
+    """Records the next steps of this rank when SIGUSR2 requests it."""
 
     def __init__(self, folder: str, rank: int) -> None:
         self._folder = Path(folder, "profiles")
         self._rank = rank
-        self._asked = False
+        self._requested = False
         self._left = 0
         self._running: profile | None = None
         self._mark: record_function | None = None
@@ -47,47 +47,43 @@ class Profiler:
         self._before: Any = None
 
     def install(self) -> None:
-        """Let SIGUSR2 ask. Python lets only the main thread set handlers: elsewhere only ``ask`` works."""
+        """Handle SIGUSR2. Python lets only the main thread set handlers; in another thread this does nothing."""
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGUSR2, self._on_signal)
 
-    def ask(self) -> None:
-        """Profile the steps that follow the next call of ``step``; nothing new while a profile is under way."""
-        self._asked = True
-
     def step(self, n: int) -> None:
-        """The training's step ``n`` is over. Costs nothing where nobody asked."""
-        if self._running is None and not self._asked:
+        """To be called after step ``n`` of the training. Costs nothing unless a profile was requested."""
+        if self._running is None and not self._requested:
             return
         try:
             if self._running is None:
                 self._start(n)
             else:
                 self._next(n)
-        except Exception as error:  # whatever the profiler, the driver or the disk raises: the training goes on
+        except Exception as error:  # whatever the profiler, the driver or the disk raises
             self._abandon()
             if not self._failed:
                 self._failed = True
                 name = "" if isinstance(error, V2FError) else f"{type(error).__name__}: "
-                log.warning("profile: step %d: %s%s; training goes on", n, name, _first_line(error))
+                log.warning("profile: step %d: %s%s; training continues", n, name, _first_line(error))
 
     def close(self) -> None:
-        """Give the signal back; a profile under way is dropped."""
+        """Restore the signal's handler; a profile in progress is dropped."""
         self._abandon()
         if self._before is not None:
             signal.signal(signal.SIGUSR2, self._before)
             self._before = None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._requested = True
 
     def _start(self, n: int) -> None:
-        self._asked, self._left = False, STEPS
+        self._requested, self._left = False, STEPS
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
-        recorder = profile(activities=activities, acc_events=True)  # nothing to clear: one cycle
+        recorder = profile(activities=activities, acc_events=True)  # one cycle, so there is nothing to clear
         recorder.start()
         self._running = recorder
         self._enter(n + 1)
@@ -101,12 +97,12 @@ class Profiler:
             return
         recorder = self._running
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # else the trace lacks the kernels that the last step has only queued
+            torch.cuda.synchronize()  # else the trace lacks kernels that are still queued
         recorder.stop()
         self._running = None
         with files.explained(self._folder):
             self._write(recorder, n)
-        self._asked = False  # signals that came meanwhile are answered by this profile
+        self._requested = False  # signals received meanwhile are answered by this profile
 
     def _write(self, recorder: profile, n: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +114,7 @@ class Profiler:
         if torch.cuda.is_available():
             torch.cuda.memory._dump_snapshot(f"{stem}.pickle")
             torch.cuda.memory._record_memory_history(enabled=None)
-        say(f"step {n}: profiled {STEPS} steps of rank {self._rank}: {stem}.json.gz and what lies beside it")
+        say(f"step {n}: profiled {STEPS} steps of rank {self._rank}: {stem}.json.gz and the files beside it")
 
     def _enter(self, n: int) -> None:
         self._mark = record_function(f"step {n}")
@@ -130,7 +126,7 @@ class Profiler:
             self._mark = None
 
     def _abandon(self) -> None:
-        """Stop whatever records, so that a failed profile does not slow every further step."""
+        """Stop recording, so that a failed profile does not slow down the later steps."""
         recorder, self._running = self._running, None
         with contextlib.suppress(Exception):
             self._leave()

@@ -39,7 +39,7 @@ UPTIME = "V2F_STARTED_UPTIME"
 """The same moment as ``BOOT:SECONDS`` since the machine's start, which counts wherever it is known: a wall clock that
 is set makes no time limit shorter or longer."""
 REASONS = {1: "--max-time is over", 2: "SIGUSR1", 3: "SIGTERM", 4: "SIGHUP", 5: "Ctrl-C"}
-TAKEN = 6
+TAKEN_OVER = 6
 """More urgent than these: the run is no more this start's, so that it must not even save."""
 _SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3, signal.SIGHUP: 4, signal.SIGINT: 5}
 _PATIENCE_S = 5.0  # with each file of a process that hangs
@@ -54,7 +54,7 @@ class GivenUpError(V2FError):
     """A mistake that all ranks have found together, each after its last collective: none waits for another."""
 
 
-class Wish:
+class StopRequest:
     """What this process was asked: 0, go on, or a key of :data:`REASONS`. As a context it listens to the signals.
 
     Ctrl-C and SIGHUP are heard unless whoever started this process has had them ignored (nohup); a second Ctrl-C
@@ -67,7 +67,7 @@ class Wish:
         self._signalled = 0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Wish":
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._heard) for number in heard_signals()}
         return self

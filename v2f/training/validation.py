@@ -1,0 +1,94 @@
+"""Validation while training: the held-out batches, and what the system makes of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from v2f.data.loader import read_usable
+from v2f.data.manifest import open_dataset
+from v2f.data.streams import numbered, side_by_side
+from v2f.engine import Engine
+from v2f.runs.run import DataConfig, RunConfig
+from v2f.system import Batch, System, first_stream
+from v2f.tracking.tracker import say
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The batches of every validation, and how many samples were ``left_out`` of them because they are unusable."""
+
+    batches: list[Batch] = field(default_factory=list)
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a system scored: its own ``meters``, each phase's ``losses`` (``loss/PHASE/PART``), and some ``samples``."""
+
+    meters: dict[str, float]
+    losses: dict[str, float]
+    samples: dict[str, Tensor]
+
+
+def read_held_out(
+    config: RunConfig,
+    streams: Mapping[str, DataConfig],
+    system: System,
+    people: Mapping[str, int] | None,
+    size: int,
+    engine: Engine,
+) -> HeldOut:
+    """Read the validation batches, each of at most ``size`` samples of the first stream, onto the engine's device.
+
+    Each stream has batches of its own data, as large against the first stream's as in training; ``people`` numbers the
+    identities. Unusable samples are left out and counted, not replaced.
+    """
+    left_out: list[str] = []
+    most = config.train.validate_samples
+    found: dict[str, list[Batch]] = {}
+    for name, data in streams.items():
+        if data.valid is None:
+            return HeldOut()
+        dataset = open_dataset(data.home)
+        if data.valid not in dataset.splits:
+            say(f"{data.home}: there is no split {data.valid!r}, so training runs without meters and samples")
+            return HeldOut()
+        split = dataset.split(data.valid)
+        own_size, limit = (max(1, count * data.batch // config.data.batch) for count in (size, most))
+        if found:  # as many batches as the first stream has, else some of its samples would have no partner
+            parts = max(1, len(next(iter(found.values()))))
+            own_size = max(1, min(own_size, min(limit, split.samples) // parts))
+            limit = own_size * parts
+        identity_N = None if people is None else numbered(split, people)
+        reads = system.streams()[name]
+        found[name] = list(read_usable(split, reads, own_size, left_out, limit=limit, identity_N=identity_N))
+    if left_out:
+        say(f"validation leaves out {len(left_out)} samples that cannot be used; the first: {left_out[0]}")
+    return HeldOut([engine.place(batch) for batch in side_by_side(found)], len(left_out))
+
+
+def validate(engine: Engine, system: System, batches: list[Batch], step: int, pictures: int) -> Validation:
+    """Score the averaged weights on ``batches``, and sample from the first ``pictures`` of their samples.
+
+    Not collective: one rank does it alone.
+    """
+    losses: dict[str, float] = {}
+    with engine.evaluating(system, size=max(len(first_stream(batch)["slot"]) for batch in batches)):
+        meters = dict(system.meters(batches))
+        for phase in system.phases():
+            means = engine.losses(phase, batches, step)
+            losses |= {f"loss/{phase.name}/{part}": value for part, value in means.items()}
+        return Validation(meters, losses, _sample(system, batches, pictures))
+
+
+def _sample(system: System, batches: list[Batch], left: int) -> dict[str, Tensor]:
+    """What the system generates for the first ``left`` samples of the first stream, one batch at a time."""
+    parts: list[dict[str, Tensor]] = []
+    for batch in map(first_stream, batches):
+        parts.append(system.sample({k: v[:left] for k, v in batch.items()}))
+        left -= len(batch["key"])
+        if left <= 0:
+            break
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
