@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from v2f import generate
 from v2f.config import dump_yaml, flatten
+from v2f.console import say
 from v2f.data.loader import Loader, check_batch, micro_batch_of, read_usable
 from v2f.data.manifest import Samples, open_dataset
 from v2f.data.mix import MixOrder, Union
@@ -58,7 +59,11 @@ from v2f.storage.cache import Cache
 from v2f.storage.fencing import inherited, taken_up
 from v2f.storage.lease import Lease, LostError
 from v2f.system import Batch, System, by_stream, first_stream, trained
-from v2f.tracking.tracker import NOTE, ROLLED_BACK, Tracker, read_state, roll_back, say
+from v2f.tracking.mlflow_run import NOTE
+from v2f.tracking.rollback import roll_back
+from v2f.tracking.spool import ROLLED_BACK
+from v2f.tracking.state import read_state
+from v2f.tracking.tracker import Tracker
 from v2f.training.profiling import Profiler
 from v2f.training.stopping import REASONS, TAKEN, GivenUpError, Stopped, Watchdog
 from v2f.training.window import Clock, Norms, SlotLog, Window

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from v2f.console import say
 from v2f.data.streams import Streams
 from v2f.engine import StepResult
 from v2f.errors import V2FError
@@ -18,7 +19,6 @@ from v2f.storage import local as files
 from v2f.storage import store
 from v2f.storage.records import Record, problem_of
 from v2f.system import Batch, by_stream
-from v2f.tracking.tracker import say
 
 _SPIKE_STEPS = 128  # gradient norms that a spike is measured against (as in OLMo-core), once a quarter of them is there
 
