@@ -38,9 +38,10 @@ from torch import Tensor
 from v2f.errors import V2FError, unexpected
 from v2f.storage import records, store
 from v2f.storage.fencing import Fences
-from v2f.storage.lease import Lease, LostError, highest_term
+from v2f.storage.lease import Lease, LostError
 from v2f.storage.local import PassingError
 from v2f.storage.records import Record, problem_of
+from v2f.storage.term import highest_term
 from v2f.system import System, trained
 
 log = logging.getLogger("v2f")
