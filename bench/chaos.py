@@ -42,7 +42,7 @@ from v2f.runs import checkpoint
 from v2f.runs.folder import RunFolder
 from v2f.storage import store
 from v2f.storage.local import SCRATCH, scratch
-from v2f.tracking.tracker import SPOOL
+from v2f.tracking.spool import SPOOL
 from v2f.training.slot_log import read_slots
 from v2f.training.stopping import STOPPED
 

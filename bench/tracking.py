@@ -38,7 +38,8 @@ from mlflow_server import MlflowServer  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import nn  # noqa: E402
 
-from v2f.tracking import tracker as tracking  # noqa: E402
+from v2f.tracking import mlflow_client  # noqa: E402
+from v2f.tracking.mlflow_run import mlflow_name  # noqa: E402
 from v2f.tracking.tracker import Tracker  # noqa: E402
 
 MOST = 0.01  # of the training thread's time
@@ -125,11 +126,11 @@ def measure(loop: "Loop", server: MlflowServer, folder: Path, args: argparse.Nam
     closing = time.perf_counter() - closing
     alone += loop.run(args.alone)
 
-    client = tracking._client(server.uri)
+    client = mlflow_client.connect(server.uri)
     history = [
         (name, m.step, m.value)
         for name in [*NAMES, "valid/margin"]
-        for m in client.get_metric_history(tracker.run_id, tracking._shown(name))
+        for m in client.get_metric_history(tracker.run_id, mlflow_name(name))
     ]
     steps_there = Counter(m.step for m in client.get_metric_history(tracker.run_id, "step"))
     there = Counter(history)

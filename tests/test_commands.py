@@ -15,7 +15,7 @@ from v2f.cli import main
 from v2f.data.loader import read_split
 from v2f.data.manifest import open_dataset
 from v2f.runs.run import Run
-from v2f.tracking.tracker import read_state
+from v2f.tracking.state import read_state
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ACCELERATE = ["accelerate.commands.launch", "--config_file", str(REPOSITORY / "launch/accelerate/one-process.yaml")]

@@ -27,6 +27,7 @@ from v2f.runs.saver import Saver
 from v2f.storage import lease
 from v2f.storage.fencing import Fences, inherited, taken_up
 from v2f.storage.lease import HeldError, Lease, LostError
+from v2f.storage.term import Term
 from v2f.system import System
 from v2f.training import command as train
 from v2f.training.stopping import BROKEN, DONE, STOPPED
@@ -90,7 +91,7 @@ def test_a_start_takes_over_from_one_that_left_no_word(run_values, hurried):
     gone = holder(values["out"], renewing=False)
     folder = fit(build(RunConfig, values, "test"), resume="auto")
     assert steps(folder) == [1]
-    with pytest.raises(LostError, match=r"a training .* has taken it over"):
+    with pytest.raises(LostError, match=r"a training .* has taken over"):
         gone.check()
 
 
@@ -122,7 +123,7 @@ def test_a_start_that_was_superseded_commits_nothing_more_and_ends(run_values, t
 
     at_step(monkeypatch, 3, supersede)
     assert as_a_command(values, tmp_path) == STOPPED
-    assert "has taken it over" in capsys.readouterr().err
+    assert "has taken over" in capsys.readouterr().err
     assert steps(folder) == [2]
     others[0].end()
     assert as_a_command(values, tmp_path, "--resume", "auto") == DONE
@@ -156,10 +157,10 @@ def test_a_refused_start_leaves_the_run_to_the_next(run_values):
 
 
 def test_what_counts_is_told_by_the_highest_term():
-    first = lease.Term(1, "a", "", None, "", "", note=taken_up(inherited(None), 0))
-    second = lease.Term(2, "b", "", None, "", "", note=taken_up(inherited(first), 20))
-    crashed = lease.Term(3, "c", "", None, "", "", note=inherited(second))  # before it had taken anything up
-    fourth = lease.Term(4, "d", "", None, "", "", note=taken_up(inherited(crashed), 50))
+    first = Term(1, "a", "", None, "", "", note=taken_up(inherited(None), 0))
+    second = Term(2, "b", "", None, "", "", note=taken_up(inherited(first), 20))
+    crashed = Term(3, "c", "", None, "", "", note=inherited(second))  # before it had taken anything up
+    fourth = Term(4, "d", "", None, "", "", note=taken_up(inherited(crashed), 50))
     fences = Fences.of(fourth)
     assert [step for step in (10, 20, 30) if fences.counts(step, (1, "a"))] == [10, 20]
     assert [step for step in (30, 50, 60) if fences.counts(step, (2, "b"))] == [30, 50]

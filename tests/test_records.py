@@ -27,7 +27,9 @@ from v2f.runs.run import Run, config_of
 from v2f.runs.saver import Saver
 from v2f.storage import store
 from v2f.storage.lease import Lease
-from v2f.tracking import tracker as tracking
+from v2f.tracking.delivery import deliver
+from v2f.tracking.state import read_state
+from v2f.tracking.tracker import Tracker
 from v2f.training import quarantine
 from v2f.training.slot_log import read_slots
 from v2f.web import curves, dataset
@@ -190,9 +192,7 @@ def test_what_a_run_says_of_itself(run: Path) -> None:
 
 def test_what_grows_while_a_run_goes_on(run: Path, tmp_path: Path) -> None:
     def track() -> None:
-        with tracking.Tracker(
-            str(run), uri=None, experiment="e", name="n", parameters={}, tags={}, run_id=None
-        ) as tracker:
+        with Tracker(str(run), uri=None, experiment="e", name="n", parameters={}, tags={}, run_id=None) as tracker:
             tracker.log(0, 0, {"x": 1.0})
 
     sound = (run / "metrics.jsonl").read_bytes()
@@ -201,7 +201,7 @@ def test_what_grows_while_a_run_goes_on(run: Path, tmp_path: Path) -> None:
     check(run / "quarantine.jsonl", lambda: quarantine.roll_back_list(run, {"": [1]}))
     for name in ("starts.jsonl", "slots/x-rank-00000.jsonl"):
         check(run / name, lambda: read_slots(str(run)))
-    check(run / "tracking.json", lambda: tracking.read_state(str(run)))
+    check(run / "tracking.json", lambda: read_state(str(run)))
     (tmp_path / "written-by").write_bytes(b"\xff\xfe")
     folder = RunFolder("memory://records/run")
     folder.local, folder.remote = tmp_path, True
@@ -212,9 +212,9 @@ def test_a_tracking_state_that_is_damaged_counts_as_none(run: Path, tmp_path: Pa
     state = json.loads((run / "tracking.json").read_text())
     for change in ({"marks": {"points": {"bytes": "x", "crc": 0}}}, {"run_id": 5}, {"datasets": [{"name": "n"}]}):
         (tmp_path / "tracking.json").write_text(json.dumps(state | change))
-        assert tracking.read_state(str(tmp_path)) == {}
-        with pytest.raises(V2FError, match=r"no tracking\.json, or a damaged one"):
-            tracking.deliver(str(tmp_path))
+        assert read_state(str(tmp_path)) == {}
+        with pytest.raises(V2FError, match=r"tracking\.json is missing or damaged"):
+            deliver(str(tmp_path))
 
 
 def test_what_lies_beside_the_shards(shards: Path, tmp_path: Path) -> None:

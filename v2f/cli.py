@@ -386,7 +386,7 @@ def _compare(args: argparse.Namespace) -> None:
 def _track(args: argparse.Namespace) -> None:
     from v2f.runs.folder import RunFolder
     from v2f.runs.run import Run
-    from v2f.tracking.tracker import deliver
+    from v2f.tracking.delivery import deliver
 
     folder = RunFolder(Run.open(args.run_path).path)
     folder.fetch("track")

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from v2f import __version__
 from v2f.data import media
-from v2f.data.audio import MAX_SECONDS, UnusableError, decode_voice, likeness
+from v2f.data.audio import UnusableError, decode_voice, likeness
+from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import Waveform, square
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng

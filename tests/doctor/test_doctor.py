@@ -627,7 +627,7 @@ def test_a_round_trip_to_mlflow_deletes_what_it_made(tmp_path: Path) -> None:
     try:
         found = lines(services.mlflow(Asked(tracking=server.uri)))
         assert [line.verdict for line in found] == ["ok"], found
-        assert "a run, a number and a picture went there and came back, the run is deleted" in found[0].found
+        assert "a run with a metric and an image was created, read back and deleted" in found[0].found
         client = MlflowClient(server.uri)
         experiment = client.get_experiment_by_name("v2f-doctor")
         assert experiment is not None
@@ -636,14 +636,14 @@ def test_a_round_trip_to_mlflow_deletes_what_it_made(tmp_path: Path) -> None:
     finally:
         server.kill()
     (line,) = lines(services.mlflow(Asked(tracking=server.uri)))
-    assert (line.verdict, "no connection to it" in line.found) == ("wrong", True)
+    assert (line.verdict, "the connection failed" in line.found) == ("wrong", True)
 
 
 def test_an_mlflow_that_refuses_or_is_silent_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     for status, told in (
-        (401, "it answers with HTTP 401; set MLFLOW_TRACKING_USERNAME"),
+        (401, "it responds with HTTP 401; set MLFLOW_TRACKING_USERNAME"),
         (403, "HTTP 403"),
         (500, "500"),
     ):
@@ -654,7 +654,7 @@ def test_an_mlflow_that_refuses_or_is_silent_says_why(monkeypatch: pytest.Monkey
         assert line.found.startswith(f"{uri}: MLflow cannot be reached")
     with answering(200, silent=True) as uri:
         (line,) = lines(services.mlflow(Asked(tracking=uri)))
-        assert "it does not answer in time" in line.found
+        assert "it does not respond in time" in line.found
     (line,) = lines(services.mlflow(Asked(tracking=f"http://ada:{SECRET}@127.0.0.1:1")))
     assert line.verdict == "wrong"
     assert "an address carries no credentials" in line.found

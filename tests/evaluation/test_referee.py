@@ -22,7 +22,7 @@ from v2f.runs.config import RunConfig
 from v2f.runs.run import Run
 from v2f.standins.train import HELD_OUT, REFEREE_SEED, SEED, render, seed_of
 from v2f.systems import SYSTEMS
-from v2f.tracking.tracker import note
+from v2f.tracking.mlflow_client import log_metrics
 from v2f.training.trainer import fit
 from v2f.web.report import report
 from v2f.weights import FaceNetWeights, Frozen, IRSE50Weights, Judges, StandIn, files
@@ -125,7 +125,7 @@ def test_both_tell_every_number_the_referee_first(
 
 
 def test_numbers_of_a_run_that_mlflow_does_not_have_are_not_sent(tmp_path: Path) -> None:
-    assert not note(str(tmp_path), {"eval/test/referee/recall_at_1": 0.5}, 8)
+    assert not log_metrics(str(tmp_path), {"eval/test/referee/recall_at_1": 0.5}, 8)
 
 
 @pytest.mark.parametrize(

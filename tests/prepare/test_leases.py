@@ -290,10 +290,10 @@ def test_every_writer_is_refused_while_another_one_lives(
 
         monkeypatch.setattr(lease, "Clock", Ticking)
         before = files(tmp_path)
-        with pytest.raises(HeldError, match=rf"{root}: v2f shards elsewhere \(process \d+ on .*\) has it, and lives"):
+        with pytest.raises(HeldError, match=rf"{root}: in use by v2f shards elsewhere \(.* on .*\), which is running"):
             acts[what]()
         assert files(tmp_path) == before
-    assert "has it; waiting up to 45 s for its end" in caplog.text
+    assert "); waiting up to 45 s for it to finish" in caplog.text
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -329,7 +329,7 @@ def test_an_export_tells_what_its_run_started_from_but_not_where_that_lies(
 
 def test_a_run_is_named_by_its_id_too(source: str, tiny_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("v2f.runs.run.folder_of", lambda run_id, uri: asked.append((run_id, uri)) or source)
+    monkeypatch.setattr("v2f.runs.run.run_folder", lambda run_id, uri: asked.append((run_id, uri)) or source)
     taken = [{"run": "a" * 32, "module": "generator"}]
     tracking = {"uri": "http://mlflow.lab.example"}
     _, records = starting(gan(tiny_shards, "unused", init_from=taken, tracking=tracking))

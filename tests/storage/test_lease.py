@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schedule import STORES, Killed, World
 
-from v2f.storage import lease, store
-from v2f.storage.lease import EXPIRY_S, Clock, HeldError, Lease, LostError, highest_term
+from v2f.storage import store, term
+from v2f.storage.lease import EXPIRY_S, Clock, HeldError, Lease, LostError
+from v2f.storage.term import highest_term
 
 
 class Ticking(Clock):
@@ -42,19 +43,19 @@ def take(root: object, what: str = "one", then: Callable[[], Any] = lambda: None
 def test_who_has_it_is_named_to_whoever_waits_in_vain(tmp_path: Path) -> None:
     owner, said, clock = take(tmp_path, "v2f train"), [], Ticking()
     clock.then = owner.renew
-    with pytest.raises(HeldError, match=r"v2f train \(process \d+ on .*\) has it, and lives; wait for its end"):
+    with pytest.raises(HeldError, match=r"in use by v2f train \(process \d+ on .*\), which is running; wait for it"):
         take(tmp_path, "two", clock=clock, say=said.append)
     assert EXPIRY_S <= clock.time <= EXPIRY_S + 2
     (line,) = said
     assert "v2f train (process" in line
-    assert "waiting up to 45 s for its end" in line
+    assert "waiting up to 45 s for it to finish" in line
     with owner.holding():
         assert owner.lost is None
 
 
 def test_waiting_can_be_interrupted_and_ends_with_the_owner(tmp_path: Path) -> None:
     owner, clock = take(tmp_path), Ticking()
-    with pytest.raises(HeldError, match="waiting for its end was interrupted"):
+    with pytest.raises(HeldError, match="the wait for it was interrupted"):
         take(tmp_path, "two", interrupted=lambda: True)
     clock.then = lambda: owner.end() if clock.time > 5 else owner.renew()
     assert take(tmp_path, "two", clock=clock).number == 2
@@ -67,7 +68,7 @@ def test_a_lease_that_is_not_renewed_is_taken_and_its_owner_told(tmp_path: Path)
     assert EXPIRY_S <= clock.time <= 60
     assert second.number > owner.number
     for act in (owner.check, owner.renew, lambda: owner.holding().__enter__(), lambda: owner.put(f"{tmp_path}/x", b"")):
-        with pytest.raises(LostError, match=r"two .* has taken it over from one .*, which stops without another word"):
+        with pytest.raises(LostError, match=r"two .* has taken over from one .*, which stops without writing more"):
             act()
     assert owner.lost is not None
     owner.end()  # which is not the second one's end
@@ -181,7 +182,7 @@ def test_a_renewal_that_comes_late_does_not_write_over_a_later_owner(tmp_path: P
     take(tmp_path, "two", lasting=False).end()
     third = take(tmp_path, "three", lasting=False)
     assert third.number == owner.number
-    with pytest.raises(LostError, match=r"three .* owns it, not one"):
+    with pytest.raises(LostError, match=r"belongs to three .*, not to one"):
         owner.renew()
     third.check()
 
@@ -231,7 +232,7 @@ def test_no_owner_commits_after_a_later_one(kind: str, examples: int, tmp_path: 
             assert last.waited is not None
             assert last.waited <= 60
             if kind == "disk" and not lasting:
-                assert not (Path(root) / lease.FOLDER).exists()
+                assert not (Path(root) / term.FOLDER).exists()
 
     check()
 

@@ -20,7 +20,9 @@ from mlflow_server import until
 
 from v2f.config import build
 from v2f.runs.config import RunConfig
-from v2f.tracking import tracker as tracking
+from v2f.tracking import mlflow_client
+from v2f.tracking.mlflow_run import NOTE
+from v2f.tracking.state import read_state
 from v2f.training.trainer import fit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -120,7 +122,7 @@ def config(shards: str, out: Path, uri: str | None, **train: Any) -> RunConfig:
 
 def held(uri: str, run_id: str) -> dict[str, Any]:
     """What a server holds of a run, in a comparable form."""
-    client = tracking._client(uri)
+    client = mlflow_client.connect(uri)
     run = client.get_run(run_id)
     points = {name: [(m.step, m.value) for m in client.get_metric_history(run_id, name)] for name in run.data.metrics}
     pictures = sorted(file.path for file in client.list_artifacts(run_id, "images"))
@@ -162,15 +164,15 @@ def test_a_team_on_postgresql_signs_in_tracks_and_finds_all_again_after_a_restar
         with signed_in(monkeypatch, "admin", SECRETS["V2F_MLFLOW_ADMIN_PASSWORD"]):
             accounts = get_app_client("basic-auth", tracking_uri=server.uri)
             accounts.create_user("somebody", SECRETS["MLFLOW_TRACKING_PASSWORD"])
-            owned = tracking.experiment_at(tracking._client(server.uri), server.uri, "voices")
+            owned = mlflow_client.experiment_id(mlflow_client.connect(server.uri), server.uri, "voices")
 
         with signed_in(monkeypatch, "somebody", SECRETS["MLFLOW_TRACKING_PASSWORD"]):
             out = tmp_path / "run"
             fit(config(tiny_shards, out, server.uri))
-            run_id = tracking.read_state(str(out))["run_id"]
+            run_id = read_state(str(out))["run_id"]
             before = held(server.uri, run_id)
             with pytest.raises(MlflowException, match="Permission denied"):  # somebody else's
-                tracking._client(server.uri).delete_experiment(owned)
+                mlflow_client.connect(server.uri).delete_experiment(owned)
         seen = [BATCH * step for step in (1, 2, 3, 4)]
         assert [at for at, _ in before["points"]["loss/supervised/total"]] == seen
         assert before["points"]["step"] == [(at, at / BATCH) for at in seen]
@@ -178,7 +180,7 @@ def test_a_team_on_postgresql_signs_in_tracks_and_finds_all_again_after_a_restar
         ((name, digest),) = before["inputs"]
         assert name == "shards"
         assert before["run"]["tags"]["v2f.fingerprint"].startswith(digest)
-        assert "Voice Styled Face" in before["run"]["tags"][tracking.NOTE]
+        assert "Voice Styled Face" in before["run"]["tags"][NOTE]
         assert before["run"]["params"]["system.encoder.channels"] == "[8, 12, 16]"
 
         commands = server.commands()
@@ -203,7 +205,7 @@ def test_one_person_finds_the_runs_that_were_trained_without_a_server_behind_a_l
 ):
     runs = tmp_path / "my runs"
     fit(config(tiny_shards, runs / "alone", f"sqlite:///{runs}/mlflow.db", steps=2))
-    run_id = tracking.read_state(str(runs / "alone"))["run_id"]
+    run_id = read_state(str(runs / "alone"))["run_id"]
     before = held(f"sqlite:///{runs}/mlflow.db", run_id)
     server = Script(tmp_path, "personal", str(runs))
     server.start()
@@ -216,7 +218,7 @@ def test_one_person_finds_the_runs_that_were_trained_without_a_server_behind_a_l
         with signed_in(monkeypatch, "me", password):
             assert held(server.uri, run_id) == before
             fit(config(tiny_shards, runs / "served", server.uri, steps=2))
-            again = held(server.uri, tracking.read_state(str(runs / "served"))["run_id"])
+            again = held(server.uri, read_state(str(runs / "served"))["run_id"])
             assert again["pictures"]
         told = server.commands() + server.log.read_text()
         server.stop()

@@ -30,8 +30,14 @@ from v2f.cli import main
 from v2f.config import Config, build, override
 from v2f.errors import V2FError
 from v2f.runs.config import load_config
-from v2f.tracking import tracker as tracking
-from v2f.tracking.tracker import Tracker, read_state, roll_back
+from v2f.storage import store
+from v2f.tracking import delivery, mlflow_client, mlflow_run, spool
+from v2f.tracking import tracker as tracker_module
+from v2f.tracking.delivery import deliver
+from v2f.tracking.mlflow_run import NOTE
+from v2f.tracking.rollback import outdated_pictures, roll_back
+from v2f.tracking.state import read_state
+from v2f.tracking.tracker import Tracker
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -145,10 +151,10 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
     # sys.exit() stands for a kill of the delivering thread.
     monkeypatch.setattr(threading, "excepthook", lambda what: what.exc_type is SystemExit or report(what))
     monkeypatch.setattr(os, "fsync", lambda file: None)  # nobody pulls the plug here
-    monkeypatch.setattr(tracking, "_client", lambda uri: server)
-    monkeypatch.setattr(tracking, "_RETRY_S", 0.001)
-    monkeypatch.setattr(tracking, "_PACE_S", 0.0)
-    monkeypatch.setattr(tracking, "_BATCH", 5)
+    monkeypatch.setattr(mlflow_client, "connect", lambda uri: server)
+    monkeypatch.setattr(delivery, "RETRY_S", 0.001)
+    monkeypatch.setattr(delivery, "PACE_S", 0.0)
+    monkeypatch.setattr(mlflow_client, "POINTS_PER_REQUEST", 5)
     return server
 
 
@@ -196,7 +202,7 @@ def test_steps_that_are_trained_again_have_the_points_of_the_newest_start_and_no
     assert len(memory.points) == len(all_of(8))
     assert [value for name, _, value in memory.points if name == "rate"] == [0.5] * 6 + [0.25] * 2
     assert run.data.tags["v2f.rolled_back"] == (
-        "samples 16 to 24: of an earlier start; metrics.jsonl has what counts there"
+        "samples 16 to 24: points of an earlier start; metrics.jsonl has the current ones"
     )
     again(tmp_path, 2, 2)
     assert rates(tmp_path / "metrics.jsonl") == [(1, 0.5), (2, 0.25)]
@@ -217,7 +223,7 @@ def test_what_stays_of_a_spool_is_not_compared_with_mlflow_anew(tmp_path, memory
     train(start(tmp_path), 1, 6)
     sent: list[int] = []
     monkeypatch.setattr(
-        tracking._Delivery, "_send_points", lambda self, lines: sent.extend(line["step"] for line in lines)
+        mlflow_run.MlflowRun, "send_points", lambda self, lines: sent.extend(line["step"] for line in lines)
     )
     again(tmp_path, 4, 6)
     assert sorted(set(sent)) == [4, 5, 6]
@@ -233,7 +239,7 @@ def test_nothing_is_rolled_back_where_nothing_stands_after_the_step(tmp_path):
 
 
 def test_a_kill_while_rolling_back_loses_and_doubles_no_line(tmp_path, memory, monkeypatch):
-    real = tracking.store.replacing
+    real = store.replacing
     for kill_at in (1, 2, 3, 4):
         folder = tmp_path / str(kill_at)
         memory.__init__()
@@ -253,7 +259,7 @@ def test_a_kill_while_rolling_back_loses_and_doubles_no_line(tmp_path, memory, m
                     raise KeyboardInterrupt  # before it takes its place
 
         with monkeypatch.context() as patch:
-            patch.setattr(tracking.store, "replacing", killed)
+            patch.setattr(store, "replacing", killed)
             with pytest.raises(KeyboardInterrupt) if kill_at < 4 else contextlib.nullcontext():
                 roll_back(str(folder), 3)
         roll_back(str(folder), 3)
@@ -270,7 +276,7 @@ def test_a_picture_that_only_a_rolled_back_start_has_drawn_is_known(tmp_path):
         with start(tmp_path, None) as tracker:
             for step in steps:
                 tracker.picture(step, step * 4, str(tmp_path / "samples" / f"step-{step}.png"), "samples")
-    assert tracking.outdated(str(tmp_path)) == {"samples/step-5.png"}
+    assert outdated_pictures(str(tmp_path)) == {"samples/step-5.png"}
 
 
 def test_a_fresh_node_that_knows_only_the_run_id_goes_on_and_doubles_no_point(tmp_path, memory):
@@ -329,7 +335,7 @@ def test_a_server_that_fails_at_any_request_gets_every_point_once(tmp_path, memo
         folder = tmp_path / f"failed-{fail_at}"
         train(start(folder), 1, 6)
         setattr(memory, when, lambda: None)
-        tracking.deliver(str(folder))  # the rest, where it failed at the last moment
+        deliver(str(folder))  # the rest, where it failed at the last moment
         assert sorted(memory.points) == all_of(6)
         assert len(memory.runs) == 1
 
@@ -415,7 +421,7 @@ def test_a_picture_is_delivered_once_and_one_that_is_gone_is_left_out(tmp_path, 
         "images/samples~test+step+4+timestamp+0+0+compressed.webp",
         "images/samples~test+step+8+timestamp+0+2+compressed.webp",
     ]
-    assert said() == [f"tracking: {tmp_path}/3.png is not there or no picture any more, and left out"] * 2  # each start
+    assert said() == [f"tracking: {tmp_path}/3.png is missing or damaged, so MLflow does not get it"] * 2  # each start
     assert sorted(memory.points) == all_of(1)
 
 
@@ -444,14 +450,14 @@ def test_what_the_machinery_does_stands_apart_from_what_is_trained(tmp_path, mem
 
 def test_what_a_run_is_stands_at_mlflow_and_an_edited_description_stays(tmp_path, memory):
     data = {"name": "voices", "digest": "abc", "source": "s3://bucket/voices", "profile": {"train": {"samples": 7}}}
-    what = {"tags": {tracking.NOTE: "made by v2f", "v2f.code": "old"}, "datasets": [data]}
+    what = {"tags": {NOTE: "made by v2f", "v2f.code": "old"}, "datasets": [data]}
     train(start(tmp_path, **what), 1, 1)
     (run,) = memory.runs.values()
-    assert run.data.tags[tracking.NOTE] == "made by v2f"
+    assert run.data.tags[NOTE] == "made by v2f"
     assert memory.inputs == [(run.info.run_id, "voices", "abc")]
-    run.data.tags[tracking.NOTE] = "the good one"
+    run.data.tags[NOTE] = "the good one"
     train(start(tmp_path, **what | {"tags": what["tags"] | {"v2f.code": "new"}}), 2, 2)
-    assert run.data.tags[tracking.NOTE] == "the good one"
+    assert run.data.tags[NOTE] == "the good one"
     assert run.data.tags["v2f.code"] == "new"
     assert memory.inputs == [(run.info.run_id, "voices", "abc")]
 
@@ -485,7 +491,7 @@ def test_a_server_that_never_answers_costs_the_training_nothing_and_close_is_bou
     tracker.close()
     assert time.perf_counter() - begun < 10.0
     assert said() == [
-        f"tracking: MLflow has not got everything; `v2f track {tmp_path}` or the next start delivers the rest"
+        f"tracking: MLflow did not receive everything; `v2f track {tmp_path}` or the next start sends the rest"
     ]
     assert len(spooled(tmp_path)) == 1000
     state = read_state(str(tmp_path))
@@ -494,7 +500,7 @@ def test_a_server_that_never_answers_costs_the_training_nothing_and_close_is_bou
     answers.set()
     tracker._delivery.join()  # it never came further; in life the process would have ended with it
 
-    tracking.deliver(str(tmp_path))
+    deliver(str(tmp_path))
     assert sorted(memory.points) == all_of(500)
     assert memory.runs[read_state(str(tmp_path))["run_id"]].info.status == "FINISHED"
 
@@ -518,8 +524,8 @@ def test_a_server_that_is_away_is_said_once_however_its_error_reads_and_gets_eve
     tracker.close()
     assert sorted(memory.points) == all_of(1)
     assert len(said()) == 2
-    assert "takes no points (ConnectionError: <connection object at 0x1>); they are kept" in said()[0]
-    assert said()[1] == "tracking: MLflow takes points again"
+    assert "does not accept points (ConnectionError: <connection object at 0x1>); they are kept" in said()[0]
+    assert said()[1] == "tracking: MLflow accepts points again"
 
 
 def test_an_artifact_store_that_fails_keeps_no_point(tmp_path, memory, said):
@@ -532,7 +538,7 @@ def test_an_artifact_store_that_fails_keeps_no_point(tmp_path, memory, said):
     tracker.picture(1, 4, str(tmp_path / "1.png"), "samples")
     train(tracker, 1, 3)
     assert sorted(memory.points) == all_of(3)
-    assert "takes no pictures (PermissionError: no access to the artifacts)" in said()[0]
+    assert "does not accept pictures (PermissionError: no access to the artifacts)" in said()[0]
     assert "v2f track" in said()[1]
 
 
@@ -543,11 +549,11 @@ def test_what_was_missed_by_a_run_that_died_is_delivered_by_hand(tmp_path, memor
         tracker.log(1, 4, {"valid/margin": 2.0}, "validation")
         raise RuntimeError
     memory.before = lambda: None
-    tracking.deliver(str(tmp_path))
+    deliver(str(tmp_path))
     assert sorted(memory.points) == all_of(1)
     (run,) = memory.runs.values()
     assert run.info.status == "FAILED"
-    tracking.deliver(str(tmp_path))
+    deliver(str(tmp_path))
     assert sorted(memory.points) == all_of(1)
 
 
@@ -558,7 +564,7 @@ def test_the_verb_track_delivers_and_says_in_one_line_what_is_in_the_way(tmp_pat
     assert main(["track", str(tmp_path)]) == 1
     assert (
         capsys.readouterr().err
-        == f"v2f: memory: MLflow has not got everything of {tmp_path}; try again when it answers\n"
+        == f"v2f: memory: MLflow did not receive everything of {tmp_path}; try again once it responds\n"
     )
     memory.before = lambda: None
     assert main(["track", str(tmp_path)]) == 0
@@ -570,11 +576,11 @@ def test_the_verb_track_delivers_and_says_in_one_line_what_is_in_the_way(tmp_pat
 
 def test_delivering_by_hand_says_what_is_in_the_way(tmp_path, memory):
     with pytest.raises(V2FError, match=r"trained with tracking\.uri=null"):
-        tracking.deliver(str(tmp_path))
+        deliver(str(tmp_path))
     memory.before = lambda: math.log(0)
     train(start(tmp_path), 1, 1)
-    with pytest.raises(V2FError, match=r"memory: MLflow has not got everything of .*; try again when it answers"):
-        tracking.deliver(str(tmp_path))
+    with pytest.raises(V2FError, match=r"memory: MLflow did not receive everything of .*; try again once it responds"):
+        deliver(str(tmp_path))
 
 
 @contextlib.contextmanager
@@ -600,7 +606,7 @@ def test_a_full_disk_is_said_once_and_its_points_wait_for_room(tmp_path, said, r
             tracker.log(step, step * 4, {"loss": 1.0 / step})
     assert len(said()) == 1
     reasons = "|".join(map(os.strerror, (errno.EFBIG, errno.ENOSPC)))  # none of a line was taken, or a part
-    assert re.search(rf"cannot write {tmp_path}/metrics\.jsonl: ({reasons}); training goes on", said()[0])
+    assert re.search(rf"cannot write {tmp_path}/metrics\.jsonl: ({reasons}); training continues", said()[0])
     tracker.log(5, 20, {"loss": 0.2})
     tracker.close()
     assert [(line["step"], line["metrics"]) for line in spooled(tmp_path)] == [
@@ -610,7 +616,7 @@ def test_a_full_disk_is_said_once_and_its_points_wait_for_room(tmp_path, said, r
 
 
 def test_a_disk_that_stays_full_loses_the_oldest_points_that_wait_and_says_how_many(tmp_path, said, monkeypatch):
-    monkeypatch.setattr(tracking, "_WAITING", 3)
+    monkeypatch.setattr(spool, "QUEUED_LINES", 3)
     tracker = start(tmp_path, None)
     with full_disk(0):
         for step in range(1, 6):
@@ -639,7 +645,7 @@ def test_what_the_machine_does_is_logged_and_what_cannot_be_measured_stops_nothi
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 16 << 30)
     monkeypatch.setattr(torch.cuda, "utilization", lambda: 97)
-    monkeypatch.setattr(tracking, "_MEASURE_S", 0.0)
+    monkeypatch.setattr(tracker_module, "MEASURE_S", 0.0)
     tracker = start(tmp_path, None)
     tracker.log_system(1, 4)
 
@@ -661,7 +667,7 @@ def test_what_the_machine_does_is_logged_and_what_cannot_be_measured_stops_nothi
     assert one["system/gpu_percent"] == 97
     assert one.keys() - two.keys() == {"system/gpu_percent"}
     assert 0 < one["system/process_memory_gib"] < 1000
-    assert said() == ["tracking: cannot measure the machine (RuntimeError); training goes on"]
+    assert said() == ["tracking: cannot measure CPU, memory and GPU use (RuntimeError); training continues"]
 
 
 def test_the_machine_is_not_measured_at_every_step(tmp_path):
@@ -736,7 +742,7 @@ def test_a_run_goes_on_at_mlflow_with_other_parameters_and_on_a_fresh_node(tmp_p
     many = {"long": "x" * 10_000, **{f"p{i}": i for i in range(150)}}
     train(start(tmp_path / "run", database, parameters=many | {"workers": 1}, tags={"v2f.code": "old"}), 1, 10)
     run_id = read_state(str(tmp_path / "run"))["run_id"]
-    client = tracking._client(database)
+    client = mlflow_client.connect(database)
     assert client.get_run(run_id).info.status == "FINISHED"
 
     def refuse(name: str) -> None:
@@ -755,23 +761,23 @@ def test_a_run_goes_on_at_mlflow_with_other_parameters_and_on_a_fresh_node(tmp_p
     assert run.data.params["workers"] == "1"
     assert run.data.tags["v2f.resumed_with"] == "workers: 3"
     assert run.data.tags["v2f.code"] == "b"
-    assert tracking.folder_of(run_id, database) == str(tmp_path / "fresh")
+    assert mlflow_client.run_folder(run_id, database) == str(tmp_path / "fresh")
     assert [line.split("(")[0] for line in said()] == [
-        "tracking: MLflow refuses 'new ",
-        "tracking: MLflow refuses 'loss ",
+        "tracking: MLflow rejects 'new ",
+        "tracking: MLflow rejects 'loss ",
     ] * 2
 
 
 @pytest.mark.slow
 def test_a_run_that_was_deleted_at_mlflow_goes_on_as_a_new_one_with_all_its_points(tmp_path, database, said):
     train(start(tmp_path, database), 1, 3)
-    client, old = tracking._client(database), read_state(str(tmp_path))["run_id"]
+    client, old = mlflow_client.connect(database), read_state(str(tmp_path))["run_id"]
     client.delete_run(old)
     train(start(tmp_path, database), 4, 5)
     new = read_state(str(tmp_path))["run_id"]
     assert new != old
     assert of(client, new) == all_of(5)
-    assert said() == [f"tracking: MLflow does not have the run {old} (any more): this run goes on there as a new one"]
+    assert said() == [f"tracking: MLflow has no run {old}, or it was deleted there; a new MLflow run continues it"]
 
 
 @pytest.mark.slow
@@ -786,20 +792,21 @@ def test_how_a_run_ended_stands_at_mlflow(tmp_path, database):
     with start(tmp_path / "stopped", database) as tracker:
         tracker.log(1, 1, {"loss": 1.0})
         tracker.status = "SCHEDULED"
-    client = tracking._client(database)
+    client = mlflow_client.connect(database)
     for name, status in (("failed", "FAILED"), ("stopped", "SCHEDULED")):
         assert client.get_run(read_state(str(tmp_path / name))["run_id"]).info.status == status
 
 
 KILLED_AFTER_A_BATCH = """
 import os, signal, sys
-from v2f.tracking.tracker import Tracker, _Delivery
-save = _Delivery._save
+from v2f.tracking.delivery import Delivery
+from v2f.tracking.tracker import Tracker
+save = Delivery._save
 def kill(self):
     if self._state["marks"]:
         os.kill(os.getpid(), signal.SIGKILL)
     save(self)
-_Delivery._save = kill
+Delivery._save = kill
 tracker = Tracker(sys.argv[1], uri=sys.argv[2], experiment="tests", name="a-run", parameters={}, tags={}, run_id=None)
 for step in (1, 2, 3):
     tracker.log(step, step * 4, {"loss": 1.0 / step, "rate": 0.5})
@@ -813,7 +820,7 @@ def test_a_real_kill_between_a_delivery_and_its_mark_doubles_nothing(tmp_path, d
     done = subprocess.run([sys.executable, "-c", KILLED_AFTER_A_BATCH, str(tmp_path), database], timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert read_state(str(tmp_path))["marks"] == {}
-    client, run_id = tracking._client(database), read_state(str(tmp_path))["run_id"]
+    client, run_id = mlflow_client.connect(database), read_state(str(tmp_path))["run_id"]
     before = of(client, run_id)
     assert before
     train(start(tmp_path, database), 2, 5)
@@ -823,4 +830,4 @@ def test_a_real_kill_between_a_delivery_and_its_mark_doubles_nothing(tmp_path, d
 
 def test_an_mlflow_id_without_a_server_is_one_clear_line():
     with pytest.raises(V2FError, match="set MLFLOW_TRACKING_URI"):
-        tracking.folder_of("0" * 32, None)
+        mlflow_client.run_folder("0" * 32, None)

@@ -23,8 +23,9 @@ from mlflow_server import MlflowServer, until
 from PIL import Image
 
 from v2f.errors import V2FError
-from v2f.tracking import tracker as tracking
-from v2f.tracking.tracker import Tracker, read_state
+from v2f.tracking import delivery, mlflow_client
+from v2f.tracking.state import read_state
+from v2f.tracking.tracker import Tracker
 
 
 def start(folder: Path, uri: str, run_id: str | None = None, patience_s: float = 60.0) -> Tracker:
@@ -69,15 +70,15 @@ def with_code(code: int, content: str = "no") -> Callable[[BaseHTTPRequestHandle
 @pytest.mark.parametrize(
     ("code", "shown"),
     [
-        (401, "it answers with HTTP 401; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-        (403, "it answers with HTTP 403; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-        (500, "it answers with HTTP 500"),
-        (507, "it answers with HTTP 507"),
+        (401, "it responds with HTTP 401; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (403, "it responds with HTTP 403; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (500, "it responds with HTTP 500"),
+        (507, "it responds with HTTP 507"),
         (200, "the response body was not in a valid JSON format"),  # somebody else's server
     ],
 )
 def test_a_server_that_refuses_or_is_full_is_said_once_and_stops_nothing(tmp_path, monkeypatch, caplog, code, shown):
-    monkeypatch.setattr(tracking, "_RETRY_S", 0.01)
+    monkeypatch.setattr(delivery, "RETRY_S", 0.01)
     asked = 0
 
     def answer(request: BaseHTTPRequestHandler) -> None:
@@ -93,13 +94,13 @@ def test_a_server_that_refuses_or_is_full_is_said_once_and_stops_nothing(tmp_pat
     assert [record.name for record in caplog.records] == ["v2f", "v2f"]
     away, rest = (record.message for record in caplog.records)
     assert shown in away
-    assert "they are kept, and sent when it does" in away
+    assert "they are kept and sent later" in away
     assert f"`v2f track {tmp_path}`" in rest
     assert len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) == 100
 
 
 def test_a_server_that_hangs_is_given_up_and_asked_again(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "_RETRY_S", 0.01)
+    monkeypatch.setattr(delivery, "RETRY_S", 0.01)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     over, asked = threading.Event(), 0
 
@@ -117,7 +118,7 @@ def test_a_server_that_hangs_is_given_up_and_asked_again(tmp_path, monkeypatch, 
         assert time.perf_counter() - begun < 10
         assert tracker.seconds < 1
         over.set()
-    assert "takes no points (it does not answer in time)" in caplog.records[0].message
+    assert "does not accept points (it does not respond in time)" in caplog.records[0].message
     assert len(caplog.records) == 2
 
 
@@ -128,7 +129,7 @@ def test_an_address_where_nobody_listens_is_said_in_few_words(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), start(tmp_path, f"http://127.0.0.1:{port}") as tracker:
         tracker.log(1, 1, {"loss": 1.0})
     assert caplog.records[0].message == (
-        "tracking: MLflow takes no points (no connection to it); they are kept, and sent when it does"
+        "tracking: MLflow does not accept points (the connection failed); they are kept and sent later"
     )
 
 
@@ -174,7 +175,7 @@ def test_no_secret_of_the_environment_is_written_or_said(tmp_path, where):
             timeout=120,
         )
     assert told.returncode == 0, told.stderr.decode()
-    assert (b"takes no points" in told.stderr) == (where != "sqlite")
+    assert (b"does not accept points" in told.stderr) == (where != "sqlite")
     written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert (tmp_path / "run" / "tracking.json") in written
     hidden = [secret.encode() for name, secret in SECRETS.items() if name != "MLFLOW_TRACKING_USERNAME"]
@@ -196,8 +197,8 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
 
 @pytest.mark.slow
 def test_a_real_server_that_is_killed_and_started_again_holds_every_point_once(tmp_path, server, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "_RETRY_S", 0.2)
-    monkeypatch.setattr(tracking, "_PACE_S", 0.05)
+    monkeypatch.setattr(delivery, "RETRY_S", 0.2)
+    monkeypatch.setattr(delivery, "PACE_S", 0.05)
     folder = tmp_path / "run"
     tracker = start(folder, server.uri)
 
@@ -225,9 +226,9 @@ def test_a_real_server_that_is_killed_and_started_again_holds_every_point_once(t
             train(fresh, 51, 70)
 
     assert [record.name for record in caplog.records] == ["v2f", "v2f"]
-    assert "takes no points (" in caplog.records[0].message
-    assert caplog.records[1].message == "tracking: MLflow takes points again"
-    client = tracking._client(server.uri)
+    assert "does not accept points (" in caplog.records[0].message
+    assert caplog.records[1].message == "tracking: MLflow accepts points again"
+    client = mlflow_client.connect(server.uri)
     values = {
         "loss": lambda step: 1.0 / step,
         "rate": lambda step: 0.5,
@@ -249,15 +250,16 @@ def test_a_certificate_that_is_not_trusted_is_called_that(tmp_path: Path, monkey
     names = ("MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
     for name in names:
         monkeypatch.delenv(name, raising=False)
-    said = "its certificate is not trusted; name the file of its CA in MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA"
+    variables = "MLFLOW_TRACKING_SERVER_CERT_PATH or REQUESTS_CA_BUNDLE"
+    said = f"its certificate is not trusted; set {variables} to the file of its CA"
     with serving(tmp_path) as (address, certificate):
         with pytest.raises(V2FError, match=f"^{address}: MLflow cannot be reached: {said}"):
-            tracking.round_trip(address)
+            mlflow_client.round_trip(address)
         for name in names[:2]:
             monkeypatch.setenv(name, str(tmp_path / "none.pem"))
-            with pytest.raises(V2FError, match="REQUESTS_CA_BUNDLE names is not there or holds no certificate"):
-                tracking.round_trip(address)
+            with pytest.raises(V2FError, match=f"the file named by {variables} is missing or holds no certificate"):
+                mlflow_client.round_trip(address)
             monkeypatch.setenv(name, certificate)
-            with pytest.raises(V2FError, match="it answers with HTTP 404"):
-                tracking.round_trip(address)
+            with pytest.raises(V2FError, match="it responds with HTTP 404"):
+                mlflow_client.round_trip(address)
             monkeypatch.delenv(name)

@@ -21,7 +21,8 @@ from v2f.errors import V2FError
 from v2f.generate import DISCLAIMER, generate
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run
-from v2f.tracking import tracker as tracking
+from v2f.tracking import mlflow_client
+from v2f.tracking.state import read_state
 from v2f.training.trainer import fit
 from v2f.web.pyfunc import NEEDS, register, synthetic_voice
 
@@ -67,7 +68,7 @@ def registered(tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> It
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         where = "models:/voices/1"
         files = Path(mlflow.artifacts.download_artifacts(where, dst_path=str(root / "files"), tracking_uri=uri))
-        yield Registered(run, tracking.read_state(run.path)["run_id"], uri, where, said.getvalue(), files)
+        yield Registered(run, read_state(run.path)["run_id"], uri, where, said.getvalue(), files)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def test_the_package_that_came_along_and_the_pinned_requirements_are_enough(regi
 
 
 def test_its_page_says_what_it_is_and_where_it_came_from(registered: Registered, loaded) -> None:
-    client = tracking._client(registered.uri)
+    client = mlflow_client.connect(registered.uri)
     version = client.get_model_version("voices", "1")
     info = registered.run.info
     assert version.run_id == registered.run_id
@@ -271,7 +272,7 @@ def test_the_mlflow_id_still_opens_the_run_and_registers_the_next_version(regist
 def test_an_export_is_registered_without_a_run(registered: Registered, tmp_path, capsys) -> None:
     assert main(["checkpoint", "export", registered.run.path, "-o", str(tmp_path / "model")]) == 0
     assert register(str(tmp_path / "model"), None, registered.uri) == "models:/tiny/1"
-    assert tracking._client(registered.uri).get_model_version("tiny", "1").run_id in (None, "")
+    assert mlflow_client.connect(registered.uri).get_model_version("tiny", "1").run_id in (None, "")
     assert "of no MLflow run there" in capsys.readouterr().out
 
 
@@ -282,8 +283,8 @@ def test_what_cannot_be_registered_is_one_line(tiny_shards, tmp_path, registered
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(V2FError, match="trained without MLflow; name one by --uri or MLFLOW_TRACKING_URI"):
         register(deaf)
-    with pytest.raises(V2FError, match=r"127\.0\.0\.1:1: MLflow does not take it \(no connection to it\)"):
+    with pytest.raises(V2FError, match=r"127\.0\.0\.1:1: the MLflow request failed \(the connection failed\)"):
         register(registered.run.path, "voices", "http://127.0.0.1:1")
     with pytest.raises(V2FError, match="no checkpoint of step 7"):
         register(registered.run.path, "voices", registered.uri, 7)
-    assert tracking._client(registered.uri).search_registered_models("name = 'deaf'") == []
+    assert mlflow_client.connect(registered.uri).search_registered_models("name = 'deaf'") == []

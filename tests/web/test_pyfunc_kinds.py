@@ -181,8 +181,8 @@ def test_the_example_of_a_video_is_one() -> None:
 def test_what_no_table_can_ask_is_refused_before_anything_is_sent(
     toy_run: Callable[[str], str], uri: str, name: str, said: str
 ) -> None:
-    from v2f.tracking import tracker as tracking
+    from v2f.tracking import mlflow_client
 
     with pytest.raises(V2FError, match=said):
         register(toy_run(name), "refused", uri)
-    assert tracking._client(uri).search_registered_models("name = 'refused'") == []
+    assert mlflow_client.connect(uri).search_registered_models("name = 'refused'") == []

@@ -100,7 +100,7 @@ def mlflow(asked: Asked) -> Iterator[Step]:
     shown = without_credentials(uri)
     yield "importing MLflow"
     from v2f.runs.config import TrackingConfig
-    from v2f.tracking.tracker import round_trip
+    from v2f.tracking.mlflow_client import round_trip
 
     try:
         build(TrackingConfig, {"uri": uri}, "--tracking")

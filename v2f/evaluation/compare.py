@@ -42,7 +42,7 @@ from v2f.config import fixed, flatten
 from v2f.errors import V2FError
 from v2f.evaluation import evaluate, protocols
 from v2f.evaluation.observers import BY, told_first
-from v2f.evaluation.protocols import MEASURED, Metric
+from v2f.evaluation.protocol import MEASURED, Metric
 from v2f.evaluation.significance import ALPHA, holm, sign_flips, with_training
 from v2f.metrics import Interval
 from v2f.runs.run import Run

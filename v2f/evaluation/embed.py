@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from v2f import __version__, generate
-from v2f.data.audio import MAX_SECONDS, UnusableError, decode_voice, likeness
+from v2f.data.audio import UnusableError, decode_voice, likeness
+from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, Observer, in_batches, look, looks, observers_of, seen

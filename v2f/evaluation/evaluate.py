@@ -31,13 +31,13 @@ from v2f.data.streams import joint_fingerprint
 from v2f.errors import V2FError
 from v2f.evaluation import protocols
 from v2f.evaluation.observers import observers_of
-from v2f.evaluation.protocols import Job
+from v2f.evaluation.protocol import Job
 from v2f.nn import float32_products
 from v2f.runs.run import EVALUATION as FILE
 from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.system import Sound, System, of_kind
-from v2f.tracking import tracker as tracking
+from v2f.tracking.mlflow_client import log_metrics
 
 PEOPLE_FILE = "eval-people.json"
 _BOUNDS = ("U1", "U2")  # lines that MLflow has beside the run's own
@@ -127,7 +127,7 @@ def _to_mlflow(run: Run, result: Mapping[str, Any], console: Console) -> None:
     """The numbers into the MLflow run that ``run`` is tracked as, if it is; what fails there is said and no more."""
     samples = (result["step"] or 0) * run.config.data.batch
     try:
-        if tracking.note(run.path, points(result), samples):
+        if log_metrics(run.path, points(result), samples):
             console.print("and in the run's MLflow, as eval/...")
     except V2FError as error:
         console.print(f"not in MLflow: {error}")

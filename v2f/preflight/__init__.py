@@ -43,6 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from v2f.console import say
 from v2f.data.loader import micro_batch_of, read_usable
 from v2f.data.manifest import open_dataset
 from v2f.data.streams import side_by_side
@@ -55,7 +56,6 @@ from v2f.runs.config import DataConfig, load_config
 from v2f.runs.run import build_system, streams_of
 from v2f.storage import store
 from v2f.system import Batch, Transform, by_stream, trained
-from v2f.tracking.tracker import say
 
 MIB = 1 << 20
 # A GPU gets work that is large enough to be bound by it, a CPU what takes a fraction of a second.

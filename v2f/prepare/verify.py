@@ -23,7 +23,7 @@ from v2f.prepare.names import person
 from v2f.prepare.parts import is_record
 from v2f.prepare.yields import LEFT_OUT, YIELD
 from v2f.storage import store
-from v2f.storage.lease import FOLDER
+from v2f.storage.term import FOLDER
 
 
 @dataclass(frozen=True)

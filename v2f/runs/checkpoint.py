@@ -33,8 +33,8 @@ from v2f.errors import V2FError
 from v2f.runs.peers import ALONE, Peers, alike
 from v2f.storage import store
 from v2f.storage.fencing import Fences
-from v2f.storage.lease import highest_term
 from v2f.storage.records import Record, problem_of
+from v2f.storage.term import highest_term
 from v2f.system import System, trained
 
 log = logging.getLogger("v2f")

@@ -29,7 +29,7 @@ from v2f.storage import records, store
 from v2f.storage.credentials import without_credentials
 from v2f.storage.records import Record, problem_of
 from v2f.system import System, trained
-from v2f.tracking.tracker import folder_of
+from v2f.tracking.mlflow_client import run_folder
 from v2f.weights.runs import OfRun, read_by
 
 MODEL = "model.safetensors"
@@ -195,7 +195,7 @@ class Run:
         """The run that ``run`` names: a folder, an ``s3://`` prefix, or an MLflow run id (32 hex digits)."""
         path = run.rstrip("/")
         if _MLFLOW_ID.fullmatch(path) and not store.exists(store.join(path, "config.yaml")):
-            path = folder_of(path, tracking_uri or TrackingConfig().uri)
+            path = run_folder(path, tracking_uri or TrackingConfig().uri)
         if not store.exists(store.join(path, "config.yaml")):
             raise V2FError(f"{run}: no run there (no config.yaml); name a run's folder, s3:// prefix or MLflow run id")
         return cls(path)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from v2f.storage.lease import Term
+from v2f.storage.term import Term
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,4 @@
-"""Metrics, parameters and artifacts of a run on their way to MLflow; nothing here can stop or stall a training."""
+"""Points and pictures of a run: spooled in its folder, and delivered to MLflow in the background.
+
+tracker -> spool (metrics.jsonl) -> delivery (a thread) -> mlflow_run -> mlflow_client -> MLflow
+"""

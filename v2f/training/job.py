@@ -6,8 +6,8 @@ from typing import Any
 from v2f.data.streams import Streams
 from v2f.engine import Engine
 from v2f.runs import checkpoint
+from v2f.runs.config import RunConfig
 from v2f.runs.folder import RunFolder
-from v2f.runs.run import RunConfig
 from v2f.storage.lease import LostError
 from v2f.system import System
 from v2f.training.progress import Goodput, GradientNorms

@@ -7,15 +7,16 @@ from pathlib import Path
 from torch import Tensor
 
 from v2f import generate
+from v2f.console import say
 from v2f.engine import Engine
 from v2f.errors import V2FError
 from v2f.evaluation import sheets
+from v2f.runs.config import RunConfig
 from v2f.runs.folder import RunFolder
-from v2f.runs.run import RunConfig
 from v2f.storage import local as files
 from v2f.storage.lease import Lease, LostError
 from v2f.system import System
-from v2f.tracking.tracker import Tracker, say
+from v2f.tracking.tracker import Tracker
 from v2f.training.validation import HeldOut, validate
 
 _HISTORY = 200  # logged points of each number that a system's verdict looks at

@@ -12,15 +12,20 @@ from typing import Any
 import torch
 
 from v2f.config import flatten
+from v2f.console import say
 from v2f.data.streams import Streams
 from v2f.engine import Engine
-from v2f.runs.config import what_is
+from v2f.runs.config import RunConfig, what_is
 from v2f.runs.folder import RunFolder
-from v2f.runs.run import RunConfig, told_source
+from v2f.runs.run import told_source
 from v2f.storage import local as files
 from v2f.storage import store
 from v2f.system import System, trained
-from v2f.tracking.tracker import NOTE, ROLLED_BACK, Tracker, read_state, roll_back, say
+from v2f.tracking.mlflow_run import NOTE
+from v2f.tracking.rollback import roll_back
+from v2f.tracking.spool import ROLLED_BACK
+from v2f.tracking.state import read_state
+from v2f.tracking.tracker import Tracker
 
 _NO_PARAMETER = ("name", "out", "tracking.")  # MLflow has them as the run's name, tag and experiment
 

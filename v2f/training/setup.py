@@ -14,6 +14,7 @@ from typing import Any, SupportsInt
 import torch
 
 from v2f.config import dump_yaml
+from v2f.console import say
 from v2f.data.loader import Loader, check_batch, micro_batch_of
 from v2f.data.manifest import Samples, open_dataset
 from v2f.data.mix import MixOrder, Union
@@ -23,25 +24,14 @@ from v2f.engine import Engine
 from v2f.errors import V2FError
 from v2f.nn.batchnorm import common_group
 from v2f.runs import checkpoint
-from v2f.runs.config import changes
+from v2f.runs.config import DataConfig, RunConfig, changes
 from v2f.runs.folder import RunFolder
-from v2f.runs.run import (
-    DataConfig,
-    RunConfig,
-    build_system,
-    check_shapes,
-    check_weights,
-    config_of,
-    start_from,
-    streams_of,
-    told_source,
-)
+from v2f.runs.run import build_system, check_shapes, check_weights, config_of, start_from, streams_of, told_source
 from v2f.storage import store
 from v2f.storage.cache import Cache
 from v2f.storage.fencing import inherited, taken_up
 from v2f.storage.lease import Lease
 from v2f.system import System, trained
-from v2f.tracking.tracker import say
 from v2f.training import quarantine
 from v2f.training.job import Job
 from v2f.training.progress import Goodput, GradientNorms

@@ -23,7 +23,7 @@ from v2f.evaluation import compare, protocols
 from v2f.evaluation.compare import Comparison, Subject
 from v2f.evaluation.observers import BY
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
-from v2f.evaluation.protocols import MEASURED, SPLITS
+from v2f.evaluation.protocol import MEASURED, SPLITS
 from v2f.storage import store
 from v2f.system import System
 from v2f.web import report

@@ -13,7 +13,7 @@ import torch
 
 from v2f import generate
 from v2f.data import media
-from v2f.data.audio import MAX_SECONDS
+from v2f.data.sample import MAX_SECONDS
 from v2f.errors import V2FError
 from v2f.generate import Given
 from v2f.runs.run import Run

@@ -51,7 +51,8 @@ from v2f.runs.run import MODEL, Run
 from v2f.storage import store
 from v2f.storage.local import scratch_folder
 from v2f.system import Embedding, Kind, Label, Noise, Picture, Sound, System, Tokens
-from v2f.tracking.tracker import experiment_at, fluent, read_state
+from v2f.tracking.mlflow_client import experiment_id, fluent
+from v2f.tracking.state import read_state
 from v2f.world.people import World, WorldConfig
 from v2f.world.voices import render_voices
 
@@ -204,7 +205,7 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
         system = _load_pyfunc(exported.path).system  # before anything is sent
         about, card = exported.info, store.read_bytes(store.join(exported.path, CARD)).decode()
         found = None if run.exported else _tracked(client, run, which)
-        experiment = found.experiment_id if found else experiment_at(client, uri, run.config.tracking.experiment)
+        experiment = found.experiment_id if found else experiment_id(client, uri, run.config.tracking.experiment)
         tags = {
             **{
                 f"v2f.{key}": str(about[key]) for key in ("step", "samples", "fingerprint", "stand_ins") if key in about

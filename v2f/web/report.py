@@ -32,12 +32,11 @@ from v2f.evaluation import evaluate, protocols
 from v2f.evaluation.faces_of_voices import FacesOfVoices, heard_and_drawn, world_of
 from v2f.evaluation.observers import BY, told_first
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_and_drawn, people_of
-from v2f.evaluation.protocol import percent
-from v2f.evaluation.protocols import SPLITS
+from v2f.evaluation.protocol import SPLITS, percent
 from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.system import System, Transform, device_of, to_picture
-from v2f.tracking.tracker import outdated
+from v2f.tracking.rollback import outdated_pictures
 from v2f.web.curves import HEIGHT, WIDTH, Curves, charts, read_curves
 from v2f.web.page import data_uri, environment
 from v2f.world import bounds
@@ -207,7 +206,7 @@ def _verdict(system: System, curves: Curves) -> str | None:
 def _sheets(run: Run) -> list[tuple[int, str]]:
     """The samples of some steps of the training, the first and the last among them: step, data URI."""
     folder = store.join(run.path, "samples")
-    old = outdated(run.path)
+    old = outdated_pictures(run.path)
     found = [name for name in store.names(folder) if _SHEET.fullmatch(name) and f"samples/{name}" not in old]
     count = min(SHEETS, len(found))
     chosen = [round(i * (len(found) - 1) / max(1, count - 1)) for i in range(count)]

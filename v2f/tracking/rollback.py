@@ -1,0 +1,65 @@
+"""Rolling back: a resumed run repeats the steps after its checkpoint, so the points of those steps are set aside."""
+
+import json
+from pathlib import Path
+
+from v2f.storage import local as files
+from v2f.storage import store
+from v2f.tracking.spool import ROLLED_BACK, SPOOL, parse_line
+from v2f.tracking.state import Cargo, delivered_bytes, mark_at, read_state, write_state
+
+_CARGOES: tuple[Cargo, ...] = ("points", "pictures")
+
+
+def roll_back(folder: str, step: int) -> int:
+    """Move the lines after ``step`` from the spool to ``rolled-back.jsonl``; return how many.
+
+    Call it before a :class:`~v2f.tracking.tracker.Tracker` is made for ``folder``, which is local. A kill in the middle
+    can leave a line in both files; the next call removes it from the spool. The marks are moved accordingly, so that
+    remaining lines which were not delivered yet still will be.
+    """
+    spool, aside = Path(folder, SPOOL), Path(folder, ROLLED_BACK)
+    if not spool.exists():
+        return 0
+    with files.opened(spool) as lines:
+        moved = [raw for raw in lines if _is_after(raw, step)]
+    if not moved:
+        return 0
+    before = aside.read_bytes().splitlines(keepends=True) if aside.exists() else []
+    known = set(before)
+    store.write_bytes(str(aside), b"".join([*before, *(raw for raw in moved if raw not in known)]))
+    state = read_state(folder)
+    old = {cargo: delivered_bytes(spool, state, cargo) for cargo in _CARGOES}
+    new = dict.fromkeys(_CARGOES, 0)
+    delivered_samples = []  # of the moved lines: MLflow has them already
+    with store.replacing(str(spool)) as temporary, open(temporary, "wb") as kept, files.opened(spool) as lines:
+        position = 0
+        for raw in lines:
+            position += len(raw)
+            if not _is_after(raw, step):
+                kept.write(raw)
+                new = {cargo: new[cargo] + len(raw) * (position <= size) for cargo, size in old.items()}
+            elif position <= max(old.values()):
+                delivered_samples.append(json.loads(raw)["samples"])
+    if state:
+        ranges = state.get("rolled_back", [])
+        if delivered_samples:
+            ranges = [*ranges, [min(delivered_samples), max(delivered_samples)]]
+        marks = {cargo: mark_at(spool, size) for cargo, size in new.items()}
+        write_state(folder, state | {"marks": marks, "rolled_back": ranges})
+    return len(moved)
+
+
+def _is_after(raw: bytes, step: int) -> bool:
+    line = parse_line(raw) if raw.endswith(b"\n") else None
+    return line is not None and bool(line["step"] > step)
+
+
+def outdated_pictures(folder: str) -> set[str]:
+    """The pictures, as paths within a run's folder or prefix, that only rolled-back steps have drawn."""
+    return _pictures_in(store.join(folder, ROLLED_BACK)) - _pictures_in(store.join(folder, SPOOL))
+
+
+def _pictures_in(path: str) -> set[str]:
+    lines = map(parse_line, store.read_bytes(path).splitlines()) if store.exists(path) else ()
+    return {str(line["picture"]) for line in lines if line is not None and "picture" in line}
