@@ -249,7 +249,7 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
         "by": by_observer,
         "notes": notes,
     }
-    result["verdict"] = metrics.verdict(told_first(result)[1]["meters"])
+    result["verdict"] = metrics.collapse_verdict(told_first(result)[1]["meters"])
     return result, of_each(clips.names, each)
 
 

@@ -133,7 +133,7 @@ class PicturesFromNoise(Protocol):
             "notes": notes,
         }
         meters = by["pixels"]["lines"]["generated"] | told_first(result)[1]["lines"]["generated"]
-        result["verdict"] = metrics.mode_collapse(meters)
+        result["verdict"] = metrics.mode_collapse_verdict(meters)
         return result, of_each(people.tolist(), each)
 
     def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:
