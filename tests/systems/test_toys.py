@@ -23,8 +23,9 @@ from toys.toy import LABELS, RATE
 from v2f.cli import main
 from v2f.config import build, dump_yaml
 from v2f.errors import V2FError
-from v2f.evaluation import compare
+from v2f.evaluation.compare import compare
 from v2f.evaluation.evaluate import evaluate
+from v2f.evaluation.subjects import gather
 from v2f.generate import Given, generate
 from v2f.runs import checkpoint
 from v2f.runs.run import Run, RunConfig
@@ -185,7 +186,7 @@ def test_it_is_measured_compared_and_shown(config: Callable[..., RunConfig], tmp
     assert run_title(name) in page
     other = fit(config(name, out="other", steps=1, validate_every=1))
     evaluate(Run.open(other), device="cpu", progress=False)
-    found = compare.compare(compare.gather([folder, other]))
+    found = compare(gather([folder, other]))
     assert [outcome for outcome in found.outcomes if outcome.p is not None]
     assert found.splits == list(measured["splits"])
 

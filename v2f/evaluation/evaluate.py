@@ -133,11 +133,6 @@ def _to_mlflow(run: Run, result: Mapping[str, Any], console: Console) -> None:
         console.print(f"not in MLflow: {error}")
 
 
-def read(run: Run) -> dict[str, Any] | None:
-    """What ``eval.json`` of ``run`` holds; None where it was not measured. V2FError where it was damaged."""
-    return run.evaluated
-
-
 def trained_on(run: Run, dataset: Dataset) -> list[str]:
     """Fingerprints of the data sets that ``run`` was trained on; of a mix or of streams, of which the run keeps one for
     all together, those that lie there now, if they are still the same. ``dataset`` is taken for trained on where

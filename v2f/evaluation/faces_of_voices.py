@@ -27,7 +27,7 @@ from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, Photo, Waveform, square
 from v2f.data.transforms import Noise as Drawn
 from v2f.errors import V2FError
-from v2f.evaluation.observers import BATCH, BY, Looks, Name, Observer, in_batches, look, looks, seen, told_first
+from v2f.evaluation.observers import BATCH, BY, Looks, Name, Observer, first_observer, in_batches, look, looks, seen
 from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, percent, tell
 from v2f.system import Noise, Picture, Sound, Styled, System, device_of, to_picture
 from v2f.world import bounds, world_hash
@@ -249,7 +249,7 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
         "by": by_observer,
         "notes": notes,
     }
-    result["verdict"] = metrics.collapse_verdict(told_first(result)[1]["meters"])
+    result["verdict"] = metrics.collapse_verdict(first_observer(result)[1]["meters"])
     return result, of_each(clips.names, each)
 
 

@@ -24,7 +24,7 @@ from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import Photo, Waveform, bound
 from v2f.errors import V2FError
-from v2f.evaluation.observers import BATCH, BY, in_batches, seen, told_first
+from v2f.evaluation.observers import BATCH, BY, first_observer, in_batches, seen
 from v2f.evaluation.protocol import Job, Measured, Metric, Protocol, number, of_each, percent, tell
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, to_picture
 
@@ -98,7 +98,7 @@ class Labelled(Protocol):
             "by": by,
             "notes": notes,
         }
-        result["verdict"] = verdict(told_first(result)[1]["lines"][self.own], chance)
+        result["verdict"] = verdict(first_observer(result)[1]["lines"][self.own], chance)
         return result, of_each(numbers_N.tolist(), each)
 
     def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:

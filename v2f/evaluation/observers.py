@@ -81,7 +81,7 @@ def observers_of(run: Run, system: System) -> tuple[list[Observer], dict[str, An
     return [Observer("referee", cast(Any, net.to(device_of(system))).look), *judges], second
 
 
-def told_first(split: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def first_observer(split: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Of a split of ``eval.json``: who tells it first, the referee where there is one, and that observer's numbers."""
     return next(iter(split["by"].items()))
 

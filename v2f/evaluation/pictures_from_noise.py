@@ -19,7 +19,7 @@ from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import Noise as Drawn
 from v2f.data.transforms import Photo
 from v2f.errors import V2FError
-from v2f.evaluation.observers import BATCH, BY, Looks, in_batches, looks, seen, told_first
+from v2f.evaluation.observers import BATCH, BY, Looks, first_observer, in_batches, looks, seen
 from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, tell
 from v2f.system import Noise, Picture, System, Transform, device_of, to_picture
 
@@ -132,7 +132,7 @@ class PicturesFromNoise(Protocol):
             "by": by,
             "notes": notes,
         }
-        meters = by["pixels"]["lines"]["generated"] | told_first(result)[1]["lines"]["generated"]
+        meters = by["pixels"]["lines"]["generated"] | first_observer(result)[1]["lines"]["generated"]
         result["verdict"] = metrics.mode_collapse_verdict(meters)
         return result, of_each(people.tolist(), each)
 

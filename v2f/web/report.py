@@ -30,7 +30,7 @@ from v2f.data.transforms import Factors, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.evaluation import evaluate, protocols
 from v2f.evaluation.faces_of_voices import FacesOfVoices, heard_and_drawn, world_of
-from v2f.evaluation.observers import BY, told_first
+from v2f.evaluation.observers import BY, first_observer
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_and_drawn, people_of
 from v2f.evaluation.protocol import percent
 from v2f.evaluation.protocols import SPLITS
@@ -82,9 +82,9 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
         "step": run.step,
         "stand_ins": list(system.stand_ins),
         "what": SPLITS,
-        "evaluated": evaluate.read(run),
+        "evaluated": run.evaluated,
         "titles": None if protocol is None else protocol.title,
-        "told_first": told_first,
+        "first_observer": first_observer,
         "by": BY,
         "losses": charts([curves], "loss/"),
         "meters": charts([curves], "valid/"),
