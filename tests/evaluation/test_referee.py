@@ -94,7 +94,7 @@ def test_both_tell_every_number_the_referee_first(
     run = Run.open(fit(build(RunConfig, values, "test")))
     measured = evaluate(run, device="cpu")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "stand-ins, so that these numbers hold for the synthetic world only: generator, identity" in printed
+    assert "these nets are stand-ins, so the numbers hold for the synthetic world only: generator, identity" in printed
     assert measured["stand_ins"][-1] == "referee"
     assert measured["referee"] == {"net": "stand_in", "sha256": standins.checksum("referee")}
     assert printed.index("by the referee, which no loss ever saw") < printed.index("by the judge, the nets that losses")

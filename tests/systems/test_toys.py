@@ -135,7 +135,7 @@ def test_it_makes_what_it_declares_and_says_what_it_is(
     with pytest.raises(V2FError, match=r"does not (see|know)|and nothing else"):
         generate(run, recording, output, **others, **{spare: there[spare]})
     if given:
-        with pytest.raises(V2FError, match=r"asks for .*: give the|makes a face of a voice: give"):
+        with pytest.raises(V2FError, match=r"asks for .*: give the|makes a face from a voice: give"):
             generate(run, None, output)
     assert Path(output).read_bytes() == before
 
@@ -214,7 +214,9 @@ def run_title(name: str) -> str:
 
 def test_a_system_without_a_protocol_says_so_and_has_a_page(config: Callable[..., RunConfig]) -> None:
     folder = fit(config("photo_sound", steps=1, validate_every=1))
-    with pytest.raises(V2FError, match="no protocol judges this system; there are faces_of_voices"):
+    with pytest.raises(
+        V2FError, match=r"no protocol judges this system; set System\.protocol to one of faces_of_voices"
+    ):
         evaluate(Run.open(folder), device="cpu", progress=False)
     assert "A sound made from a photo, not a recording" in Path(report(folder)).read_text()
 

@@ -86,7 +86,7 @@ class Listener:
         self.run, self.step = run, run.step_of(which)
         system = run.system(which=which) if system is None else system
         self.system = system.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.ear = generate.ear(run, self.system)
+        self.ear = generate.voice_input(run, self.system)
         self.observer = reference.observer_of(run, self.system)
         self.reference: Reference | None = None
         self.without = ""

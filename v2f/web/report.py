@@ -115,7 +115,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
         splits = [split for split in SPLITS if split in dataset.splits]
         figures = {split: pairs(dataset, split, run, system, people) for split in splits}
         own = {
-            "hears": generate.ear(run, system).seconds,
+            "hears": generate.voice_input(run, system).seconds,
             "figures": {split: shown for split, shown in figures.items() if shown},
             "disclaimer": generate.DISCLAIMER,
             "percent": percent,
