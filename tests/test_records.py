@@ -17,7 +17,8 @@ from v2f.config import build, dump_yaml
 from v2f.data.manifest import open_dataset, write_manifest, write_shard
 from v2f.data.sample import encode
 from v2f.errors import V2FError, unexpected
-from v2f.evaluation import compare
+from v2f.evaluation.differences import facts_of
+from v2f.evaluation.subjects import Subject
 from v2f.prepare import parts, verify
 from v2f.prepare.parts import Packing, Part, PartRecord, ShardRecord
 from v2f.runs import checkpoint, inspect
@@ -183,7 +184,7 @@ def _changed(path: Path, change: dict[str, Any], read: Callable[[], object]) -> 
 
 def test_what_a_run_says_of_itself(run: Path) -> None:
     def differences() -> None:
-        compare._facts(compare.Subject("A", Run(str(run))))
+        facts_of(Subject("A", Run(str(run))))
 
     for name in ("run.json", "eval.json", "starts.jsonl"):
         check(run / name, differences)

@@ -77,10 +77,10 @@ class Model:
         """
         given = Given(voice=voice, photo=photo, video=video, label=label, seed=seed)
         name, kind = next(iter(self.system.makes().items()))
-        notes = generate.told_of(self.run, self.system, given, step=self.step)
+        notes = generate.provenance(self.run, self.system, given, step=self.step)
         with torch.no_grad():
             if generate.is_face_of_voice(self.system):
-                wav_WT = generate.heard(self.run, self.system, given)[2]
+                wav_WT = generate.given_voice(self.run, self.system, given)[1]
                 return _image(generate.face_of(self.system, torch.from_numpy(wav_WT), seed=seed), notes)
             made = generate.make(self.system, given)[name]
         if isinstance(kind, Picture):

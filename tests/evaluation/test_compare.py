@@ -14,13 +14,14 @@ from rich.console import Console
 
 from v2f import metrics
 from v2f.errors import V2FError
-from v2f.evaluation import compare
-from v2f.evaluation.compare import Comparison, Outcome, gather, recipes
+from v2f.evaluation.compare import Comparison, Outcome, compare
+from v2f.evaluation.comparison_tables import show
 from v2f.evaluation.significance import holm, sign_flips, with_training
+from v2f.evaluation.subjects import METRICS, gather, recipes
 from v2f.keyed import keyed_rng
 
 PEOPLE = 60
-JUDGED = [metric for metric in compare.METRICS["voice"] if metric.by == "judge"]
+JUDGED = [metric for metric in METRICS["voice"] if metric.by == "judge"]
 KEYS = tuple(metric.key for metric in JUDGED)
 Shares = dict[str, np.ndarray]
 
@@ -85,7 +86,7 @@ def drawn(*key: int, shift: float = 0.0) -> Shares:
 
 
 def compared(*folders: str) -> Comparison:
-    return compare.compare(gather(folders))
+    return compare(gather(folders))
 
 
 def outcome(found: Comparison, key: str, split: str = "test") -> Outcome:
@@ -189,10 +190,10 @@ def test_what_is_better_depends_on_the_metric(tmp_path: Path) -> None:
         "nearest": 0,
         "energy": -1,
     }
-    assert outcome(found, "R@1").told().startswith("R@1, % by the judge: B is above A by 2")
-    assert outcome(found, "R@1").told().endswith("B is better")
-    assert outcome(found, "energy").told().endswith("A is better")
-    assert "better" not in outcome(found, "nearest").told()
+    assert outcome(found, "R@1").sentence().startswith("R@1, % by the judge: B is above A by 2")
+    assert outcome(found, "R@1").sentence().endswith("B is better")
+    assert outcome(found, "energy").sentence().endswith("A is better")
+    assert "better" not in outcome(found, "nearest").sentence()
 
 
 def test_the_order_of_the_runs_does_not_matter(tmp_path: Path) -> None:
@@ -312,7 +313,7 @@ def test_a_number_that_is_not_defined_is_not_tested(tmp_path: Path) -> None:
         Path(folder, "eval.json").write_text(json.dumps(measured))
     found = compared(one, other)
     assert outcome(found, "R@1").p == 1.0  # two people can show nothing
-    assert outcome(found, "energy").why_not == "it is not defined for A: too few people"
+    assert outcome(found, "energy").why_not == "some numbers are not defined for A: too few people"
 
 
 def test_a_run_that_trained_on_since_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,7 +402,7 @@ def test_a_file_that_is_no_evaluation_is_one_clear_line(tmp_path: Path) -> None:
 
 def printed(found: Comparison) -> str:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    compare.show(found, console)
+    show(found, console)
     return console.export_text()
 
 

@@ -115,7 +115,7 @@ def test_with_one_person_nothing_is_retrieved(tmp_path: Path) -> None:
 
 
 def test_no_split_to_evaluate_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(V2FError, match="no split to evaluate; it has train"):
+    with pytest.raises(V2FError, match="no split to evaluate; it has train, but not test or seen"):
         measured(tmp_path, data={"people": {"train": range(4)}})
 
 
@@ -152,7 +152,7 @@ def test_people_of_another_world_have_no_upper_bounds(tmp_path: Path, monkeypatc
     monkeypatch.setattr("fakes.world_hash", lambda: "0" * 64)
     test = measured(tmp_path, data={"people": {"test": range(4)}, "synthetic": True})["splits"]["test"]
     assert "U1" not in test["by"]["judge"]["lines"]
-    assert any("pack the data anew" in note for note in test["notes"])
+    assert any("pack the data again" in note for note in test["notes"])
 
 
 def test_the_other_photo_of_a_person_is_a_different_one(tmp_path: Path) -> None:

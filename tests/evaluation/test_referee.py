@@ -16,7 +16,7 @@ from v2f.config import build
 from v2f.errors import V2FError
 from v2f.evaluation import referee
 from v2f.evaluation.evaluate import evaluate, points
-from v2f.evaluation.observers import observers_of, told_first
+from v2f.evaluation.observers import first_observer, observers_of
 from v2f.nn.frozen import FaceIdentity
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run
@@ -95,13 +95,13 @@ def test_both_tell_every_number_the_referee_first(
     run = Run.open(fit(build(RunConfig, values, "test")))
     measured = evaluate(run, device="cpu")
     printed = " ".join(capsys.readouterr().out.split())
-    assert "stand-ins, so that these numbers hold for the synthetic world only: generator, identity" in printed
+    assert "these nets are stand-ins, so the numbers hold for the synthetic world only: generator, identity" in printed
     assert measured["stand_ins"][-1] == "referee"
     assert measured["referee"] == {"net": "stand_in", "sha256": standins.checksum("referee")}
     assert printed.index("by the referee, which no loss ever saw") < printed.index("by the judge, the nets that losses")
     for split in measured["splits"].values():
         assert list(split["by"]) == ["referee", "judge"]
-        assert told_first(split)[0] == "referee"
+        assert first_observer(split)[0] == "referee"
         one, other = split["by"].values()
         assert one["lines"].keys() == other["lines"].keys() >= {"voice", "U1", "U2", "strongest", "generator", "photo"}
         for line, numbers in one["lines"].items():
@@ -183,5 +183,5 @@ def test_without_its_weights_the_evaluation_says_loudly_who_told(
     assert "system.frozen.referee: " in about["why_not"]
     measured = evaluate(run, device="cpu", limit=4)
     assert "no referee: system.frozen.referee: " in " ".join(capsys.readouterr().out.split())
-    assert told_first(measured["splits"]["test"])[0] == "judge"
+    assert first_observer(measured["splits"]["test"])[0] == "judge"
     assert np.isfinite(measured["splits"]["test"]["by"]["judge"]["meters"]["margin"])

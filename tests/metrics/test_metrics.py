@@ -13,13 +13,13 @@ from v2f.metrics import (
     chance,
     code_variance,
     collapse_meters,
+    collapse_verdict,
     frechet_distance,
     identity_distance,
     margin,
     picture_distance,
     retrieval,
     retrieval_held_equal,
-    verdict,
 )
 
 
@@ -154,32 +154,34 @@ def test_meters_of_a_working_system_raise_no_alarm() -> None:
     assert meters["w_variance_ratio"] == pytest.approx(0.81)
     assert meters["w_norm"] == pytest.approx(float((0.9 * codes).flatten(1).norm(dim=1).mean()))
     assert meters["margin"] > 0.5
-    assert verdict(meters) is None
+    assert collapse_verdict(meters) is None
 
 
 def test_verdict_names_one_face_for_everyone() -> None:
     query, reference, person = people(64, noise=0.3)
     nearly_one = unit(np.ones((64, 16)) + 0.05 * query)
-    said = verdict(collapse_meters(face=nearly_one, reference=reference[person], identity=person))
+    said = collapse_verdict(collapse_meters(face=nearly_one, reference=reference[person], identity=person))
     assert said is not None
     assert "one face for everyone" in said
-    assert "close to collapse" in str(verdict({"identity_distance_ratio": 0.2, "margin": 0.2}))
+    assert "close to collapse" in str(collapse_verdict({"identity_distance_ratio": 0.2, "margin": 0.2}))
 
 
 def test_verdict_names_codes_that_do_not_vary() -> None:
-    assert "one face for everyone" in str(verdict({"w_variance_ratio": 0.001, "identity_distance_ratio": 0.9}))
+    assert "one face for everyone" in str(collapse_verdict({"w_variance_ratio": 0.001, "identity_distance_ratio": 0.9}))
 
 
 def test_verdict_names_faces_that_do_not_follow_the_voice() -> None:
     query, reference, person = people(64, noise=0.1)
-    said = verdict(collapse_meters(face=np.roll(query, 1, axis=0), reference=reference[person], identity=person))
+    said = collapse_verdict(
+        collapse_meters(face=np.roll(query, 1, axis=0), reference=reference[person], identity=person)
+    )
     assert said is not None
     assert "do not follow the voice" in said
 
 
 def test_verdict_says_nothing_about_what_it_does_not_know() -> None:
-    assert verdict({}) is None
-    assert verdict({"identity_distance_ratio": float("nan"), "margin": float("nan")}) is None
+    assert collapse_verdict({}) is None
+    assert collapse_verdict({"identity_distance_ratio": float("nan"), "margin": float("nan")}) is None
 
 
 def test_code_variance_is_over_pictures() -> None:

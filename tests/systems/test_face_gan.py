@@ -161,7 +161,7 @@ def test_a_healthy_run_is_not_accused(healthy: tuple[FaceGAN, dict[str, float], 
     assert system.verdict(meters, history) is None
     assert meters["variety_nearest"] > 2 * 0.25 * meters["variety"]  # and not by a hair
     assert np.mean(history["loss/discriminator/total"][-10:]) > 2 * 0.05
-    assert metrics.to_and_fro(np.array(history["loss/generator/total"])) < 0.25 / 2
+    assert metrics.oscillation(np.array(history["loss/generator/total"])) < 0.25 / 2
 
 
 def test_a_generator_that_knows_two_pictures_is_called_mode_collapse(tiny_shards: str) -> None:

@@ -23,8 +23,9 @@ from toys.toy import LABELS, RATE
 from v2f.cli import main
 from v2f.config import build, dump_yaml
 from v2f.errors import V2FError
-from v2f.evaluation import compare
+from v2f.evaluation.compare import compare
 from v2f.evaluation.evaluate import evaluate
+from v2f.evaluation.subjects import gather
 from v2f.generate import Given, generate
 from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig
@@ -135,7 +136,7 @@ def test_it_makes_what_it_declares_and_says_what_it_is(
     with pytest.raises(V2FError, match=r"does not (see|know)|and nothing else"):
         generate(run, recording, output, **others, **{spare: there[spare]})
     if given:
-        with pytest.raises(V2FError, match=r"asks for .*: give the|makes a face of a voice: give"):
+        with pytest.raises(V2FError, match=r"asks for .*: give the|makes a face from a voice: give"):
             generate(run, None, output)
     assert Path(output).read_bytes() == before
 
@@ -186,7 +187,7 @@ def test_it_is_measured_compared_and_shown(config: Callable[..., RunConfig], tmp
     assert run_title(name) in page
     other = fit(config(name, out="other", steps=1, validate_every=1))
     evaluate(Run.open(other), device="cpu", progress=False)
-    found = compare.compare(compare.gather([folder, other]))
+    found = compare(gather([folder, other]))
     assert [outcome for outcome in found.outcomes if outcome.p is not None]
     assert found.splits == list(measured["splits"])
 
@@ -214,7 +215,9 @@ def run_title(name: str) -> str:
 
 def test_a_system_without_a_protocol_says_so_and_has_a_page(config: Callable[..., RunConfig]) -> None:
     folder = fit(config("photo_sound", steps=1, validate_every=1))
-    with pytest.raises(V2FError, match="no protocol judges this system; there are faces_of_voices"):
+    with pytest.raises(
+        V2FError, match=r"no protocol judges this system; set System\.protocol to one of faces_of_voices"
+    ):
         evaluate(Run.open(folder), device="cpu", progress=False)
     assert "A sound made from a photo, not a recording" in Path(report(folder)).read_text()
 

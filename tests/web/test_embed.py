@@ -73,7 +73,7 @@ def test_every_file_that_can_be_read_has_its_rows(
     assert {each.name for each in observers} == {"judge", "referee"}
     photo = generate._pixels(generate.read_photo(str(folder / "deep" / "y.jpg")), system.makes()["face"])  # type: ignore[arg-type]
     wav = generate.read_voice(str(folder / "deep" / "b.flac"), 16000)
-    wav_WT = torch.from_numpy(generate.windows(wav, generate.ear(run, system).frames))
+    wav_WT = torch.from_numpy(generate.windows(wav, generate.voice_input(run, system).frames))
     assert len(wav_WT) > 1
     w_WLD = generate.codes_of(system, wav_WT)
     assert w_WLD is not None

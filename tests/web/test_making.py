@@ -139,7 +139,7 @@ def test_whatever_a_system_raises_its_file_is_gone(maker: Toy, folder: Path, mon
     [
         ({"label": "<b>", "seed": 0}, "there is no label &#39;&lt;b&gt;&#39;; there are cat, dog, owl"),
         ({"label": None, "seed": 0}, "give the label"),
-        ({"label": "cat", "seed": -1}, "-1: a seed is a whole number from 0 on"),
+        ({"label": "cat", "seed": -1}, "-1: a seed must be a whole number, 0 or larger"),
     ],
 )
 def test_words_that_cannot_be_used_are_refused_and_break_no_page(

@@ -85,7 +85,7 @@ def test_a_label_and_a_seed_make_a_picture(loaded: Loaded, toy_run: Callable[[st
         return str(found.value)
 
     assert refused(["cat", "cow"], [0, 0]) == f"row 1: there is no label 'cow'; there are {', '.join(LABELS)}"
-    assert refused(["cat", "cat"], [0, -1]) == "row 1: -1: a seed is a whole number from 0 on"
+    assert refused(["cat", "cat"], [0, -1]) == "row 1: -1: a seed must be a whole number, 0 or larger"
     assert refused([None, "cat"], [0, 0]) == "row 0: there is no label"
 
 

@@ -1,1 +1,1 @@
-"""How a run is judged: a protocol per kind of task, the networks that judge, tables, and comparisons of runs."""
+"""How runs are evaluated: a protocol for each kind of task, the networks that judge, and comparisons of runs."""

@@ -50,7 +50,6 @@ Kind = Literal["photo", "recording"]
 Columns = Mapping[str, NDArray[np.float32]]
 
 _RECORDINGS = 8  # at once; each may have 64 windows
-_LARGEST_SIDE = 4096
 _SHOWN = 5
 
 T = TypeVar("T")
@@ -78,7 +77,7 @@ def embed(
     table = _table_for(output)
     float32_products(tf32=False)
     system = run.system(which=which).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    hears = generate.ear(run, system)
+    hears = generate.voice_input(run, system)
     observers, second = observers_of(run, system)
     if not observers:
         raise V2FError(f"{run.path}: no net looks at its faces, so there is nothing to embed them by")
@@ -149,7 +148,7 @@ class _Readers:
         size = kind.size
 
         def pixels(content: bytes) -> NDArray[np.uint8]:
-            image, _ = steps.read_photo(content, _LARGEST_SIDE)
+            image, _ = steps.read_photo(content, generate.MAX_PHOTO_SIDE)
             return np.ascontiguousarray(square(np.asarray(image), size).transpose(2, 0, 1))
 
         for name in names:

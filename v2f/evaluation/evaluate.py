@@ -1,16 +1,17 @@
-"""What a run is worth: its protocol's numbers of each split, by each observer, beside what is possible.
+"""``v2f eval``: how good a run is on each split, by each observer, next to what is possible at best.
 
-For each split (``test``: unseen people; ``seen``: unseen clips of trained people) the protocol that the system names
+For each split (such as ``test``: unseen people, and ``seen``: unseen clips of trained people), the system's protocol
 (:mod:`v2f.evaluation.protocols`) makes lines of numbers::
 
     split --protocol, observers--> lines of numbers -> eval.json, tables, MLflow
                                    each person's share in the run's own -> eval-people.json -> v2f compare
 
-Every number is told by two observers. The *referee*, an identity net that no loss and no meter has seen, comes first:
-the *judge*, the run's own frozen nets, is what the training learned to please (:mod:`v2f.evaluation.referee`).
+Two observers measure every number that needs a net. The *referee*, an identity net that no loss and no meter has seen,
+comes first, because training has learned to please the *judge*, the run's own frozen nets
+(:mod:`v2f.evaluation.referee`).
 
-The nets always see batches of one size, the last one filled up, and everything after them is in float64 over whole
-sets: the table is a function of run and data, not of how the data were read (promise 5).
+The nets always see batches of the same size, and everything after them is computed in float64 over whole sets, so the
+results depend only on the run and the data, not on how the data were read.
 """
 
 import hashlib
@@ -40,7 +41,7 @@ from v2f.system import Sound, System, of_kind
 from v2f.tracking.mlflow_client import log_metrics
 
 PEOPLE_FILE = "eval-people.json"
-_BOUNDS = ("U1", "U2")  # lines that MLflow has beside the run's own
+_BOUNDS = ("U1", "U2")  # lines that are logged to MLflow besides the run's own
 
 
 def evaluate(
@@ -52,43 +53,44 @@ def evaluate(
     system: System | None = None,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Measure ``run`` on its own data set, or on ``data``: print the table, write ``eval.json`` into the run.
+    """Measure ``run`` on its own data set, or on ``data``; print the tables and write ``eval.json`` into the run.
 
-    Beside it lies ``eval-people.json``, what ``v2f compare`` needs to compare runs person by person: of each split the
-    people, by their numbers in the manifest (no names), and each one's share in the run's numbers. ``eval.json`` is
-    written last and holds its checksum.
+    ``eval-people.json``, next to it, is what ``v2f compare`` needs to compare runs person by person: the people of each
+    split, by their numbers in the manifest (no names), and each person's share in the run's numbers. ``eval.json`` is
+    written last and has the checksum of ``eval-people.json``.
 
-    ``limit``: samples of each split, the first ones; None: all. ``system``: the run's system, where it is loaded
-    already. ``device``: None takes the GPU if there is one. Samples that cannot be read or decoded are left out,
-    counted and named. A split with fewer people than a gallery of 100 is measured with the gallery that there is,
-    and says so; with fewer than two people nothing is retrieved. V2FError if the data set has neither split, or no
-    sample of one can be used.
+    ``limit``: only the first samples of each split; None: all. ``system``: the run's system, if it is already loaded.
+    ``device``: None uses the GPU if there is one. Samples that cannot be read or decoded are left out, counted and
+    named. A split with fewer than 100 people is measured with a smaller gallery, and a note says so; with fewer than
+    two people, nothing is retrieved. V2FError if the data set has no split to measure, or a split has no usable sample.
     """
-    console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is no narrow terminal
+    console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is not a narrow terminal
     dataset = open_dataset(data or run.config.data.home)
     system = run.system() if system is None else system
     protocol = protocols.of(system)
     splits = protocol.splits(dataset)
     if not splits:
-        raise V2FError(f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, not test or seen")
+        raise V2FError(
+            f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, but not test or seen"
+        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     float32_products(tf32=False)
     system = system.to(device).eval()
     observers, second = observers_of(run, system)
-    result = about(run, dataset, system, device) | {"referee": second, "splits": {}}
+    result = _about(run, dataset, system, device) | {"referee": second, "splits": {}}
     job = Job(run, dataset, system, observers, limit, console)
     if second.get("net") == "stand_in":
         result["stand_ins"] = [*result["stand_ins"], "referee"]
     people: dict[str, Any] = {}
     if result["stand_ins"]:
         nets = ", ".join(result["stand_ins"])
-        console.print(f"stand-ins, so that these numbers hold for the synthetic world only: {nets}")
+        console.print(f"these nets are stand-ins, so the numbers hold for the synthetic world only: {nets}")
     if second.get("why_not"):
         console.print(f"no referee: {second['why_not']}", style="bold red")
     if dataset.fingerprint not in trained_on(run, dataset):
         several = run.config.data.mix or run.config.data.streams
-        what = "known to be one of the data sets" if several else "the data set"
-        console.print(f"note: {dataset.root} is not {what} that {run.config.name} was trained on")
+        which = "known to be one of the data sets" if several else "the data set"
+        console.print(f"note: {dataset.root} is not {which} that {run.config.name} was trained on")
     for name in splits:
         result["splits"][name], people[name] = protocol.measure(job, name)
         protocol.show(name, result, console)
@@ -104,16 +106,16 @@ def evaluate(
 
 
 def points(result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of the run itself as MLflow has them: ``eval/SPLIT/OBSERVER/NUMBER``, such as
-    ``eval/test/referee/recall_at_10``, and the upper bounds' beside them (``.../U1_recall_at_10``)."""
+    """The run's own numbers under their MLflow names ``eval/SPLIT/OBSERVER/NUMBER``, such as
+    ``eval/test/referee/recall_at_10``, and those of the upper bounds (``.../U1_recall_at_10``)."""
     found = {}
     for split, numbers in result["splits"].items():
-        for by, told in numbers["by"].items():
-            for line, own in told["lines"].items():
+        for by, observed in numbers["by"].items():
+            for line, own in observed["lines"].items():
                 is_own = line == protocols.PROTOCOLS[result["protocol"]].own
                 if not is_own and line not in _BOUNDS:
                     continue
-                values = own | (own.get("picture") or {}) | (told.get("meters", {}) if is_own else {})
+                values = own | (own.get("picture") or {}) | (observed.get("meters", {}) if is_own else {})
                 for key, value in values.items():
                     value = value["value"] if isinstance(value, Mapping) and "value" in value else value
                     if isinstance(value, float) and np.isfinite(value):
@@ -124,24 +126,19 @@ def points(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _to_mlflow(run: Run, result: Mapping[str, Any], console: Console) -> None:
-    """The numbers into the MLflow run that ``run`` is tracked as, if it is; what fails there is said and no more."""
+    """Log the numbers to the MLflow run of ``run``, if it is tracked; an error there is printed, not raised."""
     samples = (result["step"] or 0) * run.config.data.batch
     try:
         if log_metrics(run.path, points(result), samples):
-            console.print("and in the run's MLflow, as eval/...")
+            console.print("and logged to the run's MLflow as eval/...")
     except V2FError as error:
-        console.print(f"not in MLflow: {error}")
-
-
-def read(run: Run) -> dict[str, Any] | None:
-    """What ``eval.json`` of ``run`` holds; None where it was not measured. V2FError where it was damaged."""
-    return run.evaluated
+        console.print(f"not logged to MLflow: {error}")
 
 
 def trained_on(run: Run, dataset: Dataset) -> list[str]:
-    """Fingerprints of the data sets that ``run`` was trained on; of a mix or of streams, of which the run keeps one for
-    all together, those that lie there now, if they are still the same. ``dataset`` is taken for trained on where
-    nothing is known."""
+    """Fingerprints of the data sets that ``run`` was trained on. For a mix or for streams, a run keeps only one joint
+    fingerprint, so these are the fingerprints of the data sets that are there now, if they still give the joint one.
+    If nothing is known, that of ``dataset``."""
     data, kept = run.config.data, run.info.get("fingerprint", dataset.fingerprint)
     if (data.mix is None and data.streams is None) or kept == dataset.fingerprint:
         return [kept]
@@ -156,8 +153,8 @@ def trained_on(run: Run, dataset: Dataset) -> list[str]:
     return list(there.values()) if joint_fingerprint(streams) == kept else []
 
 
-def about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, Any]:
-    """What was measured, on which data, with what: without it a number means nothing."""
+def _about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, Any]:
+    """What was measured, on which data, and with what; without this, a number means nothing."""
     provenance = dataset.manifest.provenance
     return {
         "run": run.config.name,
@@ -180,7 +177,7 @@ def about(run: Run, dataset: Dataset, system: System, device: str) -> dict[str, 
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is undefined becomes null."""
+    """``value`` with null instead of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

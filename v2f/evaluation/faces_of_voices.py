@@ -1,13 +1,13 @@
-"""Faces of voices: does the face find its person, among people and beside what is possible at all?
+"""Faces of voices: does the face find its person in a gallery, compared with what is possible at all?
 
-A gallery holds one real photo of each person, photo 0 of the person's first sample; a query is the face made from one
-clip (SF2F: Bai et al., MM 2022, section 4.2). Beside the run's own line stand chance, the upper bounds of the synthetic
-world, and what generator and identity nets allow.
+A gallery has one real photo of each person: photo 0 of the person's first sample. A query is the face made from one
+clip (SF2F: Bai et al., MM 2022, section 4.2). The run's own line is shown next to chance, the upper bounds of the
+synthetic world (U1, U2), and what the generator and the identity net allow.
 
 Shape letters: N people, M clips, Q queries, D embedding width, P features, L styles, V voice factors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +27,19 @@ from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, Photo, Waveform, square
 from v2f.data.transforms import Noise as Drawn
 from v2f.errors import V2FError
-from v2f.evaluation.observers import BATCH, BY, Looks, Name, Observer, in_batches, look, looks, seen, told_first
-from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, percent, tell
+from v2f.evaluation.observers import (
+    BATCH,
+    BY,
+    Looks,
+    Name,
+    Observer,
+    first_observer,
+    in_batches,
+    look,
+    looks,
+    seen,
+)
+from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, percent, print_remarks
 from v2f.system import Noise, Picture, Sound, Styled, System, device_of, of_kind, to_picture
 from v2f.world import bounds, world_hash
 from v2f.world.people import VOICE, World, WorldConfig
@@ -38,7 +49,7 @@ _HELD_EQUAL = 20
 
 @dataclass(frozen=True)
 class OtherPhoto:
-    """The sample's last photo, uint8 [3, size, size], made as :class:`Photo` makes the first."""
+    """The sample's last photo, uint8 [3, size, size], cropped as :class:`Photo` crops the first."""
 
     size: int
 
@@ -48,46 +59,48 @@ class OtherPhoto:
 
 @dataclass
 class Clips:
-    """A split as the system sees it. Rows of ``*_M`` are clips, of ``*_N`` people in the order of their first clip."""
+    """A split as the system sees it. ``*_M``: a row per clip; ``*_N``: a row per person, in order of first clips."""
 
     names: list[int] = field(default_factory=list)
     """Each person's number in the manifest."""
     person_M: list[int] = field(default_factory=list)
     face_M: dict[Name, list[NDArray[np.float32]]] = field(default_factory=dict)
-    """By each observer: identity embeddings of the faces made from clips."""
+    """Observer -> identity embeddings of the faces made from clips."""
     drawn_N: dict[Name, list[NDArray[np.float32]]] = field(default_factory=dict)
-    """By each observer: features of the face made from each person's first clip."""
+    """Observer -> features of the face made from each person's first clip."""
     w_M: list[NDArray[np.float32]] = field(default_factory=list)
     photo_N: list[NDArray[np.uint8]] = field(default_factory=list)
     """The gallery's photos."""
     other_N: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-    """Another photo of a person, where there is one."""
+    """Person -> another photo, if there is one."""
     voice_N: list[NDArray[np.float32]] = field(default_factory=list)
     """Voice factors, on synthetic data."""
     left_out: list[str] = field(default_factory=list)
-    """One line for each sample that could not be used."""
+    """A line for each sample that could not be used."""
 
 
 def heard_and_drawn(system: System) -> tuple[str, Sound, str, Picture]:
-    """The voice that a system asks for, with noise or alone, and the picture that it makes of it, by their names;
-    V2FError without them."""
+    """The voice that a system takes and the picture that it makes from it: two names, each with its kind.
+
+    V2FError if the system takes anything else but noise, or makes no picture.
+    """
     heard = [(name, sound) for name, sound in of_kind(system.asks(), Sound) if sound.voice]
     drawn = of_kind(system.makes(), Picture)
     others = [kind for kind in system.asks().values() if not isinstance(kind, Sound | Noise)]
     if len(heard) != 1 or others or not drawn:
-        asks, makes = _told(system.asks()), _told(system.makes())
+        asks, makes = _names_of(system.asks()), _names_of(system.makes())
         raise V2FError(f"no face of a voice: this system asks for {asks}, and makes {makes}")
     return *heard[0], *drawn[0]
 
 
-def _told(kinds: Mapping[str, Any]) -> str:
+def _names_of(kinds: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({type(kind).__name__})" for name, kind in kinds.items()) or "nothing"
 
 
 def gather(job: Job, split: Split) -> Clips:
-    """Everything that evaluation wants of a split, in one pass over its samples."""
+    """Everything that the evaluation needs of a split, in one pass over its samples."""
     hears, sound, _, drawn = heard_and_drawn(job.system)
-    # not what only the losses want, such as codes: another data set need not hold that
+    # not what only the losses need, such as codes: another data set may not have that
     photo = Photo(drawn.size, drawn.share)
     transforms: dict[str, Any] = {"wav": Waveform(sound.seconds, sound.rate), "image": photo}
     transforms["other"] = OtherPhoto(photo.size)
@@ -127,21 +140,23 @@ def gather(job: Job, split: Split) -> Clips:
 
 
 def world_of(dataset: Dataset) -> World | str:
-    """The synthetic world that the people are from, or why there are no upper bounds."""
+    """The synthetic world of the people, or the reason why there are no upper bounds."""
     provenance = dataset.manifest.provenance
     if "world_hash" not in provenance:
-        return "real people: what a voice can tell of them is not known, so there is no upper bound U1 or U2"
+        return "real people: what a voice reveals about them is unknown, so there is no upper bound U1 or U2"
     if provenance["world_hash"] != world_hash():
-        packed = f"version {provenance['world_version']} of the world, which is not this program's"
-        return f"these people are from {packed}: no upper bound U1 or U2; pack the data anew"
+        return (
+            f"these people are from version {provenance['world_version']} of the world, which this program does not "
+            "have: no upper bound U1 or U2; pack the data again"
+        )
     return World(build(WorldConfig, provenance["recipe"]["synthetic"]["world"], f"{dataset.root}: world"))
 
 
 def _faces(
     system: System, observers: Sequence[Observer], given: Mapping[str, Tensor]
 ) -> tuple[Looks, NDArray[np.float32]]:
-    """Of voices [M, T] and what noise goes with them: what is seen of their faces, and codes [M, L, D] (of width 0
-    without a generator of styles)."""
+    """What the observers see of the faces that are made from voices [M, T] (and noise), and the faces' codes [M, L, D],
+    of width 0 if the system has no style generator."""
     widths = [value.shape[1] for value in given.values()]
 
     def function(row_BX: Tensor) -> tuple[Tensor, ...]:
@@ -156,79 +171,62 @@ def _faces(
     return looks(observers, columns), w_M
 
 
-def _through_generator(
-    system: Styled, observers: Sequence[Observer], photo_MCHW: NDArray[np.uint8]
-) -> tuple[Looks, NDArray[np.float32]]:
-    """As :func:`look`, of what the generator makes of the photos' codes, and the codes."""
+def _through_generator(system: Styled, observers: Sequence[Observer], photo_MCHW: NDArray[np.uint8]) -> Looks:
+    """What the observers see of photos that were inverted and generated again."""
 
     def function(img_BCHW: Tensor) -> tuple[Tensor, ...]:
-        w = system.invert(to_picture(img_BCHW))
-        return (*seen(observers, system.face(w)), w)
+        return seen(observers, system.face(system.invert(to_picture(img_BCHW))))
 
-    *columns, w_M = in_batches(function, torch.from_numpy(photo_MCHW), device_of(system))
-    return looks(observers, columns), w_M
+    return looks(observers, in_batches(function, torch.from_numpy(photo_MCHW), device_of(system)))
+
+
+def _codes(system: Styled, photo_MCHW: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """w+ [M, L, D] of photos."""
+    (w_MLD,) = in_batches(
+        lambda img: (system.invert(to_picture(img)),), torch.from_numpy(photo_MCHW), device_of(system)
+    )
+    return w_MLD
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """One way to make faces: queries, whose they are, and the features of one picture a person where it has any."""
+class QuerySet:
+    """The faces of one line of the table, as queries of the retrieval."""
 
-    name: str
+    line: str
+    """Name in ``eval.json``."""
     emb_QD: NDArray[np.float32]
     person_Q: NDArray[np.int64]
     drawn_NP: NDArray[np.float32] | None = None
+    """Features of one picture of each person; None if there are no pictures."""
 
 
 def _measure(name: str, clips: Clips, job: Job) -> Measured:
     """All numbers of one split."""
-    dataset, system, observers = job.dataset, job.system, job.observers
-    people, device = len(clips.names), device_of(system)
+    people, device = len(clips.names), device_of(job.system)
     photo_NCHW, person_M = np.stack(clips.photo_N), np.array(clips.person_M)
-    reference = look(observers, photo_NCHW, device)
-    lines: dict[Name, list[Line]] = {
-        by: [Line(name="voice", emb_QD=np.stack(face_M), person_Q=person_M, drawn_NP=np.stack(clips.drawn_N[by]))]
+    reference = look(job.observers, photo_NCHW, device)
+    gallery = min(metrics.GALLERY, people)
+    queries: dict[Name, list[QuerySet]] = {
+        by: [QuerySet(line="voice", emb_QD=np.stack(face_M), person_Q=person_M, drawn_NP=np.stack(clips.drawn_N[by]))]
         for by, face_M in clips.face_M.items()
     }
-    notes = []
-    gallery, strongest = min(metrics.GALLERY, people), dict[Name, str]()
-    world = world_of(dataset)
+    strongest: dict[Name, str] = {}
+    world = world_of(job.dataset)
     if isinstance(world, World) and people > 1:
-        for by, (possible, factor) in _bounds(world, clips, observers, reference, gallery, device).items():
-            lines[by] += possible
+        for by, (possible, factor) in _bounds(world, clips, job.observers, reference, gallery, device).items():
+            queries[by] += possible
             strongest[by] = factor
-    elif isinstance(world, str):
-        notes.append(world)
-    styled = system if isinstance(system, Styled) else None
-    w_MLD = None if styled is None else np.stack(clips.w_M)
-    inverting = styled if styled is not None and styled.inverts else None
-    codes_NLD = None
-    if inverting is not None:
-        (codes_NLD,) = in_batches(
-            lambda img: (inverting.invert(to_picture(img)),), torch.from_numpy(photo_NCHW), device
-        )
-    if clips.other_N:
-        others = np.array(sorted(clips.other_N))
-        other_NCHW = np.stack([clips.other_N[person] for person in others.tolist()])
-        others_seen = {"photo": look(observers, other_NCHW, device)}
-        if inverting is not None:
-            others_seen = {"generator": _through_generator(inverting, observers, other_NCHW)[0]} | others_seen
-        for line, each_look in others_seen.items():
-            for by, one in each_look.items():
-                lines[by].append(Line(name=line, emb_QD=one.emb_MD, person_Q=others, drawn_NP=one.features_MP))
-    else:
-        notes.append("nobody has a second photo: there is no line for what the generator and the identity net allow")
-    if people < 2:
-        notes.append("one person only: nobody to be told apart from, so nothing is retrieved")
-    elif people < metrics.GALLERY:
-        notes.append(
-            f"the gallery is too small: {people} people, {metrics.GALLERY} are wanted; R@K is among {people}, easier "
-            "than it should be, and not to be compared with any other"
-        )
+    inverting = job.system if isinstance(job.system, Styled) and job.system.inverts else None
+    for line, each_look, others in _other_photos(job, clips, inverting):
+        for by, one in each_look.items():
+            queries[by].append(QuerySet(line=line, emb_QD=one.emb_MD, person_Q=others, drawn_NP=one.features_MP))
+    w_MLD = np.stack(clips.w_M) if isinstance(job.system, Styled) else None
+    codes_NLD = None if inverting is None else _codes(inverting, photo_NCHW)
     by_observer: dict[Name, dict[str, Any]] = {}
     each: dict[Name, dict[str, NDArray[np.float64]]] = {}
-    for by, own in lines.items():
+    for by, own in queries.items():
         reference_ND, face_MD = reference[by].emb_MD, own[0].emb_QD
-        measured = {line.name: _numbers(line, reference_ND, reference[by].features_MP, gallery) for line in own}
+        measured = {one.line: _numbers_of(one, reference_ND, reference[by].features_MP, gallery) for one in own}
         each[by] = measured["voice"][1] | {"margin": metrics.margin_shares(face_MD, reference_ND, person_M)}
         by_observer[by] = {
             "lines": {line: numbers for line, (numbers, _) in measured.items()},
@@ -247,16 +245,44 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
         "gallery_too_small": people < metrics.GALLERY,
         "chance": {f"R@{k}": v for k, v in metrics.chance(gallery).items()} if people > 1 else None,
         "by": by_observer,
-        "notes": notes,
+        "notes": _notes(clips, world),
     }
-    result["verdict"] = metrics.verdict(told_first(result)[1]["meters"])
+    result["verdict"] = metrics.collapse_verdict(first_observer(result)[1]["meters"])
     return result, of_each(clips.names, each)
 
 
+def _other_photos(job: Job, clips: Clips, inverting: Styled | None) -> Iterator[tuple[str, Looks, NDArray[np.int64]]]:
+    """The lines that show what generator and identity net allow: name, what is seen of another photo of each person
+    who has one, and who these people are."""
+    if not clips.other_N:
+        return
+    others = np.array(sorted(clips.other_N))
+    other_NCHW = np.stack([clips.other_N[person] for person in others.tolist()])
+    if inverting is not None:
+        yield "generator", _through_generator(inverting, job.observers, other_NCHW), others
+    yield "photo", look(job.observers, other_NCHW, device_of(job.system)), others
+
+
+def _notes(clips: Clips, world: World | str) -> list[str]:
+    """What the numbers of a split lack, and why."""
+    people = len(clips.names)
+    notes = [world] if isinstance(world, str) else []
+    if not clips.other_N:
+        notes.append("nobody has a second photo: there is no line for what the generator and the identity net allow")
+    if people < 2:
+        notes.append("one person only: there is nobody to tell apart, so nothing is retrieved")
+    elif people < metrics.GALLERY:
+        notes.append(
+            f"the gallery is too small: {people} people instead of {metrics.GALLERY}; R@K among {people} is easier "
+            "and cannot be compared with R@K in galleries of another size"
+        )
+    return notes
+
+
 def _held_equal(
-    lines: Sequence[Line], reference_ND: NDArray[np.float32], clips: Clips, strongest: str | None
+    queries: Sequence[QuerySet], reference_ND: NDArray[np.float32], clips: Clips, strongest: str | None
 ) -> dict[str, Any] | None:
-    """Retrieval among people who are alike in the factor that tells most; None with too few people."""
+    """Retrieval among people who are alike in the most informative factor; None with too few people."""
     if strongest is None or len(reference_ND) < 2 * _HELD_EQUAL:
         return None
     factor_N = np.stack(clips.voice_N)[:, VOICE.index(strongest)]
@@ -265,10 +291,10 @@ def _held_equal(
         "gallery": _HELD_EQUAL,
         "chance": {f"R@{k}": v for k, v in metrics.chance(_HELD_EQUAL).items()},
         "lines": {
-            line.name: metrics.retrieval_held_equal(
-                line.emb_QD, reference_ND, line.person_Q, factor_N, gallery=_HELD_EQUAL
+            one.line: metrics.retrieval_held_equal(
+                one.emb_QD, reference_ND, one.person_Q, factor_N, gallery=_HELD_EQUAL
             ).as_dict()
-            for line in lines
+            for one in queries
         },
     }
 
@@ -280,9 +306,9 @@ def _bounds(
     reference: Looks,
     gallery: int,
     device: torch.device,
-) -> dict[Name, tuple[list[Line], str]]:
-    """By each observer: what retrieval can reach at best in the synthetic world, and by the one factor that tells
-    most, with that factor's name."""
+) -> dict[Name, tuple[list[QuerySet], str]]:
+    """Observer -> the best that retrieval can reach in the synthetic world, with all factors and with the most
+    informative one alone; and the name of that factor."""
     voice_NV, size, everyone = np.stack(clips.voice_N), clips.photo_N[0].shape[-1], np.arange(len(clips.names))
 
     def watched(pictures_NHWC: NDArray[np.uint8]) -> Looks:
@@ -295,7 +321,7 @@ def _bounds(
     expected = bounds.u2_embeddings(world, voice_NV, [embeds(observer) for observer in observers], size=size)
     single = {factor: watched(bounds.factor_pictures(world, voice_NV, factor, size)) for factor in VOICE}
     k = max(metrics.KS)
-    found: dict[Name, tuple[list[Line], str]] = {}
+    found: dict[Name, tuple[list[QuerySet], str]] = {}
     for observer, u2_ND in zip(observers, expected, strict=True):
         by = observer.name
 
@@ -305,44 +331,46 @@ def _bounds(
 
         strongest = max(VOICE, key=recall)
         u1 = known[by]
-        lines = [
-            Line(name="U1", emb_QD=u1.emb_MD, person_Q=everyone, drawn_NP=u1.features_MP),
-            Line(name="U2", emb_QD=u2_ND, person_Q=everyone),
-            Line(name="strongest", emb_QD=single[strongest][by].emb_MD, person_Q=everyone),
+        possible = [
+            QuerySet(line="U1", emb_QD=u1.emb_MD, person_Q=everyone, drawn_NP=u1.features_MP),
+            QuerySet(line="U2", emb_QD=u2_ND, person_Q=everyone),
+            QuerySet(line="strongest", emb_QD=single[strongest][by].emb_MD, person_Q=everyone),
         ]
-        found[by] = lines, strongest
+        found[by] = possible, strongest
     return found
 
 
-def _numbers(
-    line: Line, reference_ND: NDArray[np.float32], real_NP: NDArray[np.float32], gallery: int
+def _numbers_of(
+    queries: QuerySet, reference_ND: NDArray[np.float32], real_NP: NDArray[np.float32], gallery: int
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-    """The numbers of a line, and each person's share in them."""
+    """The numbers of one line of the table, and each person's share in them."""
     numbers: dict[str, Any] = {}
     each: dict[str, NDArray[np.float64]] = {}
     if len(reference_ND) > 1:
-        found = metrics.retrieval(line.emb_QD, reference_ND, line.person_Q, gallery=gallery)
+        found = metrics.retrieval(queries.emb_QD, reference_ND, queries.person_Q, gallery=gallery)
         numbers |= found.as_dict()
         each |= {f"R@{k}": share_N for k, share_N in found.each.items()}
-    real = metrics.identity_distance(reference_ND[np.unique(line.person_Q)])
-    numbers["identity_distance_ratio"] = metrics.ratio(metrics.identity_distance(line.emb_QD, line.person_Q), real)
+    real = metrics.identity_distance(reference_ND[np.unique(queries.person_Q)])
+    numbers["identity_distance_ratio"] = metrics.ratio(
+        metrics.identity_distance(queries.emb_QD, queries.person_Q), real
+    )
     if real > 0:
-        each["identity_distance_ratio"] = metrics.identity_distance_shares(line.emb_QD, line.person_Q) / real
+        each["identity_distance_ratio"] = metrics.identity_distance_shares(queries.emb_QD, queries.person_Q) / real
     numbers["picture"] = None
-    if line.drawn_NP is not None:
-        picture = metrics.picture_distance(line.drawn_NP, real_NP)
+    if queries.drawn_NP is not None:
+        picture = metrics.picture_distance(queries.drawn_NP, real_NP)
         numbers["picture"] = picture.as_dict()
         each |= picture.each
     return numbers, each
 
 
-def _told_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
-    """The metrics that an observer tells, with the nets that it looks through."""
+def _metrics_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
+    """The metrics of an observer, which uses these nets for identity and for feature maps."""
     return (
         *(Metric(f"R@{k}", f"R@{k}, %", 1, by, identity, 100, 1) for k in metrics.KS),
         Metric("margin", "margin", 1, by, identity, digits=3),
         Metric("identity_distance_ratio", "identity distance", 0, by, identity),
-        # below 1 it is an average face, and no better
+        # below 1 is an average face, which is not better
         Metric("nearest", "picture: nearest", 0, by, maps, of_pictures=True),
         Metric("energy", "picture: energy", -1, by, maps, digits=3, of_pictures=True),
     )
@@ -352,10 +380,11 @@ class FacesOfVoices(Protocol):
     """Retrieval of a person by the face made from a clip, the variety of faces, and the pictures themselves."""
 
     own = "voice"
-    compared = (*_told_by("referee", "referee", "referee"), *_told_by("judge", "identity", "perceptual"))
+    compared = (*_metrics_by("referee", "referee", "referee"), *_metrics_by("judge", "identity", "perceptual"))
     explained = (
-        "identity: distance of different people's faces over that of their photos (0: one face for everyone); nearest "
-        "and energy: distance of the pictures from real ones (1 and 0: none); what the judge alone finds is no likeness"
+        "identity: distance between different people's faces relative to that of their photos (0: one face for "
+        "everyone); nearest and energy: distance of the pictures from real ones (best: 1 and 0); a likeness that only "
+        "the judge finds is none"
     )
 
     def splits(self, dataset: Dataset) -> list[str]:
@@ -364,16 +393,16 @@ class FacesOfVoices(Protocol):
     def measure(self, job: Job, name: str) -> Measured:
         heard_and_drawn(job.system)
         if not job.observers:
-            raise V2FError("no net looks at the faces: give the system frozen nets, or one of its own (Judged)")
+            raise V2FError("no net looks at the faces: configure frozen nets for the system, or derive it from Judged")
         clips = gather(job, job.dataset.split(name))
         with job.console.status(f"{name}: upper bounds and distances"):
             return _measure(name, clips, job)
 
     def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:
-        """Print one split's tables, one by each observer."""
+        """Print the tables of a split, one for each observer."""
         split = result["splits"][name]
         of = f"{name}: {split['what']}, {split['people']} people, {split['clips']} clips of {result['seconds']} s"
-        for by, told in split["by"].items():
+        for by, observed in split["by"].items():
             table = Table(title=f"{of}; {BY[by]}", title_justify="left")
             table.add_column(f"gallery of {split['gallery']}, % (95 % interval)" if split["gallery"] else "no gallery")
             for column in ("R@1", "R@5", "R@10", "median rank", "identity", "nearest", "energy"):
@@ -381,10 +410,10 @@ class FacesOfVoices(Protocol):
             if split["chance"] is not None:
                 shares = [f"{100 * v:.1f}" for v in split["chance"].values()]
                 table.add_row("chance", *shares, f"{(split['gallery'] + 1) / 2:.1f}", "", "", "")
-            for line, numbers in told["lines"].items():
+            for line, numbers in observed["lines"].items():
                 picture = numbers["picture"] or {}
                 table.add_row(
-                    self.title(line, told),
+                    self.title(line, observed),
                     *[percent(numbers.get(f"R@{k}")) for k in metrics.KS],
                     number(numbers.get("median_rank"), 1),
                     number(numbers["identity_distance_ratio"], 2),
@@ -393,22 +422,21 @@ class FacesOfVoices(Protocol):
                     style="bold" if line == "voice" else None,
                 )
             console.print(table)
-            held = told["held_equal"]
+            held = observed["held_equal"]
             if held is not None:
                 shown = ", ".join(f"{line} {percent(held['lines'][line]['R@1'])}" for line in held["lines"])
                 console.print(
                     f"{held['factor']} held equal (galleries of the {held['gallery']} people nearest in it), R@1 %, "
                     f"by the {by}: chance {100 * held['chance']['R@1']:.1f}, {shown}"
                 )
-        tell(split, console)
+        print_remarks(split, console)
 
-    def title(self, line: str, told: Mapping[str, Any]) -> str:
-        """As :meth:`Protocol.title`."""
+    def title(self, line: str, observed: Mapping[str, Any]) -> str:
         return {
             "voice": "face from the voice (this run)",
             "U1": "U1: true voice factors, others average",
             "U2": "U2: expected embedding for that voice",
-            "strongest": f"knows only the strongest factor ({told.get('strongest_factor')})",
+            "strongest": f"knows only the strongest factor ({observed.get('strongest_factor')})",
             "generator": "other photo through the generator",
             "photo": "other photo itself",
             "chance": "chance",

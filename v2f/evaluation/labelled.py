@@ -1,11 +1,12 @@
-"""Labelled pictures and sounds: does what is made of a label look, or sound, like what has that label?
+"""Labeled pictures and sounds: does an output made from a label look, or sound, like real samples with that label?
 
-For each held-out sample one thing is made of its label. It is held against the held-out samples themselves: the five
-nearest of them vote for its label, and the sets are compared. Beside the run's own line stand as many trained samples
-of the same labels, which is what a perfect memory would reach. Features are the pooled maps of the observers, and
-without a net a picture's pixels at 16 px, or the mean and spread of a sound's log-mel bands.
+For each held-out sample, the system makes one output from its label. The outputs are compared with the held-out
+samples: the five samples nearest to an output vote for its label, and the two sets are compared. Next to the run's own
+line is one of as many training samples with the same labels, which is what perfect memorization would reach. Features
+are the pooled maps of the observers and, without a net, a picture's pixels at 16 px, or the mean and standard deviation
+of a sound's log-mel bands.
 
-Shape letters: N samples, M things made, P features, K labels, T samples of a sound.
+Shape letters: N samples, M outputs, P features, K neighbors, T samples of a sound.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,20 +25,20 @@ from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import Photo, Waveform, bound
 from v2f.errors import V2FError
-from v2f.evaluation.observers import BATCH, BY, in_batches, seen, told_first
-from v2f.evaluation.protocol import Job, Measured, Metric, Protocol, number, of_each, percent, tell
+from v2f.evaluation.observers import BATCH, BY, first_observer, in_batches, seen
+from v2f.evaluation.protocol import Job, Measured, Metric, Protocol, number, of_each, percent, print_remarks
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, of_kind, to_picture
 
 HELD_OUT = ("test", "valid")
 _NEIGHBOURS = 5
-_SIDE = 16  # of a picture whose pixels are compared
+_SIDE = 16  # px, of pictures that are compared pixel by pixel
 _MELS, _FRAME_S, _HOP_S = 40, 0.064, 0.016
 
 Features = dict[str, NDArray[np.float32]]
-"""Who sees -> features [M, P]."""
+"""Observer -> features [M, P]."""
 
 
-def _told_by(by: str, net: str) -> tuple[Metric, ...]:
+def _metrics_by(by: str, net: str) -> tuple[Metric, ...]:
     pictures = by != "spectra"
     return (
         Metric("accuracy", "label found, %", 1, by, net, 100, 1),
@@ -48,13 +49,13 @@ def _told_by(by: str, net: str) -> tuple[Metric, ...]:
 
 
 class Labelled(Protocol):
-    """What both have in common; ``kind`` is what is made."""
+    """What both protocols share; ``kind`` is the kind of the output."""
 
     kind: type[Kind]
     explained = (
-        "label found: the five nearest held-out samples vote for the label that was asked for; nearest and energy: "
-        "distance from held-out samples (1 and 0: none); variety within a label: mean distance of two things of one "
-        "label, over that of real ones (0: always the same)"
+        "label found: the five nearest held-out samples vote for the requested label; nearest and energy: distance "
+        "from held-out samples (best: 1 and 0); variety within a label: mean distance between two outputs of one "
+        "label, relative to that of real ones (0: always the same)"
     )
 
     def splits(self, dataset: Dataset) -> list[str]:
@@ -69,13 +70,13 @@ class Labelled(Protocol):
             raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first: {left_out[0]}")
         batch, things, numbers_N = real
         label_N = batch[asked].numpy()
-        look = _looking(job, kind)
-        sets = {self.own: (look(_made(system, batch, made)), label_N)}
+        look = _features_of(job, kind)
+        sets = {self.own: (look(_outputs(system, batch, made)), label_N)}
         notes = []
         trained = _trained(job, kind, label_N)
         if trained is None:
             notes.append(
-                f"no split {job.run.config.data.split!r} here: nothing to say what trained samples would reach"
+                f"no split {job.run.config.data.split!r} here: there is no line for training samples to compare with"
             )
         else:
             sets["trained"] = look(trained[0]), trained[1]
@@ -86,7 +87,7 @@ class Labelled(Protocol):
         each: dict[str, dict[str, NDArray[np.float64]]] = {}
         for line, (features, wanted_M) in sets.items():
             for who, made_MP in features.items():
-                by[who]["lines"][line], shares = _numbers(made_MP, wanted_M, shown[who], label_N)
+                by[who]["lines"][line], shares = _numbers_of(made_MP, wanted_M, shown[who], label_N)
                 if line == self.own:
                     each[who] = shares
         result: dict[str, Any] = {
@@ -98,21 +99,21 @@ class Labelled(Protocol):
             "by": by,
             "notes": notes,
         }
-        result["verdict"] = verdict(told_first(result)[1]["lines"][self.own], chance)
+        result["verdict"] = label_verdict(first_observer(result)[1]["lines"][self.own], chance)
         return result, of_each(numbers_N.tolist(), each)
 
     def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:
-        """Print a table by each observer."""
+        """Print a table for each observer."""
         split = result["splits"][name]
         of = f"{name}: {split['what']}, {split['people']} samples, {split['labels']} labels"
-        for by, told in split["by"].items():
+        for by, observed in split["by"].items():
             table = Table(title=f"{of}; {BY[by]}", title_justify="left")
             table.add_column(f"chance of a label {100 * split['chance']['accuracy']:.1f} %")
             for column in ("label found, %", "nearest", "energy", "variety within a label"):
                 table.add_column(column, justify="right")
-            for line, numbers in told["lines"].items():
+            for line, numbers in observed["lines"].items():
                 table.add_row(
-                    self.title(line, told),
+                    self.title(line, observed),
                     percent(numbers["accuracy"]),
                     number(numbers["picture"]["nearest"], 2),
                     number(numbers["picture"]["energy"], 3),
@@ -120,41 +121,45 @@ class Labelled(Protocol):
                     style="bold" if line == self.own else None,
                 )
             console.print(table)
-        tell(split, console)
+        print_remarks(split, console)
 
-    def title(self, line: str, told: Mapping[str, Any]) -> str:
-        return "made of the labels (this run)" if line == self.own else "trained samples of the same labels"
+    def title(self, line: str, observed: Mapping[str, Any]) -> str:
+        return "made from the labels (this run)" if line == self.own else "training samples with the same labels"
 
 
 class LabelledPictures(Labelled):
-    """A label in, a picture out."""
+    """Pictures made from labels."""
 
     own, kind = "labelled", Picture
-    compared = (*_told_by("referee", "referee"), *_told_by("judge", "perceptual"), *_told_by("pixels", ""))
+    compared = (*_metrics_by("referee", "referee"), *_metrics_by("judge", "perceptual"), *_metrics_by("pixels", ""))
 
 
 class LabelledSounds(Labelled):
-    """A label in (or a picture or video that has one), a sound out."""
+    """Sounds made from labels."""
 
     own, kind = "sounded", Sound
-    compared = _told_by("spectra", "")
+    compared = _metrics_by("spectra", "")
 
 
 def asked_and_made(system: System, kind: type[Kind]) -> tuple[str, str, Any]:
-    """The label that a system asks for and the thing of ``kind`` that it makes: names, and that kind; V2FError else."""
+    """The name of the label that a system asks for, and the name and kind of the output of type ``kind``.
+
+    V2FError if the system asks for anything else but noise, or makes no such output.
+    """
     labels = [name for name, _ in of_kind(system.asks(), Label)]
     others = [each for each in system.asks().values() if not isinstance(each, Label | Noise)]
     made = of_kind(system.makes(), kind)
     if len(labels) != 1 or others or not made:
         asks, makes = ", ".join(system.asks()) or "nothing", ", ".join(system.makes())
-        raise V2FError(f"nothing to judge by its label: this system asks for {asks}, and makes {makes}")
+        raise V2FError(f"no output to judge by its label: this system asks for {asks}, and makes {makes}")
     return labels[0], *made[0]
 
 
 def _real(
     split: Split, system: System, kind: Any, left_out: list[str], limit: int | None
 ) -> tuple[dict[str, Tensor], Tensor, NDArray[np.int64]] | None:
-    """Of a split's usable samples: what the system asks for, the things themselves, and their numbers."""
+    """A split's usable samples: the system's inputs, the real pictures or sounds, and the samples' numbers; None if
+    there are none."""
     reads: dict[str, Transform] = {name: system.transforms()[name] for name in system.asks()}
     reads = bound(reads, split.datasets)
     thing: Transform = (
@@ -170,7 +175,7 @@ def _real(
 
 
 def _trained(job: Job, kind: Any, label_N: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]] | None:
-    """As many trained samples with the same labels, where there are as many."""
+    """As many training samples with the same labels, as far as there are, and their labels; None without the split."""
     name = job.run.config.data.split
     if name not in job.dataset.splits:
         return None
@@ -184,8 +189,8 @@ def _trained(job: Job, kind: Any, label_N: NDArray[np.int64]) -> tuple[Tensor, N
     return things[chosen], own_S[chosen]
 
 
-def _made(system: System, batch: Mapping[str, Tensor], made: str) -> Tensor:
-    """What the system makes of each row of ``batch``, on the CPU."""
+def _outputs(system: System, batch: Mapping[str, Tensor], made: str) -> Tensor:
+    """The system's output for each row of ``batch``, on the CPU."""
     rows = next(iter(batch.values()))
     parts = []
     for start in range(0, len(rows), BATCH):
@@ -195,8 +200,8 @@ def _made(system: System, batch: Mapping[str, Tensor], made: str) -> Tensor:
     return torch.cat(parts)
 
 
-def _looking(job: Job, kind: Any) -> Callable[[Tensor], Features]:
-    """How things are seen: made ones (float, [-1, 1]) as real ones (uint8 pictures, float waves)."""
+def _features_of(job: Job, kind: Any) -> Callable[[Tensor], Features]:
+    """The function that computes features of outputs (floats in [-1, 1]) and real samples (uint8 pictures, waves)."""
     device = device_of(job.system)
 
     def sounds(wav: Tensor) -> Features:
@@ -232,10 +237,10 @@ def spectra(wav_MT: Tensor, rate: int) -> NDArray[np.float32]:
     return np.asarray(found_MP.numpy(), dtype=np.float32)
 
 
-def _numbers(
+def _numbers_of(
     made_MP: NDArray[np.float32], wanted_M: NDArray[np.int64], real_NP: NDArray[np.float32], label_N: NDArray[np.int64]
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-    """The numbers of things made for ``wanted_M``, and each one's share."""
+    """The numbers of outputs that were made for the labels ``wanted_M``, and each output's share."""
     scale_P = real_NP.std(0)
     scale_P = np.where(scale_P > 1e-6, scale_P, np.inf).astype(np.float64)
     made, real = made_MP / scale_P, real_NP / scale_P
@@ -251,7 +256,7 @@ def _numbers(
 
 
 def voted(made_MP: NDArray[np.float64], real_NP: NDArray[np.float64], label_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The label that most of the five nearest real ones have; of equally many the one with the nearest."""
+    """The most frequent label of the five nearest real samples; with a tie, that of the nearest one."""
     square_MN = ((made_MP**2).sum(1)[:, None] + (real_NP**2).sum(1)[None]) - 2 * made_MP @ real_NP.T
     near_MK = np.argsort(square_MN, axis=1, kind="stable")[:, :_NEIGHBOURS]
     votes_MK = label_N[near_MK]
@@ -263,7 +268,7 @@ def voted(made_MP: NDArray[np.float64], real_NP: NDArray[np.float64], label_N: N
 
 
 def _within(rows_MP: NDArray[np.float64], label_M: NDArray[np.int64]) -> float:
-    """Mean distance of two different things of one label, over labels; NaN where no label has two."""
+    """Mean distance between two rows with the same label, averaged over labels; NaN if no label has two rows."""
     means = []
     for label in np.unique(label_M):
         own = rows_MP[label_M == label]
@@ -273,13 +278,13 @@ def _within(rows_MP: NDArray[np.float64], label_M: NDArray[np.int64]) -> float:
     return float(np.mean(means)) if means else float("nan")
 
 
-def verdict(numbers: Mapping[str, Any], chance: float) -> str | None:
-    """What is wrong with what was made, in one line; None: nothing is seen."""
+def label_verdict(numbers: Mapping[str, Any], chance: float) -> str | None:
+    """What is wrong with the outputs, in a sentence; None if nothing is."""
     if numbers["variety_within"] < 0.1:
         return (
-            f"MODE COLLAPSE: things of one label are all alike ({100 * numbers['variety_within']:.0f} % of real ones)"
+            f"MODE COLLAPSE: outputs of one label are all alike ({100 * numbers['variety_within']:.0f} % of real ones)"
         )
     if numbers["accuracy"]["high"] <= 1.25 * chance:
         found = f"found in {100 * numbers['accuracy']['value']:.0f} % of cases, by chance in {100 * chance:.0f} %"
-        return f"what is made does not follow the label: it is {found}"
+        return f"the output does not follow the label, which is {found}"
     return None

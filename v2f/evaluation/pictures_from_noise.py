@@ -1,4 +1,4 @@
-"""Pictures from noise: as many as there are people, against one photo of each, beside as many other photos.
+"""Pictures from noise: compared with one photo of each person of a split, and with as many photos of other people.
 
 Shape letters: N people, M pictures, Z noise, D embedding width, P pixels or features.
 """
@@ -19,13 +19,16 @@ from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import Noise as Drawn
 from v2f.data.transforms import Photo
 from v2f.errors import V2FError
-from v2f.evaluation.observers import BATCH, BY, Looks, in_batches, looks, seen, told_first
-from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, tell
+from v2f.evaluation.observers import BATCH, BY, Looks, first_observer, in_batches, looks, seen
+from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, print_remarks
 from v2f.system import Noise, Picture, System, Transform, device_of, of_kind, to_picture
 
 
 def noise_and_drawn(system: System) -> tuple[str, Noise, str, Picture]:
-    """The noise that a system asks for, alone, and the picture that it makes of it, by their names; V2FError else."""
+    """The noise that a system asks for and the picture that it makes from it: two names, each with its kind.
+
+    V2FError if the system asks for anything else, or makes no picture.
+    """
     asked = of_kind(system.asks(), Noise)
     drawn = of_kind(system.makes(), Picture)
     if len(asked) != len(system.asks()) or not asked or not drawn:
@@ -37,7 +40,7 @@ def people_of(
     split: Split, system: System, limit: int | None, left_out: list[str]
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Photo [N,3,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people, and these people's
-    numbers [N]; None: of nobody."""
+    numbers [N]; None if no sample is usable."""
     _, kind, _, drawn = noise_and_drawn(system)
     read: dict[str, Transform] = {"image": Photo(drawn.size, drawn.share), "noise": Drawn(kind.width)}
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:limit]
@@ -48,8 +51,8 @@ def people_of(
     return photo, noise, people
 
 
-def _told_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
-    """The metrics that an observer tells, with the nets that it looks through."""
+def _metrics_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
+    """The metrics of an observer, which uses these nets for identity and for feature maps."""
     return (
         Metric("nearest", "picture: nearest", 0, by, maps, of_pictures=True),
         Metric("energy", "picture: energy", -1, by, maps, digits=3, of_pictures=True),
@@ -58,19 +61,19 @@ def _told_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
 
 
 class PicturesFromNoise(Protocol):
-    """How near generated pictures are to photos of people who were not trained on, and whether they differ."""
+    """How near generated pictures are to photos of unseen people, and whether they differ from each other."""
 
     own = "generated"
     compared = (
-        *_told_by("referee", "referee", "referee"),
-        *_told_by("judge", "identity", "perceptual"),
+        *_metrics_by("referee", "referee", "referee"),
+        *_metrics_by("judge", "identity", "perceptual"),
         Metric("variety", "variety", 0, "pixels", of_pictures=True),
         Metric("variety_nearest", "to the nearest", 0, "pixels", of_pictures=True),
     )
     explained = (
-        "Frechet: distance of the distributions in identity features, which falls with the number of pictures; nearest "
-        "and energy: distance from the photos in maps (1 and 0: none); variety, over that of the photos: mean distance "
-        "in pixels, distance to the nearest other picture, distance between people (1: as photos)"
+        "Frechet: distance between the distributions of identity features, which falls with the number of pictures; "
+        "nearest and energy: distance from the photos in feature maps (best: 1 and 0); variety, to the nearest, "
+        "between people: mean distance in pixels, to the nearest other picture, and of identities, relative to photos"
     )
 
     def splits(self, dataset: Dataset) -> list[str]:
@@ -100,13 +103,15 @@ class PicturesFromNoise(Protocol):
             if others is not None:
                 sets["trained"] = looked(to_picture, others[0])
         else:
-            notes.append(f"no split {job.run.config.data.split!r} here: nothing to say what other photos would measure")
+            notes.append(
+                f"no split {job.run.config.data.split!r} here: there is no line for other photos to compare with"
+            )
         real_pixels_MP, real = looked(to_picture, photos)
         width = max((look.emb_MD.shape[1] for look in real.values()), default=0)
         if len(photos) <= width:
             notes.append(
-                f"{len(photos)} people are few for {width} features: the Frechet distance means something only beside "
-                "that of other photos"
+                f"{len(photos)} people are few for {width} features: read the Frechet distance only relative to that "
+                "of other photos"
             )
         by: dict[str, dict[str, Any]] = {who: {"lines": {}} for who in (*real, "pixels")}
         each: dict[str, dict[str, NDArray[np.float64]]] = {}
@@ -132,22 +137,22 @@ class PicturesFromNoise(Protocol):
             "by": by,
             "notes": notes,
         }
-        meters = by["pixels"]["lines"]["generated"] | told_first(result)[1]["lines"]["generated"]
-        result["verdict"] = metrics.mode_collapse(meters)
+        meters = by["pixels"]["lines"]["generated"] | first_observer(result)[1]["lines"]["generated"]
+        result["verdict"] = metrics.mode_collapse_verdict(meters)
         return result, of_each(people.tolist(), each)
 
     def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:
-        """Print the tables of a split: by each observer, and of the pixels alone."""
+        """Print the tables of a split, one for each observer and one for the pixels."""
         split = result["splits"][name]
         of = f"{name}: {split['what']}, as many pictures as people: {split['people']}"
-        for by, told in split["by"].items():
+        for by, observed in split["by"].items():
             pixels = by == "pixels"
             table = Table(title=f"{of}; {BY[by]}", title_justify="left")
             table.add_column("against the photos of these people")
             columns = ("variety", "to the nearest") if pixels else ("Frechet", "nearest", "energy", "between people")
             for column in columns:
                 table.add_column(column, justify="right")
-            for line, numbers in told["lines"].items():
+            for line, numbers in observed["lines"].items():
                 picture = numbers.get("picture") or {}
                 values = (
                     [number(numbers[key], 2) for key in ("variety", "variety_nearest")]
@@ -159,9 +164,9 @@ class PicturesFromNoise(Protocol):
                         number(numbers["variety_identity"], 2),
                     ]
                 )
-                table.add_row(self.title(line, told), *values, style="bold" if line == "generated" else None)
+                table.add_row(self.title(line, observed), *values, style="bold" if line == "generated" else None)
             console.print(table)
-        tell(split, console)
+        print_remarks(split, console)
 
-    def title(self, line: str, told: Mapping[str, Any]) -> str:
+    def title(self, line: str, observed: Mapping[str, Any]) -> str:
         return {"generated": "generated (this run)", "trained": "photos of trained people"}[line]

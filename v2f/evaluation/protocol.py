@@ -1,7 +1,7 @@
-"""Protocols: how a kind of task is judged. One file a protocol, one line in the table; a system names its own.
+"""The interface of a protocol: how a kind of task is judged. :mod:`v2f.evaluation.protocols` is the table of all.
 
     split of a data set, system, observers --measure--> numbers by each observer, each person's share
-                                           --show-----> tables;  metrics --> v2f compare
+                                           --show-----> tables
 
 Shape letters: N people or pictures, M clips, Q queries, D embedding width, P features.
 """
@@ -23,32 +23,35 @@ from v2f.runs.run import Run
 from v2f.system import System
 
 Measured = tuple[dict[str, Any], dict[str, Any]]
-"""Of one split: all numbers; and the people, with each one's share in those of the run itself."""
+"""All numbers of a split; and its people, with each person's share in the run's own numbers."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of ``eval.json`` that is compared. ``better``: 1 where higher is, -1 where lower is, 0 where neither."""
+    """A number of ``eval.json`` that ``v2f compare`` compares."""
 
     key: str
     title: str
     better: int
+    """1 if higher is better, -1 if lower is, 0 if neither is."""
     by: str
-    """Who tells it: see :data:`v2f.evaluation.observers.BY`."""
+    """The observer that measures it: see :data:`v2f.evaluation.observers.BY`."""
     net: str = ""
-    """What it depends on beside the people: the net ``referee``, ``identity`` or ``perceptual``; empty: no net."""
+    """The net that it depends on: ``referee``, ``identity`` or ``perceptual``; empty: none."""
     scale: float = 1.0
     digits: int = 2
     of_pictures: bool = False
-    """Whether it depends on the size of the pictures, too."""
+    """Whether it also depends on the size of the pictures."""
 
     def shown(self, value: float | None, sign: bool = False) -> str:
+        """A value as tables show it, scaled and rounded; ``sign``: with a plus sign."""
         if value is None or not math.isfinite(value):
             return "–"
         text = f"{round(self.scale * value, self.digits) + 0.0:{'+' if sign else ''}.{self.digits}f}"
         return text.replace("-", "−")
 
     def interval(self, value: Interval, sign: bool = False) -> str:
+        """As :meth:`shown`, followed by the interval if there is one."""
         if not (math.isfinite(value.low) and math.isfinite(value.high)):
             return self.shown(value.value, sign)
         between = f"{self.shown(value.low, sign)} to {self.shown(value.high, sign)}"
@@ -57,64 +60,64 @@ class Metric:
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured, and with what."""
+    """What is evaluated, and with what."""
 
     run: Run
     dataset: Dataset
     system: System
     observers: Sequence[Observer]
     limit: int | None
-    """Samples of each split, or people where a protocol measures one picture a person; None: all."""
+    """Samples of each split, or people if a protocol measures one picture per person; None: all."""
     console: Console
 
 
 class Protocol(abc.ABC):
-    """How one kind of task is judged. Its numbers of a split, in ``eval.json``::
+    """How one kind of task is judged. The numbers of a split in ``eval.json``::
 
     {"what", "people", "left_out": {"samples", "first"}, "notes", "verdict",
      "by": {observer: {"lines": {line: {number: value or interval}}, ...}}, ...}
     """
 
     own: ClassVar[str]
-    """The line that is the run's own, of all protocols in ``lines`` of this one alone."""
+    """The run's own line; no other protocol has a line of this name."""
     compared: ClassVar[tuple[Metric, ...]]
     """What ``v2f compare`` compares, in the order of :data:`v2f.evaluation.observers.BY`."""
     explained: ClassVar[str]
-    """What the columns are, in a sentence below the tables."""
+    """What the columns mean; printed below the tables."""
 
     @abc.abstractmethod
     def splits(self, dataset: Dataset) -> list[str]:
-        """Which splits are measured; none: there is nothing to measure."""
+        """The splits that are measured; may be empty."""
 
     @abc.abstractmethod
     def measure(self, job: Job, name: str) -> Measured:
-        """All numbers of the split ``name``; V2FError where none can be had."""
+        """All numbers of the split ``name``; V2FError if nothing can be measured."""
 
     @abc.abstractmethod
     def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:
         """Print the tables of a split."""
 
     @abc.abstractmethod
-    def title(self, line: str, told: Mapping[str, Any]) -> str:
-        """What a line of the tables is, in words; ``told``: the observer's numbers in which it stands."""
+    def title(self, line: str, observed: Mapping[str, Any]) -> str:
+        """The title of a line of the tables; ``observed``: the numbers of the observer whose table it is."""
 
 
 SPLITS = {"test": "unseen people", "seen": "seen people, unseen clips"}
 MEASURED = SPLITS | {"valid": "held-out samples"}
-"""All splits that some protocol measures, and what is in them."""
+"""Every split that some protocol measures, and what it holds."""
 
 
 def of_each(people: list[int], each: Mapping[Any, dict[str, NDArray[np.float64]]]) -> dict[str, Any]:
-    """The people, by their numbers in the manifest, and their shares in each number, by each observer."""
+    """The people, by their numbers in the manifest, and their shares: observer -> metric -> [N]."""
     shares = {by: {name: share_N.tolist() for name, share_N in own.items()} for by, own in each.items()}
     return {"people": people, "shares": shares}
 
 
-def tell(split: dict[str, Any], console: Console) -> None:
-    """What was left out, the notes and the verdict, below the table of a split."""
+def print_remarks(split: dict[str, Any], console: Console) -> None:
+    """Print what was left out, the notes and the verdict below the tables of a split."""
     left_out = split["left_out"]
     if left_out["samples"]:
-        console.print(f"left out: {left_out['samples']} samples that cannot be used, the first: {left_out['first'][0]}")
+        console.print(f"left out: {left_out['samples']} unusable samples, the first: {left_out['first'][0]}")
     for note in split["notes"]:
         console.print(f"note: {note}")
     if split["verdict"]:
@@ -122,11 +125,12 @@ def tell(split: dict[str, Any], console: Console) -> None:
 
 
 def percent(interval: dict[str, float] | None) -> str:
-    """A share with its interval, in percent."""
+    """A share and its interval, in percent."""
     if interval is None:
         return "-"
     return f"{100 * interval['value']:.1f} ({100 * interval['low']:.0f}-{100 * interval['high']:.0f})"
 
 
 def number(value: float | None, digits: int) -> str:
+    """A number with ``digits`` decimals; "-" if it is None or not finite."""
     return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"

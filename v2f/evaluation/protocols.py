@@ -1,4 +1,4 @@
-"""The protocols: the only table of their names. A system names its own (``System.protocol``)."""
+"""The table of all protocols by name, one module each. A system names its protocol in ``System.protocol``."""
 
 from v2f.errors import V2FError
 from v2f.evaluation.faces_of_voices import FacesOfVoices
@@ -18,7 +18,7 @@ __all__ = ["MEASURED", "PROTOCOLS", "SPLITS", "Job", "Measured", "Metric", "Prot
 
 
 def of(system: type[System] | System) -> Protocol:
-    """How a system is judged; V2FError where no protocol is named."""
+    """The protocol of a system; V2FError if it names none."""
     if system.protocol is None:
-        raise V2FError(f"no protocol judges this system; there are {', '.join(PROTOCOLS)}")
+        raise V2FError(f"no protocol judges this system; set System.protocol to one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[system.protocol]

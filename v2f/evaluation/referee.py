@@ -1,10 +1,11 @@
-"""The referee: the identity net that tells of a run what no loss was trained to please.
+"""The referee: an identity net that no loss has seen, and that therefore judges a run impartially.
 
-A system that is trained against an identity net learns to draw what that net looks at, which is not all that makes a
-face: its own judge finds more in its pictures than is there. So evaluation asks a second net, of another architecture
-and trained on other people (on real faces: FaceNet beside ArcFace, or ArcFace beside FaceNet), and tells it first.
+A system that is trained against an identity net learns to draw what that net looks at, which is not all of a face: the
+judge (the net of the losses) finds more likeness in the pictures than there is. So the evaluation also asks a second
+net of another architecture, trained on other people (for real faces: FaceNet if the judge is ArcFace, and vice versa),
+and reports its numbers first.
 
-Nothing that trains, chooses or stops may import this module; an import contract holds that.
+Code that trains, selects checkpoints or stops runs must not import this module; an import contract enforces this.
 """
 
 from torch import nn
@@ -15,11 +16,11 @@ from v2f.weights import Brought, Judges
 
 
 def load(judges: Judges, judge_sha256: str | None = None) -> tuple[nn.Module, str | None]:
-    """The referee beside the nets of ``judges``, frozen, and its file's SHA-256 (None: the stand-in).
+    """The referee that ``judges`` configures, frozen, and the SHA-256 of its file (None: the stand-in).
 
-    Its ``look`` takes pictures [B,3,H,W] in [-1,1] of any size and gives embeddings [B,E] of length one and maps
-    [B,C,h,w]. ``judge_sha256``: the file of the identity net that the run was trained against. V2FError where the
-    weights are missing or do not fit, or where the file is the judge's own.
+    Its ``look`` takes pictures [B,3,H,W] in [-1,1] of any size and returns embeddings [B,E] of length one and maps
+    [B,C,h,w]. ``judge_sha256``: the file of the identity net that the run was trained against. V2FError if the weights
+    are missing or do not fit, or if the file is that of the judge.
     """
     net = judges.second_opinion
     if not isinstance(net, Brought):
@@ -29,5 +30,7 @@ def load(judges: Judges, judge_sha256: str | None = None) -> tuple[nn.Module, st
     except V2FError as error:
         raise V2FError(f"system.frozen.referee: {error}") from error
     if digest == judge_sha256:
-        raise V2FError("system.frozen.referee: its file is that of system.frozen.identity, which the losses look at")
+        raise V2FError(
+            "system.frozen.referee: its file is that of system.frozen.identity, which the losses use; name another file"
+        )
     return module.eval().requires_grad_(False), digest

@@ -1,4 +1,4 @@
-"""The sheet of samples that a validation leaves: pictures in a grid, or sounds as players on a page that stands alone.
+"""The sheet of samples of a validation: pictures in a grid, or sounds as players on a self-contained page.
 
 Shape letters: B samples, C channels, T samples of a sound.
 """
@@ -14,15 +14,15 @@ from torchvision.utils import make_grid
 from v2f.data import media
 from v2f.system import Picture, Sound, System, of_kind
 
-_SIDES = (1, 3)  # channels of what is a picture
+_CHANNELS = (1, 3)  # of pictures
 
 
 def sheet(system: System, shown: Mapping[str, Tensor], notes: Mapping[str, str]) -> tuple[str, bytes] | None:
-    """The suffix and content of a sheet of what :meth:`System.sample` gave, outputs and references; None: it makes
-    neither pictures nor sounds."""
+    """The suffix and content of a sheet with what :meth:`System.sample` returned, outputs and references; None if the
+    system makes neither pictures nor sounds."""
     made = system.makes()
     if of_kind(made, Picture):
-        pictures = {name: value for name, value in shown.items() if value.ndim == 4 and value.shape[1] in _SIDES}
+        pictures = {name: value for name, value in shown.items() if value.ndim == 4 and value.shape[1] in _CHANNELS}
         return ".png", _grid(pictures, notes)
     rates = [sound.rate for _, sound in of_kind(made, Sound)]
     if rates:
@@ -31,14 +31,14 @@ def sheet(system: System, shown: Mapping[str, Tensor], notes: Mapping[str, str])
 
 
 def _grid(shown: Mapping[str, Tensor], notes: Mapping[str, str]) -> bytes:
-    """A row for each name: pictures [B,C,H,W] in [-1,1]."""
+    """A PNG with a row of pictures [B,C,H,W] in [-1,1] for each name."""
     rows = [p.float().cpu().clamp(-1, 1) for _, p in sorted(shown.items(), reverse=True)]
     grid = make_grid(torch.cat(rows), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
     return media.png(grid * 2 - 1, notes)
 
 
 def _players(shown: Mapping[str, Tensor], rate: int, notes: Mapping[str, str]) -> bytes:
-    """A row for each sample, a player for each name: sounds [B,1,T] in [-1,1]."""
+    """An HTML page with a row for each sample and a player for each name: sounds [B,1,T] in [-1,1]."""
     names = sorted(shown)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     rows = []

@@ -1,6 +1,6 @@
-"""Whether a difference is larger than noise: of people, of training, and of having looked at many differences.
+"""Statistical tests of differences: noise of people, noise of training, and the correction for many tests.
 
-Nothing here knows what is compared; :mod:`v2f.evaluation.compare` says what each test is used for.
+This module does not know what is compared; :mod:`v2f.evaluation.compare` says what each test is used for.
 
 Shape letters: N people, T tests, D draws.
 """
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from v2f.keyed import keyed_rng
 from v2f.metrics import Interval
 
-ALPHA = 0.05
+ALPHA = 0.05  # probability of any false positive in a comparison
 _CHUNK = 2_000  # draws at once
 
 
 def sign_flips(difference_NT: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
-    """Two-sided p-values [T] of the hypothesis that each person's difference is as likely to have the other sign.
+    """Two-sided p-values [T] of the hypothesis that each person's difference could equally well have the other sign.
 
-    The share of random signs under which the mean lies as far from zero as it does, the signs that were observed
-    counted in (Phipson and Smyth 2010), so that it is never zero. The same signs serve all tests, so that neither
-    the order of the runs nor that of the metrics matters.
+    A p-value is the share of random sign assignments under which the mean is at least as far from zero as the observed
+    one. The observed signs are included (Phipson and Smyth 2010), so it is never zero. All tests use the same signs, so
+    the order of neither the runs nor the metrics matters.
     """
     people, tests = difference_NT.shape
-    least_T = np.abs(difference_NT.sum(0)) - 1e-9 * np.abs(difference_NT).sum(0)  # rounding makes no tie a difference
+    least_T = np.abs(difference_NT.sum(0)) - 1e-9 * np.abs(difference_NT).sum(0)  # a tie stays a tie despite rounding
     rng, reached_T = keyed_rng(0x666C6970, people), np.zeros(tests)
     for start in range(0, draws, _CHUNK):
         sign_DN = 2.0 * rng.integers(0, 2, size=(min(_CHUNK, draws - start), people), dtype=np.int8) - 1.0
@@ -38,10 +38,10 @@ def sign_flips(difference_NT: NDArray[np.float64], draws: int) -> NDArray[np.flo
 def with_training(
     difference_N: NDArray[np.float64], seeds: tuple[int, int], variance: float, freedom: int
 ) -> tuple[Interval, float]:
-    """The interval and the two-sided p-value of a mean difference with the noise of people and of training in it.
+    """The interval and the two-sided p-value of a mean difference, including the noise of people and of training.
 
-    ``variance``: between seeds of one recipe, known with ``freedom`` degrees of freedom; ``seeds``: how many each side
-    is the mean of. Satterthwaite (1946), "An approximate distribution of estimates of variance components".
+    ``variance``: between the seeds of a recipe, estimated with ``freedom`` degrees of freedom; ``seeds``: the number of
+    seeds on each side. Satterthwaite (1946), "An approximate distribution of estimates of variance components".
     """
     value, count = float(difference_N.mean()), len(difference_N)
     people = float(difference_N.var(ddof=1)) / count if count > 1 else math.inf
@@ -58,7 +58,7 @@ def with_training(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) step-down correction: each p-value as it counts among all of them."""
+    """The p-values after Holm's (1979) step-down correction for multiple tests, in the given order."""
     order = sorted(range(len(p)), key=lambda number: p[number])
     corrected, least = [1.0] * len(p), 0.0
     for rank, number in enumerate(order):

@@ -266,4 +266,4 @@ class VoiceStyledFace(Styled, Judged):
         )
 
     def verdict(self, meters: Mapping[str, float], history: Mapping[str, Sequence[float]]) -> str | None:
-        return metrics.verdict(meters)
+        return metrics.collapse_verdict(meters)

@@ -5,9 +5,9 @@ from typing import Any
 
 from v2f.data.streams import Streams
 from v2f.engine import Engine
-from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig
 from v2f.runs.folder import RunFolder
+from v2f.runs.saver import Saver
 from v2f.storage.lease import LostError
 from v2f.system import System
 from v2f.training.progress import Goodput, GradientNorms
@@ -29,7 +29,7 @@ class Job:
     system: System
     fingerprint: str
     loader: Streams
-    saver: checkpoint.Saver
+    saver: Saver
     step: int
     micro_batch: int | None
     goodput: Goodput

@@ -5,6 +5,7 @@ from typing import Any
 from v2f.console import say
 from v2f.errors import V2FError
 from v2f.runs import checkpoint
+from v2f.runs.saver import deal
 from v2f.training.job import Job
 from v2f.training.quarantine import share_quarantine
 from v2f.training.run_record import package_versions
@@ -30,7 +31,7 @@ def save(job: Job, wait: bool) -> None:
         if engine.rank == 0:
             say(f"step {job.step}: the previous checkpoint is still being written, so this one is skipped")
         return
-    shares = checkpoint.deal(engine.sizes(job.system), engine.world_size)
+    shares = deal(engine.sizes(job.system), engine.world_size)
     mine = engine.copy(job.system, shares[engine.rank])
     saver.start(job.step, shares, mine, _state(job), job.folder.publish)
     if wait:

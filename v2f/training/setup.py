@@ -26,7 +26,9 @@ from v2f.nn.batchnorm import common_group
 from v2f.runs import checkpoint
 from v2f.runs.config import DataConfig, RunConfig, changes
 from v2f.runs.folder import RunFolder
+from v2f.runs.peers import alike, check_shared
 from v2f.runs.run import build_system, check_shapes, check_weights, config_of, start_from, streams_of, told_source
+from v2f.runs.saver import Saver
 from v2f.storage import store
 from v2f.storage.cache import Cache
 from v2f.storage.fencing import inherited, taken_up
@@ -163,7 +165,7 @@ def _claim(config: RunConfig, stop_request: SupportsInt, owned: contextlib.ExitS
             owned.enter_context(lease)
 
     folder = RunFolder(config.folder)
-    checkpoint.alike(engine, take)
+    alike(engine, take)
     return _Start(config, engine, folder, attempt, lease)
 
 
@@ -197,8 +199,8 @@ def _find_checkpoint(start: _Start, resume: str, allow_changes: bool) -> _Origin
         folder.fetch(start.attempt)
         return _Origin(newest, changed)
 
-    origin = checkpoint.alike(engine, look)[0]
-    checkpoint.check_shared(checkpoints, rank=engine.rank, gather=engine.gather)
+    origin = alike(engine, look)[0]
+    check_shared(checkpoints, rank=engine.rank, gather=engine.gather)
     return origin
 
 
@@ -295,9 +297,9 @@ def _open_loader(
     )
 
 
-def _saver(start: _Start) -> checkpoint.Saver:
+def _saver(start: _Start) -> Saver:
     train = start.config.train
-    return checkpoint.Saver(
+    return Saver(
         store.join(start.config.folder, "checkpoints"),
         rank=start.engine.rank,
         world_size=start.engine.world_size,

@@ -25,8 +25,7 @@ from v2f.data.audio import HARDLY_SPEECH, Likeness, decode_voice, likeness
 from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import resample
 from v2f.errors import V2FError
-from v2f.evaluation import evaluate
-from v2f.evaluation.observers import told_first
+from v2f.evaluation.observers import first_observer
 from v2f.keyed import keyed_rng
 from v2f.runs.run import Run
 from v2f.system import System
@@ -87,7 +86,7 @@ class Listener:
         self.run, self.step = run, run.step_of(which)
         system = run.system(which=which) if system is None else system
         self.system = system.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.ear = generate.ear(run, self.system)
+        self.ear = generate.voice_input(run, self.system)
         self.observer = reference.observer_of(run, self.system)
         self.reference: Reference | None = None
         self.without = ""
@@ -161,8 +160,8 @@ def _sound(wav_T: NDArray[np.float32], rate: int) -> str:
 def _retrieval(run: Run) -> dict[str, Any] | None:
     """What ``v2f eval`` found on unseen people: R@10 with its interval, chance and gallery; None: not measured."""
     try:
-        split = (evaluate.read(run) or {})["splits"]["test"]
-        by, told = told_first(split)
+        split = (run.evaluated or {})["splits"]["test"]
+        by, told = first_observer(split)
         found = {"gallery": split["gallery"], "chance": split["chance"]["R@10"], "by": by}
         return found | told["lines"]["voice"]["R@10"]
     except (V2FError, KeyError, TypeError):

@@ -19,11 +19,13 @@ from v2f import __version__, generate
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
-from v2f.evaluation import compare, protocols
-from v2f.evaluation.compare import Comparison, Subject
+from v2f.evaluation import protocols
+from v2f.evaluation.compare import Comparison, compare
+from v2f.evaluation.comparison_tables import show
 from v2f.evaluation.observers import BY
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
 from v2f.evaluation.protocol import MEASURED, SPLITS
+from v2f.evaluation.subjects import Subject, gather
 from v2f.storage import store
 from v2f.system import System
 from v2f.web import report
@@ -82,9 +84,9 @@ def comparison(
     """
     if not output.lower().endswith((".html", ".htm")):
         raise V2FError(f"{output}: the comparison is written as a page; name the output something.html")
-    subjects = compare.gather(names)
-    found = compare.compare(subjects)
-    compare.show(found, Console(width=None if sys.stdout.isatty() else 132))
+    subjects = gather(names)
+    found = compare(subjects)
+    show(found, Console(width=None if sys.stdout.isatty() else 132))
     count = voices if voices is not None else 0 if recordings else VOICES
     shown = look(subjects, count, recordings, data)
     curves = [read_curves(store.join(subject.run.path, "metrics.jsonl")) for subject in subjects]

@@ -55,7 +55,7 @@ class Maker:
         """What is made of what is given; V2FError in one line where it cannot be used. ``max_seconds``: of a
         recording."""
         made = generate.make(self.system, given, max_seconds)
-        notes = generate.told_of(self.run, self.system, given, step=self.step)
+        notes = generate.provenance(self.run, self.system, given, step=self.step)
         things = []
         for name, kind in self.system.makes().items():
             one = made[name]

@@ -35,13 +35,12 @@ from v2f.generate import (
     GIVEN_AS,
     SHORTEST_S,
     Given,
-    ear,
     face_of,
     is_face_of_voice,
     make,
     provenance,
     shares,
-    told_of,
+    voice_input,
     windows,
 )
 from v2f.runs import checkpoint, datacard
@@ -76,7 +75,7 @@ class VoiceToFace:
 
     def __init__(self, run: Run, system: System) -> None:
         self._run, self.system = run, system
-        self._hears = ear(run, system)
+        self._hears = voice_input(run, system)
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
         """A face for each row: ``picture`` (a PNG whose notes say what it is), ``seconds`` of voice, ``windows`` that
@@ -156,7 +155,7 @@ class OfAnyKind:
         return Given(**given)
 
     def _made(self, given: Given) -> dict[str, Any]:
-        made, told = make(self.system, given), told_of(self._run, self.system, given)
+        made, told = make(self.system, given), provenance(self._run, self.system, given)
         found: dict[str, Any] = {}
         for name, kind in self.system.makes().items():
             if isinstance(kind, Picture):

@@ -115,7 +115,7 @@ def measure(run: Run, system: System, observer: Observer | None, people: int = P
     if not sizes or max(sizes.values()) < _LEAST:
         raise V2FError(f"{dataset.root}: no split valid or test with at least {_LEAST} people")
     name = max(sizes, key=lambda name: sizes[name])
-    split, hears = dataset.split(name), generate.ear(run, system)
+    split, hears = dataset.split(name), generate.voice_input(run, system)
     read = system.transforms()
     asks_codes = isinstance(system, Styled) and "image" in read
     wanted = {key: read[key] for key in ("wav", "image") if key == "wav" or asks_codes}

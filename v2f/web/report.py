@@ -30,7 +30,7 @@ from v2f.data.transforms import Factors, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.evaluation import evaluate, protocols
 from v2f.evaluation.faces_of_voices import FacesOfVoices, heard_and_drawn, world_of
-from v2f.evaluation.observers import BY, told_first
+from v2f.evaluation.observers import BY, first_observer
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_and_drawn, people_of
 from v2f.evaluation.protocol import SPLITS, percent
 from v2f.runs.run import Run
@@ -81,9 +81,9 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
         "step": run.step,
         "stand_ins": list(system.stand_ins),
         "what": SPLITS,
-        "evaluated": evaluate.read(run),
+        "evaluated": run.evaluated,
         "titles": None if protocol is None else protocol.title,
-        "told_first": told_first,
+        "first_observer": first_observer,
         "by": BY,
         "losses": charts([curves], "loss/"),
         "meters": charts([curves], "valid/"),
@@ -114,7 +114,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
         splits = [split for split in SPLITS if split in dataset.splits]
         figures = {split: pairs(dataset, split, run, system, people) for split in splits}
         own = {
-            "hears": generate.ear(run, system).seconds,
+            "hears": generate.voice_input(run, system).seconds,
             "figures": {split: shown for split, shown in figures.items() if shown},
             "disclaimer": generate.DISCLAIMER,
             "percent": percent,

@@ -354,7 +354,7 @@ class Making:
             system=maker.run.config.system.name,
             stand_ins=list(maker.system.stand_ins),
             makes=list(maker.system.makes()),
-            asked=generate.asked_in_words(maker.system),
+            asked=generate.inputs_in_words(maker.system),
             title=generate.provenance(maker.run, maker.system, step=maker.step)["Title"],
         )
 
