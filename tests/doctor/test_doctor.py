@@ -27,11 +27,10 @@ from mlflow_server import MlflowServer
 from rich.console import Console
 from workers import checks
 
-from v2f import doctor
 from v2f.cli import main
-from v2f.doctor import devices, installed, machine, recipe, services
-from v2f.doctor.findings import GIB, Asked, Line
-from v2f.doctor.processes import examined, steps
+from v2f.doctor import devices, examination, installed, machine, recipe, services
+from v2f.doctor.findings import GIB, Finding, Setup
+from v2f.doctor.processes import examine, steps
 from v2f.runs.run import load_config
 from v2f.storage import objects, retry, store
 
@@ -39,11 +38,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = "hush-hush"
 
 
-def lines(found: Any) -> list[Line]:
-    return [each for each in found if isinstance(each, Line)]
+def lines(found: Any) -> list[Finding]:
+    return [each for each in found if isinstance(each, Finding)]
 
 
-def of(found: Any, verdict: str) -> list[Line]:
+def of(found: Any, verdict: str) -> list[Finding]:
     return [line for line in lines(found) if line.verdict == verdict]
 
 
@@ -61,18 +60,18 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("check", "told"),
     [
-        (checks.good, [Line("x", "ok", "found it at runs")]),
-        (checks.dies, [Line("x", "wrong", "it died (signal 11) while loading a library: it says nothing")]),
+        (checks.good, [Finding("x", "ok", "found it at runs")]),
+        (checks.dies, [Finding("x", "wrong", "it died (signal 11) while loading a library: it says nothing")]),
         (
             checks.leaves,
-            [Line("x", "wrong", "it died (code 3) while loading a library: cannot open shared object file")],
+            [Finding("x", "wrong", "it died (code 3) while loading a library: cannot open shared object file")],
         ),
-        (checks.refuses, [Line("x", "wrong", "http://***@host/x: it is away", "start it")]),
+        (checks.refuses, [Finding("x", "wrong", "http://***@host/x: it is away", "start it")]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_check_tells_what_it_found_or_how_it_ended(check: Any, told: list[Line]) -> None:
-    found = examined("x", check, Asked(), 60)
+def test_a_check_tells_what_it_found_or_how_it_ended(check: Any, told: list[Finding]) -> None:
+    found = examine("x", check, Setup(), 60)
     assert [(line.verdict, line.found, line.do) for line in found] == [
         (each.verdict, each.found, each.do) for each in told
     ]
@@ -81,13 +80,13 @@ def test_a_check_tells_what_it_found_or_how_it_ended(check: Any, told: list[Line
 def test_a_check_that_hangs_costs_its_limit_and_keeps_what_it_had_found() -> None:
     for limit_s in (3, 12, 48):  # on a busy machine the process itself takes its time to start
         begun = time.monotonic()
-        found = examined("x", checks.hangs, Asked(), limit_s)
+        found = examine("x", checks.hangs, Setup(), limit_s)
         assert time.monotonic() - begun < 2 * limit_s + 10
         if len(found) > 1:
             break
     alive = [process for process in psutil.process_iter(["cmdline"]) if checks.WAITS in (process.info["cmdline"] or [])]
     assert not alive, "what it had started is still there"
-    assert found[0] == Line("hangs", "ok", "the first half")
+    assert found[0] == Finding("hangs", "ok", "the first half")
     assert (found[1].verdict, found[1].found) == (
         "wrong",
         f"no end within {limit_s} s while waiting for s3://***@bucket",
@@ -96,7 +95,7 @@ def test_a_check_that_hangs_costs_its_limit_and_keeps_what_it_had_found() -> Non
 
 
 def test_an_error_of_ours_is_a_line_too() -> None:
-    (line,) = lines(steps("x", lambda: checks.breaks(Asked())))
+    (line,) = lines(steps("x", lambda: checks.breaks(Setup())))
     assert line.verdict == "wrong"
     assert line.found.startswith("this check broke: KeyError")
 
@@ -109,7 +108,7 @@ THERE = {"torch": "2.11.0+cu130", "accelerate": "1.15.0", "deepspeed": "0.19.8",
 THERE |= {"mlflow": "3.17.2", "gradio": "6.1.0", "flask-wtf": "1.2", "pytest": "9.0"}
 
 
-def packages(tmp_path: Path, pinned: str = "", **changed: str | None) -> list[Line]:
+def packages(tmp_path: Path, pinned: str = "", **changed: str | None) -> list[Finding]:
     there = {k: v for k, v in (THERE | {k.replace("_", "-"): v for k, v in changed.items()}).items() if v}
 
     def version(name: str) -> str:
@@ -118,7 +117,7 @@ def packages(tmp_path: Path, pinned: str = "", **changed: str | None) -> list[Li
         return there[name]
 
     (tmp_path / "constraints.txt").write_text(pinned)
-    found = installed.packages(Asked(), version=version, requires=REQUIRES, constraints=tmp_path / "constraints.txt")
+    found = installed.packages(Setup(), version=version, requires=REQUIRES, constraints=tmp_path / "constraints.txt")
     return lines(found)
 
 
@@ -152,12 +151,12 @@ def test_other_versions_than_ci_tests_are_to_be_looked_at(tmp_path: Path) -> Non
 
 def test_this_python_has_its_programs_or_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
-    assert not of(installed.python(Asked()), "look")
+    assert not of(installed.python(Setup()), "look")
     other = tmp_path / "torchrun"
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    told = [line.found for line in of(installed.python(Asked()), "look")]
+    told = [line.found for line in of(installed.python(Setup()), "look")]
     assert told == ["accelerate: not on the PATH", f"torchrun: on the PATH is {other}, of another environment"]
 
 
@@ -190,7 +189,7 @@ def fake_torch(count: int = 1, *, available: bool = True, built: str | None = "1
     )
 
 
-def gpus(torch: Any, cards: int = 1, driver: tuple[int, int] | None = (13, 0)) -> list[Line]:
+def gpus(torch: Any, cards: int = 1, driver: tuple[int, int] | None = (13, 0)) -> list[Finding]:
     return lines(devices.gpus(torch, [str(card) for card in range(cards)], driver))
 
 
@@ -254,7 +253,7 @@ def test_gpus_that_torch_cannot_use_have_a_way_out(
 @pytest.mark.slow
 def test_an_all_reduce_that_fails_tells_its_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")  # how it is when all is well: the whole doctor, below
-    found = lines(devices.all_reduce(Asked()))
+    found = lines(devices.all_reduce(Setup()))
     assert [(line.check, line.verdict) for line in found] == [("gloo", "wrong"), ("nccl", "ok")]
     assert "GLOO_SOCKET_IFNAME" in found[0].do
 
@@ -262,7 +261,9 @@ def test_an_all_reduce_that_fails_tells_its_trouble(monkeypatch: pytest.MonkeyPa
 def test_a_wrong_sum_and_a_dead_process_are_wrong() -> None:
     assert devices._reduced("gloo", [{"seconds": 0.1}, {"seconds": 0.2}], "gloo", "").found.endswith("in 200 ms")
     line = devices._reduced("nccl", [{"seconds": 0.1}, {"error": "the sum is wrong"}], "NCCL 2.28.9", "do")
-    assert line == Line("nccl", "wrong", "an all-reduce of 2 processes by NCCL 2.28.9 failed: the sum is wrong", "do")
+    assert line == Finding(
+        "nccl", "wrong", "an all-reduce of 2 processes by NCCL 2.28.9 failed: the sum is wrong", "do"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ this machine
@@ -312,7 +313,7 @@ def test_the_limits_of_a_container_are_found(version: str, tmp_path: Path, monke
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * GIB, available=60 * GIB))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = {
-        line.found: line for line in of(machine.machine(Asked(), groups=groups, own=str(tmp_path / "own")), "look")
+        line.found: line for line in of(machine.machine(Setup(), groups=groups, own=str(tmp_path / "own")), "look")
     }
     assert found["1.5 of the 16 cores may be used"].do.startswith("set OMP_NUM_THREADS and train.threads to 1")
     (memory,) = [line for line in found.values() if line.check == "memory"]
@@ -320,7 +321,7 @@ def test_the_limits_of_a_container_are_found(version: str, tmp_path: Path, monke
     assert memory.found == "2.0 GiB free of the 4.0 GiB that this container may use"
     assert "100 processes and threads" in found
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    told = of(machine.machine(Asked(), groups=groups, own=str(tmp_path / "own")), "look")
+    told = of(machine.machine(Setup(), groups=groups, own=str(tmp_path / "own")), "look")
     assert "cpu" not in {line.check for line in told}
 
 
@@ -335,7 +336,7 @@ def test_few_open_files_are_to_be_looked_at(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
     try:
-        found = of(machine.machine(Asked(), groups=str(tmp_path)), "look")
+        found = of(machine.machine(Setup(), groups=str(tmp_path)), "look")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert "256 open files" in [line.found for line in found]
@@ -353,9 +354,9 @@ def test_a_disk_and_a_shared_memory_that_are_tiny_are_seen_from_within(tmp_path:
     script = """
 import json, sys
 from v2f.doctor import machine
-from v2f.doctor.findings import Asked, Line
-found = [*machine.machine(Asked()), *machine.disk(Asked(out="runs/x", scratch="/dev/shm"))]
-print(json.dumps([[line.check, line.verdict, line.found] for line in found if isinstance(line, Line)]))
+from v2f.doctor.findings import Setup, Finding
+found = [*machine.machine(Setup()), *machine.disk(Setup(out="runs/x", scratch="/dev/shm"))]
+print(json.dumps([[line.check, line.verdict, line.found] for line in found if isinstance(line, Finding)]))
 """
     mount = f"mount -t tmpfs -o size=2m s /dev/shm && mount -t tmpfs -o size=8m d {tmp_path} && cd {tmp_path}"
     unshare = ["unshare", "--mount"] + ([] if os.getuid() == 0 else ["--user", "--map-root-user"])
@@ -382,11 +383,11 @@ def test_a_port_that_is_taken_and_a_name_that_nobody_knows(monkeypatch: pytest.M
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        found = lines(machine.network(Asked(), port=taken.getsockname()[1]))
+        found = lines(machine.network(Setup(), port=taken.getsockname()[1]))
     assert found[1].verdict == "look"
     assert "is taken" in found[1].found
     monkeypatch.setattr(socket, "gethostname", lambda: "nobody.invalid")
-    found = lines(machine.network(Asked(), port=0))
+    found = lines(machine.network(Setup(), port=0))
     assert found[0].verdict == "look"
     assert "nobody.invalid is not known" in found[0].found
     assert found[1].verdict == "ok"
@@ -415,8 +416,8 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_speed", lambda folder, size: (1e9, 2e9))
 
 
-def disk(mounts: str, **asked: Any) -> list[Line]:
-    return lines(machine.disk(Asked(**asked), mounts=mounts))
+def disk(mounts: str, **setup: Any) -> list[Finding]:
+    return lines(machine.disk(Setup(**setup), mounts=mounts))
 
 
 def test_the_kind_of_a_disk_decides_what_may_lie_there(tmp_path: Path, mounts: str, roomy: None) -> None:
@@ -477,7 +478,7 @@ def test_a_disk_is_measured(tmp_path: Path) -> None:
 
 
 def test_a_round_trip_to_a_store_leaves_nothing(s3_root: str, swift: Any) -> None:
-    found = lines(services.storage(Asked(store=s3_root)))
+    found = lines(services.storage(Setup(store=s3_root)))
     assert [line.verdict for line in found] == ["ok"], found
     assert f"{s3_root} at {swift.endpoint}, credentials of the environment: 6 MiB went there" in found[0].found
     assert "with the same CRC-32, listed, removed" in found[0].found
@@ -488,8 +489,8 @@ def test_a_round_trip_to_a_store_leaves_nothing(s3_root: str, swift: Any) -> Non
 def test_a_store_that_refuses_says_why(
     s3_root: str, swift: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def told(root: str = s3_root) -> Line:
-        (line,) = lines(services.storage(Asked(store=root)))
+    def told(root: str = s3_root) -> Finding:
+        (line,) = lines(services.storage(Setup(store=root)))
         assert line.verdict == "wrong"
         return line
 
@@ -509,7 +510,7 @@ def test_a_store_that_refuses_says_why(
     )
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "lab")
-    (line,) = lines(services.storage(Asked(store=s3_root)))
+    (line,) = lines(services.storage(Setup(store=s3_root)))
     assert (line.verdict, "credentials of the credentials file" in line.found) == ("ok", True)
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     assert "AWS_PROFILE" in told().found
@@ -521,7 +522,7 @@ def test_a_store_behind_a_bad_network_is_to_be_looked_at_or_wrong(
     with faulty(swift.endpoint, seed=3, share=0.0) as faults:
         monkeypatch.setenv("AWS_ENDPOINT_URL", faults.endpoint)
         faults.kinds, faults.share = ["slow_down"], 1.0
-        (line,) = lines(services.storage(Asked(store=s3_root)))
+        (line,) = lines(services.storage(Setup(store=s3_root)))
         assert (line.verdict, "HTTP 503 SlowDown" in line.found) == ("wrong", True)
         before = store.statistics().retries
         faults.share = 0.0
@@ -533,37 +534,37 @@ def test_a_store_behind_a_bad_network_is_to_be_looked_at_or_wrong(
             return fresh
 
         faults.may, faults.share = once, 1.0
-        (line,) = lines(services.storage(Asked(store=s3_root)))
+        (line,) = lines(services.storage(Setup(store=s3_root)))
         assert line.verdict == "look"
         assert f"{store.statistics().retries - before} requests had to be made again" in line.found
         faults.share = 0.0
         assert store.tree(s3_root) == []
         faults.may, faults.kinds, faults.share = lambda method, path: True, ["stall"], 1.0
-        found = examined("storage", services.storage, Asked(store=s3_root), 8)
+        found = examine("storage", services.storage, Setup(store=s3_root), 8)
         assert found[-1].found.startswith("no end within 8 s while ")
 
 
 def test_a_store_that_gives_other_bytes_or_lists_nothing_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Asked(store=str(tmp_path))
-    assert [line.verdict for line in lines(services.storage(asked))] == ["ok"]
+    setup = Setup(store=str(tmp_path))
+    assert [line.verdict for line in lines(services.storage(setup))] == ["ok"]
     with monkeypatch.context() as patch:
         real = store.read_bytes
         patch.setattr(store, "read_bytes", lambda path: real(path)[:-1] + b"x")
-        (line,) = lines(services.storage(asked))
+        (line,) = lines(services.storage(setup))
         assert f"{tmp_path}: other bytes came back than were written" in line.found
     with monkeypatch.context() as patch:
         patch.setattr(store, "names", lambda path: [])
-        (line,) = lines(services.storage(asked))
+        (line,) = lines(services.storage(setup))
         assert "what was written is not listed" in line.found
     with monkeypatch.context() as patch:
         patch.setattr(store, "remove_folder", lambda path, first: None)
-        (line,) = lines(services.storage(asked))
+        (line,) = lines(services.storage(setup))
         assert "what was removed is still listed" in line.found
-    (line,) = lines(services.storage(Asked(store=str(tmp_path / "none"))))
+    (line,) = lines(services.storage(Setup(store=str(tmp_path / "none"))))
     assert line.found.endswith("there is no such folder")
-    (line,) = lines(services.storage(Asked(store=f"s3://key:{SECRET}@bucket/x")))
+    (line,) = lines(services.storage(Setup(store=f"s3://key:{SECRET}@bucket/x")))
     assert line.verdict == "wrong"
     assert SECRET not in str(line)
 
@@ -625,7 +626,7 @@ def test_a_round_trip_to_mlflow_deletes_what_it_made(tmp_path: Path) -> None:
     server = MlflowServer(tmp_path)
     server.start()
     try:
-        found = lines(services.mlflow(Asked(tracking=server.uri)))
+        found = lines(services.mlflow(Setup(tracking=server.uri)))
         assert [line.verdict for line in found] == ["ok"], found
         assert "a run, a number and a picture went there and came back, the run is deleted" in found[0].found
         client = MlflowClient(server.uri)
@@ -635,7 +636,7 @@ def test_a_round_trip_to_mlflow_deletes_what_it_made(tmp_path: Path) -> None:
         assert len(client.search_runs([experiment.experiment_id], run_view_type=ViewType.DELETED_ONLY)) == 1
     finally:
         server.kill()
-    (line,) = lines(services.mlflow(Asked(tracking=server.uri)))
+    (line,) = lines(services.mlflow(Setup(tracking=server.uri)))
     assert (line.verdict, "no connection to it" in line.found) == ("wrong", True)
 
 
@@ -648,19 +649,19 @@ def test_an_mlflow_that_refuses_or_is_silent_says_why(monkeypatch: pytest.Monkey
         (500, "500"),
     ):
         with answering(status) as uri:
-            (line,) = lines(services.mlflow(Asked(tracking=uri)))
+            (line,) = lines(services.mlflow(Setup(tracking=uri)))
         assert line.verdict == "wrong"
         assert told in f"{line.found}; {line.do}"
         assert line.found.startswith(f"{uri}: MLflow cannot be reached")
     with answering(200, silent=True) as uri:
-        (line,) = lines(services.mlflow(Asked(tracking=uri)))
+        (line,) = lines(services.mlflow(Setup(tracking=uri)))
         assert "it does not answer in time" in line.found
-    (line,) = lines(services.mlflow(Asked(tracking=f"http://ada:{SECRET}@127.0.0.1:1")))
+    (line,) = lines(services.mlflow(Setup(tracking=f"http://ada:{SECRET}@127.0.0.1:1")))
     assert line.verdict == "wrong"
     assert "an address carries no credentials" in line.found
     assert "MLFLOW_TRACKING_PASSWORD" in line.do
     assert SECRET not in str(line)
-    (line,) = lines(services.mlflow(Asked(tracking=f"sqlite:///{tmp_path}/none/mlflow.db")))
+    (line,) = lines(services.mlflow(Setup(tracking=f"sqlite:///{tmp_path}/none/mlflow.db")))
     assert (line.verdict, line.found.endswith("not there yet, the first run makes it")) == ("ok", True)
     assert list(tmp_path.iterdir()) == []
 
@@ -676,8 +677,8 @@ def small_recipe(run_values: Callable[..., dict[str, Any]], tmp_path: Path) -> s
 
 
 def test_a_recipe_says_where_to_look_and_its_data_are_read(small_recipe: str, tmp_path: Path, tiny_shards: str) -> None:
-    asked = Asked(recipe=small_recipe, overrides=["tracking.uri=http://mlflow.lab", "out=s3://lab/runs/x"])
-    facts, line = recipe.recipe(asked)
+    setup = Setup(recipe=small_recipe, overrides=["tracking.uri=http://mlflow.lab", "out=s3://lab/runs/x"])
+    facts, line = recipe.recipe(setup)
     assert facts == {
         "out": "s3://lab/runs/x",
         "cache": None,
@@ -685,7 +686,7 @@ def test_a_recipe_says_where_to_look_and_its_data_are_read(small_recipe: str, tm
         "store": "s3://lab/runs/x",
     }
     assert line.verdict == "ok"  # type: ignore[union-attr]
-    named = Asked(recipe=small_recipe, store="my/store", tracking="http://other")
+    named = Setup(recipe=small_recipe, store="my/store", tracking="http://other")
     facts, _ = recipe.recipe(named)
     assert (facts["store"], facts["tracking"]) == ("my/store", "http://other")  # type: ignore[index]
     (found,) = lines(recipe.data(load_config(small_recipe, ["data.workers=2"])))
@@ -734,7 +735,7 @@ def test_weights_that_are_missing_or_others_are_wrong(tmp_path: Path) -> None:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"good": (checks.good, False), "refuses": (checks.refuses, False)}
-    monkeypatch.setattr(doctor, "CHECKS", chosen)
+    monkeypatch.setattr(examination, "CHECKS", chosen)
 
 
 def test_lines_json_and_table_say_the_same(few: None, capsys: pytest.CaptureFixture[str]) -> None:
@@ -750,14 +751,14 @@ def test_lines_json_and_table_say_the_same(few: None, capsys: pytest.CaptureFixt
     assert found["verdict"] == "wrong"
     assert [line["check"] for line in found["lines"]] == ["good", "refuses"]
     screen = io.StringIO()
-    assert doctor.doctor(Asked(), console=Console(file=screen, force_terminal=True, width=100)) == 1
+    assert examination.doctor(Setup(), console=Console(file=screen, force_terminal=True, width=100)) == 1
     for word in ("good", "found it at runs", "refuses", "http://***@host/x: it is away", "start it", "1 wrong"):
         assert word in screen.getvalue()
     assert "\x1b[" in screen.getvalue()
 
 
 def test_nothing_wrong_is_exit_code_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "CHECKS", {"good": (checks.good, False)})
+    monkeypatch.setattr(examination, "CHECKS", {"good": (checks.good, False)})
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "nothing is wrong"
 
@@ -784,7 +785,7 @@ def test_the_whole_doctor_on_this_machine(
     main(["doctor", "--json", "--run-config", small_recipe, "--store", "store", "--limit", "60"])
     text = capsys.readouterr().out
     assert SECRET not in text
-    found = [Line(**line) for line in json.loads(text)["lines"]]
+    found = [Finding(**line) for line in json.loads(text)["lines"]]
     assert not [line for line in found if "this check broke" in line.found or "no end within" in line.found]
     names = {line.check for line in found}
     assert names >= {"recipe", "python", "packages", "torch", "gpu", "gloo", "nccl", "cpu", "memory", "shm", "limits"}

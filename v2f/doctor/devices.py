@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from v2f.doctor.findings import GIB, MIB, Asked, Line, Step, dotted, first_line, some
-from v2f.doctor.processes import last_line, started
+from v2f.doctor.findings import GIB, MIB, Finding, Setup, Step, dotted, first_line, some
+from v2f.doctor.processes import last_line, start
 
 
-def torch_and_gpus(asked: Asked) -> Iterator[Step]:
+def torch_and_gpus(setup: Setup) -> Iterator[Step]:
     """The family really loads (a CPU build beside the registry's others does not), and what torch sees of GPUs."""
     versions = []
     for name in ("torch", "torchvision", "torchaudio"):
@@ -22,7 +22,7 @@ def torch_and_gpus(asked: Asked) -> Iterator[Step]:
         try:
             versions.append(f"{name} {importlib.import_module(name).__version__}")
         except Exception as error:
-            yield Line(
+            yield Finding(
                 "torch",
                 "wrong",
                 f"{name} cannot be loaded: {type(error).__name__}: {first_line(error)}",
@@ -34,9 +34,9 @@ def torch_and_gpus(asked: Asked) -> Iterator[Step]:
     builds = {version.partition("+")[2] for version in versions}
     if len(builds) > 1:
         do = "take all three from one index: operators of one may not know the tensors of another"
-        yield Line("torch", "look", f"{', '.join(versions)}: builds of different kinds", do)
+        yield Finding("torch", "look", f"{', '.join(versions)}: builds of different kinds", do)
     else:
-        yield Line("torch", "ok", f"{', '.join(versions)}, CUDA {torch.version.cuda or 'none'}")
+        yield Finding("torch", "ok", f"{', '.join(versions)}, CUDA {torch.version.cuda or 'none'}")
     yield "asking the GPU's driver"
     yield from gpus(torch)
 
@@ -51,7 +51,7 @@ def gpus(torch: Any, cards: Sequence[str] | None = None, driver: tuple[int, int]
     built = torch.version.cuda
     if not torch.cuda.is_available():
         if not cards and driver is None:
-            yield Line("gpu", "ok", "none: small recipes run on the CPU, thesis-*.yaml want one")
+            yield Finding("gpu", "ok", "none: small recipes run on the CPU, thesis-*.yaml want one")
             return
         seen = f"{len(cards)} NVIDIA GPUs" if cards else "an NVIDIA driver"
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -63,25 +63,25 @@ def gpus(torch: Any, cards: Sequence[str] | None = None, driver: tuple[int, int]
             do = f"CUDA_VISIBLE_DEVICES is {hidden!r}: unset it, or name devices that exist"
         else:
             do = "run nvidia-smi; in a container, see that the runtime hands in GPUs and driver libraries alike"
-        yield Line("gpu", "wrong", f"{seen}, but torch (CUDA {built or 'none'}) can use no GPU", do)
+        yield Finding("gpu", "wrong", f"{seen}, but torch (CUDA {built or 'none'}) can use no GPU", do)
         return
     count = torch.cuda.device_count()
     for number in range(count):
         yield f"computing on GPU {number}"
         yield _gpu(torch, number)
     spoken = f"the driver speaks CUDA {dotted(driver)}, " if driver else ""
-    yield Line("gpu", "ok", f"{spoken}torch is built for CUDA {built}")
+    yield Finding("gpu", "ok", f"{spoken}torch is built for CUDA {built}")
     if count > 1:
         pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
         apart = [f"{a}-{b}" for a, b in pairs if a < b and not torch.cuda.can_device_access_peer(a, b)]
         if apart:
             do = "gradients go through the CPU's memory: see `nvidia-smi topo -m`, the IOMMU, the container's limits"
-            yield Line("gpu", "look", f"no direct access between the GPUs {some(apart)}", do)
+            yield Finding("gpu", "look", f"no direct access between the GPUs {some(apart)}", do)
         else:
-            yield Line("gpu", "ok", f"direct access between all {count} GPUs")
+            yield Finding("gpu", "ok", f"direct access between all {count} GPUs")
 
 
-def _gpu(torch: Any, number: int) -> Line:
+def _gpu(torch: Any, number: int) -> Finding:
     about = torch.cuda.get_device_properties(number)
     free, total = torch.cuda.mem_get_info(number)
     major, minor = about.major, about.minor
@@ -92,20 +92,24 @@ def _gpu(torch: Any, number: int) -> Line:
     kinds = [(kind, int(number.rstrip("af"))) for kind, _, number in (name.partition("_") for name in arches)]
     # Machine code serves its own major version from its minor one on; PTX ("compute") serves everything later.
     if not any(number <= here and (kind == "compute" or number // 10 == major) for kind, number in kinds):
-        return Line("gpu", "wrong", f"{found}; this torch has {' '.join(arches)}", "take a torch that is built for it")
+        return Finding(
+            "gpu", "wrong", f"{found}; this torch has {' '.join(arches)}", "take a torch that is built for it"
+        )
     try:
         right = float((torch.arange(1024, device=f"cuda:{number}") * 2).sum()) == 1023 * 1024
     except Exception as error:
-        return Line(
+        return Finding(
             "gpu", "wrong", f"{found}: cannot compute: {first_line(error)}", "run nvidia-smi -q; reset or replace it"
         )
     if not right:
-        return Line("gpu", "wrong", f"{found}: computes wrong", "take it out of service; launch/preflight looks closer")
+        return Finding(
+            "gpu", "wrong", f"{found}: computes wrong", "take it out of service; launch/preflight looks closer"
+        )
     if free < 0.8 * total:
-        return Line("gpu", "look", f"{found}: others use its memory", "nvidia-smi names the processes that hold it")
+        return Finding("gpu", "look", f"{found}: others use its memory", "nvidia-smi names the processes that hold it")
     if major < 8:
-        return Line("gpu", "look", f"{found}: it has no bfloat16", "train with train.precision=fp32")
-    return Line("gpu", "ok", found)
+        return Finding("gpu", "look", f"{found}: it has no bfloat16", "train with train.precision=fp32")
+    return Finding("gpu", "ok", found)
 
 
 def _driver() -> tuple[int, int] | None:
@@ -119,7 +123,7 @@ def _driver() -> tuple[int, int] | None:
     return number.value // 1000, number.value % 1000 // 10
 
 
-def all_reduce(asked: Asked) -> Iterator[Step]:
+def all_reduce(setup: Setup) -> Iterator[Step]:
     """Sums over processes: two by gloo on the CPU, and one for each GPU by NCCL."""
     yield "an all-reduce of two processes by gloo"
     ranks = _ranks("gloo", 2)
@@ -127,7 +131,7 @@ def all_reduce(asked: Asked) -> Iterator[Step]:
     yield _reduced("gloo", ranks, "gloo", "look at /etc/hosts; GLOO_SOCKET_IFNAME names the interface to take")
     if not gpus:
         built = f"; torch has NCCL {nccl}" if nccl else ""
-        yield Line("nccl", "ok", f"not used without a GPU{built}")
+        yield Finding("nccl", "ok", f"not used without a GPU{built}")
         return
     yield f"an all-reduce of {gpus} GPUs by NCCL {nccl}"
     names = sorted(name for name in os.environ if name.startswith("NCCL_"))
@@ -142,8 +146,7 @@ def _ranks(backend: str, count: int) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     running = [
-        started(backend, _rank, {"backend": backend, "rank": rank, "count": count, "port": port})
-        for rank in range(count)
+        start(backend, _rank, {"backend": backend, "rank": rank, "count": count, "port": port}) for rank in range(count)
     ]
     found = []
     for process in running:
@@ -179,9 +182,9 @@ def _rank(backend: str, rank: int, count: int, port: int) -> Iterator[dict[str, 
     yield about
 
 
-def _reduced(check: str, ranks: Sequence[Mapping[str, Any]], by: str, do: str) -> Line:
+def _reduced(check: str, ranks: Sequence[Mapping[str, Any]], by: str, do: str) -> Finding:
     errors = [each["error"] for each in ranks if "error" in each]
     if errors:
-        return Line(check, "wrong", f"an all-reduce of {len(ranks)} processes by {by} failed: {errors[0]}", do)
+        return Finding(check, "wrong", f"an all-reduce of {len(ranks)} processes by {by} failed: {errors[0]}", do)
     seconds = max(each["seconds"] for each in ranks)
-    return Line(check, "ok", f"an all-reduce of {len(ranks)} processes by {by}, 4 MiB in {1000 * seconds:.0f} ms")
+    return Finding(check, "ok", f"an all-reduce of {len(ranks)} processes by {by}, 4 MiB in {1000 * seconds:.0f} ms")

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from v2f.doctor.findings import GIB, MIB, Asked, Line, Step, existing
+from v2f.doctor.findings import GIB, MIB, Finding, Setup, Step, existing
 from v2f.errors import V2FError
 from v2f.storage import store
 
@@ -28,7 +28,7 @@ _SHARED_DISKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse
 
 
 def machine(
-    asked: Asked, *, groups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup", shm: str = "/dev/shm"
+    setup: Setup, *, groups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup", shm: str = "/dev/shm"
 ) -> Iterator[Step]:
     """Cores, memory, /dev/shm, open files, processes: those of the machine, and what this container or user may use."""
     import psutil
@@ -39,11 +39,11 @@ def machine(
     if quota is not None and quota < cores - 0.5:
         do = f"set OMP_NUM_THREADS and train.threads to {max(1, int(quota))}: torch would start {cores:.0f} threads"
         done = os.environ.get("OMP_NUM_THREADS", "").isdigit() and int(os.environ["OMP_NUM_THREADS"]) <= max(1, quota)
-        yield Line(
+        yield Finding(
             "cpu", "ok" if done else "look", f"{quota:g} of the {cores:.0f} cores may be used", "" if done else do
         )
     else:
-        yield Line("cpu", "ok", f"{cores:.0f} cores")
+        yield Finding("cpu", "ok", f"{cores:.0f} cores")
     total, free = psutil.virtual_memory().total, psutil.virtual_memory().available
     if "memory" in limits and limits["memory"] < total:
         used = limits.get("memory_used", 0)
@@ -53,25 +53,25 @@ def machine(
         text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if free < _MEMORY:
         do = f"a small run takes about {_MEMORY / GIB:.0f} GiB: raise the limit, or fewer data.workers, a smaller batch"
-        yield Line("memory", "look", text, do)
+        yield Finding("memory", "look", text, do)
     else:
-        yield Line("memory", "ok", text)
+        yield Finding("memory", "ok", text)
     yield _shared_memory(shm)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _FILES:
-        yield Line("limits", "look", f"{soft} open files", f"ulimit -n {_FILES} or more (up to {hard} without root)")
+        yield Finding("limits", "look", f"{soft} open files", f"ulimit -n {_FILES} or more (up to {hard} without root)")
     else:
-        yield Line("limits", "ok", f"{'any number of' if soft == resource.RLIM_INFINITY else soft} open files")
+        yield Finding("limits", "ok", f"{'any number of' if soft == resource.RLIM_INFINITY else soft} open files")
     tasks = [limits["pids"]] if "pids" in limits else []
     processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     tasks += [processes] if processes != resource.RLIM_INFINITY else []
     if tasks and min(tasks) < _TASKS:
-        yield Line(
+        yield Finding(
             "limits", "look", f"{min(tasks):.0f} processes and threads", f"ulimit -u, pids.max: {_TASKS} or more"
         )
 
 
-def _shared_memory(shm: str) -> Line:
+def _shared_memory(shm: str) -> Finding:
     """/dev/shm: of NCCL alone. What workers decode into has no file system (docs/data.md, Speed)."""
     who = "the loader does not use it, NCCL does between GPUs of a machine"
     several = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) > 1
@@ -82,12 +82,12 @@ def _shared_memory(shm: str) -> Line:
             file.flush()
     except OSError as error:
         do = f"mount a tmpfs of {_SHM / GIB:.0f} GiB there (docker --shm-size, an emptyDir with medium: Memory)"
-        return Line("shm", "wrong" if several else "look", f"{shm} cannot be used ({error.strerror}); {who}", do)
+        return Finding("shm", "wrong" if several else "look", f"{shm} cannot be used ({error.strerror}); {who}", do)
     if size < _SHM:
         do = f"give it {_SHM / GIB:.0f} GiB (docker --shm-size, an emptyDir with medium: Memory)"
         text = f"{shm}: {size / MIB:.0f} MiB; {who}"
-        return Line("shm", "look", text, do) if several else Line("shm", "ok", text, f"before several GPUs: {do}")
-    return Line("shm", "ok", f"{shm}: {size / GIB:.1f} GiB; {who}")
+        return Finding("shm", "look", text, do) if several else Finding("shm", "ok", text, f"before several GPUs: {do}")
+    return Finding("shm", "ok", f"{shm}: {size / GIB:.1f} GiB; {who}")
 
 
 def _limits(groups: str, own: str) -> dict[str, float]:
@@ -138,7 +138,7 @@ def _number(path: Path) -> float | None:
         return None
 
 
-def network(asked: Asked, *, port: int = _RENDEZVOUS) -> Iterator[Step]:
+def network(setup: Setup, *, port: int = _RENDEZVOUS) -> Iterator[Step]:
     """What a launcher's rendezvous wants of this machine."""
     name = socket.gethostname()
     yield f"looking up {name}"
@@ -146,26 +146,26 @@ def network(asked: Asked, *, port: int = _RENDEZVOUS) -> Iterator[Step]:
         addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)})
     except OSError as error:
         do = "add it to /etc/hosts; else GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface"
-        yield Line("network", "look", f"the host's own name {name} is not known ({error.strerror})", do)
+        yield Finding("network", "look", f"the host's own name {name} is not known ({error.strerror})", do)
     else:
         alone = all(address.startswith("127.") or address == "::1" for address in addresses)
         do = "with several machines, name the interface: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME" if alone else ""
-        yield Line("network", "ok", f"{name} is {', '.join(addresses)}", do)
+        yield Finding("network", "ok", f"{name} is {', '.join(addresses)}", do)
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
     except OSError as error:
         do = "another job runs here? accelerate launch --main_process_port 0, torchrun --standalone take a free one"
-        yield Line("network", "look", f"port {port}, the launchers' default, is taken ({error.strerror})", do)
+        yield Finding("network", "look", f"port {port}, the launchers' default, is taken ({error.strerror})", do)
     else:
-        yield Line("network", "ok", f"port {port}, the launchers' default, is free")
+        yield Finding("network", "ok", f"port {port}, the launchers' default, is free")
 
 
-def disk(asked: Asked, *, mounts: str = "/proc/self/mountinfo") -> Iterator[Step]:
+def disk(setup: Setup, *, mounts: str = "/proc/self/mountinfo") -> Iterator[Step]:
     """Where the run, its scratch and its cache lie: room, kind, and 64 MiB written, synced, read and compared."""
     places: dict[tuple[int, str], tuple[str, list[str]]] = {}
-    for what, path in (("runs", asked.out), ("scratch", asked.scratch), ("cache", asked.cache)):
+    for what, path in (("runs", setup.out), ("scratch", setup.scratch), ("cache", setup.cache)):
         local = store.local_path(path) if path else None
         if local is not None:
             folder = existing(local)
@@ -174,42 +174,48 @@ def disk(asked: Asked, *, mounts: str = "/proc/self/mountinfo") -> Iterator[Step
     for (_, kind), (folder, whats) in places.items():
         named = f"{' and '.join(whats)}: {folder} ({kind})"
         yield f"writing to {folder}"
-        yield from _one_disk(named, folder, kind, whats, asked)
+        yield from _one_disk(named, folder, kind, whats, setup)
 
 
-def _one_disk(named: str, folder: str, kind: str, whats: Sequence[str], asked: Asked) -> Iterator[Step]:
+def _one_disk(named: str, folder: str, kind: str, whats: Sequence[str], setup: Setup) -> Iterator[Step]:
     free, statistics = shutil.disk_usage(folder).free, os.statvfs(folder)
     try:
         written, read = _speed(folder, min(_WRITTEN, free // 2))
     except OSError as error:
         why = "it is full" if free < MIB else error.strerror or type(error).__name__
-        yield Line("disk", "wrong", f"{named}: cannot be written to: {why}", "make room, mend its rights, or take out=")
+        yield Finding(
+            "disk", "wrong", f"{named}: cannot be written to: {why}", "make room, mend its rights, or take out="
+        )
         return
     except V2FError as error:
-        yield Line("disk", "wrong", f"{named}: {error}", "do not use this disk")
+        yield Finding("disk", "wrong", f"{named}: {error}", "do not use this disk")
         return
     text = f"{named}: {free / GIB:.0f} GiB free, writes {written / 1e6:.0f} MB/s synced, reads {read / 1e6:.0f} MB/s"
     if free < _TOO_LOW:
-        yield Line("disk", "wrong", text, "make room: a run keeps two checkpoints and writes a third beside them")
+        yield Finding("disk", "wrong", text, "make room: a run keeps two checkpoints and writes a third beside them")
     elif free < _LOW:
-        yield Line("disk", "look", text, "make room before a long run: `v2f checkpoint show` says what a run keeps")
+        yield Finding("disk", "look", text, "make room before a long run: `v2f checkpoint show` says what a run keeps")
     elif statistics.f_files and statistics.f_favail < 0.01 * statistics.f_files:
-        yield Line("disk", "look", f"{text}; no inodes left", "remove small files: the next one may not be written")
+        yield Finding("disk", "look", f"{text}; no inodes left", "remove small files: the next one may not be written")
     elif "runs" in whats and kind in _MEMORY_DISKS:
-        yield Line(
+        yield Finding(
             "disk", "look", f"{text}; it is memory", "checkpoints are lost with the machine: take out= on a disk"
         )
     elif "cache" in whats and kind in _MEMORY_DISKS:
-        yield Line("disk", "look", f"{text}; it is memory", "a cache there counts against the container's memory limit")
-    elif kind.startswith(_SHARED_DISKS) and (asked.tracking or "").startswith("sqlite:") and "runs" in whats:
+        yield Finding(
+            "disk", "look", f"{text}; it is memory", "a cache there counts against the container's memory limit"
+        )
+    elif kind.startswith(_SHARED_DISKS) and (setup.tracking or "").startswith("sqlite:") and "runs" in whats:
         do = "SQLite's locks do not hold on a shared file system: tracking.uri on a local disk, or a server"
-        yield Line("disk", "look", f"{text}; MLflow's SQLite lies there", do)
+        yield Finding("disk", "look", f"{text}; MLflow's SQLite lies there", do)
     elif kind.startswith(_SHARED_DISKS) and "cache" in whats:
-        yield Line("disk", "look", f"{text}; it is shared", "data.cache.path wants a disk of this machine")
+        yield Finding("disk", "look", f"{text}; it is shared", "data.cache.path wants a disk of this machine")
     elif written < _SLOW:
-        yield Line("disk", "look", text, f"slow: a checkpoint of 1 GB takes {1e9 / written:.0f} s (in the background)")
+        yield Finding(
+            "disk", "look", text, f"slow: a checkpoint of 1 GB takes {1e9 / written:.0f} s (in the background)"
+        )
     else:
-        yield Line("disk", "ok", text)
+        yield Finding("disk", "ok", text)
 
 
 def _speed(folder: str, size: int) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v2f.doctor.findings import GIB, Asked, Line, Step, of_error
+from v2f.doctor.findings import GIB, Finding, Setup, Step, finding_of
 from v2f.doctor.services import ATTEMPTS
 from v2f.errors import V2FError
 from v2f.storage import retry, store
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     from v2f.runs.run import RunConfig
 
 
-def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
+def recipe(setup: Setup) -> Iterator[Step | dict[str, Any]]:
     """The recipe is valid; and what others need to know of it, which is no line."""
     from v2f.runs.run import load_config
 
-    assert asked.recipe is not None
-    config = load_config(asked.recipe, asked.overrides)
+    assert setup.recipe is not None
+    config = load_config(setup.recipe, setup.overrides)
     yield {
         "out": config.folder,
         "cache": config.data.cache.path if config.data.cache else None,
-        "tracking": asked.tracking or config.tracking.uri,
-        "store": asked.store or (config.folder if store.local_path(config.folder) is None else None),
+        "tracking": setup.tracking or config.tracking.uri,
+        "store": setup.store or (config.folder if store.local_path(config.folder) is None else None),
     }
     name = config.system.name
     size = f"{config.train.steps:,} steps of {config.data.batch}, {config.train.precision}"
-    yield Line("recipe", "ok", f"{asked.recipe}: {name}, {size}, to {without_credentials(config.folder)}")
+    yield Finding("recipe", "ok", f"{setup.recipe}: {name}, {size}, to {without_credentials(config.folder)}")
 
 
-def weights_and_data(asked: Asked) -> Iterator[Step]:
+def weights_and_data(setup: Setup) -> Iterator[Step]:
     """The frozen nets that the recipe names, and its data."""
     from v2f.runs.run import load_config
 
-    assert asked.recipe is not None
-    config = load_config(asked.recipe, asked.overrides)
-    yield from weights(Path(asked.recipe).stem, config)
+    assert setup.recipe is not None
+    config = load_config(setup.recipe, setup.overrides)
+    yield from weights(Path(setup.recipe).stem, config)
     yield from data(config)
 
 
@@ -55,7 +55,7 @@ def data(config: "RunConfig") -> Iterator[Step]:
         streams_of(config, system)
         reads = system.streams()
     except V2FError as error:  # weights that are missing have lines of their own; the bytes can be checked all the same
-        yield of_error("recipe", error, "the system cannot be built: ")
+        yield finding_of("recipe", error, "the system cannot be built: ")
     streams = config.data.by_stream()
     for name, path, split in [(name, each.path, each.split) for name, own in streams.items() for each in own.sources]:
         transforms = reads.get(name, {})
@@ -69,18 +69,18 @@ def data(config: "RunConfig") -> Iterator[Step]:
             count = min(4, part.samples)
             batch = next(iter(read_usable(part, transforms, count, left_out, limit=count)), None)
         except V2FError as error:
-            yield of_error("data", error)
+            yield finding_of("data", error)
             continue
         text = f"{shown}: {part.samples:,} samples of {part.name}, fingerprint {dataset.fingerprint[:12]}"
         if batch is None or left_out:
-            yield Line(
+            yield Finding(
                 "data", "wrong", f"{text}; {left_out[0]}", f"v2f shards verify {shown} names all that is damaged"
             )
             continue
         decoded = sum(value.nbytes for key, value in batch.items() if key in transforms)
         sample = decoded / count + float(dataset.index.length.mean())
         trays = 4 * config.data.workers * streams[name].batch * sample
-        yield Line(
+        yield Finding(
             "data", "ok", f"{text}; workers share up to {trays / GIB:.2g} GiB with one rank (memory, not /dev/shm)"
         )
 
@@ -92,7 +92,7 @@ def weights(name: str, config: "RunConfig") -> Iterator[Step]:
 
     frozen = config.system.nets
     if frozen is None or not (frozen.wanted() or frozen.of_runs()):
-        yield Line("weights", "ok", "none to bring: stand-ins of the package, or no frozen nets")
+        yield Finding("weights", "ok", "none to bring: stand-ins of the package, or no frozen nets")
         return
     yield f"reading the weights in {without_credentials(frozen.path)}"
     with reading_runs(config.tracking.uri):
@@ -101,10 +101,10 @@ def weights(name: str, config: "RunConfig") -> Iterator[Step]:
         who = ", ".join(row.needed_by)
         if row.path is None or row.sha256 is None:
             why = "missing" if row.path is None or row.state == "missing" else f"{row.path}: {row.state}"
-            yield Line("weights", "wrong", f"{row.published.name} ({who}): {why}", row.published.way_out)
+            yield Finding("weights", "wrong", f"{row.published.name} ({who}): {why}", row.published.way_out)
         elif "NOT the file" in row.state:
-            yield Line(
+            yield Finding(
                 "weights", "look", f"{row.path} ({who}): {row.state}", "v2f weights table RECIPE.yaml --load tries it"
             )
         else:
-            yield Line("weights", "ok", f"{row.path} ({who}): SHA-256 {row.sha256[:16]}..., {row.state}")
+            yield Finding("weights", "ok", f"{row.path} ({who}): SHA-256 {row.sha256[:16]}..., {row.state}")

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 
 from v2f.config import build
-from v2f.doctor.findings import MIB, Asked, Line, Step, Verdict, existing, of_error
+from v2f.doctor.findings import MIB, Finding, Setup, Step, Verdict, existing, finding_of
 from v2f.errors import V2FError
 from v2f.storage import objects, retry, s3, store
 from v2f.storage.credentials import without_credentials
@@ -22,17 +22,17 @@ _PUT, _PART = 6 * MIB, 5 * MIB  # two parts, as a checkpoint is put; S3 takes no
 _CLOCK: dict[Verdict, float] = {"look": 30.0, "wrong": 900.0}  # seconds; beyond 15 minutes S3 takes no signature
 
 
-def storage(asked: Asked) -> Iterator[Step]:
+def storage(setup: Setup) -> Iterator[Step]:
     """A round trip as a checkpoint makes it: put in parts, read a range and all, compare, list, remove."""
-    if asked.store is None:
-        yield Line("storage", "ok", "none was named", "--store s3://... (or a folder) makes a round trip to it")
+    if setup.store is None:
+        yield Finding("storage", "ok", "none was named", "--store s3://... (or a folder) makes a round trip to it")
         return
-    root, shown = asked.store, without_credentials(asked.store)
+    root, shown = setup.store, without_credentials(setup.store)
     retry.ATTEMPTS = ATTEMPTS
     objects.PART = _PART
     local = store.local_path(root)
     if local is not None and not os.path.isdir(local):
-        yield Line("storage", "wrong", f"{shown}: there is no such folder", "make it, or mount what it should be")
+        yield Finding("storage", "wrong", f"{shown}: there is no such folder", "make it, or mount what it should be")
         return
     access = ""
     if root.lower().startswith(("s3://", "s3a://")):
@@ -40,13 +40,13 @@ def storage(asked: Asked) -> Iterator[Step]:
         try:
             about = s3.access()
         except OSError as error:  # a profile that is not there, an address that is none
-            yield Line("storage", "wrong", f"{shown}: {error}", "mend AWS_PROFILE, AWS_ENDPOINT_URL or ~/.aws")
+            yield Finding("storage", "wrong", f"{shown}: {error}", "mend AWS_PROFILE, AWS_ENDPOINT_URL or ~/.aws")
             return
         access = f" at {about.endpoint}, credentials {about.credentials}"
         yield from _clock("storage", about.endpoint)
         if about.credentials == "none":
             do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; a cluster may give the pod a role"
-            yield Line("storage", "wrong", f"{shown}{access}", do)
+            yield Finding("storage", "wrong", f"{shown}{access}", do)
             return
     body = random.Random(uuid.uuid4().int).randbytes(_PUT if local is None else MIB)
     folder = store.join(root, f"v2f-doctor-{uuid.uuid4().hex}")
@@ -76,7 +76,7 @@ def storage(asked: Asked) -> Iterator[Step]:
         if came:
             with contextlib.suppress(V2FError):  # the first error is the one to tell
                 store.remove_folder(folder, "probe")
-        yield of_error("storage", V2FError(told), f"{shown}{access}: ")
+        yield finding_of("storage", V2FError(told), f"{shown}{access}: ")
         return
     again = store.statistics().retries - before
     text = (
@@ -84,18 +84,18 @@ def storage(asked: Asked) -> Iterator[Step]:
         f"({len(back) / down / 1e6:.0f} MB/s) with the same CRC-32, listed, removed"
     )
     if again:
-        yield Line(
+        yield Finding(
             "storage", "look", f"{text}; {again} requests had to be made again", "look at the network and its proxies"
         )
     else:
-        yield Line("storage", "ok", text)
+        yield Finding("storage", "ok", text)
 
 
-def mlflow(asked: Asked) -> Iterator[Step]:
+def mlflow(setup: Setup) -> Iterator[Step]:
     """A round trip in an experiment of its own: a run, a metric, a picture, read back, deleted."""
-    uri = asked.tracking
+    uri = setup.tracking
     if uri is None:
-        yield Line("mlflow", "ok", "none was named", "--tracking URI makes a round trip to it")
+        yield Finding("mlflow", "ok", "none was named", "--tracking URI makes a round trip to it")
         return
     shown = without_credentials(uri)
     yield "importing MLflow"
@@ -107,9 +107,9 @@ def mlflow(asked: Asked) -> Iterator[Step]:
         if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
             folder = existing(os.path.dirname(uri.removeprefix("sqlite:///")))
             if os.access(folder, os.W_OK):
-                yield Line("mlflow", "ok", f"{shown}: not there yet, the first run makes it")
+                yield Finding("mlflow", "ok", f"{shown}: not there yet, the first run makes it")
             else:
-                yield Line(
+                yield Finding(
                     "mlflow", "wrong", f"{shown}: {folder} cannot be written to", "mend its rights, or tracking.uri"
                 )
             return
@@ -120,12 +120,12 @@ def mlflow(asked: Asked) -> Iterator[Step]:
         yield f"a round trip to {shown}"
         text = round_trip(uri)
     except V2FError as error:
-        yield of_error("mlflow", error, "" if str(error).startswith(("--tracking", shown)) else f"{shown}: ")
+        yield finding_of("mlflow", error, "" if str(error).startswith(("--tracking", shown)) else f"{shown}: ")
     else:
-        yield Line("mlflow", "ok", f"{shown}: {text}")
+        yield Finding("mlflow", "ok", f"{shown}: {text}")
 
 
-def _clock(check: str, address: str) -> Iterator[Line]:
+def _clock(check: str, address: str) -> Iterator[Finding]:
     """Says where this machine's clock and a server's are apart: signatures, leases and curves depend on it."""
     try:
         before = time.time()
@@ -142,4 +142,6 @@ def _clock(check: str, address: str) -> Iterator[Line]:
         verdict = name if abs(apart) > _CLOCK[name] else verdict  # type: ignore[assignment]
     if verdict != "ok":
         text = f"this machine's clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the server's"
-        yield Line(check, verdict, text, "synchronise it (chrony, systemd-timesyncd): S3 refuses more than 15 minutes")
+        yield Finding(
+            check, verdict, text, "synchronise it (chrony, systemd-timesyncd): S3 refuses more than 15 minutes"
+        )
