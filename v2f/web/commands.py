@@ -39,7 +39,8 @@ def _root_path(text: str) -> str:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from v2f.web.serve import Limits, serve
+    from v2f.web.limits import Limits
+    from v2f.web.serve import serve
 
     bounds = Limits(max_seconds=args.max_seconds, max_mb=args.max_mb, per_minute=args.per_minute)
     serve(args.run_path, host=args.host, port=args.port, which=args.checkpoint, bounds=bounds, root_path=args.root_path)
