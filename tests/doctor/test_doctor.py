@@ -61,10 +61,10 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     ("check", "told"),
     [
         (checks.good, [Finding("x", "ok", "found it at runs")]),
-        (checks.dies, [Finding("x", "wrong", "it died (signal 11) while loading a library: it says nothing")]),
+        (checks.dies, [Finding("x", "wrong", "it crashed (signal 11) while loading a library: no error output")]),
         (
             checks.leaves,
-            [Finding("x", "wrong", "it died (code 3) while loading a library: cannot open shared object file")],
+            [Finding("x", "wrong", "it crashed (code 3) while loading a library: cannot open shared object file")],
         ),
         (checks.refuses, [Finding("x", "wrong", "http://***@host/x: it is away", "start it")]),
     ],
@@ -89,7 +89,7 @@ def test_a_check_that_hangs_costs_its_limit_and_keeps_what_it_had_found() -> Non
     assert found[0] == Finding("hangs", "ok", "the first half")
     assert (found[1].verdict, found[1].found) == (
         "wrong",
-        f"no end within {limit_s} s while waiting for s3://***@bucket",
+        f"not finished within {limit_s} s while waiting for s3://***@bucket",
     )
     assert len(found) == 2
 
@@ -97,7 +97,7 @@ def test_a_check_that_hangs_costs_its_limit_and_keeps_what_it_had_found() -> Non
 def test_an_error_of_ours_is_a_line_too() -> None:
     (line,) = lines(steps("x", lambda: checks.breaks(Setup())))
     assert line.verdict == "wrong"
-    assert line.found.startswith("this check broke: KeyError")
+    assert line.found.startswith("this check crashed: KeyError")
 
 
 # ------------------------------------------------------------------------------------------------ what is installed
@@ -157,7 +157,7 @@ def test_this_python_has_its_programs_or_says_so(monkeypatch: pytest.MonkeyPatch
     other.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     told = [line.found for line in of(installed.python(Setup()), "look")]
-    assert told == ["accelerate: not on the PATH", f"torchrun: on the PATH is {other}, of another environment"]
+    assert told == ["accelerate: not on the PATH", f"torchrun: the one on the PATH, {other}, is of another environment"]
 
 
 # ------------------------------------------------------------------------------------------------ GPUs
@@ -205,7 +205,7 @@ def test_gpus_that_work_are_described() -> None:
     [
         ({"arches": ["sm_100", "sm_80", "compute_120"]}, "wrong", "this torch has sm_100 sm_80 compute_120"),
         ({"major": 7, "arches": ["sm_70"]}, "look", "it has no bfloat16"),
-        ({"free": 20 * GIB}, "look", "others use its memory"),
+        ({"free": 20 * GIB}, "look", "other processes use its memory"),
         ({"result": "wrong"}, "wrong", "computes wrong"),
         ({"result": "raise"}, "wrong", "cannot compute: CUDA error: an illegal memory access"),
     ],
@@ -231,9 +231,9 @@ def test_gpus_that_cannot_see_each_other_are_named() -> None:
     ("built", "cards", "driver", "hidden", "told"),
     [
         (None, 2, (13, 0), None, "install the registry's ordinary torch"),
-        ("13.0", 2, (12, 8), None, "update the driver to one that speaks CUDA 13, this one speaks 12.8"),
+        ("13.0", 2, (12, 8), None, "update the driver to one that supports CUDA 13; this one supports 12.8"),
         ("13.0", 2, (13, 0), "9", "CUDA_VISIBLE_DEVICES is '9'"),
-        ("13.0", 2, None, None, "in a container, see that the runtime hands in GPUs"),
+        ("13.0", 2, None, None, "in a container, check that its runtime passes in GPUs"),
     ],
 )
 def test_gpus_that_torch_cannot_use_have_a_way_out(
@@ -315,7 +315,9 @@ def test_the_limits_of_a_container_are_found(version: str, tmp_path: Path, monke
     found = {
         line.found: line for line in of(machine.machine(Setup(), groups=groups, own=str(tmp_path / "own")), "look")
     }
-    assert found["1.5 of the 16 cores may be used"].do.startswith("set OMP_NUM_THREADS and train.threads to 1")
+    assert found["this container may use 1.5 of the 16 cores"].do.startswith(
+        "set OMP_NUM_THREADS and train.threads to 1"
+    )
     (memory,) = [line for line in found.values() if line.check == "memory"]
     # 3 of 4 GiB are used, of which 1 holds files of a disk and goes when memory is wanted
     assert memory.found == "2.0 GiB free of the 4.0 GiB that this container may use"
@@ -432,10 +434,10 @@ def test_the_kind_of_a_disk_decides_what_may_lie_there(tmp_path: Path, mounts: s
     shared = f"file://{tmp_path}/shared disk/x"
     assert [line.verdict for line in disk(mounts, out=shared, **here)] == ["ok", "ok"]
     told = disk(mounts, out=shared, tracking="sqlite:///runs/mlflow.db", **here)
-    assert "SQLite's locks do not hold" in told[0].do
+    assert "SQLite's locks do not work" in told[0].do
     told = disk(mounts, out="s3://lab/x", cache=f"{tmp_path}/shared disk", **here)
     assert [line.verdict for line in told] == ["ok", "look"]
-    assert "data.cache.path wants a disk of this machine" in told[1].do
+    assert "set data.cache.path to a disk of this machine" in told[1].do
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(20 * GIB, "ok"), (5 * GIB, "look"), (GIB // 2, "wrong")])
@@ -463,7 +465,7 @@ def test_a_disk_that_takes_no_bytes_or_gives_others_back_is_wrong(
     monkeypatch.setattr(machine.zlib, "crc32", lambda *_: next(numbers))
     (line,) = disk(mounts, out=str(tmp_path / "local"), scratch=str(tmp_path / "local"))
     assert line.verdict == "wrong"
-    assert line.found.endswith("what is read is not what was written")
+    assert line.found.endswith("the bytes read are not the bytes written")
     assert list((tmp_path / "local").iterdir()) == []
 
 
@@ -480,7 +482,7 @@ def test_a_disk_is_measured(tmp_path: Path) -> None:
 def test_a_round_trip_to_a_store_leaves_nothing(s3_root: str, swift: Any) -> None:
     found = lines(services.storage(Setup(store=s3_root)))
     assert [line.verdict for line in found] == ["ok"], found
-    assert f"{s3_root} at {swift.endpoint}, credentials of the environment: 6 MiB went there" in found[0].found
+    assert f"{s3_root} at {swift.endpoint}, credentials of the environment: 6 MiB written" in found[0].found
     assert "with the same CRC-32, listed, removed" in found[0].found
     assert store.tree(s3_root) == []
     assert swift.secret_key not in found[0].found
@@ -536,12 +538,12 @@ def test_a_store_behind_a_bad_network_is_to_be_looked_at_or_wrong(
         faults.may, faults.share = once, 1.0
         (line,) = lines(services.storage(Setup(store=s3_root)))
         assert line.verdict == "look"
-        assert f"{store.statistics().retries - before} requests had to be made again" in line.found
+        assert f"{store.statistics().retries - before} requests had to be repeated" in line.found
         faults.share = 0.0
         assert store.tree(s3_root) == []
         faults.may, faults.kinds, faults.share = lambda method, path: True, ["stall"], 1.0
         found = examine("storage", services.storage, Setup(store=s3_root), 8)
-        assert found[-1].found.startswith("no end within 8 s while ")
+        assert found[-1].found.startswith("not finished within 8 s while ")
 
 
 def test_a_store_that_gives_other_bytes_or_lists_nothing_is_wrong(
@@ -553,17 +555,17 @@ def test_a_store_that_gives_other_bytes_or_lists_nothing_is_wrong(
         real = store.read_bytes
         patch.setattr(store, "read_bytes", lambda path: real(path)[:-1] + b"x")
         (line,) = lines(services.storage(setup))
-        assert f"{tmp_path}: other bytes came back than were written" in line.found
+        assert f"{tmp_path}: the bytes read are not the bytes written" in line.found
     with monkeypatch.context() as patch:
         patch.setattr(store, "names", lambda path: [])
         (line,) = lines(services.storage(setup))
-        assert "what was written is not listed" in line.found
+        assert "a written object is not listed" in line.found
     with monkeypatch.context() as patch:
         patch.setattr(store, "remove_folder", lambda path, first: None)
         (line,) = lines(services.storage(setup))
-        assert "what was removed is still listed" in line.found
+        assert "a removed object is still listed" in line.found
     (line,) = lines(services.storage(Setup(store=str(tmp_path / "none"))))
-    assert line.found.endswith("there is no such folder")
+    assert line.found.endswith("this folder does not exist")
     (line,) = lines(services.storage(Setup(store=f"s3://key:{SECRET}@bucket/x")))
     assert line.verdict == "wrong"
     assert SECRET not in str(line)
@@ -662,7 +664,7 @@ def test_an_mlflow_that_refuses_or_is_silent_says_why(monkeypatch: pytest.Monkey
     assert "MLFLOW_TRACKING_PASSWORD" in line.do
     assert SECRET not in str(line)
     (line,) = lines(services.mlflow(Setup(tracking=f"sqlite:///{tmp_path}/none/mlflow.db")))
-    assert (line.verdict, line.found.endswith("not there yet, the first run makes it")) == ("ok", True)
+    assert (line.verdict, line.found.endswith("not there yet, the first run creates it")) == ("ok", True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -708,7 +710,7 @@ def test_data_that_are_gone_or_damaged_are_wrong(small_recipe: str, tiny_shards:
         shard.write_bytes(shard.read_bytes()[:5000])
     (line,) = lines(recipe.data(load_config(small_recipe, [f"data.path={copy}"])))
     assert line.verdict == "wrong"
-    assert line.do == f"v2f shards verify {copy} names all that is damaged"
+    assert line.do == f"v2f shards verify {copy} lists all damage"
 
 
 def test_weights_that_are_missing_or_others_are_wrong(tmp_path: Path) -> None:
@@ -786,7 +788,7 @@ def test_the_whole_doctor_on_this_machine(
     text = capsys.readouterr().out
     assert SECRET not in text
     found = [Finding(**line) for line in json.loads(text)["lines"]]
-    assert not [line for line in found if "this check broke" in line.found or "no end within" in line.found]
+    assert not [line for line in found if "this check crashed" in line.found or "not finished within" in line.found]
     names = {line.check for line in found}
     assert names >= {"recipe", "python", "packages", "torch", "gpu", "gloo", "nccl", "cpu", "memory", "shm", "limits"}
     assert names >= {"network", "disk", "storage", "mlflow", "data", "weights"}

@@ -76,7 +76,7 @@ def test_a_photo_in_a_sound_out_and_the_photo_is_gone(maker: Toy, folder: Path) 
         ("photo_sound", "photo", b"", "the photo: photo cannot be decoded"),
         ("photo_sound", "photo", b"Dear all, this is a letter.", "the photo: photo cannot be decoded"),
         ("photo_sound", "photo", photo()[:200], "the photo: photo cannot be decoded"),
-        ("photo_sound", "photo", bytes(30_000), "the photo has 0.03 MB, at most 0.02 are read"),
+        ("photo_sound", "photo", bytes(30_000), "the photo has 0.03 MB, the limit is 0.02 MB"),
         ("voice_label", "voice", photo(), "the recording: audio cannot be decoded"),
         ("voice_label", "voice", recording(0.1), "the recording: audio is too short"),
         ("voice_label", "voice", recording(2.0), "the recording: audio is too long (2.0 s of at most 1 s)"),
@@ -100,7 +100,7 @@ def test_a_client_is_told_to_wait_and_its_file_is_gone_all_the_same(maker: Toy, 
     for client in ("a", "a", "a", "b"):
         said.append(making({"photo": upload(folder, photo())}, client))
         assert list(folder.iterdir()) == []
-    assert ["2 things a minute are made; wait " in each for each in said] == [False, False, True, False]
+    assert ["at most 2 requests per minute are answered; wait " in each for each in said] == [False, False, True, False]
     assert ["<audio" in each for each in said] == [True, True, False, True]
 
 
@@ -181,7 +181,7 @@ def test_the_page_has_the_widgets_that_fit_and_answers(maker: Toy, folder: Path)
         assert [name for name, _ in widgets["label"]["props"]["choices"]] == list(LABELS)
         assert (widgets["seed"]["type"], widgets["seed"]["props"]["minimum"]) == ("number", 0)
         html = " ".join(str(each["props"].get("value")) for each in config["components"])
-        assert "made of a label (cat, dog, owl)" in html
+        assert "made from a label (cat, dog, owl)" in html
         assert "A picture made from a label, not a photograph" in html
         (answer,) = called(client, ["owl", 4])
         (content,) = re.findall(r'<img src="data:image/png;base64,([^"]+)"', answer)

@@ -208,7 +208,7 @@ def test_a_client_is_told_to_wait_and_its_clip_is_gone_all_the_same(
         shutil.copy(clip(), folder / "hash" / "voice.wav")
         said.append(answering(str(folder / "hash" / "voice.wav"), client))
         assert list(folder.iterdir()) == []
-    assert ["2 clips a minute are answered; wait " in each for each in said] == [False, False, True, False]
+    assert ["at most 2 clips per minute are answered; wait " in each for each in said] == [False, False, True, False]
     assert ['class="portrait"' in each for each in said] == [True, True, False, True]
 
 

@@ -1,4 +1,4 @@
-"""What computes: torch and its family, the GPUs, and sums over processes."""
+"""Compute: torch and its companion packages, the GPUs, and all-reduces between processes."""
 
 import ctypes
 import importlib
@@ -15,7 +15,7 @@ from v2f.doctor.processes import last_line, start
 
 
 def torch_and_gpus(setup: Setup) -> Iterator[Step]:
-    """The family really loads (a CPU build beside the registry's others does not), and what torch sees of GPUs."""
+    """Whether torch, torchvision and torchaudio load together (a CPU build among CUDA builds does not); the GPUs."""
     versions = []
     for name in ("torch", "torchvision", "torchaudio"):
         yield f"importing {name}"
@@ -26,24 +26,24 @@ def torch_and_gpus(setup: Setup) -> Iterator[Step]:
                 "torch",
                 "wrong",
                 f"{name} cannot be loaded: {type(error).__name__}: {first_line(error)}",
-                "take torch, torchvision and torchaudio of one family and one index; see CONTRIBUTING.md",
+                "install matching versions of torch, torchvision and torchaudio from one index; see CONTRIBUTING.md",
             )
             return
     import torch
 
     builds = {version.partition("+")[2] for version in versions}
     if len(builds) > 1:
-        do = "take all three from one index: operators of one may not know the tensors of another"
+        do = "install all three from one index: operators of one build may not accept tensors of another"
         yield Finding("torch", "look", f"{', '.join(versions)}: builds of different kinds", do)
     else:
         yield Finding("torch", "ok", f"{', '.join(versions)}, CUDA {torch.version.cuda or 'none'}")
-    yield "asking the GPU's driver"
+    yield "querying the GPU driver"
     yield from gpus(torch)
 
 
 def gpus(torch: Any, cards: Sequence[str] | None = None, driver: tuple[int, int] | None = None) -> Iterator[Step]:
-    """``cards``: what the kernel knows of NVIDIA GPUs, ``driver``: the newest CUDA that the driver speaks; both are
-    found out unless given."""
+    """What torch can do with the GPUs. ``cards``: NVIDIA GPUs that the kernel lists; ``driver``: newest CUDA version
+    that the driver supports; both are looked up if None."""
     if cards is None:
         folder = Path("/proc/driver/nvidia/gpus")
         cards = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -51,31 +51,33 @@ def gpus(torch: Any, cards: Sequence[str] | None = None, driver: tuple[int, int]
     built = torch.version.cuda
     if not torch.cuda.is_available():
         if not cards and driver is None:
-            yield Finding("gpu", "ok", "none: small recipes run on the CPU, thesis-*.yaml want one")
+            yield Finding("gpu", "ok", "none: small recipes run on the CPU, thesis-*.yaml need one")
             return
         seen = f"{len(cards)} NVIDIA GPUs" if cards else "an NVIDIA driver"
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if built is None:
-            do = "install the registry's ordinary torch, which has CUDA inside"
+            do = "install the default torch package, which includes CUDA"
         elif driver is not None and driver[0] < int(built.split(".")[0]):
-            do = f"update the driver to one that speaks CUDA {built.split('.')[0]}, this one speaks {dotted(driver)}"
+            do = (
+                f"update the driver to one that supports CUDA {built.split('.')[0]}; this one supports {dotted(driver)}"
+            )
         elif hidden is not None:
             do = f"CUDA_VISIBLE_DEVICES is {hidden!r}: unset it, or name devices that exist"
         else:
-            do = "run nvidia-smi; in a container, see that the runtime hands in GPUs and driver libraries alike"
+            do = "run nvidia-smi; in a container, check that its runtime passes in GPUs and driver libraries"
         yield Finding("gpu", "wrong", f"{seen}, but torch (CUDA {built or 'none'}) can use no GPU", do)
         return
     count = torch.cuda.device_count()
     for number in range(count):
         yield f"computing on GPU {number}"
         yield _gpu(torch, number)
-    spoken = f"the driver speaks CUDA {dotted(driver)}, " if driver else ""
-    yield Finding("gpu", "ok", f"{spoken}torch is built for CUDA {built}")
+    supported = f"the driver supports CUDA {dotted(driver)}, " if driver else ""
+    yield Finding("gpu", "ok", f"{supported}torch is built for CUDA {built}")
     if count > 1:
         pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
         apart = [f"{a}-{b}" for a, b in pairs if a < b and not torch.cuda.can_device_access_peer(a, b)]
         if apart:
-            do = "gradients go through the CPU's memory: see `nvidia-smi topo -m`, the IOMMU, the container's limits"
+            do = "gradients go through CPU memory: check `nvidia-smi topo -m`, the IOMMU and the container's limits"
             yield Finding("gpu", "look", f"no direct access between the GPUs {some(apart)}", do)
         else:
             yield Finding("gpu", "ok", f"direct access between all {count} GPUs")
@@ -90,10 +92,10 @@ def _gpu(torch: Any, number: int) -> Finding:
     arches = torch.cuda.get_arch_list()
     here = 10 * major + minor
     kinds = [(kind, int(number.rstrip("af"))) for kind, _, number in (name.partition("_") for name in arches)]
-    # Machine code serves its own major version from its minor one on; PTX ("compute") serves everything later.
+    # Machine code runs on the same major version from its minor version on; PTX ("compute") on everything later.
     if not any(number <= here and (kind == "compute" or number // 10 == major) for kind, number in kinds):
         return Finding(
-            "gpu", "wrong", f"{found}; this torch has {' '.join(arches)}", "take a torch that is built for it"
+            "gpu", "wrong", f"{found}; this torch has {' '.join(arches)}", "install a torch that is built for it"
         )
     try:
         right = float((torch.arange(1024, device=f"cuda:{number}") * 2).sum()) == 1023 * 1024
@@ -103,17 +105,19 @@ def _gpu(torch: Any, number: int) -> Finding:
         )
     if not right:
         return Finding(
-            "gpu", "wrong", f"{found}: computes wrong", "take it out of service; launch/preflight looks closer"
+            "gpu", "wrong", f"{found}: computes wrong", "take it out of service; launch/preflight examines it further"
         )
     if free < 0.8 * total:
-        return Finding("gpu", "look", f"{found}: others use its memory", "nvidia-smi names the processes that hold it")
+        return Finding(
+            "gpu", "look", f"{found}: other processes use its memory", "nvidia-smi lists the processes that use it"
+        )
     if major < 8:
         return Finding("gpu", "look", f"{found}: it has no bfloat16", "train with train.precision=fp32")
     return Finding("gpu", "ok", found)
 
 
 def _driver() -> tuple[int, int] | None:
-    """The newest CUDA that the driver speaks, by its own library; None where there is no driver."""
+    """The newest CUDA version that the driver supports, according to its library; None if there is no driver."""
     try:
         number = ctypes.c_int()
         if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number)) or not number.value:
@@ -124,11 +128,11 @@ def _driver() -> tuple[int, int] | None:
 
 
 def all_reduce(setup: Setup) -> Iterator[Step]:
-    """Sums over processes: two by gloo on the CPU, and one for each GPU by NCCL."""
+    """All-reduces: between two processes with gloo on the CPU, and between one process per GPU with NCCL."""
     yield "an all-reduce of two processes by gloo"
     ranks = _ranks("gloo", 2)
     gpus, nccl = int(ranks[0].get("gpus", 0)), ranks[0].get("nccl")
-    yield _reduced("gloo", ranks, "gloo", "look at /etc/hosts; GLOO_SOCKET_IFNAME names the interface to take")
+    yield _reduced("gloo", ranks, "gloo", "check /etc/hosts; GLOO_SOCKET_IFNAME sets the interface")
     if not gpus:
         built = f"; torch has NCCL {nccl}" if nccl else ""
         yield Finding("nccl", "ok", f"not used without a GPU{built}")
@@ -136,12 +140,12 @@ def all_reduce(setup: Setup) -> Iterator[Step]:
     yield f"an all-reduce of {gpus} GPUs by NCCL {nccl}"
     names = sorted(name for name in os.environ if name.startswith("NCCL_"))
     named = f"NCCL {nccl}" + (f" with {', '.join(names)}" if names else "")
-    do = "run it again with NCCL_DEBUG=WARN; see /dev/shm above and launch/nccl/*.env"
+    do = "run it again with NCCL_DEBUG=WARN; check /dev/shm above and launch/nccl/*.env"
     yield _reduced("nccl", _ranks("nccl", gpus), named, do)
 
 
 def _ranks(backend: str, count: int) -> list[dict[str, Any]]:
-    """What each of ``count`` processes found: {"seconds", "gpus", "nccl"}, or {"error"}."""
+    """The result of each of ``count`` processes: {"seconds", "gpus", "nccl"}, or {"error"}."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -151,7 +155,7 @@ def _ranks(backend: str, count: int) -> list[dict[str, Any]]:
     found = []
     for process in running:
         output, errors = process.communicate()
-        why = f"a process died ({process.returncode}): {last_line(errors)}"
+        why = f"a process crashed ({process.returncode}): {last_line(errors)}"
         found.append(json.loads(output) if output else {"error": why})
     return found
 
@@ -171,7 +175,7 @@ def _rank(backend: str, rank: int, count: int, port: int) -> Iterator[dict[str, 
             torch.cuda.set_device(device)
         dist.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
         numbers = torch.full((MIB,), rank + 1.0, device=device)
-        dist.all_reduce(torch.ones(1, device=device))  # which sets up the connections
+        dist.all_reduce(torch.ones(1, device=device))  # sets up the connections
         begun = time.perf_counter()
         dist.all_reduce(numbers)
         right = bool((numbers == count * (count + 1) / 2).all())

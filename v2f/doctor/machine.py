@@ -16,8 +16,8 @@ from v2f.doctor.findings import GIB, MIB, Finding, Setup, Step, existing
 from v2f.errors import V2FError
 from v2f.storage import store
 
-_MEMORY = 3 * GIB  # what a small run takes, with its workers and MLflow's client
-_SHM = 1 * GIB  # what several GPUs of a machine may want of /dev/shm
+_MEMORY = 3 * GIB  # of a small run, with its workers and MLflow's client
+_SHM = 1 * GIB  # of /dev/shm, enough for several GPUs of a machine
 _FILES, _TASKS = 1024, 512
 _RENDEZVOUS = 29500  # accelerate's and torch's default port
 _WRITTEN = 64 * MIB
@@ -30,7 +30,7 @@ _SHARED_DISKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse
 def machine(
     setup: Setup, *, groups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup", shm: str = "/dev/shm"
 ) -> Iterator[Step]:
-    """Cores, memory, /dev/shm, open files, processes: those of the machine, and what this container or user may use."""
+    """Cores, memory, /dev/shm, open files and processes: of the machine, and what this container or user may use."""
     import psutil
 
     limits = _limits(groups, own)
@@ -40,7 +40,10 @@ def machine(
         do = f"set OMP_NUM_THREADS and train.threads to {max(1, int(quota))}: torch would start {cores:.0f} threads"
         done = os.environ.get("OMP_NUM_THREADS", "").isdigit() and int(os.environ["OMP_NUM_THREADS"]) <= max(1, quota)
         yield Finding(
-            "cpu", "ok" if done else "look", f"{quota:g} of the {cores:.0f} cores may be used", "" if done else do
+            "cpu",
+            "ok" if done else "look",
+            f"this container may use {quota:g} of the {cores:.0f} cores",
+            "" if done else do,
         )
     else:
         yield Finding("cpu", "ok", f"{cores:.0f} cores")
@@ -52,7 +55,7 @@ def machine(
     else:
         text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if free < _MEMORY:
-        do = f"a small run takes about {_MEMORY / GIB:.0f} GiB: raise the limit, or fewer data.workers, a smaller batch"
+        do = f"a small run needs about {_MEMORY / GIB:.0f} GiB: raise the limit, or lower data.workers or data.batch"
         yield Finding("memory", "look", text, do)
     else:
         yield Finding("memory", "ok", text)
@@ -72,7 +75,7 @@ def machine(
 
 
 def _shared_memory(shm: str) -> Finding:
-    """/dev/shm: of NCCL alone. What workers decode into has no file system (docs/data.md, Speed)."""
+    """/dev/shm, which only NCCL uses: workers decode into memory without a file system (docs/data.md, Speed)."""
     who = "the loader does not use it, NCCL does between GPUs of a machine"
     several = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) > 1
     try:
@@ -91,7 +94,7 @@ def _shared_memory(shm: str) -> Finding:
 
 
 def _limits(groups: str, own: str) -> dict[str, float]:
-    """The least of what this process's control groups allow, of version 1 or 2: bytes, cores, tasks."""
+    """The tightest limits of this process's control groups (version 1 or 2): bytes, cores, tasks."""
     found: dict[str, float] = {}
 
     def least(name: str, value: float) -> None:
@@ -103,7 +106,7 @@ def _limits(groups: str, own: str) -> dict[str, float]:
         return found
     for _, controllers, path in entries:
         root = Path(groups, controllers) if controllers else Path(groups)
-        # In a container the path may be the host's, and what lies at the root is this group.
+        # In a container the path may be that of the host, while this group is mounted at the root.
         for folder in dict.fromkeys(
             root.joinpath(*Path(path).parts[1:up]) for up in range(len(Path(path).parts), 0, -1)
         ):
@@ -116,7 +119,7 @@ def _limits(groups: str, own: str) -> dict[str, float]:
                         found["memory_used"] = max(0.0, used - _reclaimable(folder))
             with contextlib.suppress(OSError, ValueError):
                 quota, period = (folder / "cpu.max").read_text().split()
-                least("cpu", float(quota) / float(period))  # "max" is no number: no limit
+                least("cpu", float(quota) / float(period))  # "max" is not a number and means no limit
             quota_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
             if quota_us is not None and quota_us > 0 and period_us:
                 least("cpu", quota_us / period_us)
@@ -124,7 +127,7 @@ def _limits(groups: str, own: str) -> dict[str, float]:
 
 
 def _reclaimable(folder: Path) -> float:
-    """Bytes of a group that hold files of a disk: they go when memory is wanted."""
+    """Bytes of a group's page cache, which are freed when memory is needed."""
     with contextlib.suppress(OSError, ValueError):
         rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         return float(rows.get("total_inactive_file", rows.get("inactive_file", 0)))
@@ -139,31 +142,31 @@ def _number(path: Path) -> float | None:
 
 
 def network(setup: Setup, *, port: int = _RENDEZVOUS) -> Iterator[Step]:
-    """What a launcher's rendezvous wants of this machine."""
+    """What a launcher's rendezvous needs: a host name that resolves, and the default port."""
     name = socket.gethostname()
-    yield f"looking up {name}"
+    yield f"resolving {name}"
     try:
         addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)})
     except OSError as error:
-        do = "add it to /etc/hosts; else GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface"
-        yield Finding("network", "look", f"the host's own name {name} is not known ({error.strerror})", do)
+        do = "add it to /etc/hosts, or set the interface with GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        yield Finding("network", "look", f"the host's own name {name} does not resolve ({error.strerror})", do)
     else:
         alone = all(address.startswith("127.") or address == "::1" for address in addresses)
-        do = "with several machines, name the interface: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME" if alone else ""
+        do = "for several machines, set the interface: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME" if alone else ""
         yield Finding("network", "ok", f"{name} is {', '.join(addresses)}", do)
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
     except OSError as error:
-        do = "another job runs here? accelerate launch --main_process_port 0, torchrun --standalone take a free one"
-        yield Finding("network", "look", f"port {port}, the launchers' default, is taken ({error.strerror})", do)
+        do = "does another job run? accelerate launch --main_process_port 0, torchrun --standalone choose a free one"
+        yield Finding("network", "look", f"port {port}, the launchers' default, is in use ({error.strerror})", do)
     else:
         yield Finding("network", "ok", f"port {port}, the launchers' default, is free")
 
 
 def disk(setup: Setup, *, mounts: str = "/proc/self/mountinfo") -> Iterator[Step]:
-    """Where the run, its scratch and its cache lie: room, kind, and 64 MiB written, synced, read and compared."""
+    """The disks of the run, its scratch and its cache: free space, kind; 64 MiB written, synced, read and compared."""
     places: dict[tuple[int, str], tuple[str, list[str]]] = {}
     for what, path in (("runs", setup.out), ("scratch", setup.scratch), ("cache", setup.cache)):
         local = store.local_path(path) if path else None
@@ -184,7 +187,10 @@ def _one_disk(named: str, folder: str, kind: str, whats: Sequence[str], setup: S
     except OSError as error:
         why = "it is full" if free < MIB else error.strerror or type(error).__name__
         yield Finding(
-            "disk", "wrong", f"{named}: cannot be written to: {why}", "make room, mend its rights, or take out="
+            "disk",
+            "wrong",
+            f"{named}: cannot be written to: {why}",
+            "free some space, fix its permissions, or set out=",
         )
         return
     except V2FError as error:
@@ -203,13 +209,13 @@ def _one_disk(named: str, folder: str, kind: str, whats: Sequence[str], setup: S
         )
     elif "cache" in whats and kind in _MEMORY_DISKS:
         yield Finding(
-            "disk", "look", f"{text}; it is memory", "a cache there counts against the container's memory limit"
+            "disk", "look", f"{text}; it is memory", "a cache there counts toward the container's memory limit"
         )
     elif kind.startswith(_SHARED_DISKS) and (setup.tracking or "").startswith("sqlite:") and "runs" in whats:
-        do = "SQLite's locks do not hold on a shared file system: tracking.uri on a local disk, or a server"
-        yield Finding("disk", "look", f"{text}; MLflow's SQLite lies there", do)
+        do = "SQLite's locks do not work on a shared file system: set tracking.uri to a local disk or a server"
+        yield Finding("disk", "look", f"{text}; MLflow's SQLite file is there", do)
     elif kind.startswith(_SHARED_DISKS) and "cache" in whats:
-        yield Finding("disk", "look", f"{text}; it is shared", "data.cache.path wants a disk of this machine")
+        yield Finding("disk", "look", f"{text}; it is shared", "set data.cache.path to a disk of this machine")
     elif written < _SLOW:
         yield Finding(
             "disk", "look", text, f"slow: a checkpoint of 1 GB takes {1e9 / written:.0f} s (in the background)"
@@ -219,8 +225,8 @@ def _one_disk(named: str, folder: str, kind: str, whats: Sequence[str], setup: S
 
 
 def _speed(folder: str, size: int) -> tuple[float, float]:
-    """Bytes a second: written until they are on the disk, and read from it; for three seconds of writing at most."""
-    block = random.Random(0).randbytes(4 * MIB)  # no run of zeros, which some file systems do not store
+    """Bytes per second, written (including fsync) and read back, for at most three seconds of writing."""
+    block = random.Random(0).randbytes(4 * MIB)  # not zeros, which some file systems do not store
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".v2f-doctor-") as file:
         begun, written, crc = time.perf_counter(), 0, 0
         while written < size or not written:
@@ -232,7 +238,7 @@ def _speed(folder: str, size: int) -> tuple[float, float]:
         file.flush()
         os.fsync(file.fileno())
         down = time.perf_counter() - begun
-        with contextlib.suppress(OSError):  # or memory would be measured
+        with contextlib.suppress(OSError):  # otherwise the page cache would be measured
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         begun, found = time.perf_counter(), 0
         file.seek(0)
@@ -240,12 +246,12 @@ def _speed(folder: str, size: int) -> tuple[float, float]:
             found = zlib.crc32(some, found)
         up = time.perf_counter() - begun
     if found != crc:
-        raise V2FError("what is read is not what was written")
+        raise V2FError("the bytes read are not the bytes written")
     return written / max(down, 1e-9), written / max(up, 1e-9)
 
 
 def _file_system(folder: str, mounts: str) -> str:
-    """The kind of file system that a folder lies on."""
+    """The type of the file system of a folder."""
     real, best, kind = os.path.realpath(folder), "", "unknown"
     with contextlib.suppress(OSError):
         for line in Path(mounts).read_text().splitlines():

@@ -64,7 +64,7 @@ def steps(name: str, check: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     except V2FError as error:
         yield finding_of(name, error)
     except Exception as error:  # a broken library, or a bug in the check
-        yield Finding(name, "wrong", f"this check broke: {type(error).__name__}: {first_line(error)}")
+        yield Finding(name, "wrong", f"this check crashed: {type(error).__name__}: {first_line(error)}")
 
 
 def examine(name: str, check: Check, setup: Setup, limit_s: float) -> list[Any]:
@@ -91,16 +91,16 @@ def examine(name: str, check: Check, setup: Setup, limit_s: float) -> list[Any]:
             else:
                 found.append(Finding(**step) if "verdict" in step else step)
     if late:
-        do = "see what keeps it; --limit waits longer"
-        found.append(Finding(name, "wrong", f"no end within {limit_s:g} s while {doing}", do))
+        do = "find out what blocks it; --limit sets a longer limit"
+        found.append(Finding(name, "wrong", f"not finished within {limit_s:g} s while {doing}", do))
     elif process.returncode:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"code {process.returncode}"
-        found.append(Finding(name, "wrong", f"it died ({how}) while {doing}: {last_line(errors)}"))
+        found.append(Finding(name, "wrong", f"it crashed ({how}) while {doing}: {last_line(errors)}"))
     return [_clean(each) if isinstance(each, Finding) else each for each in found]
 
 
 def last_line(text: str) -> str:
-    return without_credentials((text.strip().splitlines() or ["it says nothing"])[-1])[:200]
+    return without_credentials((text.strip().splitlines() or ["no error output"])[-1])[:200]
 
 
 def _clean(finding: Finding) -> Finding:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def recipe(setup: Setup) -> Iterator[Step | dict[str, Any]]:
-    """The recipe is valid; and what others need to know of it, which is no line."""
+    """Whether the recipe is valid; and, as a dict, the places that it names, for the other checks."""
     from v2f.runs.run import load_config
 
     assert setup.recipe is not None
@@ -42,7 +42,7 @@ def weights_and_data(setup: Setup) -> Iterator[Step]:
 
 
 def data(config: "RunConfig") -> Iterator[Step]:
-    """Each data set opens, and its first samples are read as the system reads them, with their checksums."""
+    """Open each data set and read its first samples as the system reads them, with their checksums."""
     from v2f.data.loader import read_usable
     from v2f.data.manifest import open_dataset
     from v2f.runs.run import build_system, streams_of
@@ -54,7 +54,7 @@ def data(config: "RunConfig") -> Iterator[Step]:
         system = build_system(config)
         streams_of(config, system)
         reads = system.streams()
-    except V2FError as error:  # weights that are missing have lines of their own; the bytes can be checked all the same
+    except V2FError as error:  # missing weights have their own findings; the data can be checked without them
         yield finding_of("recipe", error, "the system cannot be built: ")
     streams = config.data.by_stream()
     for name, path, split in [(name, each.path, each.split) for name, own in streams.items() for each in own.sources]:
@@ -73,9 +73,7 @@ def data(config: "RunConfig") -> Iterator[Step]:
             continue
         text = f"{shown}: {part.samples:,} samples of {part.name}, fingerprint {dataset.fingerprint[:12]}"
         if batch is None or left_out:
-            yield Finding(
-                "data", "wrong", f"{text}; {left_out[0]}", f"v2f shards verify {shown} names all that is damaged"
-            )
+            yield Finding("data", "wrong", f"{text}; {left_out[0]}", f"v2f shards verify {shown} lists all damage")
             continue
         decoded = sum(value.nbytes for key, value in batch.items() if key in transforms)
         sample = decoded / count + float(dataset.index.length.mean())
@@ -86,13 +84,13 @@ def data(config: "RunConfig") -> Iterator[Step]:
 
 
 def weights(name: str, config: "RunConfig") -> Iterator[Step]:
-    """The frozen nets that the recipe names: there, and with the checksums that are known."""
+    """Whether the weights of the recipe's frozen nets are there, with the known checksums."""
     from v2f.runs.run import reading_runs
     from v2f.weights.commands import rows
 
     frozen = config.system.nets
     if frozen is None or not (frozen.wanted() or frozen.of_runs()):
-        yield Finding("weights", "ok", "none to bring: stand-ins of the package, or no frozen nets")
+        yield Finding("weights", "ok", "none needed: the recipe uses the package's stand-ins, or no frozen nets")
         return
     yield f"reading the weights in {without_credentials(frozen.path)}"
     with reading_runs(config.tracking.uri):
@@ -104,7 +102,10 @@ def weights(name: str, config: "RunConfig") -> Iterator[Step]:
             yield Finding("weights", "wrong", f"{row.published.name} ({who}): {why}", row.published.way_out)
         elif "NOT the file" in row.state:
             yield Finding(
-                "weights", "look", f"{row.path} ({who}): {row.state}", "v2f weights table RECIPE.yaml --load tries it"
+                "weights",
+                "look",
+                f"{row.path} ({who}): {row.state}",
+                "v2f weights table RECIPE.yaml --load tries to load it",
             )
         else:
             yield Finding("weights", "ok", f"{row.path} ({who}): SHA-256 {row.sha256[:16]}..., {row.state}")

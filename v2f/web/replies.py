@@ -27,11 +27,13 @@ class ClipReplies:
         content = None if path is None else take(path, self._folder)
         wait = self._rate.take(client)
         if wait:
-            return self._refused(f"{self._bounds.per_minute} clips a minute are answered; wait {wait:.0f} s")
+            return self._refused(f"at most {self._bounds.per_minute} clips per minute are answered; wait {wait:.0f} s")
         if content is None:
-            return self._refused("no clip arrived; record or drop one again")
+            return self._refused("no clip arrived; record or drop it again")
         if len(content) > self._bounds.max_bytes:
-            return self._refused(f"the file has {len(content) / 1e6:.3g} MB, at most {self._bounds.max_mb:g} are heard")
+            return self._refused(
+                f"the file has {len(content) / 1e6:.3g} MB, the limit is {self._bounds.max_mb:g} MB; give a shorter clip"
+            )
         try:
             answer = self._listener.answer(content, self._bounds.max_seconds)
         except UnusableError as error:
@@ -67,7 +69,7 @@ class ClipReplies:
     def hint(self) -> str:
         wanted = self.wanted[0].upper() + self.wanted[1:]
         return self._environment.from_string(
-            '<p class="small soft hint">{{ wanted }}, at most {{ mb }} MB, in any format. It is answered as soon as '
+            '<p class="small soft hint">{{ wanted }}, at most {{ mb }} MB, in any format. You get the answer as soon as '
             "you stop, or drop it; then it is deleted.</p>"
         ).render(wanted=wanted, mb=f"{self._bounds.max_mb:g}")
 
@@ -103,13 +105,15 @@ class MakerReplies:
                     lost = what
         wait = self._rate.take(client)
         if wait:
-            return self._refused(f"{self._bounds.per_minute} things a minute are made; wait {wait:.0f} s")
+            return self._refused(
+                f"at most {self._bounds.per_minute} requests per minute are answered; wait {wait:.0f} s"
+            )
         if lost:
-            return self._refused(f"the {lost} is gone, since a file that waits is soon removed; drop it again")
+            return self._refused(f"the {lost} is gone, since unused files are soon removed; drop it again")
         for what in files:
             if len(given[what]) > self._bounds.max_bytes:
                 megabytes = len(given[what]) / 1e6
-                return self._refused(f"the {what} has {megabytes:.3g} MB, at most {self._bounds.max_mb:g} are read")
+                return self._refused(f"the {what} has {megabytes:.3g} MB, the limit is {self._bounds.max_mb:g} MB")
         try:
             things = self._maker.make(generate.Given(**given), self._bounds.max_seconds)
         except V2FError as error:
