@@ -32,7 +32,7 @@ class ClipReplies:
             return self._refused("no clip arrived; record or drop it again")
         if len(content) > self._bounds.max_bytes:
             return self._refused(
-                f"the file has {len(content) / 1e6:.3g} MB, the limit is {self._bounds.max_mb:g} MB; give a shorter clip"
+                f"the file has {len(content) / 1e6:.3g} MB, the limit is {self._bounds.max_mb:g} MB; give a shorter one"
             )
         try:
             answer = self._listener.answer(content, self._bounds.max_seconds)
@@ -69,8 +69,8 @@ class ClipReplies:
     def hint(self) -> str:
         wanted = self.wanted[0].upper() + self.wanted[1:]
         return self._environment.from_string(
-            '<p class="small soft hint">{{ wanted }}, at most {{ mb }} MB, in any format. You get the answer as soon as '
-            "you stop, or drop it; then it is deleted.</p>"
+            '<p class="small soft hint">{{ wanted }}, at most {{ mb }} MB, in any format. You get the answer as soon '
+            "as you stop, or drop it; then it is deleted.</p>"
         ).render(wanted=wanted, mb=f"{self._bounds.max_mb:g}")
 
     def closing(self) -> str:
