@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from v2f import cli
 from v2f.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-VERBS = [["train"], ["eval"], ["generate"], ["report"], ["compare"], ["shards", "pack"], ["shards", "verify"]]
-VERBS += [["shards", verb] for verb in ("finalize", "index", "stats", "show", "precompute", "remove")]
-VERBS += [["weights"], ["weights", "table"], ["weights", "convert"], ["weights", "mirror"], ["doctor"]]
-VERBS += [["recipes"], ["recipes", "show"], ["recipes", "copy"]]
+VERBS = [name.split() for name in cli.VERBS]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
@@ -27,8 +25,10 @@ def test_the_help_of_every_verb_explains_every_argument(verb, capsys):
     for word in usage.replace("[", " ").replace("]", " ").split():
         if word.isupper() and len(word) > 2:
             assert word in rest, f"{word} is not explained"
-    for line in rest.splitlines():
-        assert not line.strip().startswith("--") or "  " in line.strip() or line.strip() == "--debug", line
+    lines = rest.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.strip().startswith("--") and line.strip() != "--debug":  # a long option has its help on the next line
+            assert "  " in line.strip() or following.startswith(" " * 20), line
 
 
 def test_the_main_help_names_every_verb(capsys):

@@ -22,7 +22,8 @@ except SystemExit as left:
     code = left.code
 print(json.dumps([code, os.environ.get("OMP_WAIT_POLICY"), sorted(sys.modules)]))
 """
-OWN = {"v2f", "v2f.cli", "v2f.errors", "v2f.storage", "v2f.storage.address", "v2f.training", "v2f.training.command"}
+OWN = {"v2f", "v2f.cli", "v2f.errors", "v2f.options", "v2f.prepare", "v2f.prepare.commands"}
+OWN |= {"v2f.storage", "v2f.storage.address", "v2f.training", "v2f.training.command"}
 
 
 def imported(*command: str) -> set[str]:

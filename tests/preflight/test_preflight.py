@@ -14,9 +14,11 @@ import pytest
 import torch
 import yaml
 
-from v2f import preflight
 from v2f.errors import V2FError
-from v2f.preflight import Link, Measured, judge, rounds
+from v2f.preflight import command, meeting, network, workloads
+from v2f.preflight.findings import judge
+from v2f.preflight.network import rounds
+from v2f.preflight.reports import Link, RankReport
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = REPOSITORY / "tests" / "workers" / "preflight.py"
@@ -25,14 +27,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setitem(preflight.SIDE_N, "cpu", 128)
-    monkeypatch.setitem(preflight.COPIED, "cpu", 1 << 20)
+    monkeypatch.setitem(workloads.SIDE_N, "cpu", 128)
+    monkeypatch.setitem(workloads.COPIED, "cpu", 1 << 20)
 
 
-def cluster(hosts: int = 3, per_host: int = 2) -> list[Measured]:
+def cluster(hosts: int = 3, per_host: int = 2) -> list[RankReport]:
     """Ranks that are right and alike."""
     return [
-        Measured(
+        RankReport(
             rank=rank,
             host=f"host-{rank // per_host}",
             device=f"cuda:{rank % per_host}",
@@ -156,8 +158,8 @@ def test_a_host_whose_network_is_slow_is_named_and_its_neighbours_are_not():
 
 
 def test_the_product_is_exact_and_one_wrong_entry_is_seen(quick, monkeypatch):
-    task = preflight.matmul(CPU)
-    assert task.same(task.run())
+    workload = workloads.matmul(CPU)
+    assert workload.same(workload.run())
     real = torch.Tensor.__matmul__
 
     def wrong(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -168,50 +170,50 @@ def test_the_product_is_exact_and_one_wrong_entry_is_seen(quick, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", wrong)
     with pytest.raises(V2FError, match="the product of two matrices of whole numbers is wrong"):
-        preflight.matmul(CPU)
+        workloads.matmul(CPU)
 
 
 def test_a_product_of_the_gpu_s_size_stays_exact_in_bfloat16(monkeypatch):
     # What a GPU multiplies, at a side that a CPU can: the largest entry grows with the root of the side.
-    monkeypatch.setitem(preflight.SIDE_N, "cpu", 1024)
-    task = preflight.matmul(CPU)
-    largest = float(task.run().abs().max())
-    assert largest * (preflight.SIDE_N["cuda"] / 1024) ** 0.5 * 1.3 < 256
+    monkeypatch.setitem(workloads.SIDE_N, "cpu", 1024)
+    workload = workloads.matmul(CPU)
+    largest = float(workload.run().abs().max())
+    assert largest * (workloads.SIDE_N["cuda"] / 1024) ** 0.5 * 1.3 < 256
 
 
 def test_work_that_gives_another_result_the_second_time_is_a_fault(quick):
     results = iter([7, 7, 8])
-    task = preflight.Task("x", 1.0, lambda: next(results), lambda found: found == 7)
+    workload = workloads.Workload("x", 1.0, lambda: next(results), lambda found: found == 7)
     with pytest.raises(V2FError, match="the same work gave another result the 3th time"):
-        preflight.timed(task, CPU, 10.0)
+        workloads.timed(workload, CPU, 10.0)
 
 
 def test_a_recipe_s_step_runs_on_its_first_samples_and_moves_nothing(run_values, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(run_values()))
-    task = preflight.recipe_step(CPU, str(recipe), [], 2)
-    assert task.amount == 4
-    first = task.run()
-    assert task.same(first)
-    assert task.run() == first
-    again = preflight.recipe_step(CPU, str(recipe), [], 2)
-    assert again.answers == task.answers
-    assert preflight.recipe_step(CPU, str(recipe), ["seed=4"], 2).answers != task.answers
+    workload = workloads.recipe_step(CPU, str(recipe), [], 2)
+    assert workload.amount == 4
+    first = workload.run()
+    assert workload.same(first)
+    assert workload.run() == first
+    again = workloads.recipe_step(CPU, str(recipe), [], 2)
+    assert again.answers == workload.answers
+    assert workloads.recipe_step(CPU, str(recipe), ["seed=4"], 2).answers != workload.answers
     with pytest.raises(V2FError, match=r"data\.batch: 8 is not a multiple of 3 ranks"):
-        preflight.recipe_step(CPU, str(recipe), [], 3)
+        workloads.recipe_step(CPU, str(recipe), [], 3)
     with pytest.raises(V2FError, match=r"the first 400 samples of .* cannot be used: the split \w+ has fewer"):
-        preflight.recipe_step(CPU, str(recipe), ["data.batch=400"], 1)
+        workloads.recipe_step(CPU, str(recipe), ["data.batch=400"], 1)
 
 
 def test_one_process_needs_no_launcher(quick, tmp_path, capsys, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     out = tmp_path / "found.json"
-    assert preflight.main(["--seconds", "0.01", "--json", str(out)]) == 0
+    assert command.main(["--seconds", "0.01", "--json", str(out)]) == 0
     assert "nothing to look at" in capsys.readouterr().out
     found = json.loads(out.read_text())
     assert [sorted(each["rates"]) for each in found["ranks"]] == [["matmul TFLOP/s", "memory GB/s", "step samples/s"]]
-    assert preflight.main(["--seconds", "0.01", "--recipe", str(tmp_path / "none.yaml")]) == 1
+    assert command.main(["--seconds", "0.01", "--recipe", str(tmp_path / "none.yaml")]) == 1
     assert "look at" in capsys.readouterr().out
 
 
@@ -225,9 +227,9 @@ def test_a_stage_may_take_its_limit_beyond_the_time_that_a_measurement_is_asked_
             limits.append(interval)
             super().__init__(interval, *arguments)
 
-    monkeypatch.setattr(preflight.threading, "Timer", Alarm)
-    monkeypatch.setattr(preflight, "timed", lambda task, device, seconds: 1.0)
-    assert preflight.main(["--seconds", "1000", "--limit", "300"]) == 0
+    monkeypatch.setattr(meeting.threading, "Timer", Alarm)
+    monkeypatch.setattr(workloads, "timed", lambda workload, device, seconds: 1.0)
+    assert command.main(["--seconds", "1000", "--limit", "300"]) == 0
     assert limits == [1900.0] + [1300.0] * 6  # three preparations and measurements, and the comparison
 
 
@@ -237,12 +239,12 @@ def test_a_stage_that_blocks_the_store_s_client_is_told_at_the_limit(monkeypatch
         port = probe.getsockname()[1]
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
-    meeting = preflight.Meeting(0.05)
-    other = preflight.dist.TCPStore("127.0.0.1", port, is_master=False)
-    monkeypatch.setattr(preflight.os, "_exit", lambda code: other.set("given up by", str(code)))
-    with meeting.stage("joining the network", "here"):  # which waits in C++ for who does not come
-        meeting.store.wait(["given up by"], datetime.timedelta(seconds=20))
-    assert meeting.store.get("given up by") == b"1"
+    here = meeting.Meeting(0.05)
+    other = meeting.dist.TCPStore("127.0.0.1", port, is_master=False)
+    monkeypatch.setattr(meeting.os, "_exit", lambda code: other.set("given up by", str(code)))
+    with here.stage("joining the network", "here"):  # which waits in C++ for who does not come
+        here.store.wait(["given up by"], datetime.timedelta(seconds=20))
+    assert here.store.get("given up by") == b"1"
     assert "preflight: joining the network does not end, waited 0 s: all ranks are in it" in capsys.readouterr().err
 
 
@@ -250,14 +252,14 @@ def test_bus_bandwidth_is_nccl_tests(monkeypatch):
     ranks = cluster(1, 4)
     link = Link("all ranks", ["host-0"], [0, 1, 2, 3])
     clock = iter(range(1000))
-    monkeypatch.setattr(preflight.time, "perf_counter", lambda: float(next(clock)))  # each all-reduce takes a second
-    monkeypatch.setattr(preflight.dist, "new_group", lambda ranks: None)
-    monkeypatch.setattr(preflight.dist, "all_reduce", lambda tensor, group: tensor.fill_(1 + 2 + 3 + 4))
+    monkeypatch.setattr(network.time, "perf_counter", lambda: float(next(clock)))  # each all-reduce takes a second
+    monkeypatch.setattr(network.dist, "new_group", lambda ranks: None)
+    monkeypatch.setattr(network.dist, "all_reduce", lambda tensor, group: tensor.fill_(1 + 2 + 3 + 4))
     own = dataclasses.replace(ranks[1], faults={})
-    assert preflight.reduce_all([link], own, CPU, [1.0]) == {1.0: pytest.approx(2 * 3 / 4 * (1 << 20) / 1e9)}
+    assert network.reduce_all([link], own, CPU, [1.0]) == {1.0: pytest.approx(2 * 3 / 4 * (1 << 20) / 1e9)}
     assert own.faults == {}
-    monkeypatch.setattr(preflight.dist, "all_reduce", lambda tensor, group: tensor.fill_(9))
-    preflight.reduce_all([link], own, CPU, [1.0])
+    monkeypatch.setattr(network.dist, "all_reduce", lambda tensor, group: tensor.fill_(9))
+    network.reduce_all([link], own, CPU, [1.0])
     assert own.faults == {"all-reduce": "a sum over 4 ranks is wrong"}
 
 

@@ -144,7 +144,7 @@ def test_the_yield_of_the_corpus_is_shown(root: str, tmp_path: Path) -> None:
     assert "<td>no face was found</td><td>3 samples</td>" in page
     assert "<td>face is too small</td><td>1 photo</td>" in page
     Path(root, yields.YIELD).write_text("{}")
-    with pytest.raises(V2FError, match=r"yield\.json: this is no yield report"):
+    with pytest.raises(V2FError, match=r"yield\.json: this is not a yield report"):
         stats_page(root, str(tmp_path / "stats.html"))
 
 

@@ -20,8 +20,10 @@ pytest.importorskip("gradio", reason="the page needs v2f[serve]")
 from starlette.testclient import TestClient
 
 from v2f.runs.run import Run
+from v2f.web.limits import Limits
 from v2f.web.maker import Maker
-from v2f.web.serve import Limits, Making, application
+from v2f.web.replies import MakerReplies
+from v2f.web.serve import application
 
 Toy = Callable[[str], Maker]
 
@@ -59,7 +61,7 @@ def recording(seconds: float) -> bytes:
 
 
 def test_a_photo_in_a_sound_out_and_the_photo_is_gone(maker: Toy, folder: Path) -> None:
-    answer = Making(maker("photo_sound"), str(folder), Limits())({"photo": upload(folder, photo())}, "a")
+    answer = MakerReplies(maker("photo_sound"), str(folder), Limits())({"photo": upload(folder, photo())}, "a")
     (content,) = re.findall(r'<audio controls src="data:audio/wav;base64,([^"]+)"', answer)
     with soundfile.SoundFile(io.BytesIO(base64.b64decode(content))) as file:
         assert file.samplerate == RATE
@@ -74,7 +76,7 @@ def test_a_photo_in_a_sound_out_and_the_photo_is_gone(maker: Toy, folder: Path) 
         ("photo_sound", "photo", b"", "the photo: photo cannot be decoded"),
         ("photo_sound", "photo", b"Dear all, this is a letter.", "the photo: photo cannot be decoded"),
         ("photo_sound", "photo", photo()[:200], "the photo: photo cannot be decoded"),
-        ("photo_sound", "photo", bytes(30_000), "the photo has 0.03 MB, at most 0.02 are read"),
+        ("photo_sound", "photo", bytes(30_000), "the photo has 0.03 MB, the limit is 0.02 MB"),
         ("voice_label", "voice", photo(), "the recording: audio cannot be decoded"),
         ("voice_label", "voice", recording(0.1), "the recording: audio is too short"),
         ("voice_label", "voice", recording(2.0), "the recording: audio is too long (2.0 s of at most 1 s)"),
@@ -83,7 +85,7 @@ def test_a_photo_in_a_sound_out_and_the_photo_is_gone(maker: Toy, folder: Path) 
 def test_what_cannot_be_used_is_refused_in_words_that_name_no_place_and_is_gone(
     maker: Toy, folder: Path, name: str, what: str, content: bytes, said: str
 ) -> None:
-    making = Making(maker(name), str(folder), Limits(max_seconds=1, max_mb=0.02))
+    making = MakerReplies(maker(name), str(folder), Limits(max_seconds=1, max_mb=0.02))
     answer = making({what: upload(folder, content, "private name")}, "a")
     assert f"Nothing: {said}" in answer
     assert "private name" not in answer
@@ -93,17 +95,17 @@ def test_what_cannot_be_used_is_refused_in_words_that_name_no_place_and_is_gone(
 
 
 def test_a_client_is_told_to_wait_and_its_file_is_gone_all_the_same(maker: Toy, folder: Path) -> None:
-    making = Making(maker("photo_sound"), str(folder), Limits(per_minute=2))
+    making = MakerReplies(maker("photo_sound"), str(folder), Limits(per_minute=2))
     said = []
     for client in ("a", "a", "a", "b"):
         said.append(making({"photo": upload(folder, photo())}, client))
         assert list(folder.iterdir()) == []
-    assert ["2 things a minute are made; wait " in each for each in said] == [False, False, True, False]
+    assert ["at most 2 requests per minute are answered; wait " in each for each in said] == [False, False, True, False]
     assert ["<audio" in each for each in said] == [True, True, False, True]
 
 
 def test_a_file_that_was_swept_is_asked_for_again(maker: Toy, folder: Path) -> None:
-    making = Making(maker("photo_sound"), str(folder), Limits())
+    making = MakerReplies(maker("photo_sound"), str(folder), Limits())
     path = upload(folder, photo())
     assert "<audio" in making({"photo": path}, "a")
     assert "the photo is gone" in making({"photo": path}, "a")
@@ -111,7 +113,7 @@ def test_a_file_that_was_swept_is_asked_for_again(maker: Toy, folder: Path) -> N
 
 
 def test_every_file_is_gone_though_one_was_lost_and_two_were_the_same(maker: Toy, folder: Path) -> None:
-    making = Making(maker("photo_sound"), str(folder), Limits())
+    making = MakerReplies(maker("photo_sound"), str(folder), Limits())
     lost = str(folder / "hash" / "lost.wav")
     answer = making({"voice": lost, "photo": upload(folder, photo()), "video": upload(folder, b"a video")}, "a")
     assert "the voice is gone" in answer
@@ -130,7 +132,7 @@ def test_whatever_a_system_raises_its_file_is_gone(maker: Toy, folder: Path, mon
 
     monkeypatch.setattr(toy.system, "sample", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        Making(toy, str(folder), Limits())({"photo": upload(folder, photo())}, "a")
+        MakerReplies(toy, str(folder), Limits())({"photo": upload(folder, photo())}, "a")
     assert list(folder.iterdir()) == []
 
 
@@ -145,11 +147,11 @@ def test_whatever_a_system_raises_its_file_is_gone(maker: Toy, folder: Path, mon
 def test_words_that_cannot_be_used_are_refused_and_break_no_page(
     maker: Toy, folder: Path, given: dict[str, Any], said: str
 ) -> None:
-    assert said in Making(maker("label_picture"), str(folder), Limits())(given, "a")
+    assert said in MakerReplies(maker("label_picture"), str(folder), Limits())(given, "a")
 
 
 def test_a_run_that_asks_for_noise_alone_asks_nobody_for_anything(maker: Toy, folder: Path) -> None:
-    opening = Making(maker("noise_picture"), str(folder), Limits()).opening()
+    opening = MakerReplies(maker("noise_picture"), str(folder), Limits()).opening()
     assert "<h1>Face</h1>" in opening
     assert "nothing" not in opening
     assert "A face made from noise, not a photograph" in opening
@@ -179,7 +181,7 @@ def test_the_page_has_the_widgets_that_fit_and_answers(maker: Toy, folder: Path)
         assert [name for name, _ in widgets["label"]["props"]["choices"]] == list(LABELS)
         assert (widgets["seed"]["type"], widgets["seed"]["props"]["minimum"]) == ("number", 0)
         html = " ".join(str(each["props"].get("value")) for each in config["components"])
-        assert "made of a label (cat, dog, owl)" in html
+        assert "made from a label (cat, dog, owl)" in html
         assert "A picture made from a label, not a photograph" in html
         (answer,) = called(client, ["owl", 4])
         (content,) = re.findall(r'<img src="data:image/png;base64,([^"]+)"', answer)

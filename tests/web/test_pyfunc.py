@@ -281,7 +281,7 @@ def test_what_cannot_be_registered_is_one_line(tiny_shards, tmp_path, registered
     with pytest.raises(V2FError, match="does not hear a voice"):
         register(deaf, "deaf", registered.uri)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(V2FError, match="trained without MLflow; name one by --uri or MLFLOW_TRACKING_URI"):
+    with pytest.raises(V2FError, match="trained without MLflow; name an address with --uri or MLFLOW_TRACKING_URI"):
         register(deaf)
     with pytest.raises(V2FError, match=r"127\.0\.0\.1:1: the MLflow request failed \(the connection failed\)"):
         register(registered.run.path, "voices", "http://127.0.0.1:1")

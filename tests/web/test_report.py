@@ -149,20 +149,20 @@ def test_curves_leave_out_a_line_that_was_cut(tmp_path: Path) -> None:
 
 def test_a_chart_holds_zero_and_goes_from_end_to_end() -> None:
     drawn = chart("margin", {0: [(0, 0.5), (50, 1.0), (100, 0.25)]})
-    assert [(line.path, line.last) for line in drawn.lines] == [("M0.0 55.0 L160.0 0.0 L320.0 82.5", "0.25")]
+    assert [(trace.path, trace.last) for trace in drawn.traces] == [("M0.0 55.0 L160.0 0.0 L320.0 82.5", "0.25")]
     assert (drawn.low, drawn.high, drawn.end, drawn.log) == ("0", "1", "100", False)
 
 
 def test_a_chart_of_many_magnitudes_is_logarithmic() -> None:
     drawn = chart("loss", {0: [(0, 100.0), (1, 10.0), (2, 1.0)]})
     assert drawn.log
-    assert drawn.lines[0].path == "M0.0 0.0 L160.0 55.0 L320.0 110.0"
+    assert drawn.traces[0].path == "M0.0 0.0 L160.0 55.0 L320.0 110.0"
 
 
 def test_curves_of_several_runs_share_their_axes() -> None:
     runs = [{"loss/a": [(0, 4.0), (100, 2.0)]}, {}, {"loss/a": [(0, 4.0), (200, 0.0)]}]
     (drawn,) = charts(runs, "loss/")
-    assert [(line.run, line.path) for line in drawn.lines] == [
+    assert [(trace.run, trace.path) for trace in drawn.traces] == [
         (0, "M0.0 0.0 L160.0 55.0"),
         (2, "M0.0 0.0 L320.0 110.0"),
     ]
@@ -170,8 +170,8 @@ def test_curves_of_several_runs_share_their_axes() -> None:
 
 def test_a_long_curve_keeps_its_ends_and_its_peaks() -> None:
     points = [(i, 100.0 if i == 54_321 else 1.0 + i % 2) for i in range(100_000)]
-    (line,) = chart("loss", {0: points}).lines
-    shown = [tuple(map(float, point.split())) for point in line.path[1:].split(" L")]
+    (trace,) = chart("loss", {0: points}).traces
+    shown = [tuple(map(float, point.split())) for point in trace.path[1:].split(" L")]
     assert len(shown) <= 402
     assert shown[0][0] == 0
     assert shown[-1][0] == 320

@@ -26,7 +26,9 @@ from starlette.testclient import TestClient
 from v2f.cli import main
 from v2f.runs.run import Run
 from v2f.web.answer import Listener
-from v2f.web.serve import PASSWORD, USER, Answering, Limits, application, take
+from v2f.web.limits import Limits
+from v2f.web.replies import ClipReplies, take
+from v2f.web.serve import PASSWORD, USER, application
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 MAX_SECONDS, MAX_MB = 8, 1
@@ -199,14 +201,14 @@ def test_a_client_is_told_to_wait_and_its_clip_is_gone_all_the_same(
     listener: Listener, clip: Any, tmp_path: Path
 ) -> None:
     folder = tmp_path / "uploads"
-    answering = Answering(listener, str(folder), Limits(per_minute=2))
+    answering = ClipReplies(listener, str(folder), Limits(per_minute=2))
     said = []
     for client in ("a", "a", "a", "b"):
         (folder / "hash").mkdir(parents=True)
         shutil.copy(clip(), folder / "hash" / "voice.wav")
         said.append(answering(str(folder / "hash" / "voice.wav"), client))
         assert list(folder.iterdir()) == []
-    assert ["2 clips a minute are answered; wait " in each for each in said] == [False, False, True, False]
+    assert ["at most 2 clips per minute are answered; wait " in each for each in said] == [False, False, True, False]
     assert ['class="portrait"' in each for each in said] == [True, True, False, True]
 
 
@@ -218,7 +220,7 @@ def test_an_upload_is_gone_even_if_it_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_names_cannot_break_the_page(listener: Listener, tmp_path: Path) -> None:
-    answering = Answering(listener, str(tmp_path), Limits())
+    answering = ClipReplies(listener, str(tmp_path), Limits())
     assert "<script>" not in answering._refused("<script>alert(1)</script>")
 
 
@@ -285,10 +287,10 @@ def test_mistakes_are_one_line(
         taken.listen()
         port = str(taken.getsockname()[1])
         assert main(["serve", tiny_run, "--port", port]) == 1
-        assert f"127.0.0.1:{port}: cannot listen there" in capsys.readouterr().err
+        assert f"127.0.0.1:{port}: cannot listen on this address" in capsys.readouterr().err
     monkeypatch.setenv(USER, "ann")
     assert main(["serve", tiny_run, "--port", "0"]) == 1
-    assert f"{USER} and {PASSWORD}: only one of them is set" in capsys.readouterr().err
+    assert f"{USER} and {PASSWORD}: only one of the two is set" in capsys.readouterr().err
     monkeypatch.delenv(USER)
     assert main(["serve", str(Path(tiny_run) / "nowhere"), "--port", "0"]) == 1
     assert "no run there" in capsys.readouterr().err

@@ -8,42 +8,42 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from v2f.doctor.findings import Asked, Line
+from v2f.doctor.findings import Finding, Setup
 from v2f.errors import V2FError
 
 WAITS = "import threading; threading.Event().wait(600)  # of tests/workers/checks.py"
 
 
-def good(asked: Asked) -> Iterator[Any]:
+def good(setup: Setup) -> Iterator[Any]:
     print("what a library prints")
     os.write(1, b'{"check": "x", "verdict": "ok", "found": "what a C library prints"}\n')
     yield "working"
-    yield Line("good", "ok", f"found it at {asked.out}")
+    yield Finding("good", "ok", f"found it at {setup.out}")
 
 
-def hangs(asked: Asked) -> Iterator[Any]:
-    yield Line("hangs", "ok", "the first half")
+def hangs(setup: Setup) -> Iterator[Any]:
+    yield Finding("hangs", "ok", "the first half")
     subprocess.Popen([sys.executable, "-c", WAITS])  # holds the pipes, too
     yield "waiting for s3://key:hush-hush@bucket"
     threading.Event().wait()
 
 
-def dies(asked: Asked) -> Iterator[Any]:
+def dies(setup: Setup) -> Iterator[Any]:
     yield "loading a library"
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def leaves(asked: Asked) -> Iterator[Any]:
+def leaves(setup: Setup) -> Iterator[Any]:
     yield "loading a library"
     sys.stderr.write("cannot open shared object file\n")
     os._exit(3)
 
 
-def refuses(asked: Asked) -> Iterator[Any]:
+def refuses(setup: Setup) -> Iterator[Any]:
     yield "asking"
     raise V2FError("http://user:hush-hush@host/x: it is away; start it")
 
 
-def breaks(asked: Asked) -> Iterator[Any]:
+def breaks(setup: Setup) -> Iterator[Any]:
     yield "asking"
     raise KeyError("password=hush-hush")

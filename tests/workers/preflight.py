@@ -12,21 +12,21 @@ from collections.abc import Callable
 
 import torch
 
-from v2f import preflight
+from v2f.preflight import command, workloads
 
 # Small work, so that a machine with other things to do gives many measurements of it, and a median that holds.
-preflight.SIDE_N["cpu"], preflight.COPIED["cpu"] = 256, 1 << 20
+workloads.SIDE_N["cpu"], workloads.COPIED["cpu"] = 256, 1 << 20
 TIMES = 60
 
 
 def slow() -> None:
-    real = preflight.matmul
+    real = workloads.matmul
 
-    def longer(device: torch.device) -> preflight.Task:
-        task = real(device)
-        return dataclasses.replace(task, run=lambda: [task.run() for _ in range(TIMES)][-1])
+    def longer(device: torch.device) -> workloads.Workload:
+        workload = real(device)
+        return dataclasses.replace(workload, run=lambda: [workload.run() for _ in range(TIMES)][-1])
 
-    preflight.matmul = longer
+    workloads.matmul = longer
 
 
 def wrong() -> None:
@@ -34,7 +34,7 @@ def wrong() -> None:
 
     def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         c = real(a, b)
-        if c.ndim == 2 and len(c) == preflight.SIDE_N["cpu"]:
+        if c.ndim == 2 and len(c) == workloads.SIDE_N["cpu"]:
             c[17, 5] += 1
         return c
 
@@ -42,11 +42,11 @@ def wrong() -> None:
 
 
 def stuck() -> None:
-    def never(_: torch.device) -> preflight.Task:
+    def never(_: torch.device) -> workloads.Workload:
         threading.Event().wait()
         raise AssertionError
 
-    preflight.memory = never
+    workloads.memory = never
 
 
 def main(*arguments: str) -> int:
@@ -55,10 +55,10 @@ def main(*arguments: str) -> int:
     happens: dict[str, Callable[[], None]] = {f"{rank}:slow": slow, f"{rank}:wrong": wrong, f"{rank}:stuck": stuck}
     for name in arguments[:end]:
         if name == "hosts":
-            preflight.socket.gethostname = lambda: f"host-{rank}"
+            command.socket.gethostname = lambda: f"host-{rank}"
         elif name in happens:
             happens[name]()
-    return preflight.main(arguments[end + 1 :])
+    return command.main(arguments[end + 1 :])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a check finds, what it is asked, and the words in which both are told."""
+"""What a check examines, what it finds, and how a finding is worded."""
 
 import os
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from v2f.storage.local import scratch
 GIB, MIB = 1 << 30, 1 << 20
 
 Verdict = Literal["ok", "look", "wrong"]
-"""``look``: a run would work, slower or with a risk that the line names; ``wrong``: it would not."""
+"""``look``: a run would work, but slower or with the risk that the finding names; ``wrong``: it would not."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """One finding. ``do`` is empty where there is nothing to do."""
+class Finding:
+    """``found``: what is there, or what is wrong; ``do``: what to do about it, empty if nothing is to be done."""
 
     check: str
     verdict: Verdict
@@ -26,8 +26,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the user named, and, once the recipe is read, what it says of places."""
+class Setup:
+    """What the checks examine: what the user named and, once the recipe is read, the places that it names."""
 
     recipe: str | None = None
     overrides: Sequence[str] = ()
@@ -40,14 +40,14 @@ class Asked:
     scratch: str = field(default_factory=scratch)
 
 
-Step = Line | str
-"""What a check yields: a finding, or what it does next, which is told where it does not come back from it."""
+Step = Finding | str
+"""What a check yields: a finding, or what it does next, which the report names if the check hangs or crashes there."""
 
 
-def of_error(check: str, error: V2FError, where: str = "") -> Line:
-    """An error's line is written what; what to do."""
+def finding_of(check: str, error: V2FError, where: str = "") -> Finding:
+    """The finding of an error, whose message has the form ``what is wrong; what to do``."""
     found, _, do = str(error).partition("; ")
-    return Line(check, "wrong", f"{where}{found}", do)
+    return Finding(check, "wrong", f"{where}{found}", do)
 
 
 def first_line(error: BaseException) -> str:
@@ -64,7 +64,7 @@ def some(names: Sequence[str], count: int = 3) -> str:
 
 
 def existing(path: str) -> str:
-    """``path``, or the nearest folder above it that there is."""
+    """``path``, or the nearest parent folder that exists."""
     here = os.path.abspath(path)
     while not os.path.isdir(here):
         here = os.path.dirname(here)

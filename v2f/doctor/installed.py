@@ -1,4 +1,4 @@
-"""What is installed: Python, and the packages that pyproject.toml asks for."""
+"""What is installed: Python, and the packages that pyproject.toml requires."""
 
 import contextlib
 import os
@@ -10,35 +10,35 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from v2f.doctor.findings import Asked, Line, Step, some
+from v2f.doctor.findings import Finding, Setup, Step, some
 
 _EXTRAS = {"serve": "v2f serve", "server": "an MLflow server with a login", "dev": "tests"}
 _CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 
 
-def python(asked: Asked) -> Iterator[Step]:
+def python(setup: Setup) -> Iterator[Step]:
     where = "a virtual environment" if sys.prefix != sys.base_prefix else "no virtual environment"
     about = f"{platform.python_version()}, {where} ({sys.prefix}), {platform.system()} {platform.machine()}"
     if platform.system() != "Linux":
-        yield Line("python", "wrong", about, "run v2f on Linux: memory shared with workers and its signals are Linux's")
+        yield Finding("python", "wrong", about, "run v2f on Linux: it needs Linux's shared memory and signals")
     else:
-        yield Line("python", "ok", about)
+        yield Finding("python", "ok", about)
     beside = os.path.dirname(sys.executable)
     for program in ("accelerate", "torchrun"):
         found = shutil.which(program)
         if found is None or os.path.realpath(os.path.dirname(found)) != os.path.realpath(beside):
-            what = "not on the PATH" if found is None else f"on the PATH is {found}, of another environment"
-            yield Line("python", "look", f"{program}: {what}", f"source {sys.prefix}/bin/activate")
+            what = "not on the PATH" if found is None else f"the one on the PATH, {found}, is of another environment"
+            yield Finding("python", "look", f"{program}: {what}", f"source {sys.prefix}/bin/activate")
 
 
 def packages(
-    asked: Asked,
+    setup: Setup,
     *,
     version: Callable[[str], str] = metadata.version,
     requires: Sequence[str] | None = None,
     constraints: Path = _CONSTRAINTS,
 ) -> Iterator[Step]:
-    """What pyproject.toml asks for against what is installed; then the exact versions of a checkout."""
+    """The requirements of pyproject.toml against what is installed; in a checkout, also the pinned versions."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -46,7 +46,9 @@ def packages(
         try:
             requires = metadata.requires("v2f") or []
         except metadata.PackageNotFoundError:
-            yield Line("packages", "wrong", "v2f is not installed, only found", "pip install -e . (or make check)")
+            yield Finding(
+                "packages", "wrong", "v2f can be imported, but is not installed", "pip install -e . (or make check)"
+            )
             return
     wanted: dict[str, list[Requirement]] = {"": []}
     for requirement in map(Requirement, requires):
@@ -57,24 +59,26 @@ def packages(
                 break
     wrong = [text for text in (_unmet(each, version) for each in wanted[""]) if text]
     if wrong:
-        yield Line(
+        yield Finding(
             "packages",
             "wrong",
             "; ".join(wrong),
-            "install what pyproject.toml asks for: make check, or pip install -e .",
+            "install what pyproject.toml requires: make check, or pip install -e .",
         )
     else:
         names = ("torch", "accelerate", "deepspeed", "facenet-pytorch", "mlflow")
-        yield Line("packages", "ok", ", ".join(f"{name} {version(name)}" for name in names))
+        yield Finding("packages", "ok", ", ".join(f"{name} {version(name)}" for name in names))
     for extra, what in _EXTRAS.items():
         unmet = [(each, text) for each in wanted.get(extra, []) if (text := _unmet(each, version))]
         absent = [each.name for each, text in unmet if text.endswith("is missing")]
         other = [text for each, text in unmet if each.name not in absent]
         if other:
-            yield Line("packages", "look", f"[{extra}], for {what}: {'; '.join(other)}", f"pip install -e '.[{extra}]'")
+            yield Finding(
+                "packages", "look", f"[{extra}], for {what}: {'; '.join(other)}", f"pip install -e '.[{extra}]'"
+            )
         elif absent:
             found = f"[{extra}], for {what}: not installed ({', '.join(absent)}); only needed for that"
-            yield Line("packages", "ok", found, f"pip install -e '.[{extra}]' to have it")
+            yield Finding("packages", "ok", found, f"pip install -e '.[{extra}]' installs it")
     if constraints.is_file() and sys.version_info[:2] == (3, 11):
         pinned = [line.split("==") for line in constraints.read_text().split() if "==" in line]
         differ = []
@@ -83,16 +87,16 @@ def packages(
                 if version(name).partition("+")[0] != pin.partition("+")[0]:
                     differ.append(f"{canonicalize_name(name)} {version(name)} (tested: {pin})")
         if differ:
-            yield Line(
+            yield Finding(
                 "packages",
                 "look",
                 f"{len(differ)} of {len(pinned)} are not the versions that CI tests: {some(differ)}",
-                "pip install -c constraints.txt -e '.[dev]' where something behaves oddly",
+                "pip install -c constraints.txt -e '.[dev]' if something behaves oddly",
             )
 
 
 def _unmet(requirement: Any, version: Callable[[str], str]) -> str:
-    """Why a requirement is not met, or nothing."""
+    """Why a requirement is not met; empty if it is."""
     try:
         found = version(requirement.name)
     except metadata.PackageNotFoundError:

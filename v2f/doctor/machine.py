@@ -12,12 +12,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from v2f.doctor.findings import GIB, MIB, Asked, Line, Step, existing
+from v2f.doctor.findings import GIB, MIB, Finding, Setup, Step, existing
 from v2f.errors import V2FError
 from v2f.storage import store
 
-_MEMORY = 3 * GIB  # what a small run takes, with its workers and MLflow's client
-_SHM = 1 * GIB  # what several GPUs of a machine may want of /dev/shm
+_MEMORY = 3 * GIB  # of a small run, with its workers and MLflow's client
+_SHM = 1 * GIB  # of /dev/shm, enough for several GPUs of a machine
 _FILES, _TASKS = 1024, 512
 _RENDEZVOUS = 29500  # accelerate's and torch's default port
 _WRITTEN = 64 * MIB
@@ -28,9 +28,9 @@ _SHARED_DISKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse
 
 
 def machine(
-    asked: Asked, *, groups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup", shm: str = "/dev/shm"
+    setup: Setup, *, groups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup", shm: str = "/dev/shm"
 ) -> Iterator[Step]:
-    """Cores, memory, /dev/shm, open files, processes: those of the machine, and what this container or user may use."""
+    """Cores, memory, /dev/shm, open files and processes: of the machine, and what this container or user may use."""
     import psutil
 
     limits = _limits(groups, own)
@@ -39,11 +39,14 @@ def machine(
     if quota is not None and quota < cores - 0.5:
         do = f"set OMP_NUM_THREADS and train.threads to {max(1, int(quota))}: torch would start {cores:.0f} threads"
         done = os.environ.get("OMP_NUM_THREADS", "").isdigit() and int(os.environ["OMP_NUM_THREADS"]) <= max(1, quota)
-        yield Line(
-            "cpu", "ok" if done else "look", f"{quota:g} of the {cores:.0f} cores may be used", "" if done else do
+        yield Finding(
+            "cpu",
+            "ok" if done else "look",
+            f"this container may use {quota:g} of the {cores:.0f} cores",
+            "" if done else do,
         )
     else:
-        yield Line("cpu", "ok", f"{cores:.0f} cores")
+        yield Finding("cpu", "ok", f"{cores:.0f} cores")
     total, free = psutil.virtual_memory().total, psutil.virtual_memory().available
     if "memory" in limits and limits["memory"] < total:
         used = limits.get("memory_used", 0)
@@ -52,27 +55,27 @@ def machine(
     else:
         text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if free < _MEMORY:
-        do = f"a small run takes about {_MEMORY / GIB:.0f} GiB: raise the limit, or fewer data.workers, a smaller batch"
-        yield Line("memory", "look", text, do)
+        do = f"a small run needs about {_MEMORY / GIB:.0f} GiB: raise the limit, or lower data.workers or data.batch"
+        yield Finding("memory", "look", text, do)
     else:
-        yield Line("memory", "ok", text)
+        yield Finding("memory", "ok", text)
     yield _shared_memory(shm)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < _FILES:
-        yield Line("limits", "look", f"{soft} open files", f"ulimit -n {_FILES} or more (up to {hard} without root)")
+        yield Finding("limits", "look", f"{soft} open files", f"ulimit -n {_FILES} or more (up to {hard} without root)")
     else:
-        yield Line("limits", "ok", f"{'any number of' if soft == resource.RLIM_INFINITY else soft} open files")
+        yield Finding("limits", "ok", f"{'any number of' if soft == resource.RLIM_INFINITY else soft} open files")
     tasks = [limits["pids"]] if "pids" in limits else []
     processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     tasks += [processes] if processes != resource.RLIM_INFINITY else []
     if tasks and min(tasks) < _TASKS:
-        yield Line(
+        yield Finding(
             "limits", "look", f"{min(tasks):.0f} processes and threads", f"ulimit -u, pids.max: {_TASKS} or more"
         )
 
 
-def _shared_memory(shm: str) -> Line:
-    """/dev/shm: of NCCL alone. What workers decode into has no file system (docs/data.md, Speed)."""
+def _shared_memory(shm: str) -> Finding:
+    """/dev/shm, which only NCCL uses: workers decode into memory without a file system (docs/data.md, Speed)."""
     who = "the loader does not use it, NCCL does between GPUs of a machine"
     several = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) > 1
     try:
@@ -82,16 +85,16 @@ def _shared_memory(shm: str) -> Line:
             file.flush()
     except OSError as error:
         do = f"mount a tmpfs of {_SHM / GIB:.0f} GiB there (docker --shm-size, an emptyDir with medium: Memory)"
-        return Line("shm", "wrong" if several else "look", f"{shm} cannot be used ({error.strerror}); {who}", do)
+        return Finding("shm", "wrong" if several else "look", f"{shm} cannot be used ({error.strerror}); {who}", do)
     if size < _SHM:
         do = f"give it {_SHM / GIB:.0f} GiB (docker --shm-size, an emptyDir with medium: Memory)"
         text = f"{shm}: {size / MIB:.0f} MiB; {who}"
-        return Line("shm", "look", text, do) if several else Line("shm", "ok", text, f"before several GPUs: {do}")
-    return Line("shm", "ok", f"{shm}: {size / GIB:.1f} GiB; {who}")
+        return Finding("shm", "look", text, do) if several else Finding("shm", "ok", text, f"before several GPUs: {do}")
+    return Finding("shm", "ok", f"{shm}: {size / GIB:.1f} GiB; {who}")
 
 
 def _limits(groups: str, own: str) -> dict[str, float]:
-    """The least of what this process's control groups allow, of version 1 or 2: bytes, cores, tasks."""
+    """The tightest limits of this process's control groups (version 1 or 2): bytes, cores, tasks."""
     found: dict[str, float] = {}
 
     def least(name: str, value: float) -> None:
@@ -103,7 +106,7 @@ def _limits(groups: str, own: str) -> dict[str, float]:
         return found
     for _, controllers, path in entries:
         root = Path(groups, controllers) if controllers else Path(groups)
-        # In a container the path may be the host's, and what lies at the root is this group.
+        # In a container the path may be that of the host, while this group is mounted at the root.
         for folder in dict.fromkeys(
             root.joinpath(*Path(path).parts[1:up]) for up in range(len(Path(path).parts), 0, -1)
         ):
@@ -116,7 +119,7 @@ def _limits(groups: str, own: str) -> dict[str, float]:
                         found["memory_used"] = max(0.0, used - _reclaimable(folder))
             with contextlib.suppress(OSError, ValueError):
                 quota, period = (folder / "cpu.max").read_text().split()
-                least("cpu", float(quota) / float(period))  # "max" is no number: no limit
+                least("cpu", float(quota) / float(period))  # "max" is not a number and means no limit
             quota_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
             if quota_us is not None and quota_us > 0 and period_us:
                 least("cpu", quota_us / period_us)
@@ -124,7 +127,7 @@ def _limits(groups: str, own: str) -> dict[str, float]:
 
 
 def _reclaimable(folder: Path) -> float:
-    """Bytes of a group that hold files of a disk: they go when memory is wanted."""
+    """Bytes of a group's page cache, which are freed when memory is needed."""
     with contextlib.suppress(OSError, ValueError):
         rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         return float(rows.get("total_inactive_file", rows.get("inactive_file", 0)))
@@ -138,34 +141,34 @@ def _number(path: Path) -> float | None:
         return None
 
 
-def network(asked: Asked, *, port: int = _RENDEZVOUS) -> Iterator[Step]:
-    """What a launcher's rendezvous wants of this machine."""
+def network(setup: Setup, *, port: int = _RENDEZVOUS) -> Iterator[Step]:
+    """What a launcher's rendezvous needs: a host name that resolves, and the default port."""
     name = socket.gethostname()
-    yield f"looking up {name}"
+    yield f"resolving {name}"
     try:
         addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)})
     except OSError as error:
-        do = "add it to /etc/hosts; else GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface"
-        yield Line("network", "look", f"the host's own name {name} is not known ({error.strerror})", do)
+        do = "add it to /etc/hosts, or set the interface with GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        yield Finding("network", "look", f"the host's own name {name} does not resolve ({error.strerror})", do)
     else:
         alone = all(address.startswith("127.") or address == "::1" for address in addresses)
-        do = "with several machines, name the interface: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME" if alone else ""
-        yield Line("network", "ok", f"{name} is {', '.join(addresses)}", do)
+        do = "for several machines, set the interface: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME" if alone else ""
+        yield Finding("network", "ok", f"{name} is {', '.join(addresses)}", do)
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
     except OSError as error:
-        do = "another job runs here? accelerate launch --main_process_port 0, torchrun --standalone take a free one"
-        yield Line("network", "look", f"port {port}, the launchers' default, is taken ({error.strerror})", do)
+        do = "does another job run? accelerate launch --main_process_port 0, torchrun --standalone choose a free one"
+        yield Finding("network", "look", f"port {port}, the launchers' default, is in use ({error.strerror})", do)
     else:
-        yield Line("network", "ok", f"port {port}, the launchers' default, is free")
+        yield Finding("network", "ok", f"port {port}, the launchers' default, is free")
 
 
-def disk(asked: Asked, *, mounts: str = "/proc/self/mountinfo") -> Iterator[Step]:
-    """Where the run, its scratch and its cache lie: room, kind, and 64 MiB written, synced, read and compared."""
+def disk(setup: Setup, *, mounts: str = "/proc/self/mountinfo") -> Iterator[Step]:
+    """The disks of the run, its scratch and its cache: free space, kind; 64 MiB written, synced, read and compared."""
     places: dict[tuple[int, str], tuple[str, list[str]]] = {}
-    for what, path in (("runs", asked.out), ("scratch", asked.scratch), ("cache", asked.cache)):
+    for what, path in (("runs", setup.out), ("scratch", setup.scratch), ("cache", setup.cache)):
         local = store.local_path(path) if path else None
         if local is not None:
             folder = existing(local)
@@ -174,47 +177,56 @@ def disk(asked: Asked, *, mounts: str = "/proc/self/mountinfo") -> Iterator[Step
     for (_, kind), (folder, whats) in places.items():
         named = f"{' and '.join(whats)}: {folder} ({kind})"
         yield f"writing to {folder}"
-        yield from _one_disk(named, folder, kind, whats, asked)
+        yield from _one_disk(named, folder, kind, whats, setup)
 
 
-def _one_disk(named: str, folder: str, kind: str, whats: Sequence[str], asked: Asked) -> Iterator[Step]:
+def _one_disk(named: str, folder: str, kind: str, whats: Sequence[str], setup: Setup) -> Iterator[Step]:
     free, statistics = shutil.disk_usage(folder).free, os.statvfs(folder)
     try:
         written, read = _speed(folder, min(_WRITTEN, free // 2))
     except OSError as error:
         why = "it is full" if free < MIB else error.strerror or type(error).__name__
-        yield Line("disk", "wrong", f"{named}: cannot be written to: {why}", "make room, mend its rights, or take out=")
+        yield Finding(
+            "disk",
+            "wrong",
+            f"{named}: cannot be written to: {why}",
+            "free some space, fix its permissions, or set out=",
+        )
         return
     except V2FError as error:
-        yield Line("disk", "wrong", f"{named}: {error}", "do not use this disk")
+        yield Finding("disk", "wrong", f"{named}: {error}", "do not use this disk")
         return
     text = f"{named}: {free / GIB:.0f} GiB free, writes {written / 1e6:.0f} MB/s synced, reads {read / 1e6:.0f} MB/s"
     if free < _TOO_LOW:
-        yield Line("disk", "wrong", text, "make room: a run keeps two checkpoints and writes a third beside them")
+        yield Finding("disk", "wrong", text, "make room: a run keeps two checkpoints and writes a third beside them")
     elif free < _LOW:
-        yield Line("disk", "look", text, "make room before a long run: `v2f checkpoint show` says what a run keeps")
+        yield Finding("disk", "look", text, "make room before a long run: `v2f checkpoint show` says what a run keeps")
     elif statistics.f_files and statistics.f_favail < 0.01 * statistics.f_files:
-        yield Line("disk", "look", f"{text}; no inodes left", "remove small files: the next one may not be written")
+        yield Finding("disk", "look", f"{text}; no inodes left", "remove small files: the next one may not be written")
     elif "runs" in whats and kind in _MEMORY_DISKS:
-        yield Line(
+        yield Finding(
             "disk", "look", f"{text}; it is memory", "checkpoints are lost with the machine: take out= on a disk"
         )
     elif "cache" in whats and kind in _MEMORY_DISKS:
-        yield Line("disk", "look", f"{text}; it is memory", "a cache there counts against the container's memory limit")
-    elif kind.startswith(_SHARED_DISKS) and (asked.tracking or "").startswith("sqlite:") and "runs" in whats:
-        do = "SQLite's locks do not hold on a shared file system: tracking.uri on a local disk, or a server"
-        yield Line("disk", "look", f"{text}; MLflow's SQLite lies there", do)
+        yield Finding(
+            "disk", "look", f"{text}; it is memory", "a cache there counts toward the container's memory limit"
+        )
+    elif kind.startswith(_SHARED_DISKS) and (setup.tracking or "").startswith("sqlite:") and "runs" in whats:
+        do = "SQLite's locks do not work on a shared file system: set tracking.uri to a local disk or a server"
+        yield Finding("disk", "look", f"{text}; MLflow's SQLite file is there", do)
     elif kind.startswith(_SHARED_DISKS) and "cache" in whats:
-        yield Line("disk", "look", f"{text}; it is shared", "data.cache.path wants a disk of this machine")
+        yield Finding("disk", "look", f"{text}; it is shared", "set data.cache.path to a disk of this machine")
     elif written < _SLOW:
-        yield Line("disk", "look", text, f"slow: a checkpoint of 1 GB takes {1e9 / written:.0f} s (in the background)")
+        yield Finding(
+            "disk", "look", text, f"slow: a checkpoint of 1 GB takes {1e9 / written:.0f} s (in the background)"
+        )
     else:
-        yield Line("disk", "ok", text)
+        yield Finding("disk", "ok", text)
 
 
 def _speed(folder: str, size: int) -> tuple[float, float]:
-    """Bytes a second: written until they are on the disk, and read from it; for three seconds of writing at most."""
-    block = random.Random(0).randbytes(4 * MIB)  # no run of zeros, which some file systems do not store
+    """Bytes per second, written (including fsync) and read back, for at most three seconds of writing."""
+    block = random.Random(0).randbytes(4 * MIB)  # not zeros, which some file systems do not store
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".v2f-doctor-") as file:
         begun, written, crc = time.perf_counter(), 0, 0
         while written < size or not written:
@@ -226,7 +238,7 @@ def _speed(folder: str, size: int) -> tuple[float, float]:
         file.flush()
         os.fsync(file.fileno())
         down = time.perf_counter() - begun
-        with contextlib.suppress(OSError):  # or memory would be measured
+        with contextlib.suppress(OSError):  # otherwise the page cache would be measured
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         begun, found = time.perf_counter(), 0
         file.seek(0)
@@ -234,12 +246,12 @@ def _speed(folder: str, size: int) -> tuple[float, float]:
             found = zlib.crc32(some, found)
         up = time.perf_counter() - begun
     if found != crc:
-        raise V2FError("what is read is not what was written")
+        raise V2FError("the bytes read are not the bytes written")
     return written / max(down, 1e-9), written / max(up, 1e-9)
 
 
 def _file_system(folder: str, mounts: str) -> str:
-    """The kind of file system that a folder lies on."""
+    """The type of the file system of a folder."""
     real, best, kind = os.path.realpath(folder), "", "unknown"
     with contextlib.suppress(OSError):
         for line in Path(mounts).read_text().splitlines():

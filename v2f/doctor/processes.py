@@ -1,6 +1,6 @@
-"""A check in a process of its own, and what it says on the way.
+"""A check in a process of its own, and what it reports on the way.
 
-started(function, arguments) -- JSON, through standard input --> inside(): function(**arguments) -- JSON lines -->
+start(function, arguments) -- JSON, standard input --> inside(): function(**arguments) -- JSON lines --> examine()
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from v2f.doctor.findings import Asked, Line, first_line, of_error
+from v2f.doctor.findings import Finding, Setup, finding_of, first_line
 from v2f.errors import V2FError
 from v2f.storage.credentials import without_credentials
 
@@ -24,8 +24,8 @@ _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from v2f.docto
 _ENDING_S = 2.0
 
 
-def started(name: str, function: Check, arguments: Mapping[str, Any], **more: Any) -> "subprocess.Popen[str]":
-    """A process that runs a function of this package. What it is asked goes through its standard input, since every
+def start(name: str, function: Check, arguments: Mapping[str, Any], **more: Any) -> "subprocess.Popen[str]":
+    """A process that runs a function of this package. Its arguments go through its standard input, since every
     user of the machine may read the arguments of a process."""
     path = json.dumps([os.path.abspath(entry) for entry in sys.path])
     process = subprocess.Popen(
@@ -37,7 +37,7 @@ def started(name: str, function: Check, arguments: Mapping[str, Any], **more: An
         **more,
     )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin:  # it is gone already: its end tells why
+    with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended already; its exit code says why
         job = {"check": name, "module": function.__module__, "name": function.__name__, "arguments": arguments}
         json.dump(job, process.stdin)
     process.stdin = None
@@ -45,63 +45,63 @@ def started(name: str, function: Check, arguments: Mapping[str, Any], **more: An
 
 
 def inside() -> None:
-    """The process's side. Its lines go to the real standard output; what libraries print goes elsewhere."""
+    """Runs in the process. JSON lines go to the real standard output, what libraries print to standard error."""
     job = json.load(sys.stdin)
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     arguments = job["arguments"]
-    if "asked" in arguments:
-        arguments["asked"] = Asked(**arguments["asked"])
+    if "setup" in arguments:
+        arguments["setup"] = Setup(**arguments["setup"])
     function: Check = getattr(importlib.import_module(job["module"]), job["name"])
     for step in steps(job["check"], lambda: function(**arguments)):
-        out.write(json.dumps(asdict(step) if isinstance(step, Line) else step) + "\n")
+        out.write(json.dumps(asdict(step) if isinstance(step, Finding) else step) + "\n")
 
 
 def steps(name: str, check: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """What a check yields; an error that it raises is its last line."""
+    """What a check yields; an error that it raises becomes its last finding."""
     try:
         yield from check()
     except V2FError as error:
-        yield of_error(name, error)
-    except Exception as error:  # a library that is broken, or a defect of ours
-        yield Line(name, "wrong", f"this check broke: {type(error).__name__}: {first_line(error)}")
+        yield finding_of(name, error)
+    except Exception as error:  # a broken library, or a bug in the check
+        yield Finding(name, "wrong", f"this check crashed: {type(error).__name__}: {first_line(error)}")
 
 
-def examined(name: str, check: Check, asked: Asked, limit_s: float) -> list[Any]:
-    """What a check found (lines, and of the recipe also facts), in a process that is ended after ``limit_s``."""
-    process = started(name, check, {"asked": asdict(asked)}, start_new_session=True)
+def examine(name: str, check: Check, setup: Setup, limit_s: float) -> list[Any]:
+    """What a check found (findings and, for the recipe, facts), in a process that is killed after ``limit_s``."""
+    process = start(name, check, {"setup": asdict(setup)}, start_new_session=True)
     late = False
     try:
         output, errors = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         late = True
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+            os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started
         try:
             output, errors = process.communicate(timeout=_ENDING_S)
-        except subprocess.TimeoutExpired as stuck:  # in a system call that nothing ends: a mount that is away
+        except subprocess.TimeoutExpired as stuck:  # in a system call that no signal ends, such as on a lost mount
             output, errors = (stuck.output or b"").decode(errors="replace"), ""
     found: list[Any] = []
     doing = "starting"
     for raw in output.splitlines():
-        with contextlib.suppress(ValueError):  # a last line that was cut
+        with contextlib.suppress(ValueError):  # a truncated last line
             step = json.loads(raw)
             if isinstance(step, str):
                 doing = step
             else:
-                found.append(Line(**step) if "verdict" in step else step)
+                found.append(Finding(**step) if "verdict" in step else step)
     if late:
-        do = "see what keeps it; --limit waits longer"
-        found.append(Line(name, "wrong", f"no end within {limit_s:g} s while {doing}", do))
+        do = "find out what blocks it; --limit sets a longer limit"
+        found.append(Finding(name, "wrong", f"not finished within {limit_s:g} s while {doing}", do))
     elif process.returncode:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"code {process.returncode}"
-        found.append(Line(name, "wrong", f"it died ({how}) while {doing}: {last_line(errors)}"))
-    return [_clean(each) if isinstance(each, Line) else each for each in found]
+        found.append(Finding(name, "wrong", f"it crashed ({how}) while {doing}: {last_line(errors)}"))
+    return [_clean(each) if isinstance(each, Finding) else each for each in found]
 
 
 def last_line(text: str) -> str:
-    return without_credentials((text.strip().splitlines() or ["it says nothing"])[-1])[:200]
+    return without_credentials((text.strip().splitlines() or ["no error output"])[-1])[:200]
 
 
-def _clean(line: Line) -> Line:
-    return Line(line.check, line.verdict, without_credentials(line.found), without_credentials(line.do))
+def _clean(finding: Finding) -> Finding:
+    return Finding(finding.check, finding.verdict, without_credentials(finding.found), without_credentials(finding.do))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from v2f.doctor.findings import GIB, Asked, Line, Step, of_error
+from v2f.doctor.findings import GIB, Finding, Setup, Step, finding_of
 from v2f.doctor.services import ATTEMPTS
 from v2f.errors import V2FError
 from v2f.storage import retry, store
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from v2f.runs.config import RunConfig
 
 
-def recipe(asked: Asked) -> Iterator[Step | dict[str, Any]]:
-    """The recipe is valid; and what others need to know of it, which is no line."""
+def recipe(setup: Setup) -> Iterator[Step | dict[str, Any]]:
+    """Whether the recipe is valid; and, as a dict, the places that it names, for the other checks."""
     from v2f.runs.config import load_config
 
-    assert asked.recipe is not None
-    config = load_config(asked.recipe, asked.overrides)
+    assert setup.recipe is not None
+    config = load_config(setup.recipe, setup.overrides)
     yield {
         "out": config.folder,
         "cache": config.data.cache.path if config.data.cache else None,
-        "tracking": asked.tracking or config.tracking.uri,
-        "store": asked.store or (config.folder if store.local_path(config.folder) is None else None),
+        "tracking": setup.tracking or config.tracking.uri,
+        "store": setup.store or (config.folder if store.local_path(config.folder) is None else None),
     }
     name = config.system.name
     size = f"{config.train.steps:,} steps of {config.data.batch}, {config.train.precision}"
-    yield Line("recipe", "ok", f"{asked.recipe}: {name}, {size}, to {without_credentials(config.folder)}")
+    yield Finding("recipe", "ok", f"{setup.recipe}: {name}, {size}, to {without_credentials(config.folder)}")
 
 
-def weights_and_data(asked: Asked) -> Iterator[Step]:
+def weights_and_data(setup: Setup) -> Iterator[Step]:
     """The frozen nets that the recipe names, and its data."""
     from v2f.runs.config import load_config
 
-    assert asked.recipe is not None
-    config = load_config(asked.recipe, asked.overrides)
-    yield from weights(Path(asked.recipe).stem, config)
+    assert setup.recipe is not None
+    config = load_config(setup.recipe, setup.overrides)
+    yield from weights(Path(setup.recipe).stem, config)
     yield from data(config)
 
 
 def data(config: "RunConfig") -> Iterator[Step]:
-    """Each data set opens, and its first samples are read as the system reads them, with their checksums."""
+    """Open each data set and read its first samples as the system reads them, with their checksums."""
     from v2f.data.loader import read_usable
     from v2f.data.manifest import open_dataset
     from v2f.runs.run import build_system, streams_of
@@ -54,8 +54,8 @@ def data(config: "RunConfig") -> Iterator[Step]:
         system = build_system(config)
         streams_of(config, system)
         reads = system.streams()
-    except V2FError as error:  # weights that are missing have lines of their own; the bytes can be checked all the same
-        yield of_error("recipe", error, "the system cannot be built: ")
+    except V2FError as error:  # missing weights have their own findings; the data can be checked without them
+        yield finding_of("recipe", error, "the system cannot be built: ")
     streams = config.data.by_stream()
     for name, path, split in [(name, each.path, each.split) for name, own in streams.items() for each in own.sources]:
         transforms = reads.get(name, {})
@@ -69,30 +69,28 @@ def data(config: "RunConfig") -> Iterator[Step]:
             count = min(4, part.samples)
             batch = next(iter(read_usable(part, transforms, count, left_out, limit=count)), None)
         except V2FError as error:
-            yield of_error("data", error)
+            yield finding_of("data", error)
             continue
         text = f"{shown}: {part.samples:,} samples of {part.name}, fingerprint {dataset.fingerprint[:12]}"
         if batch is None or left_out:
-            yield Line(
-                "data", "wrong", f"{text}; {left_out[0]}", f"v2f shards verify {shown} names all that is damaged"
-            )
+            yield Finding("data", "wrong", f"{text}; {left_out[0]}", f"v2f shards verify {shown} lists all damage")
             continue
         decoded = sum(value.nbytes for key, value in batch.items() if key in transforms)
         sample = decoded / count + float(dataset.index.length.mean())
         trays = 4 * config.data.workers * streams[name].batch * sample
-        yield Line(
+        yield Finding(
             "data", "ok", f"{text}; workers share up to {trays / GIB:.2g} GiB with one rank (memory, not /dev/shm)"
         )
 
 
 def weights(name: str, config: "RunConfig") -> Iterator[Step]:
-    """The frozen nets that the recipe names: there, and with the checksums that are known."""
+    """Whether the weights of the recipe's frozen nets are there, with the known checksums."""
     from v2f.runs.run import reading_runs
     from v2f.weights.commands import rows
 
     frozen = config.system.nets
     if frozen is None or not (frozen.wanted() or frozen.of_runs()):
-        yield Line("weights", "ok", "none to bring: stand-ins of the package, or no frozen nets")
+        yield Finding("weights", "ok", "none needed: the recipe uses the package's stand-ins, or no frozen nets")
         return
     yield f"reading the weights in {without_credentials(frozen.path)}"
     with reading_runs(config.tracking.uri):
@@ -101,10 +99,13 @@ def weights(name: str, config: "RunConfig") -> Iterator[Step]:
         who = ", ".join(row.needed_by)
         if row.path is None or row.sha256 is None:
             why = "missing" if row.path is None or row.state == "missing" else f"{row.path}: {row.state}"
-            yield Line("weights", "wrong", f"{row.published.name} ({who}): {why}", row.published.way_out)
+            yield Finding("weights", "wrong", f"{row.published.name} ({who}): {why}", row.published.way_out)
         elif "NOT the file" in row.state:
-            yield Line(
-                "weights", "look", f"{row.path} ({who}): {row.state}", "v2f weights table RECIPE.yaml --load tries it"
+            yield Finding(
+                "weights",
+                "look",
+                f"{row.path} ({who}): {row.state}",
+                "v2f weights table RECIPE.yaml --load tries to load it",
             )
         else:
-            yield Line("weights", "ok", f"{row.path} ({who}): SHA-256 {row.sha256[:16]}..., {row.state}")
+            yield Finding("weights", "ok", f"{row.path} ({who}): SHA-256 {row.sha256[:16]}..., {row.state}")

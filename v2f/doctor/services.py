@@ -1,4 +1,4 @@
-"""What a run talks to: the store and MLflow, each by a round trip, and their clocks."""
+"""Services: a round trip to the store and one to MLflow, and whether their clocks agree with this machine's."""
 
 import contextlib
 import email.utils
@@ -12,41 +12,49 @@ import zlib
 from collections.abc import Iterator
 
 from v2f.config import build
-from v2f.doctor.findings import MIB, Asked, Line, Step, Verdict, existing, of_error
+from v2f.doctor.findings import MIB, Finding, Setup, Step, Verdict, existing, finding_of
 from v2f.errors import V2FError
 from v2f.storage import objects, retry, s3, store
 from v2f.storage.credentials import without_credentials
 
-ATTEMPTS = 3  # a diagnosis wants the reason soon; a run tries ten times
-_PUT, _PART = 6 * MIB, 5 * MIB  # two parts, as a checkpoint is put; S3 takes none below 5 MiB but the last
-_CLOCK: dict[Verdict, float] = {"look": 30.0, "wrong": 900.0}  # seconds; beyond 15 minutes S3 takes no signature
+ATTEMPTS = 3  # report the reason soon; a run tries ten times
+_PUT, _PART = (
+    6 * MIB,
+    5 * MIB,
+)  # two parts, as a checkpoint is uploaded; S3 requires at least 5 MiB for all but the last
+_CLOCK: dict[Verdict, float] = {
+    "look": 30.0,
+    "wrong": 900.0,
+}  # seconds; S3 rejects signatures that are off by more than 15 minutes
 
 
-def storage(asked: Asked) -> Iterator[Step]:
-    """A round trip as a checkpoint makes it: put in parts, read a range and all, compare, list, remove."""
-    if asked.store is None:
-        yield Line("storage", "ok", "none was named", "--store s3://... (or a folder) makes a round trip to it")
+def storage(setup: Setup) -> Iterator[Step]:
+    """A round trip as for a checkpoint: upload in parts, read a range and the whole, compare, list, remove."""
+    if setup.store is None:
+        yield Finding(
+            "storage", "ok", "not checked: none was named", "--store s3://... (or a folder) makes a round trip to it"
+        )
         return
-    root, shown = asked.store, without_credentials(asked.store)
+    root, shown = setup.store, without_credentials(setup.store)
     retry.ATTEMPTS = ATTEMPTS
     objects.PART = _PART
     local = store.local_path(root)
     if local is not None and not os.path.isdir(local):
-        yield Line("storage", "wrong", f"{shown}: there is no such folder", "make it, or mount what it should be")
+        yield Finding("storage", "wrong", f"{shown}: this folder does not exist", "create or mount it")
         return
     access = ""
     if root.lower().startswith(("s3://", "s3a://")):
         yield "looking for credentials"
         try:
             about = s3.access()
-        except OSError as error:  # a profile that is not there, an address that is none
-            yield Line("storage", "wrong", f"{shown}: {error}", "mend AWS_PROFILE, AWS_ENDPOINT_URL or ~/.aws")
+        except OSError as error:  # a missing profile, a malformed address
+            yield Finding("storage", "wrong", f"{shown}: {error}", "correct AWS_PROFILE, AWS_ENDPOINT_URL or ~/.aws")
             return
         access = f" at {about.endpoint}, credentials {about.credentials}"
         yield from _clock("storage", about.endpoint)
         if about.credentials == "none":
-            do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; a cluster may give the pod a role"
-            yield Line("storage", "wrong", f"{shown}{access}", do)
+            do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; on a cluster, give the pod a role"
+            yield Finding("storage", "wrong", f"{shown}{access}", do)
             return
     body = random.Random(uuid.uuid4().int).randbytes(_PUT if local is None else MIB)
     folder = store.join(root, f"v2f-doctor-{uuid.uuid4().hex}")
@@ -63,39 +71,41 @@ def storage(asked: Asked) -> Iterator[Step]:
         back = store.read_bytes(path)
         down = time.perf_counter() - begun
         if zlib.crc32(back) != zlib.crc32(body) or some != body[4097 : 4097 + 65536]:
-            raise V2FError("other bytes came back than were written; do not use this store or what stands before it")
+            raise V2FError(
+                "the bytes read are not the bytes written; do not use this store, or the proxy in front of it"
+            )
         yield f"listing {folder}"
         if store.names(folder) != ["probe"]:
-            raise V2FError("what was written is not listed; checkpoints would not be found")
+            raise V2FError("a written object is not listed; checkpoints would not be found")
         yield f"removing {path}"
         store.remove_folder(folder, "probe")
         if store.names(folder):
-            raise V2FError("what was removed is still listed; old checkpoints would stay for ever")
+            raise V2FError("a removed object is still listed; old checkpoints would never go away")
     except V2FError as error:
         told = str(error).removeprefix(f"{path}: ").removeprefix(f"{folder}: ")
         if came:
-            with contextlib.suppress(V2FError):  # the first error is the one to tell
+            with contextlib.suppress(V2FError):  # the first error is the one to report
                 store.remove_folder(folder, "probe")
-        yield of_error("storage", V2FError(told), f"{shown}{access}: ")
+        yield finding_of("storage", V2FError(told), f"{shown}{access}: ")
         return
     again = store.statistics().retries - before
     text = (
-        f"{shown}{access}: {len(body) / MIB:.0f} MiB went there ({len(body) / up / 1e6:.0f} MB/s) and came back "
+        f"{shown}{access}: {len(body) / MIB:.0f} MiB written ({len(body) / up / 1e6:.0f} MB/s), read back "
         f"({len(back) / down / 1e6:.0f} MB/s) with the same CRC-32, listed, removed"
     )
     if again:
-        yield Line(
-            "storage", "look", f"{text}; {again} requests had to be made again", "look at the network and its proxies"
+        yield Finding(
+            "storage", "look", f"{text}; {again} requests had to be repeated", "check the network and its proxies"
         )
     else:
-        yield Line("storage", "ok", text)
+        yield Finding("storage", "ok", text)
 
 
-def mlflow(asked: Asked) -> Iterator[Step]:
-    """A round trip in an experiment of its own: a run, a metric, a picture, read back, deleted."""
-    uri = asked.tracking
+def mlflow(setup: Setup) -> Iterator[Step]:
+    """A round trip in a separate experiment: a run, a metric and a picture are written, read back and deleted."""
+    uri = setup.tracking
     if uri is None:
-        yield Line("mlflow", "ok", "none was named", "--tracking URI makes a round trip to it")
+        yield Finding("mlflow", "ok", "not checked: none was named", "--tracking URI makes a round trip to it")
         return
     shown = without_credentials(uri)
     yield "importing MLflow"
@@ -107,26 +117,29 @@ def mlflow(asked: Asked) -> Iterator[Step]:
         if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
             folder = existing(os.path.dirname(uri.removeprefix("sqlite:///")))
             if os.access(folder, os.W_OK):
-                yield Line("mlflow", "ok", f"{shown}: not there yet, the first run makes it")
+                yield Finding("mlflow", "ok", f"{shown}: not there yet, the first run creates it")
             else:
-                yield Line(
-                    "mlflow", "wrong", f"{shown}: {folder} cannot be written to", "mend its rights, or tracking.uri"
+                yield Finding(
+                    "mlflow",
+                    "wrong",
+                    f"{shown}: {folder} cannot be written to",
+                    "fix its permissions, or change tracking.uri",
                 )
             return
         if uri.startswith(("http://", "https://")):
-            yield f"asking {shown}"
+            yield f"connecting to {shown}"
             yield from _clock("mlflow", uri)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         yield f"a round trip to {shown}"
         text = round_trip(uri)
     except V2FError as error:
-        yield of_error("mlflow", error, "" if str(error).startswith(("--tracking", shown)) else f"{shown}: ")
+        yield finding_of("mlflow", error, "" if str(error).startswith(("--tracking", shown)) else f"{shown}: ")
     else:
-        yield Line("mlflow", "ok", f"{shown}: {text}")
+        yield Finding("mlflow", "ok", f"{shown}: {text}")
 
 
-def _clock(check: str, address: str) -> Iterator[Line]:
-    """Says where this machine's clock and a server's are apart: signatures, leases and curves depend on it."""
+def _clock(check: str, address: str) -> Iterator[Finding]:
+    """A finding if this machine's clock and a server's differ: signatures, leases and curves depend on them."""
     try:
         before = time.time()
         try:
@@ -136,10 +149,12 @@ def _clock(check: str, address: str) -> Iterator[Line]:
             said = error.headers.get("Date")
         apart = (before + time.time()) / 2 - email.utils.parsedate_to_datetime(said).timestamp()
     except (OSError, ValueError, TypeError):
-        return  # the round trip says why there is no answer
+        return  # the round trip will report why there is no answer
     verdict: Verdict = "ok"
     for name in ("look", "wrong"):
         verdict = name if abs(apart) > _CLOCK[name] else verdict  # type: ignore[assignment]
     if verdict != "ok":
         text = f"this machine's clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the server's"
-        yield Line(check, verdict, text, "synchronise it (chrony, systemd-timesyncd): S3 refuses more than 15 minutes")
+        yield Finding(
+            check, verdict, text, "synchronize it (chrony, systemd-timesyncd): S3 refuses more than 15 minutes"
+        )

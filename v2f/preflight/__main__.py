@@ -2,7 +2,7 @@
 
 import sys
 
-from v2f.preflight import main
+from v2f.preflight.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

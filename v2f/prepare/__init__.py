@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from v2f.data.sample import Members
-from v2f.prepare.names import printable
+if TYPE_CHECKING:  # the help of `v2f shards` imports this package
+    from v2f.data.sample import Members
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class LeftOut:
     photos: int = 0
 
     def __post_init__(self) -> None:
+        from v2f.prepare.names import printable
+
         for text in ("name", "identity", "detail"):  # they go into reports, which are UTF-8
             object.__setattr__(self, text, printable(getattr(self, text)))
 
@@ -46,7 +48,7 @@ class Made:
     """One sample that was made; ``rejected``: photos that were tried for it in vain."""
 
     item: Item
-    members: Members
+    members: "Members"
     seconds: float
     rejected: tuple[LeftOut, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Training as a command, for ``v2f/train.py`` and ``v2f train``: parse the arguments, train, return the exit code."""
+"""The training as a command, of ``v2f/train.py`` and ``v2f train`` (parse, build, fit); and ``v2f exec``."""
 
 import argparse
 import signal
@@ -32,6 +32,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="this long after the start, save and exit with code 75 (23h, 1h30m, 90m, 3600s; a number alone: seconds)",
     )
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="change one key of the recipe")
+    parser.set_defaults(run=run)
+
+
+def add_exec(parser: argparse.ArgumentParser) -> None:
+    """The options of the verb ``v2f exec``."""
+    text = "torchrun or accelerate launch, with its arguments"
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="LAUNCHER ...", help=text)
+    parser.set_defaults(run=_exec)
+
+
+def _exec(args: argparse.Namespace) -> int:
+    from v2f.training.supervise import supervise
+
+    return supervise(args.command[1:] if args.command[:1] == ["--"] else args.command)
 
 
 def parsed(parser: argparse.ArgumentParser, command: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,1 +1,1 @@
-"""Pages about runs: self-contained files for a browser, without scripts; and one with a server, to speak into."""
+"""Web pages about runs and data sets: self-contained files without scripts, and a served page that takes recordings."""

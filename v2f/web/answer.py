@@ -1,12 +1,12 @@
-"""One clip in, everything that the page to speak into says of it out. No server in here, and nothing is written.
+"""The answer to one clip: everything that the served page says about it. No server is involved, nothing is written.
 
     bytes --decode--> wav_T --windows--> w+ --mean--> the face
-                        |--its parts, heard apart--> other moments of the same voice
-                        |--its halves, the share of speech, its sound--> how sure
-    w+ + what voices leave open (:class:`Reference`) --> other people who could have such a voice
+                        |--parts of it, one at a time--> other moments of the same voice
+                        |--its halves, the share of speech, its sound--> how sure the answer is
+    w+ + what a voice does not determine (:class:`Reference`) --> other people who could have such a voice
 
-The system is deterministic: one clip has one face. What is drawn around it is either what the same voice gave at other
-moments, or a sample of what no voice tells; the page calls each by its name. All randomness is keyed by the clip.
+The system is deterministic: one clip has one face. The other faces are either those of other moments of the same voice
+or samples of what a voice does not determine; the page labels each kind. All randomness is keyed by the clip.
 
 Shape letters: T samples, P parts, L styles, D style width.
 """
@@ -35,14 +35,14 @@ from v2f.web.reference import Reference
 from v2f.web.report import sound_uri
 
 MOMENTS, OTHERS = 4, 6
-_OTHERS_STREAM = 0x6F746865  # "othe": no other stream shares keys with this one
-_QUIET = 0.03  # of the loudest part's RMS: a pause
-_PLAYED_HZ = 8000  # browsers play no slower rate
+_OTHERS_STREAM = 0x6F746865  # "othe"; unique to this stream
+_QUIET = 0.03  # of the loudest part's RMS; below it is a pause
+_PLAYED_HZ = 8000  # the lowest rate that browsers play
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """One measure of how sure the system is, as a bar; the numbers are shares of the bar's length."""
+    """One measure of how sure the answer is, as a bar; positions are fractions of the bar's length."""
 
     title: str
     words: str
@@ -51,14 +51,14 @@ class Gauge:
     value: float | None = None
     low: float = 0.0
     high: float = 0.0
-    """``low`` to ``high``: what is usual."""
+    """``low`` to ``high`` is the usual range."""
     limit: float | None = None
     limit_words: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the page shows of a clip; pictures and sound are data URIs, and every face carries its provenance."""
+    """What the page shows for a clip. Pictures and sound are data URIs; every face carries its provenance."""
 
     seconds: float
     windows: int
@@ -66,7 +66,7 @@ class Answer:
     side: int
     """Of the face, in pixels."""
     moments: list[tuple[str, str]]
-    """Picture, and which seconds of the clip it is from."""
+    """Picture, and the seconds of the clip that it is from."""
     others: list[str]
     gauges: list[Gauge]
     heard: spectrum.Heard
@@ -78,11 +78,11 @@ class Answer:
 
 
 class Listener:
-    """A run that answers clips. ``without``: why there is nothing to compare with, in words; empty: there is."""
+    """A run that answers clips. ``without``: why there is no reference to compare with; empty if there is one."""
 
     def __init__(self, run: Run, which: str | int = "latest", system: System | None = None) -> None:
-        """Loads the checkpoint ``which`` (see :meth:`Run.checkpoint`), unless that is ``system``, on a GPU if there is
-        one, and measures what is usual on the run's data. V2FError if the system makes no face from a voice."""
+        """Load the checkpoint ``which`` (see :meth:`Run.checkpoint`), or use ``system``, which was loaded from it; on a
+        GPU if there is one. Then measure the reference. V2FError if the system does not make a face from a voice."""
         self.run, self.step = run, run.step_of(which)
         system = run.system(which=which) if system is None else system
         self.system = system.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,8 +97,8 @@ class Listener:
         self.retrieval = _retrieval(run)
 
     def answer(self, content: bytes, max_seconds: float = MAX_SECONDS) -> Answer:
-        """What the page says of a recording's bytes. UnusableError if it is no recording of a voice, is silent, or not
-        between 0.25 s and ``max_seconds``; V2FError if the system's pictures are not finite."""
+        """The answer to the bytes of a recording. UnusableError if it cannot be decoded, is silent, or is shorter than
+        0.25 s or longer than ``max_seconds``; V2FError if the system's pictures are not finite."""
         rate, frames = self.ear.sample_rate, self.ear.frames
         wav_T = decode_voice(content, sample_rate=rate, min_seconds=generate.SHORTEST_S, max_seconds=max_seconds)
         parts = moments(len(wav_T), frames)
@@ -140,8 +140,8 @@ class Listener:
 
 
 def moments(length: int, window: int) -> list[tuple[int, int]]:
-    """Which samples of a clip are heard apart: parts spread evenly, of half the clip where it is short, of what the
-    system hears at once where that fits, of a quarter where it is long."""
+    """Start and end, in samples, of evenly spread parts of a clip. A part is as long as the system's window, but at
+    least a quarter and at most half of the clip."""
     part = max(min(length // 2, window), length // 4)
     starts = np.linspace(0, length - part, MOMENTS).round().astype(int).tolist()
     return [(start, start + part) for start in starts]
@@ -158,14 +158,14 @@ def _sound(wav_T: NDArray[np.float32], rate: int) -> str:
 
 
 def _retrieval(run: Run) -> dict[str, Any] | None:
-    """What ``v2f eval`` found on unseen people: R@10 with its interval, chance and gallery; None: not measured."""
+    """What ``v2f eval`` found on unseen people: R@10 with interval, chance and gallery; None if not measured."""
     try:
         split = (run.evaluated or {})["splits"]["test"]
         by, told = first_observer(split)
         found = {"gallery": split["gallery"], "chance": split["chance"]["R@10"], "by": by}
         return found | told["lines"]["voice"]["R@10"]
     except (V2FError, KeyError, TypeError):
-        return None  # of unseen people nothing was measured, or of a system of another kind
+        return None  # unseen people were not measured, or the system is of another kind
 
 
 # ------------------------------------------------------------------------------------------------ in words
@@ -192,7 +192,7 @@ def _speech(like: Likeness) -> Gauge:
 
 
 def _sounds_known(known: Reference, far: float) -> Gauge:
-    """Beyond the farthest of the known voices a sound is called unknown."""
+    """A sound that is farther than the farthest known voice is called unknown."""
     most = float(known.sound_N.max())
     low, high = np.quantile(known.sound_N, [0.05, 0.95]).tolist()
     doubtful = far > most

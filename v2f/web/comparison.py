@@ -1,10 +1,10 @@
-"""Several runs on one page that stands alone: what differs, what of it is more than noise, curves, the same voices.
+"""Several runs on one self-contained page: differences, which of them are larger than noise, curves, the same voices.
 
     RUN, RUN, ... --compare--> numbers and verdicts ------------------------------\\
                   their metrics.jsonl -> curves over each other -------------------+-> compare.html
                   their systems + the same voices -> faces beside each other -----/
 
-What a run lacks (a checkpoint, ``eval.json``, points, its data) is said where it would stand; the page is made without.
+If a run lacks a checkpoint, ``eval.json``, logged points or its data, the page is written without them and says so.
 """
 
 import sys
@@ -33,15 +33,15 @@ from v2f.web.curves import HEIGHT, WIDTH, charts, read_curves
 from v2f.web.page import environment
 
 VOICES = 6
-_DRAWN = 24  # pictures from noise of each run
+_DRAWN = 24  # pictures from noise per run
 _RATE = 16_000
 _PLAYED_S = 30  # of a long recording
-_SAID = 8  # verdicts at the head of the page
+_SAID = 8  # verdicts at the top of the page
 
 
 @dataclass
 class Heard:
-    """One voice, and the face that each run makes of it; pictures and sound are data URIs."""
+    """One voice, and the face that each run makes from it; pictures and sound are data URIs."""
 
     name: str
     words: str = ""
@@ -49,18 +49,18 @@ class Heard:
     possible: str | None = None
     sound: str = ""
     seconds: float = 0.0
-    """How much of it the player holds: as much as the run hears that hears most."""
+    """How much of it can be played: the longest that any of the runs hears."""
     faces: dict[str, str] = field(default_factory=dict)
     """By the run's letter."""
 
 
 @dataclass
 class Shown:
-    """What the runs make of the same voices, and of the same noise."""
+    """What the runs make from the same voices or the same noise."""
 
     heard: dict[str, Heard] = field(default_factory=dict)
     split: str | None = None
-    """Of the data set, whose people these are; None: recordings that were given."""
+    """The split whose people are shown; None: recordings that the user named."""
     dataset: Dataset | None = None
     drawn: dict[str, list[str]] = field(default_factory=dict)
     """Letter -> pictures from noise, in the order of the noise."""
@@ -78,12 +78,12 @@ def comparison(
 ) -> Comparison:
     """Compare the runs ``names``, write the page ``output``, print the table.
 
-    ``voices``: how many unseen people of the data set are shown, the first ones; None: 6, or none where ``recordings``
-    (audio files) are given. ``data``: the data set whose people they are; None: the one that all runs were trained on.
-    V2FError unless 2 to 8 different runs are named, and for a recording that holds no usable voice.
+    ``voices``: how many unseen people are shown, the first ones of the data set; None: 6, or none if ``recordings``
+    (audio files) are given. ``data``: the data set of these people; None: the one that all runs were trained on.
+    V2FError unless 2 to 8 different runs are named, and for a recording without a usable voice.
     """
     if not output.lower().endswith((".html", ".htm")):
-        raise V2FError(f"{output}: the comparison is written as a page; name the output something.html")
+        raise V2FError(f"{output}: the comparison is written as a page; give the output a name that ends in .html")
     subjects = gather(names)
     found = compare(subjects)
     show(found, Console(width=None if sys.stdout.isatty() else 132))
@@ -132,10 +132,10 @@ def comparison(
 
 
 def look(subjects: Sequence[Subject], count: int, recordings: Sequence[str], data: str | None) -> Shown:
-    """Send the same voices, or the same noise, through each run, one run's system after the other."""
+    """Run the same voices, or the same noise, through each run's system, one after the other."""
     shown = Shown()
     for path in recordings:
-        generate.read_voice(path, _RATE)  # a mistake of the user's, not of a run
+        generate.read_voice(path, _RATE)  # fails here if the user's file is unusable, before any run is loaded
     try:
         shown.dataset = _dataset(subjects, data)
     except V2FError as error:
@@ -174,7 +174,7 @@ def _dataset(subjects: Sequence[Subject], data: str | None) -> Dataset:
         try:
             dataset = open_dataset(subject.run.config.data.home)
             found.setdefault(dataset.fingerprint, dataset)
-        except V2FError as error:  # an export does not know where its data are
+        except V2FError as error:  # an export does not know where its data is
             absent[subject.run.info.get("fingerprint")] = error
     for fingerprint in absent.keys() - found.keys():
         raise absent[fingerprint]

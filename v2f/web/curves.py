@@ -1,4 +1,4 @@
-"""What a run has logged, drawn: the curves of one run, or those of several over each other.
+"""Charts of what runs logged: the curves of one run, or those of several runs over each other.
 
 metrics.jsonl -> Curves -> a chart for each name -> SVG paths over samples seen
 """
@@ -15,7 +15,7 @@ from v2f.storage import store
 from v2f.web.page import number
 
 WIDTH, HEIGHT = 320, 110
-_BINS = 200  # of a long curve, each drawn by its least and its greatest point
+_BINS = 200  # of a long curve; each is drawn by its lowest and highest point
 
 Points = Sequence[tuple[int, float]]
 """(samples seen, value), in order."""
@@ -24,8 +24,8 @@ Curves = Mapping[str, Points]
 
 
 @dataclass(frozen=True)
-class Line:
-    """One run's curve in a chart. ``run``: its place among the runs, from 0, which gives it colour and dashes."""
+class Trace:
+    """One run's curve in a chart. ``run``: its number among the runs, from 0, which selects its color and dashes."""
 
     run: int
     path: str
@@ -34,10 +34,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves in a box of WIDTH x HEIGHT, and the words around it."""
+    """Curves in a box of WIDTH x HEIGHT, and its labels."""
 
     title: str
-    lines: list[Line]
+    traces: list[Trace]
     low: str
     """Of the axis, as ``high``."""
     high: str
@@ -46,7 +46,7 @@ class Chart:
 
 
 def read_curves(path: str) -> dict[str, list[tuple[int, float]]]:
-    """The points of ``metrics.jsonl``; of none where there is no such file. A line that was cut is left out."""
+    """The points of ``metrics.jsonl``; empty if there is no such file. A truncated line is left out."""
     curves: dict[str, list[tuple[int, float]]] = {}
     if not store.exists(path):
         return curves
@@ -62,8 +62,7 @@ def read_curves(path: str) -> dict[str, list[tuple[int, float]]]:
 
 
 def charts(runs: Sequence[Curves], *families: str) -> list[Chart]:
-    """The charts of all curves of some families, those of one name over each other; a curve's first part names its
-    family and is not shown."""
+    """The charts of all curves whose names start with one of ``families``; curves of one name share a chart."""
     found = []
     for name in dict.fromkeys(name for curves in runs for name in curves if name.startswith(families)):
         drawn = {}
@@ -78,25 +77,25 @@ def charts(runs: Sequence[Curves], *families: str) -> list[Chart]:
 
 
 def chart(title: str, points: Mapping[int, Points]) -> Chart:
-    """The curves of some runs over samples seen, on common axes. The axis holds zero, so that a meter that stays near
-    zero looks so; it is logarithmic where positive values span more than a factor of 30."""
+    """The curves of some runs over samples seen, on common axes. The vertical axis includes zero, so that a meter near
+    zero looks near zero; it is logarithmic if all values are positive and span more than a factor of 30."""
     arrays = {run: np.array(of, float).T for run, of in points.items()}
     every = np.concatenate([y for _, y in arrays.values()])
     log = bool(every.min() > 0 and every.max() > 30 * every.min())
     first, end = (f(x[at] for x, _ in arrays.values()) for f, at in ((min, 0), (max, -1)))
     low, high = float(every.min()), float(every.max())
     low, high = (math.log(low), math.log(high)) if log else (min(low, 0.0), max(high, 0.0))
-    lines = []
+    traces = []
     for run, (x, y) in arrays.items():
         kept = _thinned(y)
         across = (x[kept] - first) / max(end - first, 1)
         drawn = np.log(y[kept]) if log else y[kept]
         up = (drawn - low) / (high - low) if high > low else np.full(len(drawn), 0.5)
         path = " L".join(f"{WIDTH * a:.1f} {HEIGHT * (1 - b):.1f}" for a, b in zip(across, up, strict=True))
-        lines.append(Line(run, "M" + path, number(float(y[-1]))))
+        traces.append(Trace(run, "M" + path, number(float(y[-1]))))
     return Chart(
         title=title,
-        lines=lines,
+        traces=traces,
         low=number(math.exp(low) if log else low),
         high=number(math.exp(high) if log else high),
         end=f"{int(end):,}",
@@ -105,7 +104,7 @@ def chart(title: str, points: Mapping[int, Points]) -> Chart:
 
 
 def _thinned(y: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Which points to draw: all, or of a long curve the ends and the least and the greatest of each bin."""
+    """Which points to draw: all; of a long curve the ends, and the lowest and highest of each bin."""
     if len(y) <= 2 * _BINS:
         return np.arange(len(y))
     kept = {0, len(y) - 1}

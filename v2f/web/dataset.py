@@ -1,7 +1,7 @@
-"""Two pages about a data set, each of which stands alone: its numbers with plots, and a contact sheet with players.
+"""Two self-contained pages about a data set: its statistics with plots, and a contact sheet with audio players.
 
-data set --prepare.stats--> numbers -----> stats.html
-         --chosen samples, as they are--> show.html
+data set --prepare.stats--> statistics -----> stats.html
+         --chosen samples, unchanged--> show.html
 """
 
 import json
@@ -58,7 +58,7 @@ def _synthetic(dataset: Dataset) -> bool:
 
 
 def _plots(found: stats.Stats) -> tuple[list[Histogram], list[tuple[str, str]]]:
-    """What varies, drawn; and what is the same for all, in words."""
+    """Histograms of what varies, and title and value of what is the same for all samples."""
     whole = found.whole
     seconds = whole.seconds_of_each
     long = bool(seconds) and float(np.median(seconds)) >= 120
@@ -79,7 +79,7 @@ def _plots(found: stats.Stats) -> tuple[list[Histogram], list[tuple[str, str]]]:
 
 
 def _left_out(dataset: Dataset) -> Mapping[str, Any] | None:
-    """The yield of the corpus, where packing left it beside the data."""
+    """The report of what packing left out, if it is stored beside the data."""
     path = store.join(dataset.root, YIELD)
     if not store.exists(path):
         return None
@@ -91,7 +91,7 @@ def _left_out(dataset: Dataset) -> Mapping[str, Any] | None:
             "photos": {str(reason): int(count) for reason, count in report["rejected_photos"].items()},
         }
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise V2FError(f"{path}: this is no yield report; restore or remove it") from error
+        raise V2FError(f"{path}: this is not a yield report; restore it or remove it") from error
 
 
 # ---------------------------------------------------------------------------------------- contact sheet
@@ -99,8 +99,7 @@ def _left_out(dataset: Dataset) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class Card:
-    """One sample of the sheet; photos and sound are data URIs of the very bytes that are stored, empty where it has
-    none."""
+    """One sample of the sheet. Photos and sound are data URIs of the stored bytes, empty if it has none."""
 
     key: str
     identity: str
@@ -113,8 +112,8 @@ class Card:
 
 
 def show(root: str, output: str, count: int = 24, split: str | None = None, identity: str | None = None) -> list[Card]:
-    """Write a page with ``count`` samples, by chance but always the same, of as many people as there are; of one
-    ``split`` or one ``identity``, where these are given. What cannot be used is named there, too."""
+    """Write a page with ``count`` samples, chosen pseudo-randomly (always the same) from as many people as possible;
+    only of ``split`` or ``identity``, if given. It also names the samples that cannot be used."""
     dataset = open_dataset(root)
     rows = _chosen(dataset, count, split, identity)
     broken: list[str] = []
@@ -148,11 +147,11 @@ def show(root: str, output: str, count: int = 24, split: str | None = None, iden
 def _chosen(dataset: Dataset, count: int, split: str | None, identity: str | None) -> npt.NDArray[np.int64]:
     """Rows of the index, sorted: one sample of each person in turn, until there are ``count``."""
     if count < 1:
-        raise V2FError(f"a sheet shows at least one sample, got {count}")
+        raise V2FError(f"a sheet shows at least one sample, but {count} were requested")
     index, manifest = dataset.index, dataset.manifest
     rows = np.arange(len(index.key))
     if split is not None:
-        of = dataset.split(split)  # or an error that names those that are there
+        of = dataset.split(split)  # or an error that lists the splits
         rows = rows[of.first : of.first + of.samples]
     if identity is not None:
         numbers = [number for number, name in enumerate(manifest.identities) if person(name) == person(identity)]
@@ -172,7 +171,9 @@ def _chosen(dataset: Dataset, count: int, split: str | None, identity: str | Non
 
 def _card(sample: Sample, where: str) -> Card:
     wav_T = sample.waveform() if sample.has_audio else None
-    sizes = [sample.photo(number).shape for number in range(sample.photo_count)]  # decoded, so that it can be shown
+    sizes = [
+        sample.photo(number).shape for number in range(sample.photo_count)
+    ]  # decoding checks that a browser can show it
     seen = ", ".join(sorted({f"{width} × {height} px" for height, width, _ in sizes}))
     meta = {name: value for name, value in sample.meta.items() if name not in ("identity", "split")}
     extras = [name for name, has in (("codes", sample.has_codes), ("embedding", sample.has_embedding)) if has]

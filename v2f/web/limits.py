@@ -1,7 +1,7 @@
-"""What stands between the network and the page to speak into: few doors, small bodies, a rate a client, strict headers.
+"""What protects the served page from the network: few routes, small bodies, a rate limit per client, strict headers.
 
-Gradio serves many routes; the page needs a few of them, and only those are let through. Its uploads are named by
-whoever calls: a call may name a file that was uploaded here, never another one and never an address to fetch.
+Gradio serves many routes; only the few that the page needs are let through. A call names the file that it is about: it
+may name a file that was uploaded to this page, but no other file and no address to fetch.
 """
 
 import json
@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,10 +21,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-CALL_BYTES = 64 * 1024  # of a call: the name of an upload and little else
+CALL_BYTES = 64 * 1024  # of a call, which holds the name of an upload and little else
 _FORM_BYTES = 4 * 1024  # what a form adds to the file in it
-_CLIENTS = 4096  # remembered
-_WAITING = 64  # uploads that lie there and were not heard yet
+_CLIENTS = 4096  # that are remembered
+_WAITING = 64  # uploads that have not been read yet
 _READ = (
     r"/|/healthz|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(static|assets|svelte)/.*|/login_check/?"
     r"|/logout|/gradio_api/(theme\.css|queue/data|upload_progress|startup-events|heartbeat/[^/]+|app_id/?"
@@ -33,7 +34,7 @@ _FILE = "/gradio_api/file="
 _WRITE = r"/login/?|/gradio_api/(upload|queue/join|cancel|reset/?)"
 
 HEADERS = {
-    # Whatever is in the page: it loads nothing from elsewhere, and sends nothing elsewhere.
+    # Whatever the page contains, it loads nothing from elsewhere and sends nothing there.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
     "font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; "
@@ -47,8 +48,22 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of a clip and of a client."""
+
+    max_seconds: float = 30.0
+    max_mb: float = 20.0
+    per_minute: int = 12
+    """Clips per client."""
+
+    @property
+    def max_bytes(self) -> int:
+        return round(self.max_mb * 1e6)
+
+
 class Rate:
-    """At most ``most`` events of one client in ``seconds``, for the clients that came last."""
+    """At most ``most`` events per client in ``seconds``; only the most recent clients are remembered."""
 
     def __init__(self, most: int, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.most, self.seconds, self._clock = most, seconds, clock
@@ -56,7 +71,7 @@ class Rate:
         self._lock = threading.Lock()
 
     def take(self, client: str) -> float:
-        """Count an event; 0, or the seconds to wait where it is one too many (which does not count)."""
+        """Count an event and return 0; if it is one too many, do not count it and return the seconds to wait."""
         now = self._clock()
         with self._lock:
             seen = self._seen.setdefault(client, deque())
@@ -72,8 +87,8 @@ class Rate:
 
 
 class Gate:
-    """ASGI middleware before Gradio. ``folder``: where uploads lie; ``max_bytes``: of one of them; ``rate``: of
-    uploads, calls and tries to log in together."""
+    """ASGI middleware in front of Gradio. ``folder``: where uploads are; ``max_bytes``: the largest upload; ``rate``:
+    of uploads, calls and login attempts together."""
 
     def __init__(self, app: ASGIApp, *, folder: str, max_bytes: int, rate: Rate) -> None:
         self._app, self._folder, self._max_bytes, self._rate = app, os.path.realpath(folder), max_bytes, rate
@@ -82,7 +97,7 @@ class Gate:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
-            return  # a web socket is closed
+            return  # web sockets are closed
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -98,7 +113,7 @@ class Gate:
         await (refusal or self._app)(scope, receive, with_headers)
 
     async def _judge(self, request: Request, receive: Receive) -> tuple[Response | None, Receive]:
-        """A refusal, or how to receive the body that was looked at."""
+        """A refusal or None, and how to receive the body, part of which may have been read here."""
         path = request.url.path
         if request.method in ("GET", "HEAD"):
             served = path.startswith(_FILE) and _inside(self._folder, path[len(_FILE) :])
@@ -129,8 +144,8 @@ class Gate:
 
 
 class Under:
-    """ASGI middleware of a page that the world sees under ``root``, such as ``/voice``: whether a proxy takes that off
-    the path or leaves it there, what comes behind is the same."""
+    """ASGI middleware of a page whose public path is ``root``, such as ``/voice``: it works both with a proxy that
+    strips ``root`` from the path and with one that does not."""
 
     def __init__(self, app: ASGIApp, *, root: str) -> None:
         self._app, self._root = app, root
@@ -147,17 +162,17 @@ class Under:
 
 
 def client_of(request: Any) -> str:
-    """Who calls: the address, of a proxy on this machine the one that it names."""
+    """The client's address; behind a proxy on this machine, the address that the proxy gives."""
     return request.client.host if request.client else "unknown"
 
 
 def sweep(folder: str, seconds: float, now: float) -> None:
-    """Remove uploads that nobody asked an answer for, ``seconds`` after they were written, and folders left empty."""
-    for at in sorted(Path(folder).rglob("*"), reverse=True):  # what is inside of a folder before it
+    """Remove uploads, and empty folders, that are older than ``seconds``: those that no call ever named."""
+    for at in sorted(Path(folder).rglob("*"), reverse=True):  # the contents of a folder before the folder
         try:
             if now - at.stat().st_mtime >= seconds:
                 at.rmdir() if at.is_dir() else at.unlink()
-        except OSError:  # gone meanwhile, or a folder that is not empty
+        except OSError:  # it has been removed in the meantime, or is a folder with files
             continue
 
 
@@ -190,7 +205,7 @@ def _groups(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, to be read once more."""
+    """Replay a body that was read already."""
     sent = False
 
     async def once() -> Message:

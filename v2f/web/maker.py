@@ -1,4 +1,4 @@
-"""The page of a run that makes something else than a face of a voice: what is given goes in, what is made comes out.
+"""A run that makes something other than a face from a voice, as the served page uses it.
 
     recording, photo, video, label --generate.batch_of--> batch --sample--> picture, sound, label --> HTML, all inside
 
@@ -23,7 +23,7 @@ from v2f.web.page import data_uri
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing that was made: a data URI, or scores by name."""
+    """One output: a data URI, or scores by name."""
 
     name: str
     kind: str
@@ -32,19 +32,19 @@ class Thing:
 
 
 class Maker:
-    """A run that makes things of what it is given."""
+    """A run that makes outputs from what a visitor gives."""
 
     def __init__(self, run: Run, which: str | int = "latest", system: System | None = None) -> None:
-        """Loads the checkpoint ``which`` (see :meth:`Run.checkpoint`), unless that is ``system``, on a GPU if there is
-        one. V2FError where it asks for what nobody can give on a page, or makes nothing that a page can show."""
+        """Load the checkpoint ``which`` (see :meth:`Run.checkpoint`), or use ``system``, which was loaded from it; on a
+        GPU if there is one. V2FError if a page can offer no input for it, or show none of its outputs."""
         self.run, self.step = run, run.step_of(which)
         system = run.system(which=which) if system is None else system
         self.system = system.to("cuda" if torch.cuda.is_available() else "cpu")
         for name, kind in self.system.asks().items():
             if type(kind) not in generate.GIVEN_AS:
-                raise V2FError(f"{run.path}: its system asks for {name} ({type(kind).__name__}): no page has that")
+                raise V2FError(f"{run.path}: its system asks for {name} ({type(kind).__name__}), which no page offers")
         if not any(isinstance(kind, Picture | Sound | Label) for kind in self.system.makes().values()):
-            raise V2FError(f"{run.path}: its system makes {', '.join(self.system.makes())}: no page shows that")
+            raise V2FError(f"{run.path}: its system makes {', '.join(self.system.makes())}, which no page can show")
 
     @property
     def asked(self) -> dict[str, Kind]:
@@ -52,8 +52,7 @@ class Maker:
         return {generate.GIVEN_AS[type(kind)]: kind for kind in self.system.asks().values()}
 
     def make(self, given: Given, max_seconds: float = MAX_SECONDS) -> list[Thing]:
-        """What is made of what is given; V2FError in one line where it cannot be used. ``max_seconds``: of a
-        recording."""
+        """The outputs for an input. ``max_seconds``: longest recording. V2FError if the input cannot be used."""
         made = generate.make(self.system, given, max_seconds)
         notes = generate.provenance(self.run, self.system, given, step=self.step)
         things = []

@@ -1,6 +1,6 @@
-"""What the pages that v2f writes share: templates, numbers as one reads them, bars, and files that lie inside the page.
+"""What all pages share: templates, formatted numbers, histograms, and files embedded in the page.
 
-A page stands alone: it carries its pictures, sounds and plots, loads nothing, and runs no script.
+A page is self-contained: pictures, sounds and plots are inside, it loads nothing and runs no script.
 """
 
 import base64
@@ -36,14 +36,14 @@ def environment() -> jinja2.Environment:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number as one reads it: three significant digits; a dash for what is undefined."""
+    """A number with ``digits`` significant digits; a dash if it is undefined."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """A number of a table's column; a dash for what is undefined."""
+    """A number with ``digits`` decimals, for a column of a table; a dash if it is undefined."""
     return (
         "–"
         if value is None or not math.isfinite(value)
@@ -52,13 +52,13 @@ def fixed(value: float | None, digits: int) -> str:
 
 
 def data_uri(content: bytes | memoryview, extension: str) -> str:
-    """A file as it is, by its extension, for a page to hold."""
+    """A file, unchanged, as a data URI; its extension gives the media type."""
     return f"data:{_TYPES[extension]};base64,{base64.b64encode(content).decode()}"
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How values are spread: bars from left to right, each with its height from 0 to 1 and what it stands for."""
+    """Bars from left to right, each with its height from 0 to 1 and its label."""
 
     title: str
     unit: str
@@ -70,7 +70,7 @@ class Histogram:
 
 
 def histogram(title: str, unit: str, values: Sequence[float], most: int = 24) -> Histogram:
-    """``values`` (at least one) in at most ``most`` bins of a round width; a single value is one bar."""
+    """The histogram of ``values`` (at least one) in at most ``most`` bins of a round width."""
     array = np.asarray(values, float)
     low, high = float(array.min()), float(array.max())
     whole = bool((array == np.rint(array)).all())
@@ -102,6 +102,6 @@ def histogram(title: str, unit: str, values: Sequence[float], most: int = 24) ->
 
 
 def _round_up(width: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50, ... and of their fractions."""
+    """The smallest of ..., 0.5, 1, 2, 5, 10, 20, ... that is at least ``width``."""
     power = 10.0 ** math.floor(math.log10(width))
     return next(power * step for step in (1, 2, 5, 10) if power * step >= width * (1 - 1e-9))

@@ -1,14 +1,15 @@
-"""A trained system in MLflow's model registry, and back from it: a table of what it asks for in, what it makes out.
+"""A trained system in MLflow's model registry: a model that takes a table of inputs and returns a table of outputs.
 
     RUN -- register() --> an export of a checkpoint, and this package's source --> models:/NAME/VERSION
     models:/NAME/VERSION -- mlflow.pyfunc.load_model() --> predict({audio: bytes}) --> {picture: PNG, ...}
 
-The columns follow from what the system declares (:data:`COLUMNS`, :class:`OfAnyKind`); a system that makes a face of a
-voice has columns of its own (:class:`VoiceToFace`).
+The columns follow from the inputs and outputs that the system declares (:data:`COLUMNS`, :class:`OfAnyKind`); a system
+that makes a face from a voice has columns of its own (:class:`VoiceToFace`).
 
-MLflow's usual way is to pickle a Python object, and whoever loads that runs whatever the pickle says. Here the model is
-what ``v2f checkpoint export`` writes (safetensors, YAML, a model card), and MLflow is told which module reads it: this
-one, by :func:`_load_pyfunc`. The source goes along (``code/``), so that a server needs the pinned requirements alone.
+MLflow usually pickles a Python object, and loading a pickle executes whatever is in it. Here the model is what ``v2f
+checkpoint export`` writes (safetensors, YAML, a model card), and the model's metadata names the module that loads it:
+this one, with :func:`_load_pyfunc`. The package's source is included (``code/``), so that a server needs only the
+pinned requirements.
 """
 
 import base64
@@ -61,17 +62,17 @@ if TYPE_CHECKING:
 
 AUDIO = "audio"
 COLUMNS: dict[type[Kind], str] = GIVEN_AS | {Sound: AUDIO}
-"""The column in which an input is given: a file as bytes or in base64, a label by its name, noise by its seed."""
+"""Column of each kind of input: a file as bytes or base64, a label by its name, noise by its seed."""
 NEEDS = (
     *("torch", "torchvision", "torchaudio", "facenet-pytorch", "lpips", "safetensors", "numpy", "scipy", "pillow"),
     *("soundfile", "av", "s3fs", "fsspec", "isal", "pydantic", "pyyaml", "psutil", "tqdm", "rich", "mlflow"),
     "webrtcvad-wheels",
 )
-"""What of the package's dependencies the model imports. What only training wants is not among them."""
+"""The dependencies that the model imports; those that only training needs are left out."""
 
 
 class VoiceToFace:
-    """What ``mlflow.pyfunc.load_model`` gives: a loaded export that answers tables of recordings."""
+    """The model that ``mlflow.pyfunc.load_model`` returns: a loaded export that answers tables of recordings."""
 
     def __init__(self, run: Run, system: System) -> None:
         self._run, self.system = run, system
@@ -79,10 +80,10 @@ class VoiceToFace:
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
         """A face for each row: ``picture`` (a PNG whose notes say what it is), ``seconds`` of voice, ``windows`` that
-        were averaged, ``doubt`` (why it is hardly speech; empty: nothing speaks against it), ``disclaimer``.
+        were averaged, ``doubt`` (why it is hardly speech; empty if there is no reason), ``disclaimer``.
 
-        ``audio`` holds whole files, in any format that libsndfile or FFmpeg reads, as bytes or in base64. One that
-        holds no usable voice is an MlflowException in one line that names its row, and then there is no answer at all.
+        ``audio`` holds whole files, in any format that libsndfile or FFmpeg reads, as bytes or base64. A row without a
+        usable voice raises an MlflowException that names the row, and the whole table is refused.
         """
         import pandas as pd
         from mlflow.exceptions import MlflowException
@@ -108,10 +109,10 @@ class VoiceToFace:
 
 
 class OfAnyKind:
-    """What ``mlflow.pyfunc.load_model`` gives of a system of any other kind."""
+    """The model that ``mlflow.pyfunc.load_model`` returns for any other system."""
 
     def __init__(self, run: Run, system: System) -> None:
-        """V2FError where the system asks for what no column gives, or makes what none can hold."""
+        """V2FError if an input of the system has no column, or if it has no input but noise, or no output."""
         self._run, self.system = run, system
         for name, kind in system.asks().items():
             if type(kind) not in COLUMNS:
@@ -122,11 +123,11 @@ class OfAnyKind:
             raise V2FError(f"{run.path}: its system makes nothing that a column could hold")
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
-        """What is made for each row, under the names of :meth:`System.makes`: a picture as PNG and a sound as WAV whose
-        notes say what they are; of a label the best one, and the share of each as JSON (``NAME_shares``); an embedding
-        and tokens as a list in JSON; and the ``disclaimer``.
+        """The outputs for each row, under the names of :meth:`System.makes`: a picture as PNG and a sound as WAV, with
+        provenance; the most likely label, and the share of each as JSON (``NAME_shares``); an embedding and tokens as
+        a JSON list; and the ``disclaimer``.
 
-        A row that cannot be used is an MlflowException in one line that names it, and then there is no answer at all.
+        A row that cannot be used raises an MlflowException that names the row, and the whole table is refused.
         """
         import pandas as pd
         from mlflow.exceptions import MlflowException
@@ -180,7 +181,7 @@ def _bytes(content: bytes | str, what: str) -> bytes:
 
 
 def _load_pyfunc(path: str) -> VoiceToFace | OfAnyKind:
-    """What MLflow calls with the folder of the export, because the model's ``MLmodel`` file names this module."""
+    """Load an export; MLflow calls this, because the model's ``MLmodel`` file names this module."""
     run = Run.open(path)
     system = run.system()
     return VoiceToFace(run, system) if is_face_of_voice(system) else OfAnyKind(run, system)
@@ -189,19 +190,18 @@ def _load_pyfunc(path: str) -> VoiceToFace | OfAnyKind:
 def register(name: str, model: str | None = None, uri: str | None = None, which: str | int = "latest") -> str:
     """Register a checkpoint of the run ``name`` at MLflow as a new version of ``model``; returns models:/MODEL/VERSION.
 
-    ``model``: default the run's name. ``uri``: the MLflow to register at; default MLFLOW_TRACKING_URI, then the run's
-    own. The version belongs to the MLflow run that ``name`` was tracked as, if that one is there. V2FError where the
-    system asks for or makes what no column holds, or noise alone (a table would be empty), where nothing is trained
-    yet, and where MLflow cannot be reached.
+    ``model``: default the run's name. ``uri``: MLflow's address; default MLFLOW_TRACKING_URI, then the run's own. The
+    version is linked to the MLflow run that tracked ``name``, if this MLflow has it. V2FError if the system's inputs
+    or outputs do not fit a table or are noise alone, if there is no checkpoint yet, and if MLflow cannot be reached.
     """
     run = Run.open(name, uri)
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or run.config.tracking.uri
     if uri is None:
-        raise V2FError(f"{run.path}: it was trained without MLflow; name one by --uri or MLFLOW_TRACKING_URI")
+        raise V2FError(f"{run.path}: it was trained without MLflow; name an address with --uri or MLFLOW_TRACKING_URI")
     model = model or run.config.name
     with scratch_folder() as scratch, fluent(uri) as client:
         exported = Run(_exported(run, which, os.path.join(scratch, "model")))
-        system = _load_pyfunc(exported.path).system  # before anything is sent
+        system = _load_pyfunc(exported.path).system  # checks it before anything is sent
         about, card = exported.info, store.read_bytes(store.join(exported.path, CARD)).decode()
         found = None if run.exported else _tracked(client, run, which)
         experiment = found.experiment_id if found else experiment_id(client, uri, run.config.tracking.experiment)
@@ -224,21 +224,21 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
 
 
 def _exported(run: Run, which: str | int, folder: str) -> str:
-    """A local folder with an export of ``run``; it may be one already."""
+    """A local folder with an export of ``run``, which may be an export itself."""
     if not run.exported:
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells of a folder that is soon gone
+        with contextlib.redirect_stdout(io.StringIO()):  # it would print the path of a temporary folder
             export(run.path, folder, which)
         return folder
     if which != "latest":
-        run.checkpoint(which)  # an export has nothing to choose from
-    told = [name for name in (datacard.CARD,) if store.exists(store.join(run.path, name))]  # an older export has none
+        run.checkpoint(which)  # raises: an export has only one
+    told = [name for name in (datacard.CARD,) if store.exists(store.join(run.path, name))]  # older exports lack it
     for name in (MODEL, CARD, "config.yaml", *told):
         store.write_bytes(store.join(folder, name), store.read_bytes(store.join(run.path, name)))
     return folder
 
 
 def _tracked(client: Any, run: Run, which: str | int) -> Any:
-    """The MLflow run that ``run`` is tracked as; None if this MLflow does not have it."""
+    """The MLflow run that tracked ``run``; None if this MLflow does not have it."""
     from mlflow.exceptions import MlflowException
 
     run_id = read_state(run.path).get("run_id")
@@ -255,7 +255,7 @@ def _tracked(client: Any, run: Run, which: str | int) -> Any:
 
 
 def _source(folder: str) -> str:
-    """A copy of this package's source, without the recipes that it ships: a model is no training."""
+    """A copy of this package's source, without the recipes, which only training needs."""
     ignored = shutil.ignore_patterns("shipped", "__pycache__")
     return shutil.copytree(Path(v2f.__file__).parent, folder, ignore=ignored)
 
@@ -270,7 +270,7 @@ def _log(
     samples: int,
     tags: dict[str, str],
 ) -> str:
-    """Send the model; its version. ``samples``: where on the run's axis it stands."""
+    """Send the model to MLflow and return its version. ``samples``: its position on the run's axis."""
     import mlflow
     import pandas as pd
     from mlflow.models import Model
@@ -319,7 +319,7 @@ def _signature(system: System) -> "ModelSignature":
 
 
 def _example(kind: Kind) -> bytes | str | int:
-    """Something that an input of that kind may be given."""
+    """An example input of a kind."""
     if isinstance(kind, Sound):
         return synthetic_voice()
     if isinstance(kind, Label):
@@ -336,7 +336,7 @@ def _example(kind: Kind) -> bytes | str | int:
 
 
 def synthetic_voice(seconds: float = 2.0, sample_rate: int = 16_000) -> bytes:
-    """A WAV of somebody who does not exist: the first person of the synthetic world, reading nonsense."""
+    """A WAV of the first person of the synthetic world, who speaks nonsense."""
     world, nobody = World(WorldConfig()), np.zeros(1, np.int64)
     wav_1T = render_voices(world.voice(nobody), world.clip(nobody, nobody), nobody, seconds, sample_rate)
     file = io.BytesIO()

@@ -1,9 +1,11 @@
-"""What the page to speak into compares a voice with: voices and faces of people that the run was not trained on.
+"""What the served page compares a voice with: voices and faces of people whom the run was not trained on.
 
-    valid or test split --one clip a person--> faces, codes w+, sound --> how much two faces differ that should not,
-    how much that should, what of a face the voice leaves open, which sounds are known
+    valid or test split --one clip per person--> faces, codes w+, sounds
+        --> the usual distance of two faces of one person, and of two people
+        --> what a voice does not determine of a face
+        --> which sounds are known
 
-Nothing is trained and nothing is written; it is measured once, when a page starts.
+It is measured once, when the page starts. Nothing is trained and nothing is written.
 
 Shape letters: N people, T samples, L styles, D style width, S features of a sound.
 """
@@ -27,27 +29,29 @@ from v2f.system import Styled, System, device_of, to_picture
 from v2f.web.spectrum import log_mel
 
 PEOPLE = 256
-_LEAST = 8  # people; fewer say nothing of people
+_LEAST = 8  # people; statistics of fewer mean nothing
 _BATCH = 32
-_AUDIBLE_DB = -60.0  # of the loudest band: frames below are pauses, which differ by the room and not by the voice
+_AUDIBLE_DB = (
+    -60.0
+)  # relative to the loudest band; quieter frames are pauses, which depend on the room and not on the voice
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is usual among ``people`` people of ``split``. Distances of faces are 1 - cos of identity embeddings."""
+    """Statistics of ``people`` people of ``split``. The distance of two faces is 1 - cos of identity embeddings."""
 
     split: str
     people: int
     halves_N: NDArray[np.float64] | None
-    """Distance of the faces of the first and the second half of a person's clip; None: nobody looked at them."""
+    """Distance of the faces of the first and the second half of a person's clip; None if no identity net is there."""
     strangers: float | None
     """Median distance of the faces of two people's clips."""
     settled: float | None
-    """Share of the variance of the reference codes w+ that those made from the voice explain; None: no such codes."""
+    """Share of the variance of the reference codes w+ that the codes made from voices explain; None without codes."""
     residual_NLD: Tensor | None
-    """Reference code less the code made from the voice, less the mean of that: what the voice leaves open."""
+    """Reference code minus the code made from the voice, centered: what the voice does not determine."""
     sound_NS: NDArray[np.float64]
-    """Sounds, in units of their standard deviations."""
+    """Standardized features of the sounds."""
     sound_mean_S: NDArray[np.float64]
     sound_scale_S: NDArray[np.float64]
     sound_N: NDArray[np.float64]
@@ -108,8 +112,8 @@ def halves(wav_T: NDArray[np.float32]) -> list[NDArray[np.float32]]:
 
 
 def measure(run: Run, system: System, observer: Observer | None, people: int = PEOPLE) -> Reference:
-    """What is usual among up to ``people`` people whom ``run`` was not trained on; V2FError where its data set is away,
-    or holds too few of them."""
+    """The statistics of up to ``people`` people whom ``run`` was not trained on. V2FError if its data set is missing or
+    has too few of them."""
     dataset = open_dataset(run.config.data.home)
     sizes = {name: dataset.manifest.splits[name].people for name in ("valid", "test") if name in dataset.splits}
     if not sizes or max(sizes.values()) < _LEAST:
@@ -158,7 +162,7 @@ def measure(run: Run, system: System, observer: Observer | None, people: int = P
 
 
 def _codes(system: Styled, batch: dict[str, Any]) -> Tensor | None:
-    """The codes w+ [N, L, D] of the photos: out of the shards, or from the run's own net."""
+    """The codes w+ [N, L, D] of the photos, from the shards or from the run's own net."""
     there = device_of(system)
     batch = {key: value.to(there) if isinstance(value, Tensor) else value for key, value in batch.items()}
     with torch.no_grad():

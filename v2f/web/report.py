@@ -1,9 +1,8 @@
-"""A run as one page that stands alone: reference beside face, then the numbers that say what it is worth.
+"""A run on one self-contained page: reference photos beside generated faces, then its evaluation.
 
     RUN/{config.yaml, run.json, metrics.jsonl, eval.json, checkpoints} + its data set -> RUN/report.html
 
-A run that makes faces from noise has a page of its own: generated pictures, samples by step, the verdict.
-The page carries its pictures, sounds and plots inside, loads nothing, and runs no script.
+A run that makes faces from noise has another page: generated pictures, samples by step, the verdict.
 """
 
 import base64
@@ -47,7 +46,7 @@ PEOPLE = 12
 DRAWN = 48
 SHEETS = 5
 _SHEET = re.compile(r"step-\d+\.png")
-_TELLING = 0.8  # standard deviations from which a voice is called low, breathy, ...
+_TELLING = 0.8  # standard deviations beyond which a voice is called low, breathy, ...
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,18 @@ class Pair:
     reference: str
     face: str
     possible: str | None
-    """U1: the face that the true voice factors lead to, everything else average."""
+    """U1: the face of the true voice factors, with everything else average."""
     sound: str
     words: str
-    """What the voice is like, on synthetic data."""
+    """What the voice is like; synthetic data only."""
 
 
 def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE) -> str:
     """Write ``report.html`` into the run and return its path.
 
-    ``run``: the run or what names it; ``system``: the run's system, where it is loaded already; ``people``: pairs
-    that are shown of each split, the first ones in the order of the data set. Needs a committed checkpoint and the
-    data set; without ``eval.json`` the page says how to get it. V2FError as these raise it.
+    ``run``: the run or its name; ``system``: the run's system, if it is loaded already; ``people``: how many pairs of
+    each split are shown, the first ones in the order of the data set. Needs a committed checkpoint and the data set,
+    and raises their V2FErrors; without ``eval.json`` the page says how to get it.
     """
     run = Run.open(run) if isinstance(run, str) else run
     system = (run.system() if system is None else system).eval()
@@ -130,9 +129,11 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
 def _page(template: str, run: Run, values: dict[str, Any]) -> str:
     try:
         return environment().get_template(template).render(**values)
-    except UndefinedError as error:  # the template asks only evaluations for what they might not hold
+    except UndefinedError as error:  # only an evaluation may lack a value that the template uses
         where = store.join(run.path, evaluate.FILE)
-        raise V2FError(f"{where}: it lacks what the page shows ({error}); write it anew with `v2f eval`") from error
+        raise V2FError(
+            f"{where}: it lacks a value that the page shows ({error}); write it again with `v2f eval`"
+        ) from error
 
 
 # ---------------------------------------------------------------------------------------------- the figure
@@ -143,13 +144,13 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
     split, notes = dataset.split(name), generate.provenance(run, system)
     _, sound, _, drawn = heard_and_drawn(system)
     hears, sees = Waveform(sound.seconds, sound.rate), Photo(drawn.size, drawn.share)
-    # not what only the losses want, such as codes: another data set need not hold that
+    # without what only the losses need, such as codes, which another data set may not have
     transforms: dict[str, Transform] = {"wav": hears, "image": sees}
     world = world_of(dataset)
     if isinstance(world, World):
         transforms["voice"] = Factors("voice")
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:count]
-    # A damaged sample is left out here, too; `v2f eval` counts and names it.
+    # Damaged samples are left out; `v2f eval` counts and names them.
     batches = list(read_usable(split, transforms, 32, [], samples=firsts.tolist()))
     shown: list[Pair] = []
     for batch in batches:
@@ -180,7 +181,7 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
 
 
 def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[list[str], list[str]]:
-    """Up to ``count`` generated pictures, and photos of as many people who were not trained on, where there are any."""
+    """Up to ``count`` generated pictures, and photos of as many people who were not in the training data, if any."""
     held_out = [split for split in (*SPLITS, run.config.data.split) if split in dataset.splits]
     found = people_of(dataset.split(held_out[0]), system, count, [])
     if found is None:
@@ -194,7 +195,7 @@ def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[
 
 
 def _verdict(system: System, curves: Curves) -> str | None:
-    """What the system says of the end of its training."""
+    """The system's verdict on the end of its training, if it has one."""
     meters = {
         name.removeprefix("valid/"): points[-1][1]
         for name, points in curves.items()
@@ -204,7 +205,7 @@ def _verdict(system: System, curves: Curves) -> str | None:
 
 
 def _sheets(run: Run) -> list[tuple[int, str]]:
-    """The samples of some steps of the training, the first and the last among them: step, data URI."""
+    """Step and data URI of some of the sample sheets written during training, including the first and the last."""
     folder = store.join(run.path, "samples")
     old = outdated_pictures(run.path)
     found = [name for name in store.names(folder) if _SHEET.fullmatch(name) and f"samples/{name}" not in old]
@@ -218,7 +219,7 @@ def _sheets(run: Run) -> list[tuple[int, str]]:
 
 
 def voice_in_words(voice_V: NDArray[np.float32]) -> str:
-    """The up to three factors in which a voice stands out most, in words."""
+    """The factors in which a voice stands out most, at most three, in words."""
     ends = {factor.name: (factor.low, factor.high) for factor in FACTORS if factor.group == "voice"}
     strongest = sorted(range(len(VOICE)), key=lambda i: -abs(float(voice_V[i])))[:3]
     told = [ends[VOICE[i]][int(voice_V[i] > 0)] for i in strongest if abs(float(voice_V[i])) >= _TELLING]
@@ -226,7 +227,7 @@ def voice_in_words(voice_V: NDArray[np.float32]) -> str:
 
 
 def picture_uri(picture: Tensor, notes: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A picture [3, H, W] in [-1, 1] as a PNG data URI; ``notes``: the provenance of one that a system made."""
+    """A picture [3, H, W] in [-1, 1] as a PNG data URI. ``notes``: provenance, for a picture that a system made."""
     return data_uri(media.png(picture, notes), "png")
 
 

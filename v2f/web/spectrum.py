@@ -1,4 +1,4 @@
-"""What was heard, to look at: the waveform's outline and a log-mel spectrogram with axes in seconds and kHz.
+"""Drawings of a clip: the outline of its waveform and a log-mel spectrogram, with axes in seconds and kHz.
 
 Shape letters: T samples, F frames of 10 ms, M mel bands, C columns.
 """
@@ -18,21 +18,21 @@ from v2f.web.page import data_uri
 BANDS = 80
 WIDTH, HEIGHT = 640, 60
 _HOP_S, _WINDOW_S = 0.010, 0.025
-_RANGE_DB = 70.0  # below the loudest: what is quieter is as dark as silence
+_RANGE_DB = 70.0  # shown below the loudest point; anything quieter is as dark as silence
 _COLUMNS = 320
 _KHZ = (0.5, 1, 2, 4, 8, 16)
-# From silence to the loudest; lightness rises evenly, so it reads the same without colour.
+# From silence to the loudest; lightness rises evenly, so that it reads the same in grayscale.
 _PALETTE = np.array([[8, 20, 28], [10, 66, 80], [26, 122, 118], [110, 178, 130], [214, 220, 150], [255, 252, 226]])
 
 
 @dataclass(frozen=True)
 class Heard:
-    """Both drawings of a clip, and where the labels of their axes stand, in percent from the left and from the top."""
+    """Both drawings of a clip, and the labels of their axes: position in percent from the left or the top, text."""
 
     outline: str
     """An SVG path in a box of WIDTH x HEIGHT."""
     spectrogram: str
-    """A PNG data URI of any height and width: to be stretched over its box."""
+    """A PNG data URI of any size, to be stretched over its box."""
     seconds: list[tuple[float, str]]
     kilohertz: list[tuple[float, str]]
 
@@ -63,13 +63,13 @@ def log_mel(wav_T: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
 
 
 def _fft(rate: int) -> int:
-    """So long a transform that the lowest mel bands hold a bin of their own."""
+    """The length of the transform, such that even the lowest mel bands contain a bin."""
     size: int = 2 ** math.ceil(math.log2(2 * _WINDOW_S * rate))
     return size
 
 
 def outline(wav_T: NDArray[np.float32]) -> str:
-    """The waveform from its least to its largest sample in each of some columns, as a closed SVG path."""
+    """The waveform as a closed SVG path, from the smallest to the largest sample in each column."""
     parts = np.array_split(wav_T, min(_COLUMNS, len(wav_T)))
     low_C, high_C = np.array([part.min() for part in parts]), np.array([part.max() for part in parts])
     scale = HEIGHT / 2 / max(float(np.abs(wav_T).max()), 1e-6)
