@@ -34,7 +34,6 @@ _AUDIBLE_DB = 40.0  # below the loudest window: what is softer is a pause
 _WINDOW_S = 0.03  # the longest that WebRTC's detector takes
 _VAD_RATES = (8000, 16000, 32000, 48000)
 _PREROLL_S = 0.5  # decoded and dropped before a span: a codec that was sought in needs frames to come in
-_LARGEST_KERNEL = 10_000_000  # taps of torchaudio's resampler: a file that claims 96001 Hz would have it take 12 GB
 _SHORT_S = 0.25  # that much of a span may be missing at its end: files are cut at whole packets
 
 Keep = Literal["speech", "span"]
@@ -68,7 +67,7 @@ def decode_voice(
     """A recording as mono float32 [T] in [-1, 1] at ``sample_rate``; :class:`UnusableError` if it holds no voice.
 
     Reads what libsndfile or FFmpeg reads, the sound of a video included. Channels are averaged; other rates are
-    resampled by torchaudio's windowed sinc. One longer than ``max_seconds`` is refused before it fills the memory, and
+    resampled by :func:`resample`. One longer than ``max_seconds`` is refused before it fills the memory, and
     so is one that was cut, one that others were joined to (``whole.py``), and one whose samples lie beyond [-1, 1].
     """
     if not content:
@@ -81,7 +80,7 @@ def decode_voice(
     del found
     wav_T = _mono(wav_CT, rate, min_seconds)
     del wav_CT  # a long one needs the memory for its resampling
-    return _resampled(wav_T, rate, sample_rate)
+    return resample(wav_T, rate, sample_rate)
 
 
 def decode_span(
@@ -92,7 +91,7 @@ def decode_span(
     if wav_CT.shape[1] < (end - start - _SHORT_S) * rate:
         there = f"{wav_CT.shape[1] / rate:.2f} s of {end - start:.2f} s"
         raise UnusableError("the sound ends before the segment does", there)
-    return _resampled(_mono(wav_CT, rate, min_seconds), rate, sample_rate)
+    return resample(_mono(wav_CT, rate, min_seconds), rate, sample_rate)
 
 
 def _mono(wav_CT: npt.NDArray[np.float32], rate: int, min_seconds: float) -> npt.NDArray[np.float32]:
@@ -117,19 +116,18 @@ def _mono(wav_CT: npt.NDArray[np.float32], rate: int, min_seconds: float) -> npt
     return wav_T
 
 
-def _resampled(wav_T: npt.NDArray[np.float32], rate: int, sample_rate: int) -> npt.NDArray[np.float32]:
+def resample(wav_T: npt.NDArray[np.float32], rate: int, sample_rate: int) -> npt.NDArray[np.float32]:
+    """A waveform of ``rate`` at ``sample_rate``, float32 [T']: the one resampler of packing, training and generation.
+
+    SciPy's polyphase filter (a Kaiser window, beta 5) keeps frequencies up to 0.8 of the lower Nyquist frequency within
+    0.1 dB and attenuates those above 1.2 of it by more than 50 dB.
+    """
     if rate == sample_rate:
         return wav_T
+    from scipy.signal import resample_poly  # imported late: it is slow to import, and most audio needs no resampling
+
     divisor = int(np.gcd(rate, sample_rate))
-    if (rate // divisor) * (sample_rate // divisor) > _LARGEST_KERNEL:
-        from v2f.data.transforms import resample as by_polyphase
-
-        return by_polyphase(wav_T, rate, sample_rate)
-    import torch  # here, because most audio has the rate already, and packing processes should start fast
-    from torchaudio.functional import resample
-
-    resampled: npt.NDArray[np.float32] = resample(torch.from_numpy(wav_T), rate, sample_rate).numpy()
-    return resampled
+    return np.asarray(resample_poly(wav_T, sample_rate // divisor, rate // divisor), dtype=np.float32)
 
 
 # ------------------------------------------------------------------------------------------------ speech
@@ -145,7 +143,7 @@ def only_speech(
     """
     # The detector misses quiet voices, so it hears everybody at the loudness of a broadcast.
     rate = _vad_rate(sample_rate)
-    heard_T = to_loudness(_resampled(wav_T, sample_rate, rate), rate, lufs=-23.0, max_gain=20.0, peak=1.0)
+    heard_T = to_loudness(resample(wav_T, sample_rate, rate), rate, lufs=-23.0, max_gain=20.0, peak=1.0)
     speech_F = _speech(heard_T, rate, mode)
     if not speech_F.any():
         raise UnusableError("no speech was found", f"in {len(wav_T) / sample_rate:.2f} s")
@@ -202,7 +200,7 @@ def _speech(wav_T: npt.NDArray[np.float32], sample_rate: int, mode: int) -> npt.
     import webrtcvad
 
     rate = _vad_rate(sample_rate)
-    heard_T = _resampled(wav_T, sample_rate, rate)
+    heard_T = resample(wav_T, sample_rate, rate)
     pcm_T = np.round(np.clip(heard_T, -1.0, 1.0) * 32767.0).astype("<i2")
     window = round(rate * _WINDOW_S)
     pcm_T = np.pad(pcm_T, (0, -len(pcm_T) % window))

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from v2f.data.audio import resample
 from v2f.data.sample import Sample, to_image
-from v2f.data.transforms import Photo, Transform, Waveform, bound, resample
+from v2f.data.transforms import Photo, Transform, Waveform, bound
 from v2f.errors import V2FError
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from v2f.data.audio import UnusableError, decoding
-from v2f.data.transforms import resample
+from v2f.data.audio import UnusableError, decoding, resample
 
 _LEAST_HZ = 16_000  # of the sound in an MP4: AAC takes none of 4 kHz, and players few below this
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from v2f.data.audio import resample
 from v2f.data.sample import AUDIO, PHOTOS, Sample, to_image
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
@@ -96,9 +97,7 @@ class Waveform:
         return round(self.seconds * self.sample_rate)
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float32]:
-        wav_T = sample.waveform()
-        if sample.sample_rate != self.sample_rate:
-            wav_T = resample(wav_T, sample.sample_rate, self.sample_rate)
+        wav_T = resample(sample.waveform(), sample.sample_rate, self.sample_rate)
         spare = len(wav_T) - self.frames
         if spare < 0:
             return np.resize(wav_T, self.frames)
@@ -367,10 +366,3 @@ def to_rgb(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def to_gray(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """A photo as gray [H, W, 1]: of an RGB one the luma of ITU-R BT.601."""
     return photo_HWC if photo_HWC.shape[2] == 1 else np.asarray(to_image(photo_HWC).convert("L"))[..., None]
-
-
-def resample(wav_T: npt.NDArray[np.float32], rate: int, wanted: int) -> npt.NDArray[np.float32]:
-    from scipy.signal import resample_poly  # slow to import, and packed data seldom need it
-
-    divisor = int(np.gcd(rate, wanted))
-    return np.asarray(resample_poly(wav_T, wanted // divisor, rate // divisor), dtype=np.float32)
