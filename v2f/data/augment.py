@@ -28,7 +28,7 @@ from v2f.errors import V2FError
 if TYPE_CHECKING:
     from v2f.data.manifest import Dataset
 
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]
 
 _MU = 255  # of mu-law
@@ -263,7 +263,7 @@ class Flip:
     def __post_init__(self) -> None:
         _check(self, 0.0, 1.0)
 
-    def __call__(self, image_CHW: Picture, rng: np.random.Generator, rate: int) -> Picture:
+    def __call__(self, image_CHW: Pixels, rng: np.random.Generator, rate: int) -> Pixels:
         return np.ascontiguousarray(image_CHW[..., ::-1])
 
 
@@ -281,7 +281,7 @@ class Color:
     def __post_init__(self) -> None:
         _check(self, 0.0, 10.0, "brightness", "contrast", "saturation")
 
-    def __call__(self, image_CHW: Picture, rng: np.random.Generator, rate: int) -> Picture:
+    def __call__(self, image_CHW: Pixels, rng: np.random.Generator, rate: int) -> Pixels:
         brightness, contrast, saturation = (
             np.float32(rng.uniform(*each)) for each in (self.brightness, self.contrast, self.saturation)
         )
@@ -310,7 +310,7 @@ class Crop:
     def __post_init__(self) -> None:
         _check(self, 0.01, 1.0, "share")
 
-    def __call__(self, image_CHW: Picture, rng: np.random.Generator, rate: int) -> Picture:
+    def __call__(self, image_CHW: Pixels, rng: np.random.Generator, rate: int) -> Pixels:
         height, width = image_CHW.shape[1:]
         share = rng.uniform(*self.share)
         tall, wide = max(1, round(share * height)), max(1, round(share * width))

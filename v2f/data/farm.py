@@ -1,6 +1,6 @@
 """Decoding of batches: in this process, or in worker processes that work ahead.
 
-tasks --fetch--> raw members --workers--> arrays and bad rows --stand-ins, here--> handed out in the order of the tasks
+plans --fetch--> raw members --workers--> arrays and bad rows --stand-ins, here--> handed out in the order of the plans
 
 A sample that cannot be fetched or decoded is no error where there is a substitute: workers report its row, whoever
 takes the batch has the substitute put there, and the reason goes with the batch.
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from v2f.data import worker
-from v2f.data.fetch import Task
+from v2f.data.fetch import BatchPlan
 from v2f.data.manifest import Samples
 from v2f.data.quarantine import Bad, BadRows, Raw, Substitute
 from v2f.data.transforms import Transform
@@ -38,61 +38,61 @@ _CLOSING_SECONDS = 5.0  # what a worker has to leave by itself before it is kill
 _WAITING = 2  # batches at a worker: one is decoded, and the next one is there when it is done
 _LENT = 2  # trays of a worker that may be in the consumer's hands
 
-Decoded = tuple[Task, worker.Arrays, BadRows]
+Decoded = tuple[BatchPlan, worker.Arrays, BadRows]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be decoded: tasks over ``split``, how to fetch one, what to make of it, and what stands in where that
+    """What is to be decoded: plans over ``split``, how to fetch one, what to make of it, and what stands in where that
     cannot be done."""
 
     split: Samples
-    tasks: Iterator[Task]
-    fetch: Callable[[Task], Sequence[Raw]]
+    plans: Iterator[BatchPlan]
+    fetch: Callable[[BatchPlan], Sequence[Raw]]
     transforms: dict[str, Transform]
     seed: int | None
     substitute: Substitute | None = None
 
-    def next(self) -> tuple[Task, list[memoryview | None], BadRows]:
-        """The next task, its raw members (None in the place of those that could not be had), and why; an error where
+    def next(self) -> tuple[BatchPlan, list[memoryview | None], BadRows]:
+        """The next plan, its raw members (None in the place of those that could not be had), and why; an error where
         nothing stands in."""
-        task = next(self.tasks)
-        raws = self.fetch(task)
+        plan = next(self.plans)
+        raws = self.fetch(plan)
         bad = {row: raw.reason for row, raw in enumerate(raws) if isinstance(raw, Bad)}
         if bad and self.substitute is None:
             row = min(bad)
-            raise V2FError(f"{self.split.where(int(task.sample_b[row]))}: {bad[row]}")
-        return task, [None if isinstance(raw, Bad) else raw for raw in raws], bad
+            raise V2FError(f"{self.split.where(int(plan.sample_b[row]))}: {bad[row]}")
+        return plan, [None if isinstance(raw, Bad) else raw for raw in raws], bad
 
-    def keys(self, task: Task) -> list[str]:
-        return [self.split.key(number) for number in task.sample_b.tolist()]
+    def keys(self, plan: BatchPlan) -> list[str]:
+        return [self.split.key(number) for number in plan.sample_b.tolist()]
 
-    def filled(self, task: Task, arrays: worker.Arrays, bad: BadRows) -> "Decoded":
+    def filled(self, plan: BatchPlan, arrays: worker.Arrays, bad: BadRows) -> "Decoded":
         """A batch in whose bad rows the substitute stands."""
         for row in bad:
-            self.stand_in(row, task, arrays)
-        return task, arrays, bad
+            self.stand_in(row, plan, arrays)
+        return plan, arrays, bad
 
-    def stand_in(self, row: int, task: Task, arrays: worker.Arrays) -> None:
+    def stand_in(self, row: int, plan: BatchPlan, arrays: worker.Arrays) -> None:
         """Put the substitute, drawn with the slot's own randomness, into a row of ``arrays`` (which it begins where
         there are none)."""
         assert self.substitute is not None, "bad rows come with a substitute"
         key, raw = self.substitute()
         try:
-            made, _ = worker.decode([key], [raw], [int(task.slot_b[row])], self.seed, self.transforms)
+            made, _ = worker.decode([key], [raw], [int(plan.slot_b[row])], self.seed, self.transforms)
         except V2FError as error:
-            other = self.split.key(int(task.sample_b[row]))
+            other = self.split.key(int(plan.sample_b[row]))
             raise V2FError(f"{error}; it was to stand in for sample {other}, which cannot be used either") from error
         try:
-            worker.put({name: array[0] for name, array in made.items()}, key, row, len(task.sample_b), arrays)
+            worker.put({name: array[0] for name, array in made.items()}, key, row, len(plan.sample_b), arrays)
         except worker.DecodeError as error:
-            raise _named(self.split, task, str(error), row) from error
+            raise _named(self.split, plan, str(error), row) from error
 
 
-def _named(split: Samples, task: Task, error: str, row: int | None) -> V2FError:
+def _named(split: Samples, plan: BatchPlan, error: str, row: int | None) -> V2FError:
     if row is None:
         return V2FError(error)
-    number = int(task.sample_b[row])
+    number = int(plan.sample_b[row])
     return V2FError(f"{split.shard_path(number)}: {error} (at byte {split.byte(number)} of the shard)")
 
 
@@ -104,17 +104,17 @@ class Inline:
         self._closed = False
 
     def next(self) -> Decoded:
-        """The next task, its arrays, and its bad rows, which hold the substitute."""
+        """The next plan, its arrays, and its bad rows, which hold the substitute."""
         if self._closed:
             raise StopIteration
         work = self._work
-        task, raws, bad = work.next()
-        slots, tolerant = task.slot_b.tolist(), work.substitute is not None
+        plan, raws, bad = work.next()
+        slots, tolerant = plan.slot_b.tolist(), work.substitute is not None
         try:
-            arrays, undecoded = worker.decode(work.keys(task), raws, slots, work.seed, work.transforms, tolerant)
+            arrays, undecoded = worker.decode(work.keys(plan), raws, slots, work.seed, work.transforms, tolerant)
         except worker.DecodeError as error:
-            raise _named(work.split, task, str(error), error.row) from error
-        return work.filled(task, arrays, bad | undecoded)
+            raise _named(work.split, plan, str(error), error.row) from error
+        return work.filled(plan, arrays, bad | undecoded)
 
     def close(self) -> None:
         self._closed = True
@@ -122,10 +122,10 @@ class Inline:
 
 @dataclass(frozen=True)
 class _Fetched:
-    """A batch to decode: its number among the tasks, its raw members, and the rows that have none."""
+    """A batch to decode: its number among the plans, its raw members, and the rows that have none."""
 
     number: int
-    task: Task
+    plan: BatchPlan
     raws: list[memoryview | None]
     bad: BadRows
 
@@ -135,7 +135,7 @@ class _Asked:
     """A batch that lies in a tray of a worker, with what was asked of the worker."""
 
     number: int
-    task: Task
+    plan: BatchPlan
     bad: BadRows
     tray: worker.Tray
     request: dict[str, Any]
@@ -145,7 +145,7 @@ class Farm:
     """Decoding in worker processes: one thread fetches ahead, one thread a worker feeds it and takes its results.
 
     At most two batches wait at a worker and ``2 * workers + 2`` are under way in all. Results are handed out in
-    the order of the tasks; an error waits for its turn and is raised there.
+    the order of the plans; an error waits for its turn and is raised there.
 
     Arrays lie in trays, which a worker gets back when nobody holds them any more; of the four trays of a worker two may
     be lent so, and what does not find one is copied. Arrays stay valid for as long as they are held, the farm's end
@@ -171,7 +171,7 @@ class Farm:
             thread.start()
 
     def next(self) -> Decoded:
-        """The next task, its arrays, and its bad rows, which hold the substitute."""
+        """The next plan, its arrays, and its bad rows, which hold the substitute."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._next in self._results)
             if self._closed:
@@ -250,13 +250,13 @@ class Farm:
     def _asked(self, fetched: _Fetched, tray: worker.Tray) -> _Asked:
         request = {
             "tray": tray.descriptor,
-            "keys": self._work.keys(fetched.task),
+            "keys": self._work.keys(fetched.plan),
             "lengths": [None if raw is None else len(raw) for raw in fetched.raws],
-            "slots": fetched.task.slot_b.tolist(),
+            "slots": fetched.plan.slot_b.tolist(),
             "seed": self._work.seed,
             "tolerant": self._work.substitute is not None,
         }
-        return _Asked(fetched.number, fetched.task, fetched.bad, tray, request)
+        return _Asked(fetched.number, fetched.plan, fetched.bad, tray, request)
 
     def _fail(self, w: "Worker", error: BaseException, numbers: set[int]) -> None:
         """A worker is lost: the batches that it had, or the next one if it had none, become the error."""
@@ -332,10 +332,10 @@ class Worker:
         header = self._hear()
         if "arrays" in header:
             arrays = self._taken_out(asked.tray, header["arrays"], header["size"])
-            return asked.task, arrays, asked.bad | {int(row): reason for row, reason in header["bad"].items()}
+            return asked.plan, arrays, asked.bad | {int(row): reason for row, reason in header["bad"].items()}
         self._free.append(asked.tray)
         if "error" in header:
-            return _named(split, asked.task, header["error"], header["row"])
+            return _named(split, asked.plan, header["error"], header["row"])
         return RuntimeError(header["failure"])
 
     def free_tray(self) -> worker.Tray:

@@ -35,7 +35,7 @@ LOST_FOR_S = 600.0
 
 
 @dataclass(frozen=True)
-class Task:
+class BatchPlan:
     """One batch of a rank: its samples (numbered in the split) and their slots."""
 
     sample_b: Ints
@@ -170,7 +170,7 @@ class Reader:
                 found[number] = Bad("its checksum differs, the shard was damaged after packing")
                 continue
             try:
-                found[number] = memoryview(self._split.ours(number, raw))
+                found[number] = memoryview(self._split.in_our_schema(number, raw))
             except V2FError as error:
                 found[number] = Bad(str(error))
         return found
@@ -202,16 +202,16 @@ class Blocks:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="v2f-read")
         self._held: dict[BlockId, Future[dict[int, Raw]]] = {}
 
-    def fetch(self, task: Task) -> list[Raw]:
-        """The raw members of a task's samples, or what is wrong with them. Tasks come in the order of their slots."""
-        places = self._order.places(task.slot_b)
+    def fetch(self, plan: BatchPlan) -> list[Raw]:
+        """The raw members of a plan's samples, or what is wrong with them. Plans come in the order of their slots."""
+        places = self._order.places(plan.slot_b)
         ids: list[BlockId] = list(
             zip(places.epoch_S.tolist(), places.partition_S.tolist(), places.block_S.tolist(), strict=True)
         )
         for block in dict.fromkeys(ids):
             self._want(block)
         raws: list[Raw] = []
-        for block, rank, number in zip(ids, places.rank_S.tolist(), task.sample_b.tolist(), strict=True):
+        for block, rank, number in zip(ids, places.rank_S.tolist(), plan.sample_b.tolist(), strict=True):
             raws.append(Bad("in quarantine") if number in self._quarantine else self._held[block].result()[number])
             if rank >= self._order.window // 2:
                 following = self._order.next_block(*block)
@@ -232,11 +232,11 @@ class Blocks:
             self._held[block] = self._pool.submit(self._reader.read, wanted_n)
 
 
-def each(reader: Reader) -> Callable[[Task], list[Raw]]:
-    """Fetches a task's samples by themselves, without an order to read ahead in."""
+def fetch_directly(reader: Reader) -> Callable[[BatchPlan], list[Raw]]:
+    """Fetches a plan's samples by themselves, without an order to read ahead in."""
 
-    def fetch(task: Task) -> list[Raw]:
-        found = reader.read(task.sample_b)
-        return [found[number] for number in task.sample_b.tolist()]
+    def fetch(plan: BatchPlan) -> list[Raw]:
+        found = reader.read(plan.sample_b)
+        return [found[number] for number in plan.sample_b.tolist()]
 
     return fetch

@@ -78,7 +78,7 @@ def members_of(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str
             yield member, key, extension.lower()
 
 
-class Run:
+class ForeignSample:
     """The members of one sample as they lie in a tar; :class:`V2FError` where they are none of a whole sample."""
 
     def __init__(self, raw: bytes | memoryview, fields: Fields):
@@ -99,7 +99,7 @@ class Run:
     def identity(self) -> str:
         return self._value("identity", self._fields.identity)
 
-    def ours(self, key: str, identity: str, split: str) -> bytes:
+    def in_our_schema(self, key: str, identity: str, split: str) -> bytes:
         """The sample by our schema, under ``key``: tar members as :func:`v2f.data.sample.join_members` makes them."""
         fields = self._fields
         meta: dict[str, Any] = {"identity": identity, "split": split, "source": "webdataset", "key": self.key}

@@ -20,7 +20,7 @@ import torch
 
 from v2f.data import worker
 from v2f.data.farm import Farm, Inline, Work
-from v2f.data.fetch import Blocks, Reader, Task, each
+from v2f.data.fetch import BatchPlan, Blocks, Reader, fetch_directly
 from v2f.data.manifest import Ints, Samples
 from v2f.data.mix import MixOrder
 from v2f.data.order import Order
@@ -102,7 +102,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         blocks = Blocks(self._reader, self.order, self.quarantine)
-        work = Work(self.split, self._tasks(), blocks.fetch, self.transforms, self.seed, self._substitute)
+        work = Work(self.split, self._plans(), blocks.fetch, self.transforms, self.seed, self._substitute)
         batches = _Batches(work, self.workers, self.quarantine, blocks.close, self._identity_N)
         self._running.add(batches)
         return batches
@@ -118,12 +118,12 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _tasks(self) -> Iterator[Task]:
+    def _plans(self) -> Iterator[BatchPlan]:
         share = self.batch // self.world_size
         start = self.start_slot + self.rank * share
         while True:
             slot_b = np.arange(start, start + share, dtype=np.int64)
-            yield Task(self.order.places(slot_b).sample_S, slot_b)
+            yield BatchPlan(self.order.places(slot_b).sample_S, slot_b)
             start += self.batch
 
 
@@ -143,8 +143,8 @@ def read_split(
     A sample that cannot be used is a :class:`V2FError` that names it.
     """
     transforms = _checked(split, transforms, workers)
-    tasks = iter([Task(part, part) for part in _parts(split, batch, samples, limit)])
-    return _Batches(Work(split, tasks, each(Reader(split)), dict(transforms), seed=None), workers)
+    plans = iter([BatchPlan(part, part) for part in _parts(split, batch, samples, limit)])
+    return _Batches(Work(split, plans, fetch_directly(Reader(split)), dict(transforms), seed=None), workers)
 
 
 def read_usable(
@@ -182,7 +182,7 @@ def read_usable(
                 del usable[number]
             else:
                 number_b = np.array(numbers, dtype=np.int64)
-                yield _batch(split, Task(number_b, number_b), arrays, identity_N)
+                yield _batch(split, BatchPlan(number_b, number_b), arrays, identity_N)
                 break
 
 
@@ -293,7 +293,7 @@ class _Substitute:
 
 
 class _Batches(Iterator[Batch]):
-    """The batches of the tasks of ``work``, in order; decoded here or by worker processes that work ahead."""
+    """The batches of the plans of ``work``, in order; decoded here or by worker processes that work ahead."""
 
     def __init__(
         self,
@@ -310,39 +310,39 @@ class _Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         try:
-            task, arrays, bad = self._decoder.next()
-            batch = _batch(self._work.split, task, arrays, self._identity_N)
+            plan, arrays, bad = self._decoder.next()
+            batch = _batch(self._work.split, plan, arrays, self._identity_N)
             if self._quarantine is not None:
-                self._set_aside(task, arrays, bad, batch["weight"], self._quarantine)
+                self._set_aside(plan, arrays, bad, batch["weight"], self._quarantine)
         except BaseException:
             self.close()
             raise
         return batch
 
     def _set_aside(
-        self, task: Task, arrays: worker.Arrays, bad: BadRows, weight_b: torch.Tensor, quarantine: Quarantine
+        self, plan: BatchPlan, arrays: worker.Arrays, bad: BadRows, weight_b: torch.Tensor, quarantine: Quarantine
     ) -> None:
         """Weight 0 and an entry for each bad row; what is in quarantine stays bad, also where it could be read."""
-        numbers, slots = task.sample_b.tolist(), task.slot_b.tolist()
+        numbers, slots = plan.sample_b.tolist(), plan.slot_b.tolist()
         for row, reason in sorted(bad.items()):
             quarantine.add(numbers[row], slots[row], reason)
         for row, number in enumerate(numbers):
             if number in quarantine:
                 weight_b[row] = 0.0
                 if row not in bad:  # read ahead before it went in
-                    self._work.stand_in(row, task, arrays)
+                    self._work.stand_in(row, plan, arrays)
 
     def close(self) -> None:
         """End the workers; further batches are a StopIteration."""
         self._closing()
 
 
-def _batch(split: Samples, task: Task, arrays: worker.Arrays, identity_N: Ints | None) -> Batch:
+def _batch(split: Samples, plan: BatchPlan, arrays: worker.Arrays, identity_N: Ints | None) -> Batch:
     batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    batch["slot"] = torch.from_numpy(task.slot_b.copy())
-    batch["weight"] = torch.ones(len(task.sample_b))
-    batch["identity"] = torch.from_numpy((split.identity_N if identity_N is None else identity_N)[task.sample_b])
-    batch["key"] = [split.key(number) for number in task.sample_b.tolist()]
+    batch["slot"] = torch.from_numpy(plan.slot_b.copy())
+    batch["weight"] = torch.ones(len(plan.sample_b))
+    batch["identity"] = torch.from_numpy((split.identity_N if identity_N is None else identity_N)[plan.sample_b])
+    batch["key"] = [split.key(number) for number in plan.sample_b.tolist()]
     return batch
 
 

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 
 import v2f
 from v2f.config import Config, build
-from v2f.data.foreign import Foreign, Run, is_beside
+from v2f.data.foreign import Foreign, ForeignSample, is_beside
 from v2f.data.sample import (
     BLOCK,
     GRAY,
@@ -212,7 +212,7 @@ class Dataset:
         place = self.manifest.foreign.places[shard]
         return store.join(self.root, place) if is_beside(place) else place
 
-    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
+    def in_our_schema(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
         """The members of a sample by our schema, of those that its shard holds; :class:`V2FError` where they cannot be
         read so."""
         if self.manifest.foreign is None:
@@ -220,7 +220,7 @@ class Dataset:
         identity = self.manifest.identities[self.index.identity[sample]]
         split = self.manifest.shards[self.index.shard[sample]].split
         key = bytes(self.index.key[sample]).decode("ascii")
-        return Run(raw, self.manifest.foreign.fields).ours(key, identity, split)
+        return ForeignSample(raw, self.manifest.foreign.fields).in_our_schema(key, identity, split)
 
     def check_own(self, what: str) -> None:
         """:class:`V2FError` where others wrote the shards, which ``what`` would have to write anew."""
@@ -270,7 +270,7 @@ class Samples(Protocol):
 
     def where(self, sample: int) -> str: ...
 
-    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview: ...
+    def in_our_schema(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview: ...
 
 
 @dataclass(frozen=True)
@@ -333,9 +333,9 @@ class Split:
         """Shard, key and offset of a sample, for an error."""
         return f"{self.shard_path(sample)}: sample {self.key(sample)} at byte {self.byte(sample)}"
 
-    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
+    def in_our_schema(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
         """The members of a sample by our schema, of those that its shard holds."""
-        return self.dataset.ours(self.first + sample, raw)
+        return self.dataset.in_our_schema(self.first + sample, raw)
 
 
 # ------------------------------------------------------------------------------------------------ writing

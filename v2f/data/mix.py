@@ -162,9 +162,9 @@ class Union:
         split, own = self._own(sample)
         return split.where(own)
 
-    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
+    def in_our_schema(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
         split, own = self._own(sample)
-        return split.ours(own, raw)
+        return split.in_our_schema(own, raw)
 
     def _own(self, sample: int) -> tuple[Split, int]:
         i = int(np.searchsorted(self._firsts, sample, side="right")) - 1

@@ -28,7 +28,7 @@ Substitute = Callable[[], tuple[str, bytes]]  # key and raw members of what stan
 
 
 @dataclass(frozen=True)
-class Entry:
+class QuarantinedSample:
     """One sample in quarantine: its number in the split, where it lies, why, and the slot at which it was met."""
 
     number: int
@@ -54,7 +54,7 @@ class Quarantine:
         self._numbers = set(numbers)
         if self._numbers and not 0 <= min(self._numbers) <= max(self._numbers) < split.samples:
             raise V2FError(f"a quarantine of other samples than the {split.samples} of {split.name}")
-        self._news: list[Entry] = []
+        self._news: list[QuarantinedSample] = []
 
     def __contains__(self, number: object) -> bool:
         return number in self._numbers
@@ -74,14 +74,14 @@ class Quarantine:
             split = self._split
             reason = reason.removeprefix(f"sample {split.key(number)}: ")
             self._news.append(
-                Entry(number, split.shard_path(number), split.key(number), split.byte(number), reason, slot)
+                QuarantinedSample(number, split.shard_path(number), split.key(number), split.byte(number), reason, slot)
             )
 
-    def news(self) -> list[Entry]:
+    def news(self) -> list[QuarantinedSample]:
         """What was put in since this was last asked, in the order of the slots."""
         news, self._news = self._news, []
         return news
 
-    def adopt(self, entries: Iterable[Entry]) -> None:
+    def adopt(self, entries: Iterable[QuarantinedSample]) -> None:
         """Put in what other ranks have met."""
         self._numbers.update(entry.number for entry in entries)

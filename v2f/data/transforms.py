@@ -131,7 +131,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Label:
+class ClassNumber:
     """The number of the sample's class, int64 []: what its JSON has under ``name``, counted in ``classes``.
 
     ``classes`` are the names in order; where none are given, those of the data set's manifest, where packing put them
@@ -155,7 +155,7 @@ class Label:
             )
         return np.asarray(number, np.int64)
 
-    def bind(self, datasets: "Sequence[Dataset]") -> "Label":
+    def bind(self, datasets: "Sequence[Dataset]") -> "ClassNumber":
         if self.classes:
             return self
         found = [_classes(dataset, self.name) for dataset in datasets]
@@ -181,7 +181,7 @@ def _classes(dataset: "Dataset", name: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Person:
+class PersonNumber:
     """The number of the sample's person among those who are trained on, int64 []; -1: somebody else.
 
     ``people`` are their names in order; where none are given, the people of the split train in the manifest's order, of
@@ -196,10 +196,12 @@ class Person:
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
         if not self.people:
-            raise V2FError("a transform Person has to be bound to the data that are trained on, before it is used")
+            raise V2FError(
+                "a transform PersonNumber has to be bound to the data that are trained on, before it is used"
+            )
         return np.asarray(self._number.get(sample.identity, -1), np.int64)
 
-    def bind(self, datasets: "Sequence[Dataset]") -> "Person":
+    def bind(self, datasets: "Sequence[Dataset]") -> "PersonNumber":
         if self.people:
             return self
         people = tuple(dict.fromkeys(name for dataset in datasets for name in dataset.trained))
@@ -226,7 +228,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenWindow:
     """``length`` entries of the integers [N, ...] that are called ``name``, int64 [length, ...]: of more in training a
     random window, in evaluation the first ones; what is missing at the end is ``pad``."""
 
@@ -246,7 +248,7 @@ class Tokens:
         tokens[: len(some)] = some
         return tokens
 
-    def bind(self, datasets: "Sequence[Dataset]") -> "Tokens":
+    def bind(self, datasets: "Sequence[Dataset]") -> "TokenWindow":
         for dataset in datasets:
             kind = _declared(dataset, self.name)
             if not kind.shape or None in kind.shape[1:] or np.dtype(kind.dtype).kind not in "iu":
@@ -265,7 +267,7 @@ def _declared(dataset: "Dataset", name: str) -> "ArrayKind":
 
 
 @dataclass(frozen=True)
-class Noise:
+class NoiseVector:
     """Independent numbers of N(0, 1), float32 [width]; in evaluation always the same ones for a sample."""
 
     width: int
@@ -276,7 +278,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Codes:
+class StoredCodes:
     """w+ of the photo that the :class:`Photo` called ``draws_as`` gives, float32 [styles, width]."""
 
     styles: int
@@ -294,7 +296,7 @@ class Codes:
 
 
 @dataclass(frozen=True)
-class Embedding:
+class StoredEmbedding:
     """Identity embedding of the photo that the :class:`Photo` called ``draws_as`` gives, float32 [width], of length one
     but for float16's rounding.
 
@@ -316,12 +318,12 @@ class Embedding:
             )
         if found != self.net:
             raise V2FError(
-                f"{root}: its identity embeddings are of another net ({_shown(found)}) than system.frozen.identity "
-                f"({_shown(self.net)}); compute them with this one, or set system.frozen.embeddings=null"
+                f"{root}: its identity embeddings are of another net ({_net_facts(found)}) than system.frozen.identity "
+                f"({_net_facts(self.net)}); compute them with this one, or set system.frozen.embeddings=null"
             )
 
 
-def _shown(net: Mapping[str, Any]) -> str:
+def _net_facts(net: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {str(value)[:16]}" for name, value in net.items())
 
 

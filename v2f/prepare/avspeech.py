@@ -38,7 +38,7 @@ from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, video, yields
 from v2f.prepare.names import on_disk, same, tidy
 from v2f.prepare.splits import Shares, Subset, deal
-from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
+from v2f.prepare.steps import Pixels, Points, RawSample, StepsConfig
 from v2f.storage import local as files
 from v2f.storage import store
 
@@ -188,9 +188,9 @@ class AVSpeech:
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "avspeech", items, self.config.align == "mtcnn", self._read)
 
-    def _read(self, item: Item) -> Raw:
+    def _read(self, item: Item) -> RawSample:
         config, segment = self.config, item.what
-        path = segment.path or fetch(config.videos, segment.video, config.format)
+        path = segment.path or download_video(config.videos, segment.video, config.format)
         with video.opened(path) as container:
             rate, least = config.sample_rate, config.min_seconds
             wav_T = decode_span(container, segment.start, segment.end, sample_rate=rate, min_seconds=least)
@@ -199,13 +199,13 @@ class AVSpeech:
             pictures = video.pictures(container, [segment.start + n * step for n in range(config.photos)])
         extra = {"video": segment.video, "start": segment.start, "end": segment.end, "x": segment.x, "y": segment.y}
         photos_HWC, rejected = self._faces(item, pictures, segment)
-        return Raw(item, wav_T, photos_HWC, extra, tuple(rejected))
+        return RawSample(item, wav_T, photos_HWC, extra, tuple(rejected))
 
     def _faces(
         self, item: Item, pictures: Sequence[Image.Image], segment: Segment
-    ) -> tuple[list[Picture], list[LeftOut]]:
+    ) -> tuple[list[Pixels], list[LeftOut]]:
         """The speaker's face in each picture: the first has to be at the point, each other where the last one was."""
-        photos_HWC: list[Picture] = []
+        photos_HWC: list[Pixels] = []
         rejected = []
         point = np.array([segment.x, segment.y]) * pictures[0].size
         for number, picture in enumerate(pictures):
@@ -218,7 +218,7 @@ class AVSpeech:
                 rejected.append(LeftOut(f"{item.name}, photo {number}", item.identity, error.reason, error.detail, 0))
         return photos_HWC, rejected
 
-    def _face(self, picture: Image.Image, point: Points) -> tuple[Picture, Points]:
+    def _face(self, picture: Image.Image, point: Points) -> tuple[Pixels, Points]:
         """The face at a point of a picture, and its middle; both points in pixels."""
         config = self.config
         side = config.box * picture.height
@@ -286,7 +286,7 @@ def _drop_repeated(found: dict[str, list[Segment]]) -> list[LeftOut]:
 # ------------------------------------------------------------------------------------------------- fetch
 
 
-def fetch(folder: str, name: str, choice: str) -> str:
+def download_video(folder: str, name: str, choice: str) -> str:
     """The path of a video that yt-dlp has put into a local folder, now or before.
 
     One process fetches, the others wait for it. What cannot be fetched is asked for once.
@@ -304,14 +304,14 @@ def fetch(folder: str, name: str, choice: str) -> str:
             if os.path.exists(path):
                 return path
         if not os.path.exists(gone):
-            reason = _run(local, name, choice)
+            reason = _run_yt_dlp(local, name, choice)
             if reason is None:
                 return os.path.join(local, f"{name}.mkv")
             store.write_bytes(gone, reason.encode())
     raise UnusableError("video cannot be fetched", store.read_bytes(gone).decode())
 
 
-def _run(local: str, name: str, choice: str) -> str | None:
+def _run_yt_dlp(local: str, name: str, choice: str) -> str | None:
     """Why yt-dlp could not fetch a video; None: it has."""
     command = ["yt-dlp", "--quiet", "--no-warnings", "--no-playlist", "--no-progress", "--format", choice]
     command += ["--merge-output-format", "mkv", "--remux-video", "mkv", "--paths", local, "--output", f"{name}.%(ext)s"]

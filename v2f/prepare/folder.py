@@ -36,7 +36,7 @@ from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, steps, video, yields
 from v2f.prepare.names import is_text, on_disk, person, same, tidy
 from v2f.prepare.splits import Shares, Subset, check_column, deal
-from v2f.prepare.steps import Picture, Raw, StepsConfig
+from v2f.prepare.steps import Pixels, RawSample, StepsConfig
 from v2f.storage import local as files
 from v2f.storage import store
 
@@ -149,7 +149,7 @@ class Folder:
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "folder", items, self.config.align == "mtcnn", self._read)
 
-    def _read(self, item: Item) -> Raw:
+    def _read(self, item: Item) -> RawSample:
         file: _File = item.what
         wav_T = self._hear(file) if file.sound is not None else None
         photos_HWC = [self._see(file.picture)] if file.picture is not None else None
@@ -158,9 +158,9 @@ class Folder:
             extra["label"] = file.label
         if file.window is not None and self.config.seconds is not None:
             extra["start"] = round(file.window * self.config.seconds, 6)
-        return Raw(item, wav_T, photos_HWC, extra)
+        return RawSample(item, wav_T, photos_HWC, extra)
 
-    def _see(self, name: str) -> Picture:
+    def _see(self, name: str) -> Pixels:
         config = self.config
         photo, _ = steps.read_photo(self._path(name), config.max_side)
         if config.align == "mtcnn":

@@ -5,7 +5,6 @@ left out and named in ``left_out.jsonl``: samples without a member that the map 
 decoded, a key that comes back after others, whatever lies behind damage.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from zlib import crc32
 from tqdm import tqdm
 
 from v2f.config import build, read_yaml
-from v2f.data.foreign import Fields, Foreign, Run, is_beside, members_of
+from v2f.data.foreign import Fields, Foreign, ForeignSample, is_beside, members_of
 from v2f.data.manifest import MANIFEST, Dataset, Shard, ShardRows, write_manifest
 from v2f.data.sample import AUDIO, BLOCK, PHOTOS, SPLITS, Sample, padded
 from v2f.errors import V2FError
@@ -32,6 +31,7 @@ from v2f.prepare.yields import write_left_out
 from v2f.storage import store
 from v2f.storage.credentials import without_credentials
 from v2f.storage.lease import Lease
+from v2f.weights.files import sha256_of
 
 EVERYTHING = {"audio": "flac|wav|mp3|m4a|ogg", "photo": "jpg|jpeg|png|webp"}  # what is read without a map
 _APART = ("train", "valid", "test")  # a person of several is in the last of them
@@ -45,7 +45,7 @@ class _Tar:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _FoundSample:
     """A whole sample: ``key`` is ours, ``tar`` the number of the one that it lies in."""
 
     tar: int
@@ -75,14 +75,14 @@ def _index(owner: Lease, urls: Sequence[str], out: str, fields: Fields, patterns
     if len(set(places)) != len(places):
         raise V2FError("a tar is named twice; name each once")
     tars: list[_Tar] = []
-    rows: list[_Row] = []
+    rows: list[_FoundSample] = []
     left_out: list[LeftOut] = []
     keys = _Keys()
     for place in tqdm(places, unit="tar", desc="indexing", disable=None):
         url = store.join(out, place) if is_beside(place) else place
         with _as_file(url) as path:
             rows += _rows(path, url, len(tars), fields, keys, left_out)
-            tars.append(_Tar(url, os.path.getsize(path), _sha256(path)))
+            tars.append(_Tar(url, os.path.getsize(path), sha256_of(path)))
     split_of = _by_pattern(rows, tars, patterns, left_out) if patterns else _by_person(rows)
     shards, lies = [], []
     for split in SPLITS:
@@ -149,13 +149,6 @@ def _as_file(url: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    for piece in store.chunks(path):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
 class _Keys:
     """Keys by our rules for keys by others': what may not stand in one is a dash, one that is taken gets a number."""
 
@@ -173,7 +166,9 @@ class _Keys:
         return found
 
 
-def _rows(path: str, url: str, number: int, fields: Fields, keys: _Keys, left_out: list[LeftOut]) -> Iterator[_Row]:
+def _rows(
+    path: str, url: str, number: int, fields: Fields, keys: _Keys, left_out: list[LeftOut]
+) -> Iterator[_FoundSample]:
     """The whole samples of a tar, in their order; ``left_out`` takes the others."""
     shown, kept = without_credentials(url), set()
     with open(path, "rb") as file:
@@ -185,18 +180,18 @@ def _rows(path: str, url: str, number: int, fields: Fields, keys: _Keys, left_ou
                     raise V2FError("the tar ends inside of it")
                 if key in kept:
                     raise V2FError("its key stood before, with other samples between")
-                run = Run(raw, fields)
-                identity = person(run.identity)
+                foreign = ForeignSample(raw, fields)
+                identity = person(foreign.identity)
                 if not identity:
                     raise V2FError("its identity is blank")
-                sample = Sample.from_tar("sample", run.ours("sample", identity, "train"))
+                sample = Sample.from_tar("sample", foreign.in_our_schema("sample", identity, "train"))
                 sample.check()
             except V2FError as error:
                 left_out.append(LeftOut(f"{shown}: {key}", "", str(error).removeprefix("sample sample: ")))
                 continue
             kept.add(key)
             label = str(sample.meta.get("label", ""))
-            yield _Row(number, keys(key), identity, label, start, len(raw), crc32(raw))
+            yield _FoundSample(number, keys(key), identity, label, start, len(raw), crc32(raw))
 
 
 def _runs(path: str, shown: str, left_out: list[LeftOut]) -> Iterator[tuple[str, int, int]]:
@@ -224,7 +219,7 @@ def _runs(path: str, shown: str, left_out: list[LeftOut]) -> Iterator[tuple[str,
         raise V2FError(f"{shown}: not a plain tar ({error}); of a compressed one no parts can be read") from error
 
 
-def _by_person(rows: Sequence[_Row]) -> dict[str, str]:
+def _by_person(rows: Sequence[_FoundSample]) -> dict[str, str]:
     clips: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         clips[row.identity].append(row.key)
@@ -232,7 +227,7 @@ def _by_person(rows: Sequence[_Row]) -> dict[str, str]:
 
 
 def _by_pattern(
-    rows: Sequence[_Row], tars: Sequence[_Tar], patterns: Sequence[tuple[str, str]], left_out: list[LeftOut]
+    rows: Sequence[_FoundSample], tars: Sequence[_Tar], patterns: Sequence[tuple[str, str]], left_out: list[LeftOut]
 ) -> Mapping[str, str]:
     """Key -> split, by the first pattern that a tar's place fits, else train; people stay apart."""
     of_tar = [next((name for name, pattern in patterns if fnmatchcase(tar.url, pattern)), "train") for tar in tars]
@@ -253,7 +248,7 @@ def _by_pattern(
     return split_of
 
 
-def _shard(tar: _Tar, split: str, rows: Sequence[_Row], fields: Fields) -> ShardRows:
+def _shard(tar: _Tar, split: str, rows: Sequence[_FoundSample], fields: Fields) -> ShardRows:
     name = tar.url.rpartition("/")[2]
     return ShardRows(
         shard=Shard(name=name, split=split, samples=len(rows), bytes=tar.bytes, sha256=tar.sha256),

@@ -29,7 +29,7 @@ from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, yields
 from v2f.prepare.names import on_disk, person, same, tidy
 from v2f.prepare.splits import Shares, Subset, check_column, deal
-from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
+from v2f.prepare.steps import Pixels, Points, RawSample, StepsConfig
 from v2f.storage import store
 
 _COLUMNS = ("audio", "image", "identity")
@@ -63,7 +63,7 @@ class PairsConfig(StepsConfig):
 
 
 @dataclass(frozen=True)
-class Row:
+class PairRow:
     """One row of the CSV; ``number`` is its line, the header being line 1. Paths are spelled as there."""
 
     number: int
@@ -103,12 +103,12 @@ class Pairs:
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "pairs", items, self.config.align == "mtcnn", self._read)
 
-    def _read(self, item: Item) -> Raw:
+    def _read(self, item: Item) -> RawSample:
         row = item.what
         wav_T = steps.hear(self.config, self._path(row.audio))
-        return Raw(item, wav_T, [self._face(row)], {"audio": same(row.audio), "image": same(row.image)})
+        return RawSample(item, wav_T, [self._face(row)], {"audio": same(row.audio), "image": same(row.image)})
 
-    def _face(self, row: Row) -> Picture:
+    def _face(self, row: PairRow) -> Pixels:
         """The photo of a row, aligned."""
         config = self.config
         photo, shrunk = steps.read_photo(self._path(row.image), config.max_side)
@@ -129,7 +129,7 @@ class Pairs:
         relative = slash and not path.startswith("/") and "://" not in path
         return on_disk(store.join(folder, path) if relative else path)
 
-    def _deal(self, rows: list[Row]) -> list[Row]:
+    def _deal(self, rows: list[PairRow]) -> list[PairRow]:
         """Split by person, and hold out clips of those who are trained on."""
         of_person: dict[str, set[str]] = defaultdict(set)
         for row in rows:
@@ -141,7 +141,7 @@ class Pairs:
 # --------------------------------------------------------------------------------------------------- CSV
 
 
-def _read_rows(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[Row], list[LeftOut], bool]:
+def _read_rows(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[PairRow], list[LeftOut], bool]:
     """The rows, what is left out, whether a column names the splits; ``needed``: the columns that the recipe uses."""
     try:
         reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
@@ -153,12 +153,12 @@ def _read_rows(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[Row]
         if len(set(names)) < len(names) or not {*needed} <= {*names} <= known:
             wanted = f"its header has to be {','.join(needed)}, with any of {','.join(_OPTIONAL)} beside"
             raise V2FError(f"{path}: {wanted}, it is {','.join(header) or 'empty'}")
-        rows: list[Row] = []
+        rows: list[PairRow] = []
         left_out: list[LeftOut] = []
         first: dict[tuple[str, ...], int] = {}
         for fields in filled:
             named = list(zip_longest(header, fields[: len(header)], fillvalue=""))
-            row = Row(reader.line_num, **{name: field for name, field in named if name})
+            row = PairRow(reader.line_num, **{name: field for name, field in named if name})
             row = replace(row, identity=person(row.identity))
             pair = tuple(map(same, (row.audio, row.image, row.identity)))
             empty = [name for name, field in named if name and not field and name not in unused]
@@ -179,13 +179,13 @@ def _read_rows(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[Row]
     return rows, left_out, "split" in names
 
 
-def _key(row: Row) -> str:
+def _key(row: PairRow) -> str:
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", row.identity).strip("-")[:40]
     content = chr(0).join((row.identity, same(row.audio), same(row.image)))
     return f"{slug or 'person'}-{sha256(content.encode()).hexdigest()[:12]}"
 
 
-def _point(row: Row, photo: Image.Image) -> Points:
+def _point(row: PairRow, photo: Image.Image) -> Points:
     """The row's point in pixels of the photo."""
     try:
         point = np.array([row.x, row.y], np.float64)

@@ -22,7 +22,7 @@ from v2f.prepare.steps import PspConfig
 from v2f.system import to_picture
 from v2f.weights import load_psp
 
-Pictures = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 Model = Literal["encode", "frontalization"]
 
 
@@ -32,7 +32,7 @@ def checksum(config: PspConfig) -> str:
     return load_psp(config.file, config.sha256, _model(config))[1]
 
 
-def see(config: PspConfig, photo_NHWC: Pictures, size: int) -> tuple[npt.NDArray[np.float32], Pictures | None]:
+def see(config: PspConfig, photo_NHWC: Pixels, size: int) -> tuple[npt.NDArray[np.float32], Pixels | None]:
     """w+ [N, L, D] of photos, and with ``config.pictures`` what is drawn of them, uint8 [N, size, size, 3].
 
     w+ is rounded to float16 before anything is drawn of it, as a sample holds it.

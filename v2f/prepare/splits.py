@@ -82,7 +82,7 @@ class Subset(Config):
         return [item for item in items if item.split not in out or out[item.split](item)]
 
 
-class Told(Protocol):
+class RowWithSplit(Protocol):
     """A row of a CSV that says in which split its person is."""
 
     @property
@@ -95,12 +95,12 @@ class Told(Protocol):
     def split(self) -> str: ...
 
 
-Row = TypeVar("Row", bound=Told)
+AnyRow = TypeVar("AnyRow", bound=RowWithSplit)
 
 
-def check_column(rows: list[Row], path: str) -> list[Row]:
+def check_column(rows: list[AnyRow], path: str) -> list[AnyRow]:
     """The rows, if their column ``split`` keeps people apart."""
-    first: dict[str, Row] = {}
+    first: dict[str, AnyRow] = {}
     for row in rows:
         if row.split not in SPLITS:
             raise V2FError(f"{path}: line {row.number}: the split {row.split!r} is none of {', '.join(SPLITS)}")

@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass
-class Part:
+class Measurements:
     """One split, or the whole. What the index says: ``samples``, ``people``, ``clips_of_each`` person, ``bytes_N``.
     The rest is measured, on as many samples as ``photos_N`` has."""
 
@@ -43,7 +43,7 @@ class Part:
     sources: "Counter[str]" = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, dataset: Dataset, rows: Ints) -> "Part":
+    def of(cls, dataset: Dataset, rows: Ints) -> "Measurements":
         clips = np.bincount(dataset.index.identity[rows])
         clips = clips[clips > 0]
         return cls(len(rows), len(clips), clips.tolist(), dataset.index.length[rows].tolist())
@@ -81,8 +81,8 @@ class Stats:
     """Of a data set: ``broken`` has a line for each sample that was to be measured and cannot be used."""
 
     dataset: Dataset
-    whole: Part
-    splits: dict[str, Part]
+    whole: Measurements
+    splits: dict[str, Measurements]
     broken: list[str] = field(default_factory=list)
 
     @property
@@ -103,8 +103,8 @@ def measure(dataset: Dataset, limit: int | None = None) -> Stats:
     """Measure all samples, or ``limit`` of them, spread evenly. V2FError if none of them can be used."""
     count = len(dataset.index.key)
     everything = np.arange(count)
-    parts = {name: Part.of(dataset, everything[_rows(dataset, name)]) for name in dataset.splits}
-    stats = Stats(dataset, Part.of(dataset, everything), parts)
+    parts = {name: Measurements.of(dataset, everything[_rows(dataset, name)]) for name in dataset.splits}
+    stats = Stats(dataset, Measurements.of(dataset, everything), parts)
     rows = np.unique(np.linspace(0, count - 1, min(limit or count, count)).astype(np.int64))
     found = read_samples(dataset, rows, stats.broken)
     for row, sample in tqdm(found, total=len(rows), unit="sample", desc=f"measuring {dataset.root}", disable=None):
@@ -147,7 +147,7 @@ def read_samples(dataset: Dataset, rows: Ints, broken: list[str]) -> Iterator[tu
                 raw = store.read_range(path, offset, length) if content is None else content[offset : offset + length]
                 if crc32(raw) != index.crc32[row]:
                     raise V2FError(f"sample {key}: its checksum differs ({shard.name}, byte {offset})")
-                yield row, Sample.from_tar(key, dataset.ours(row, raw))
+                yield row, Sample.from_tar(key, dataset.in_our_schema(row, raw))
             except V2FError as error:
                 broken.append(str(error))
 
@@ -160,7 +160,7 @@ def lines(stats: Stats) -> list[str]:
     """The statistics as text."""
     whole, about = stats.whole, "about " if stats.is_sampled else ""
 
-    def hours(of: Part) -> str:
+    def hours(of: Measurements) -> str:
         return f", {about}{of.hours:.2f} hours" if whole.seconds_N else ""
 
     said = [

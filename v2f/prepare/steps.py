@@ -49,7 +49,7 @@ _DIM = 4096  # 16-bit values that all lie below are of 12 bits or fewer, and wou
 _PSP_SIDE = 256  # what pSp sees; a photo is not made smaller before it has been seen
 
 Points = npt.NDArray[np.float64]
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 
 class VadConfig(Config):
@@ -112,19 +112,19 @@ class StepsConfig(Config):
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawSample:
     """What a sample will be made of; ``rejected``: photos that were tried in vain. None: it has no such part."""
 
     item: Item
     wav_T: npt.NDArray[np.float32] | None
-    photos_HWC: list[Picture] | None
+    photos_HWC: list[Pixels] | None
     extra: dict[str, Any]
     rejected: tuple[LeftOut, ...] = ()
     codes_NLD: npt.NDArray[np.float32] | None = field(default=None)
 
 
 def make(
-    config: StepsConfig, source: str, items: Sequence[Item], nets: bool, read: Callable[[Item], Raw]
+    config: StepsConfig, source: str, items: Sequence[Item], nets: bool, read: Callable[[Item], RawSample]
 ) -> list[Made | LeftOut]:
     """The samples of ``items``: ``read`` gives what a corpus has of one, or raises :class:`UnusableError`.
 
@@ -132,8 +132,8 @@ def make(
     """
     with one_thread() if nets or config.psp is not None else nullcontext():
         found = [_read(item, read) for item in items]
-        seen = iter(_see(config, [each for each in found if isinstance(each, Raw)]))
-    return [_encode(config, source, next(seen)) if isinstance(each, Raw) else each for each in found]
+        seen = iter(_see(config, [each for each in found if isinstance(each, RawSample)]))
+    return [_encode(config, source, next(seen)) if isinstance(each, RawSample) else each for each in found]
 
 
 def provenance(config: StepsConfig) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def provenance(config: StepsConfig) -> dict[str, Any]:
     return found
 
 
-def _read(item: Item, read: Callable[[Item], Raw]) -> Raw | LeftOut:
+def _read(item: Item, read: Callable[[Item], RawSample]) -> RawSample | LeftOut:
     try:
         with _named(item):
             return read(item)
@@ -169,7 +169,7 @@ def _named(item: Item) -> Iterator[None]:
         raise RuntimeError(f"at {item.name}: {type(error).__name__}: {error}") from error
 
 
-def _see(config: StepsConfig, raws: list[Raw]) -> list[Raw]:
+def _see(config: StepsConfig, raws: list[RawSample]) -> list[RawSample]:
     """What pSp makes of the photos, where the recipe asks for it."""
     if config.psp is None or not raws:
         return raws
@@ -187,7 +187,7 @@ def _see(config: StepsConfig, raws: list[Raw]) -> list[Raw]:
     return seen
 
 
-def _encode(config: StepsConfig, source: str, raw: Raw) -> Made:
+def _encode(config: StepsConfig, source: str, raw: RawSample) -> Made:
     item = raw.item
     with _named(item):
         members = encode(
@@ -248,7 +248,7 @@ def find_face(config: StepsConfig, photo: Image.Image, choice: align.FaceChoice,
     return align.choose_face(faces, choice, point)
 
 
-def cut_face(config: StepsConfig, photo: Image.Image, landmarks: Points) -> Picture:
+def cut_face(config: StepsConfig, photo: Image.Image, landmarks: Points) -> Pixels:
     """The face with these landmarks, aligned."""
     with decoding("face cannot be aligned"):
         return align.align_face(photo, landmarks, side(config), config.min_face)

@@ -247,7 +247,7 @@ def _sample(
     else:
         identity = dataset.manifest.identities[index.identity[row]]
         try:
-            sample = Sample.from_tar(key, dataset.ours(row, raw))
+            sample = Sample.from_tar(key, dataset.in_our_schema(row, raw))
             _check(dataset, sample, shard.split, identity)
         except V2FError as error:
             yield Problem(shard.name, key, str(error).removeprefix(f"sample {key}: "))

@@ -30,7 +30,7 @@ from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, share, steps, yields
 from v2f.prepare.names import is_text, on_disk, same, tidy
 from v2f.prepare.splits import Shares, Subset, deal
-from v2f.prepare.steps import Picture, Raw, StepsConfig
+from v2f.prepare.steps import Pixels, RawSample, StepsConfig
 from v2f.storage import store
 
 _CLIP = re.compile(r"(?:.*/)?(id\d{5})/([A-Za-z0-9_-]{1,40})/([A-Za-z0-9_-]{1,20})\.(?i:wav|flac|m4a)")
@@ -73,7 +73,7 @@ class VoxCelebConfig(StepsConfig):
 
 
 @dataclass(frozen=True)
-class Person:
+class Speaker:
     """One line of the metadata."""
 
     id: str
@@ -107,7 +107,7 @@ class VoxCeleb:
     def plan(self) -> Plan:
         config = self.config
         texts = {path: store.read_bytes(on_disk(path)) for path in config.meta}
-        people: dict[str, Person] = {}
+        people: dict[str, Speaker] = {}
         for path, text in texts.items():
             for person in read_meta(text, path, config.splits == "published"):
                 if people.setdefault(person.id, person) != person:
@@ -154,10 +154,10 @@ class VoxCeleb:
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "voxceleb", items, self.config.align == "mtcnn", self._read)
 
-    def _read(self, item: Item) -> Raw:
+    def _read(self, item: Item) -> RawSample:
         clip: _Clip = item.what
         wav_T = steps.hear(self.config, clip.path)
-        photos_HWC: list[Picture] = []
+        photos_HWC: list[Pixels] = []
         names: list[str] = []
         rejected: list[LeftOut] = []
         for photo in clip.photos:
@@ -171,9 +171,9 @@ class VoxCeleb:
         if not photos_HWC:
             reasons = Counter(each.reason for each in rejected).most_common()
             raise UnusableError("none of its photos can be used", ", ".join(f"{n} x {why}" for why, n in reasons))
-        return Raw(item, wav_T, photos_HWC, {"audio": clip.name, "images": names, **clip.known}, tuple(rejected))
+        return RawSample(item, wav_T, photos_HWC, {"audio": clip.name, "images": names, **clip.known}, tuple(rejected))
 
-    def _face(self, path: str) -> Picture:
+    def _face(self, path: str) -> Pixels:
         config = self.config
         photo, _ = steps.read_photo(path, config.max_side)
         if config.align == "none":
@@ -201,7 +201,7 @@ class VoxCeleb:
                 clips[id].append(_Clip(clip, path, (), {}))
         return clips, left_out
 
-    def _photos(self, people: Mapping[str, Person]) -> tuple[dict[str, list[_Photo]], list[LeftOut]]:
+    def _photos(self, people: Mapping[str, Speaker]) -> tuple[dict[str, list[_Photo]], list[LeftOut]]:
         """The photos of each id; and those of nobody, a line for each folder."""
         exact = {name: person.id for person in people.values() for name in (person.id, *person.names)}
         loose: dict[str, set[str]] = defaultdict(set)
@@ -230,7 +230,7 @@ class VoxCeleb:
             left_out.append(LeftOut(folder, identity, why, detail, 0, len(names)))
         return photos, left_out
 
-    def _with_photos(self, person: Person, clips: list[_Clip], photos: list[_Photo]) -> list[_Clip]:
+    def _with_photos(self, person: Speaker, clips: list[_Clip], photos: list[_Photo]) -> list[_Clip]:
         """The clips with their photos and the spare ones: on a ring, each clip's begin where the last one's end."""
         seed, wanted = str(self.config.seed), self.config.photos
         ring = sorted(photos, key=lambda photo: share(seed, "photo", person.id, photo.name))
@@ -242,7 +242,7 @@ class VoxCeleb:
         return dealt
 
 
-def read_meta(text: bytes, path: str, needs_set: bool) -> list[Person]:
+def read_meta(text: bytes, path: str, needs_set: bool) -> list[Speaker]:
     """The people in vox1_meta.csv (tabs), vox2_meta.csv (commas) or its fuller sibling that has names, too."""
     try:
         head, *lines = re.split(r"\r\n|\r|\n", text.decode("utf-8-sig"))
@@ -268,7 +268,7 @@ def read_meta(text: bytes, path: str, needs_set: bool) -> list[Person]:
             raise V2FError(f"{path}: line {number}: the set {values['set']!r} is neither dev nor test")
         names = tuple(dict.fromkeys(values[column] for column in ("face", "name") if values.get(column)))
         known = {column: values[column] for column in ("gender", "nationality") if values.get(column)}
-        people.append(Person(values["id"], names, values.get("set", "").lower() == "test", known))
+        people.append(Speaker(values["id"], names, values.get("set", "").lower() == "test", known))
     return people
 
 

@@ -31,7 +31,7 @@ from v2f.data.loader import Loader, check_batch, micro_batch_of, read_usable
 from v2f.data.manifest import Samples, open_dataset
 from v2f.data.mix import MixOrder, Union
 from v2f.data.order import Order
-from v2f.data.quarantine import Entry
+from v2f.data.quarantine import QuarantinedSample
 from v2f.data.streams import Streams, joint_fingerprint, joint_people, numbered, side_by_side, stream_seed
 from v2f.engine import Engine
 from v2f.errors import V2FError
@@ -650,7 +650,7 @@ def _share_quarantine(job: _Job) -> None:
             )
 
 
-def _name(folder: Path, entries: list[Entry], stream: str) -> None:
+def _name(folder: Path, entries: list[QuarantinedSample], stream: str) -> None:
     path, of = folder / QUARANTINE, {"stream": stream} if stream else {}
     try:
         files.append_line(path, "\n".join(json.dumps(asdict(entry) | of) for entry in entries))
