@@ -6,7 +6,8 @@ from media import RATE, STREAMS, WHOLE, by_libsndfile, tone, without_length
 
 from v2f.data import whole
 from v2f.data.audio import UnusableError, decode_voice, resample
-from v2f.data.sample import Sample, encode
+from v2f.data.encoding import encode
+from v2f.data.sample import Sample
 from v2f.data.transforms import Waveform
 
 ONE, OTHER = tone(), tone(hertz=210.0)

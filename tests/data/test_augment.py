@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from v2f.data.augment import AddNoise, Augment, Codec, Color, Crop, Flip, Gaps, Reverb, Stutters
+from v2f.data.encoding import encode
 from v2f.data.loader import Loader, read_split
-from v2f.data.manifest import write_manifest, write_shard
 from v2f.data.order import Order
-from v2f.data.sample import Sample, encode
+from v2f.data.sample import Sample
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import Photo, StoredCodes, Waveform
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng

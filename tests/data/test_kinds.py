@@ -13,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from v2f.cli import main
+from v2f.data.encoding import encode
 from v2f.data.loader import Loader, read_split
-from v2f.data.manifest import ArrayKind, Dataset, open_dataset, write_manifest, write_shard
+from v2f.data.manifest import ArrayKind, Dataset, open_dataset
 from v2f.data.order import Order
-from v2f.data.sample import Sample, encode, join_members
+from v2f.data.sample import Sample, join_members
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import Array, ClassNumber, NoiseVector, PersonNumber, Photo, TokenWindow, Waveform, bound
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng

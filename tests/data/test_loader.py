@@ -20,11 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odd_transforms import Deadly, Picky, Uneven, Wrong
 
+from v2f.data.encoding import encode
 from v2f.data.farm import Farm
 from v2f.data.loader import Batch, Loader, check_batch, micro_batch_of, read_split
-from v2f.data.manifest import Dataset, Split, write_manifest, write_shard
+from v2f.data.manifest import Dataset, Split
 from v2f.data.order import Order
-from v2f.data.sample import encode
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import Photo, StoredCodes, Waveform
 from v2f.errors import V2FError
 

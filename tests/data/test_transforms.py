@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from v2f.data.sample import Sample, encode
+from v2f.data.encoding import encode
+from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, Photo, StoredCodes, Waveform, square
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng

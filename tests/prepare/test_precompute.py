@@ -11,8 +11,10 @@ import torch
 from v2f import standins
 from v2f.cli import main
 from v2f.config import build
-from v2f.data.manifest import Dataset, open_dataset, write_manifest, write_shard
-from v2f.data.sample import Sample, encode
+from v2f.data.encoding import encode
+from v2f.data.manifest import Dataset, open_dataset
+from v2f.data.sample import Sample
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import StoredCodes
 from v2f.errors import V2FError
 from v2f.prepare import precompute as module

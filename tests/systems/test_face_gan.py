@@ -13,10 +13,11 @@ import torch.nn.functional as F
 
 from v2f import metrics
 from v2f.config import build
+from v2f.data.encoding import encode
 from v2f.data.loader import Loader, read_split
 from v2f.data.manifest import open_dataset
 from v2f.data.order import Order
-from v2f.data.sample import Sample, encode
+from v2f.data.sample import Sample
 from v2f.data.transforms import NoiseVector, Photo
 from v2f.engine import Engine
 from v2f.errors import V2FError

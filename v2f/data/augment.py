@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from v2f.data.audio import resample
-from v2f.data.sample import Sample, to_image
+from v2f.data.sample import Sample, pillow_image
 from v2f.data.transforms import Photo, Transform, Waveform, bound
 from v2f.errors import V2FError
 
@@ -316,5 +316,5 @@ class Crop:
         tall, wide = max(1, round(share * height)), max(1, round(share * width))
         top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
         part_HWC = image_CHW[:, top : top + tall, left : left + wide].transpose(1, 2, 0)
-        resized = np.asarray(to_image(part_HWC).resize((width, height), Image.Resampling.LANCZOS))
+        resized = np.asarray(pillow_image(part_HWC).resize((width, height), Image.Resampling.LANCZOS))
         return np.ascontiguousarray(resized.reshape(height, width, -1).transpose(2, 0, 1))

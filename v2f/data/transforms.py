@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from v2f.data.audio import resample
-from v2f.data.sample import AUDIO, PHOTOS, Sample, to_image
+from v2f.data.sample import AUDIO, PHOTOS, Sample, pillow_image
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
@@ -356,7 +356,7 @@ def square(photo_HWC: npt.NDArray[np.uint8], size: int, share: float = 1.0) -> n
     photo_HWC = photo_HWC[top : top + side, left : left + side]
     if side == size:
         return photo_HWC
-    resized = np.asarray(to_image(photo_HWC).resize((size, size), Image.Resampling.LANCZOS))
+    resized = np.asarray(pillow_image(photo_HWC).resize((size, size), Image.Resampling.LANCZOS))
     return resized if resized.ndim == 3 else resized[..., None]
 
 
@@ -367,4 +367,4 @@ def to_rgb(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def to_gray(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """A photo as gray [H, W, 1]: of an RGB one the luma of ITU-R BT.601."""
-    return photo_HWC if photo_HWC.shape[2] == 1 else np.asarray(to_image(photo_HWC).convert("L"))[..., None]
+    return photo_HWC if photo_HWC.shape[2] == 1 else np.asarray(pillow_image(photo_HWC).convert("L"))[..., None]

@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from v2f.config import Config, Place, build, override, read_yaml
-from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_shard
+from v2f.data.manifest import MANIFEST, Dataset, open_dataset
 from v2f.data.sample import SPLITS
+from v2f.data.shards import write_shard
 from v2f.errors import V2FError
 from v2f.prepare import Converter, Item, LeftOut, Made, Plan, parts, share, yields
 from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig

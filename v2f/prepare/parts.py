@@ -27,8 +27,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from v2f.config import Config
-from v2f.data.manifest import INDEX, PACKING, ArrayKind, Dataset, ShardRows, open_dataset, write_manifest
+from v2f.data.manifest import INDEX, PACKING, ArrayKind, Dataset, open_dataset
 from v2f.data.sample import SPLITS
+from v2f.data.shards import ShardRows, write_manifest
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, share
 from v2f.prepare.yields import LEFT_OUT, YIELD

@@ -25,19 +25,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from v2f.data.manifest import (
-    INDEX,
-    MANIFEST,
-    REMOVING,
-    Dataset,
-    Shard,
-    ShardRows,
-    open_dataset,
-    read_manifest,
-    write_manifest,
-    write_runs,
-)
+from v2f.data.manifest import INDEX, MANIFEST, REMOVING, Dataset, Shard, open_dataset, read_manifest
 from v2f.data.sample import SPLITS
+from v2f.data.shards import ShardRows, write_manifest, write_runs
 from v2f.errors import V2FError
 from v2f.prepare import parts, yields
 from v2f.prepare.names import person

@@ -25,7 +25,8 @@ from pydantic import Field, model_validator
 
 from v2f.config import Config, Place
 from v2f.data.audio import Keep, UnusableError, decode_voice, decoding, only_speech, to_loudness
-from v2f.data.sample import MAX_PIXELS, AudioFormat, PhotoFormat, encode
+from v2f.data.encoding import encode
+from v2f.data.sample import MAX_PIXELS, AudioFormat, PhotoFormat
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, align

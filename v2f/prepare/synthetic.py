@@ -16,7 +16,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from v2f.config import Config
-from v2f.data.sample import AudioFormat, PhotoFormat, encode
+from v2f.data.encoding import encode
+from v2f.data.sample import AudioFormat, PhotoFormat
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan
 from v2f.world import world_hash
