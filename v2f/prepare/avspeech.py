@@ -12,9 +12,7 @@ AVSpeech names no people: a video's segments count as one person's, and the test
 file's.
 """
 
-import csv
 import fcntl
-import io
 import math
 import os
 import re
@@ -36,9 +34,10 @@ from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, video, yields
-from v2f.prepare.names import on_disk, same, tidy
+from v2f.prepare.names import on_disk, same
 from v2f.prepare.splits import Shares, Subset, deal
 from v2f.prepare.steps import Pixels, Points, RawSample, StepsConfig
+from v2f.prepare.tables import read_rows, without_empty_end
 from v2f.storage import local as files
 from v2f.storage import store
 
@@ -243,22 +242,14 @@ class AVSpeech:
 def read_segments(text: bytes, path: str, there: dict[str, str]) -> tuple[list[Segment], list[LeftOut]]:
     """The rows of a CSV, and what is left out of it; ``there``: where each video lies."""
     segments, left_out = [], []
-    try:
-        for number, fields in enumerate(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline="")), start=1):
-            row = [tidy(field) for field in fields]
-            while row and not row[-1]:  # of the commas that a spreadsheet leaves behind
-                row.pop()
-            if not row:
-                continue
-            segment = _segment(row, there)
-            if segment is None:
-                left_out.append(
-                    LeftOut(f"line {number} of {path}", same(row[0]), "the row is no segment", ",".join(row)[:80])
-                )
-            else:
-                segments.append(segment)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise V2FError(f"{path}: this is no CSV in UTF-8 ({error})") from error
+    for number, fields in read_rows(text, path, strict=False):
+        row = without_empty_end(fields)
+        segment = _segment(row, there)
+        if segment is None:
+            name = f"line {number} of {path}"
+            left_out.append(LeftOut(name, same(row[0]), "the row is no segment", ",".join(row)[:80]))
+        else:
+            segments.append(segment)
     return segments, left_out
 
 

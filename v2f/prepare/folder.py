@@ -12,9 +12,7 @@ A sample's identity is what the column says. Where there is none, each file is i
 and a class may be in all of them, because it is nobody. The manifest names the classes (``provenance.classes``).
 """
 
-import csv
 import functools
-import io
 import posixpath
 import re
 from collections import defaultdict
@@ -34,9 +32,10 @@ from v2f.data.audio import SILENCE, UnusableError, decode_voice
 from v2f.data.transforms import square, to_gray
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, steps, video, yields
-from v2f.prepare.names import is_text, on_disk, person, same, tidy
+from v2f.prepare.names import is_text, on_disk, person, same
 from v2f.prepare.splits import Shares, Subset, check_column, deal
 from v2f.prepare.steps import Pixels, RawSample, StepsConfig
+from v2f.prepare.tables import read_rows, without_empty_end
 from v2f.storage import local as files
 from v2f.storage import store
 
@@ -256,7 +255,7 @@ class Folder:
         """The files that a CSV names, with what it says of them."""
         there = {name: file for file in found for name in (file.name, file.picture, file.sound) if name is not None}
         there |= {same(name): file for name, file in there.items()}
-        rows, left_out, header = _read_rows(text, path)
+        rows, left_out, header = _rows_of(text, path)
         told: dict[str, _File] = {}
         for number, row in rows:
             name = f"line {number} ({row['file']})"
@@ -341,32 +340,23 @@ def _decoded(path: str, sample_rate: int, min_seconds: float) -> NDArray[np.floa
     return wav_T
 
 
-def _read_rows(text: bytes, path: str) -> tuple[list[tuple[int, dict[str, str]]], list[LeftOut], list[str]]:
+def _rows_of(text: bytes, path: str) -> tuple[list[tuple[int, dict[str, str]]], list[LeftOut], list[str]]:
     """The rows of a CSV with their lines, what is left out of it, and its columns."""
-    try:
-        reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
-        listed = ([tidy(value) for value in values] for values in reader)
-        filled = (values for values in listed if any(values))
-        header = next(filled, [])
-        while header and not header[-1]:  # of the commas that a spreadsheet leaves behind
-            header.pop()
-        bad = [
-            name for name in header if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in set(_OURS) - set(_COLUMNS)
-        ]
-        if "file" not in header or len(set(header)) < len(header) or bad:
-            why = f"{bad[0]!r} cannot be a column" if bad else f"it is {','.join(header) or 'empty'}"
-            raise V2FError(f"{path}: its header has to be file[,label][,split][,identity] and columns of yours; {why}")
-        rows, left_out = [], []
-        for values in filled:
-            row = dict(zip_longest(header, values[: len(header)], fillvalue=""))
-            name = f"line {reader.line_num} ({row['file']})"
-            empty = [column for column in _COLUMNS if not row.get(column, " ")]
-            if any(values[len(header) :]):
-                left_out.append(LeftOut(name, "", "too many fields", "quote what holds a comma"))
-            elif empty:
-                left_out.append(LeftOut(name, "", "empty field", ", ".join(empty)))
-            else:
-                rows.append((reader.line_num, row))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise V2FError(f"{path}: this is no CSV in UTF-8 ({error})") from error
+    listed = read_rows(text, path)
+    header = without_empty_end(next(listed, (0, []))[1])
+    bad = [name for name in header if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in set(_OURS) - set(_COLUMNS)]
+    if "file" not in header or len(set(header)) < len(header) or bad:
+        why = f"{bad[0]!r} cannot be a column" if bad else f"it is {','.join(header) or 'empty'}"
+        raise V2FError(f"{path}: its header has to be file[,label][,split][,identity] and columns of yours; {why}")
+    rows, left_out = [], []
+    for number, values in listed:
+        row = dict(zip_longest(header, values[: len(header)], fillvalue=""))
+        name = f"line {number} ({row['file']})"
+        empty = [column for column in _COLUMNS if not row.get(column, " ")]
+        if any(values[len(header) :]):
+            left_out.append(LeftOut(name, "", "too many fields", "quote what holds a comma"))
+        elif empty:
+            left_out.append(LeftOut(name, "", "empty field", ", ".join(empty)))
+        else:
+            rows.append((number, row))
     return rows, left_out, header

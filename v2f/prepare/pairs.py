@@ -8,8 +8,6 @@ cannot be meant is refused.
 Splits are by person: from the column where there is one, else by shares (``splits.py``).
 """
 
-import csv
-import io
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,9 +25,10 @@ from v2f.data.audio import UnusableError
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, yields
-from v2f.prepare.names import on_disk, person, same, tidy
+from v2f.prepare.names import on_disk, person, same
 from v2f.prepare.splits import Shares, Subset, check_column, deal
 from v2f.prepare.steps import Pixels, Points, RawSample, StepsConfig
+from v2f.prepare.tables import read_rows
 from v2f.storage import store
 
 _COLUMNS = ("audio", "image", "identity")
@@ -89,7 +88,7 @@ class Pairs:
     def plan(self) -> Plan:
         config = self.config
         text = store.read_bytes(on_disk(config.csv))
-        rows, left_out, has_splits = _read_rows(text, config.csv, config.columns)
+        rows, left_out, has_splits = _pairs_of(text, config.csv, config.columns)
         rows = check_column(rows, config.csv) if has_splits else self._deal(rows)
         items = [Item(_key(row), row.split, row.identity, row.name, row) for row in rows]
         items = config.subset.of(items, config.seed)
@@ -141,38 +140,33 @@ class Pairs:
 # --------------------------------------------------------------------------------------------------- CSV
 
 
-def _read_rows(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[PairRow], list[LeftOut], bool]:
+def _pairs_of(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[PairRow], list[LeftOut], bool]:
     """The rows, what is left out, whether a column names the splits; ``needed``: the columns that the recipe uses."""
-    try:
-        reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
-        listed = ([tidy(field) for field in fields] for fields in reader)
-        filled = (fields for fields in listed if any(fields))
-        header = next(filled, [])
-        names = [name for name in header if name]
-        known, unused = {*_COLUMNS, *_OPTIONAL}, {*_OPTIONAL} - {*needed, "split"}
-        if len(set(names)) < len(names) or not {*needed} <= {*names} <= known:
-            wanted = f"its header has to be {','.join(needed)}, with any of {','.join(_OPTIONAL)} beside"
-            raise V2FError(f"{path}: {wanted}, it is {','.join(header) or 'empty'}")
-        rows: list[PairRow] = []
-        left_out: list[LeftOut] = []
-        first: dict[tuple[str, ...], int] = {}
-        for fields in filled:
-            named = list(zip_longest(header, fields[: len(header)], fillvalue=""))
-            row = PairRow(reader.line_num, **{name: field for name, field in named if name})
-            row = replace(row, identity=person(row.identity))
-            pair = tuple(map(same, (row.audio, row.image, row.identity)))
-            empty = [name for name, field in named if name and not field and name not in unused]
-            if any(fields[len(header) :]) or any(field for name, field in named if not name):
-                left_out.append(LeftOut(row.name, row.identity, "too many fields", "quote what holds a comma"))
-            elif empty:
-                left_out.append(LeftOut(row.name, row.identity, "empty field", ", ".join(empty)))
-            elif pair in first:
-                left_out.append(LeftOut(row.name, row.identity, "the same pair again", f"as in line {first[pair]}"))
-            else:
-                first[pair] = row.number
-                rows.append(row)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise V2FError(f"{path}: this is no CSV in UTF-8 ({error})") from error
+    listed = read_rows(text, path)
+    _, header = next(listed, (0, []))
+    names = [name for name in header if name]
+    known, unused = {*_COLUMNS, *_OPTIONAL}, {*_OPTIONAL} - {*needed, "split"}
+    if len(set(names)) < len(names) or not {*needed} <= {*names} <= known:
+        wanted = f"its header has to be {','.join(needed)}, with any of {','.join(_OPTIONAL)} beside"
+        raise V2FError(f"{path}: {wanted}, it is {','.join(header) or 'empty'}")
+    rows: list[PairRow] = []
+    left_out: list[LeftOut] = []
+    first: dict[tuple[str, ...], int] = {}
+    for number, fields in listed:
+        named = list(zip_longest(header, fields[: len(header)], fillvalue=""))
+        row = PairRow(number, **{name: field for name, field in named if name})
+        row = replace(row, identity=person(row.identity))
+        pair = tuple(map(same, (row.audio, row.image, row.identity)))
+        empty = [name for name, field in named if name and not field and name not in unused]
+        if any(fields[len(header) :]) or any(field for name, field in named if not name):
+            left_out.append(LeftOut(row.name, row.identity, "too many fields", "quote what holds a comma"))
+        elif empty:
+            left_out.append(LeftOut(row.name, row.identity, "empty field", ", ".join(empty)))
+        elif pair in first:
+            left_out.append(LeftOut(row.name, row.identity, "the same pair again", f"as in line {first[pair]}"))
+        else:
+            first[pair] = row.number
+            rows.append(row)
     if not rows:
         reasons = f" ({yields.why(left_out)})" if left_out else ""
         raise V2FError(f"{path}: it has no row that could be used{reasons}")
