@@ -50,10 +50,10 @@ def encode(
 ) -> Members:
     """The members of one sample, extension to content.
 
-    ``wav_T`` lies in [-1, 1] (beyond, it is clipped); ``photos_HWC`` are uint8, all RGB [H, W, 3] or all gray
-    [H, W, 1]; None: the sample has none on purpose. ``extra`` goes into the JSON beside the required keys;
-    ``codes_PLD`` are the photos' w+; ``arrays`` are arrays of one's own by name; ``quality`` (1 to 100) counts for JPEG
-    and WebP.
+    ``wav_T`` is clipped to [-1, 1]; ``photos_HWC`` are uint8, all RGB [H, W, 3] or all gray [H, W, 1]; None means that
+    the sample has none on purpose. ``extra`` goes into the JSON beside the required keys; ``codes_PLD`` are the photos'
+    w+; ``arrays`` are custom arrays by name; ``quality`` (1 to 100) applies to JPEG and WebP. V2FError names the key
+    and what cannot be encoded.
     """
     check_key(key)
     if split not in SPLITS:
@@ -118,8 +118,8 @@ def encode_photo(key: str, photo_HWC: npt.NDArray[np.uint8], photo_format: Photo
 
 
 def encode_array(key: str, name: str, values: npt.NDArray[Any]) -> bytes:
-    """An array of one's own as NumPy's format: floats or integers of at most 8 bytes, finite, at least one and at most
-    ``MAX_ARRAY`` bytes."""
+    """A custom array in NumPy's format: finite floats or integers of at most 8 bytes each, 1 to ``MAX_ARRAY`` bytes in
+    all."""
     if not is_array_name(name):
         raise V2FError(
             f"sample {key}: an array cannot be called {name!r}: 1 to 40 of the characters A-Z a-z 0-9 _, and neither "
@@ -137,14 +137,14 @@ def encode_array(key: str, name: str, values: npt.NDArray[Any]) -> bytes:
 
 
 def encode_codes(key: str, codes_PLD: npt.NDArray[np.floating[Any]], photos: int) -> bytes:
-    """w+ [P, L, D] of the ``photos`` photos of a sample as NumPy's format, float16."""
+    """w+ [P, L, D] of the ``photos`` photos of a sample in NumPy's format, float16."""
     if codes_PLD.ndim != 3 or len(codes_PLD) != photos or not codes_PLD.size:
         raise V2FError(f"sample {key}: codes of shape {codes_PLD.shape}, [{photos}, styles, width] is wanted")
     return _encode_npy(key, "codes", codes_PLD)
 
 
 def encode_embedding(key: str, embedding_PE: npt.NDArray[np.floating[Any]], photos: int) -> bytes:
-    """Identity embeddings [P, E] of the ``photos`` photos of a sample as NumPy's format, float16."""
+    """Identity embeddings [P, E] of the ``photos`` photos of a sample in NumPy's format, float16."""
     if embedding_PE.ndim != 2 or len(embedding_PE) != photos or not embedding_PE.size:
         raise V2FError(f"sample {key}: embeddings of shape {embedding_PE.shape}, [{photos}, width] is wanted")
     return _encode_npy(key, "embeddings", embedding_PE)

@@ -1,4 +1,4 @@
-"""The schema of a sample, once: encode and decode side by side.
+"""The schema of a sample, and reading one; ``encoding.py`` writes them.
 
 A sample is a run of adjacent members of a plain WebDataset tar that share a key::
 
@@ -7,17 +7,17 @@ A sample is a run of adjacent members of a plain WebDataset tar that share a key
     KEY.0.png, KEY.1.png, ...                  several photos
     KEY.codes.npy                              optional: w+ of each photo, float16 [P, L, D]
     KEY.identity.npy                           optional: identity embedding of each photo, float16 [P, E]
-    KEY.NAME.npy                               optional: an array of one's own, of floats or integers of any shape
-    KEY.json                                   identity, split, source, with audio sample_rate and seconds, and what a
-                                               source adds: labels, for example
-    KEY.foreign                                only in memory, where others wrote the tar: see foreign.py
+    KEY.NAME.npy                               optional: a custom array of floats or integers, of any shape
+    KEY.json                                   identity, split, source; with audio also sample_rate and seconds; and
+                                               whatever the source adds, such as labels
+    KEY.foreign                                only in memory, for tars not written by v2f: see foreign.py
 
-At least one of audio, photos and arrays is there. A sample that does not have both audio and RGB photos says so: its
-JSON has ``holds``, a list of those of ``audio``, ``photos`` and ``gray`` (the photos have one channel) that are true of
-it. So a member that was lost is never taken for one that was not meant.
+A sample has at least one of audio, photos and arrays. One without both audio and RGB photos lists what it has under
+``holds`` in its JSON: any of ``audio``, ``photos`` and ``gray`` (the photos have one channel). So a lost member is
+never mistaken for one that was left out on purpose.
 
-A key is of letters, digits, ``-`` and ``_`` (a dot would end it); a NAME of letters, digits and ``_``. Both fit into a
-tar's 100 characters. The manifest declares dtype and shape of each array.
+A key consists of letters, digits, ``-`` and ``_`` (a dot would end it), a NAME of letters, digits and ``_``; together
+they fit into the 100 characters of a tar's names. The manifest declares dtype and shape of each array.
 
 Shape letters: T audio frames, H height, W width, C channels, P photos, L styles, D style width, E embedding.
 """
@@ -39,23 +39,23 @@ from PIL import Image, ImageOps
 
 from v2f.errors import V2FError
 
-SCHEMA_VERSION = 3  # the highest that is read; each data set is written as the lowest that can hold it
+SCHEMA_VERSION = 3  # the highest version that is read; a data set is written in the lowest version that can hold it
 AudioFormat = Literal["flac", "wav"]
 PhotoFormat = Literal["png", "jpg", "webp"]
 AUDIO_FORMATS = ("flac", "wav")
 PHOTO_FORMATS = ("png", "jpg", "webp")
-FOREIGN = "foreign"  # an empty member of samples that others wrote (foreign.py): what follows is read, too
+FOREIGN = "foreign"  # an empty member marks samples from tars of others (foreign.py), which may hold the formats below
 FOREIGN_AUDIO = (*AUDIO_FORMATS, "mp3", "m4a", "ogg")
 FOREIGN_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK")
 AUDIO, PHOTOS, GRAY = "audio", "photos", "gray"  # what `holds` may list
-USUAL = (AUDIO, PHOTOS)  # what a sample holds that does not say otherwise
+USUAL = (AUDIO, PHOTOS)  # what a sample without `holds` has
 CODES = "codes.npy"
 EMBEDDING = "identity.npy"
 SPLITS = ("train", "valid", "test", "seen")
-MAX_SECONDS = 3600.0  # longer audio and larger photos are taken for decompression bombs
+MAX_SECONDS = 3600.0  # longer audio and larger photos count as decompression bombs
 MAX_PIXELS = 100_000_000
-MAX_ARRAY = 1 << 26  # bytes of an array of one's own
-BLOCK = 512  # a tar's unit: each header and each padded content is a multiple of it
+MAX_ARRAY = 1 << 26  # bytes of a custom array
+BLOCK = 512  # bytes of a tar block; headers and padded contents are multiples of it
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _PHOTO = re.compile(rf"(?:(\d+)\.)?({'|'.join(PHOTO_FORMATS)})")
@@ -67,7 +67,7 @@ Members = dict[str, bytes]
 
 
 def check_key(key: str) -> str:
-    """``key`` if it may name a sample."""
+    """``key`` if it is valid as a sample's key; else V2FError."""
     if not _KEY.fullmatch(key):
         raise V2FError(f"sample {key!r}: a key has 1 to 80 of the characters A-Z a-z 0-9 - _")
     return key
@@ -79,12 +79,12 @@ def is_array_name(name: str) -> bool:
 
 
 def pillow_image(photo_HWC: npt.NDArray[np.uint8]) -> Image.Image:
-    """A uint8 photo [H, W, 3] or [H, W, 1] as Pillow has it."""
+    """A uint8 photo [H, W, 3] or [H, W, 1] as a Pillow image."""
     return Image.fromarray(np.ascontiguousarray(photo_HWC[..., 0] if photo_HWC.shape[2] == 1 else photo_HWC))
 
 
 def array_problem(values: npt.NDArray[Any]) -> str:
-    """Why an array is none that a sample may hold; empty: it is one."""
+    """Why a sample may not hold this array; empty if it may."""
     if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8:
         return f"is of {values.dtype}, floats or integers of at most 8 bytes are wanted"
     if not 0 < values.nbytes <= MAX_ARRAY:
@@ -95,8 +95,8 @@ def array_problem(values: npt.NDArray[Any]) -> str:
 
 
 def read_npy(content: bytes | memoryview) -> npt.NDArray[Any]:
-    """The numbers in NumPy's format 1.0 (NEP 1); ValueError if it is anything else or not whole. Nothing is run, and no
-    more memory is taken than ``content`` has."""
+    """The array in NumPy's format 1.0 (NEP 1); ValueError for any other or truncated content. Runs no code, and takes
+    no more memory than ``content``."""
     buffer = io.BytesIO(content)
     if np.lib.format.read_magic(buffer) != (1, 0):
         raise ValueError("no NumPy format 1.0")
@@ -108,8 +108,8 @@ def read_npy(content: bytes | memoryview) -> npt.NDArray[Any]:
 
 
 class Sample:
-    """One sample; audio, photos and JSON are decoded when asked for, strictly: what the schema does not
-    promise is a :class:`V2FError` that names the key."""
+    """One sample. Audio, photos and JSON are decoded when they are asked for; whatever breaks the schema is a
+    :class:`V2FError` that names the key."""
 
     def __init__(self, key: str, members: Mapping[str, bytes | memoryview]):
         self.key = key
@@ -144,7 +144,7 @@ class Sample:
 
     @classmethod
     def from_tar(cls, key: str, raw: bytes | bytearray | memoryview) -> "Sample":
-        """The sample whose tar members, headers and padding included, ``raw`` holds."""
+        """The sample in ``raw``: its tar members with their headers and padding."""
         return cls(key, split_members(key, raw))
 
     @cached_property
@@ -189,7 +189,7 @@ class Sample:
 
     @property
     def sample_rate(self) -> int:
-        """Frames a second of :meth:`waveform`, as the JSON says and the audio's own header confirms."""
+        """Sample rate of :meth:`waveform`, from the JSON; :meth:`waveform` checks it against the audio's header."""
         self._heard()
         return int(self.meta["sample_rate"])
 
@@ -200,7 +200,7 @@ class Sample:
         return self._audio
 
     def waveform(self) -> npt.NDArray[np.float32]:
-        """The clip, float32 [T] in [-1, 1]."""
+        """The clip, float32 [T] in [-1, 1] at :attr:`sample_rate`."""
         audio = self._heard()
         if self._is_foreign:
             return self._any_waveform(audio)
@@ -239,7 +239,7 @@ class Sample:
 
     @property
     def seconds(self) -> float:
-        """How long the clip is; of a sample that others wrote it has to be decoded."""
+        """Length of the clip; a sample from a foreign tar is decoded to find it."""
         if self._is_foreign:
             return len(self.waveform()) / self.sample_rate
         return float(self.meta["seconds"])
@@ -255,7 +255,7 @@ class Sample:
         return list(self._photos)
 
     def member(self, extension: str) -> bytes | memoryview:
-        """The content of a member as it is stored."""
+        """The stored bytes of a member."""
         return self._members[extension]
 
     @property
@@ -263,12 +263,12 @@ class Sample:
         return len(self._photos)
 
     def photo_size(self, number: int = 0) -> tuple[int, int]:
-        """Width and height of photo ``number``, read off its header."""
+        """Width and height of photo ``number``, from its header."""
         with self._picture(number) as image:
             return image.size
 
     def photo(self, number: int = 0) -> npt.NDArray[np.uint8]:
-        """Photo ``number``, uint8: RGB [H, W, 3], or gray [H, W, 1] where the sample says so."""
+        """Photo ``number``, uint8: RGB [H, W, 3], or gray [H, W, 1] if the sample is gray."""
         with self._picture(number) as image:
             pixels: npt.NDArray[np.uint8] = np.array(image)
             return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -279,7 +279,7 @@ class Sample:
             raise V2FError(f"sample {self.key}: it has no photo")
         name = self._photos[number]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit that counts
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
             try:
                 with Image.open(io.BytesIO(self._members[name]), formats=("PNG", "JPEG", "WEBP")) as image:
                     if image.width * image.height > MAX_PIXELS:
@@ -296,7 +296,7 @@ class Sample:
                     yield image
             except V2FError:
                 raise
-            except Exception as error:  # nobody can list what damage makes a decoder raise
+            except Exception as error:  # damage can make a decoder raise anything
                 raise V2FError(f"sample {self.key}: photo {name} cannot be decoded ({_first_line(error)})") from error
 
     @property
@@ -314,7 +314,7 @@ class Sample:
         return EMBEDDING in self._members
 
     def embedding(self, number: int = 0) -> npt.NDArray[np.float32]:
-        """Identity embedding of photo ``number``, float32 [E]; of length one but for float16's rounding."""
+        """Identity embedding of photo ``number``, float32 [E]; of unit length up to float16 rounding."""
         if not self.has_embedding:
             raise V2FError(
                 f"sample {self.key}: it has no identity embedding ({EMBEDDING}); `v2f shards precompute` writes it"
@@ -323,11 +323,11 @@ class Sample:
 
     @property
     def array_names(self) -> list[str]:
-        """The names of its arrays of one's own, sorted."""
+        """The names of its custom arrays, sorted."""
         return list(self._arrays)
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """The array of one's own that is called ``name``, as it was encoded."""
+        """The custom array ``name``, as it was encoded."""
         if name not in self._arrays:
             there = ", ".join(self._arrays) or "none"
             raise V2FError(f"sample {self.key}: it has no array {name!r}; its arrays: {there}")
@@ -342,7 +342,7 @@ class Sample:
         return values
 
     def check(self) -> None:
-        """Decode all that it holds; :class:`V2FError` where that is not what the schema promises."""
+        """Decode everything in the sample; :class:`V2FError` if anything breaks the schema."""
         seconds = len(self.waveform()) / self.sample_rate if self.has_audio else 0.0
         if self.has_audio and not self._is_foreign and abs(seconds - self.seconds) > 0.01:
             raise V2FError(f"sample {self.key}: its JSON says {self.meta['seconds']} s, its audio has {seconds:.3f}")
@@ -374,8 +374,8 @@ class Sample:
 
 
 def held(members: Mapping[str, bytes | memoryview]) -> tuple[str, ...]:
-    """What a sample says that it holds, of ``audio``, ``gray`` and ``photos``; the usual, where it says nothing that
-    can be read."""
+    """The sample's ``holds``: any of ``audio``, ``gray`` and ``photos``; :data:`USUAL` if its JSON has none or cannot
+    be read."""
     try:
         said = json.loads(bytes(members["json"]))["holds"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -384,25 +384,28 @@ def held(members: Mapping[str, bytes | memoryview]) -> tuple[str, ...]:
 
 
 def _is_true(said: Any, audio: bool, photos: bool) -> bool:
-    """Whether what a JSON has as ``holds`` can be said of a sample with these members."""
+    """Whether ``holds`` of a JSON is true of a sample with or without audio and photos."""
     if not isinstance(said, list) or not {*map(str, said)} <= {AUDIO, PHOTOS, GRAY}:
         return False
     return (AUDIO in said, PHOTOS in said) == (audio, photos) and (photos or GRAY not in said)
 
 
 def join_members(key: str, members: Mapping[str, bytes | memoryview]) -> bytes:
-    """The adjacent USTAR members of a sample, as webdataset writes them and :func:`split_members` takes them apart;
-    times and owners are fixed, so that equal samples are equal bytes."""
-    from webdataset import TarWriter  # imports torch, which most who read need not
+    """The adjacent USTAR members of a sample, as webdataset writes them and :func:`split_members` reads them; times and
+    owners are fixed, so that equal samples give equal bytes."""
+    from webdataset import TarWriter  # imported late: it imports torch, which readers do not need
 
     tar = io.BytesIO()
     with TarWriter(tar, encoder=False, mtime=0, user="v2f", group="v2f", keep_meta=True) as writer:
         writer.write({"__key__": key, **members})
-    return tar.getvalue()[: sum(BLOCK + padded(len(content)) for content in members.values())]  # without the tar's end
+    return tar.getvalue()[
+        : sum(BLOCK + padded(len(content)) for content in members.values())
+    ]  # without the end-of-archive blocks
 
 
 def split_members(key: str, raw: bytes | bytearray | memoryview) -> dict[str, memoryview]:
-    """Extension -> content of adjacent USTAR members that belong to ``key`` (POSIX.1-1988, "ustar" format)."""
+    """Extension -> content of the adjacent USTAR members of ``key`` (POSIX.1-1988, "ustar" format); V2FError if they
+    are anything else."""
     view = memoryview(raw)
     members: dict[str, memoryview] = {}
     at = 0
