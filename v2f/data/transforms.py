@@ -1,10 +1,10 @@
-"""What a system reads of a sample: small frozen objects that make one array of it.
+"""Transforms: what a system reads of a sample. Each is a small frozen object that makes one array of it.
 
-``rng`` is keyed by (seed, slot, the transform's name) in training; None asks for the one deterministic reading
-(evaluation). A transform that has to choose as another one does names that one in an attribute ``draws_as``.
+``rng`` is keyed by (seed, slot, the transform's name) in training; None means the deterministic reading (evaluation). A
+transform that has to make the same random choices as another one names it in an attribute ``draws_as``.
 
-What depends on the data set, such as the numbers of classes and people, a transform learns before anything is read:
-:func:`bound`. A part that a sample does not have is a :class:`V2FError`, where the manifest tells it before the start.
+A transform learns what depends on the data set, such as its classes and people, before anything is read: :func:`bound`.
+A part that the samples do not have is a :class:`V2FError`, before the start if the manifest says so.
 
 Shape letters: T audio frames, H height, W width, C channels, L styles, D style width.
 """
@@ -25,54 +25,53 @@ from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
 if TYPE_CHECKING:
-    from v2f.data.manifest import ArrayKind, Dataset  # decode workers start faster without
+    from v2f.data.manifest import ArrayKind, Dataset  # not at run time, so that decode workers start faster
 
 _NOISE = 0x4E01  # what a key draws, so that no two draws share a stream
 
 
 class Transform(Protocol):
-    """A picklable callable, of a class that a module (not a script) defines; equal shapes for all samples.
+    """A picklable callable whose class is defined in a module (not a script); it returns equal shapes for all samples.
 
-    Optional: ``draws_as: str``, the name of the transform with whose ``rng`` it is called; ``check(root, provenance)``,
-    called with where a data set lies and what its manifest says of its making, before it is read: a
-    :class:`V2FError` where that cannot be read; ``bind(datasets)`` (:class:`Binding`)."""
+    Optional: ``draws_as: str``, the transform whose ``rng`` it gets (:class:`Following`); ``check(root, provenance)``
+    (:class:`Checking`); ``bind(datasets)`` (:class:`Binding`)."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[Any]: ...
 
 
 @runtime_checkable
 class Checking(Protocol):
-    """A transform that cannot read every data set."""
+    """A transform that cannot read every data set: it is asked before reading starts."""
 
     def check(self, root: str, provenance: Mapping[str, Any]) -> None:
-        """:class:`V2FError` where the data set at ``root``, of whose making ``provenance`` tells, cannot be read."""
+        """:class:`V2FError` if it cannot read the data set at ``root``, whose manifest has this ``provenance``."""
 
 
 @runtime_checkable
 class Following(Protocol):
-    """A transform that draws as another one does: it is called with an ``rng`` like that one's."""
+    """A transform that makes the same random choices as another one: it is called with an equal ``rng``."""
 
     @property
     def draws_as(self) -> str:
-        """The name of that other transform."""
+        """The name of the other transform."""
 
 
 @runtime_checkable
 class Binding(Protocol):
-    """A transform that depends on what the data sets hold."""
+    """A transform that depends on the data sets."""
 
     def bind(self, datasets: "Sequence[Dataset]") -> Transform:
-        """The transform as these data sets, which are read together, want it; :class:`V2FError` where they do not have
-        what it reads. One that is bound already, or was told all it needs, only looks."""
+        """The transform for these data sets, which are read together; :class:`V2FError` if they lack what it reads. A
+        transform that is bound already, or was given all it needs, only checks."""
         ...
 
 
 def bound(transforms: Mapping[str, Transform], datasets: "Sequence[Dataset]") -> dict[str, Transform]:
-    """The transforms, those that depend on data bound to ``datasets``.
+    """The transforms, with those that depend on data bound to ``datasets``.
 
-    Whoever reads a split binds to its data sets. In a mix the people of the first data set have the first numbers, so
-    validation, which reads that one, numbers them alike. What is then read of another data set has to be bound to the
-    one of the training before, so that classes and people keep their numbers.
+    Code that reads a split binds to the data sets of that split. In a mix, the people of the first data set get the
+    first numbers, so validation, which reads that data set, numbers them alike. Before transforms read yet another data
+    set, bind them to the training data, so that classes and people keep their numbers.
     """
     return {name: each.bind(datasets) if isinstance(each, Binding) else each for name, each in transforms.items()}
 
@@ -86,8 +85,8 @@ def _want(part: str, datasets: "Sequence[Dataset]") -> None:
 
 @dataclass(frozen=True)
 class Waveform:
-    """``seconds`` of the clip as float32 [T] in [-1, 1]: a random window (in evaluation the middle one) of a
-    longer clip; a shorter clip is repeated to the length."""
+    """``seconds`` of the clip at ``sample_rate``, float32 [T] in [-1, 1]: a random window of a longer clip (in
+    evaluation the middle one); a shorter clip is repeated to the length."""
 
     seconds: float
     sample_rate: int = 16000
@@ -113,8 +112,8 @@ class Waveform:
 class Photo:
     """One of the sample's photos (in evaluation the first), uint8 [channels, size, size]: RGB, or gray of one channel.
 
-    A photo that is not square is cut to its middle, of which ``share`` of the side is kept; another size is
-    resampled (Lanczos). A gray photo becomes RGB with three equal channels, an RGB one gray by its luma (ITU-R BT.601).
+    The photo is cropped to its central square, of whose side ``share`` is kept, and resized if necessary (Lanczos). A
+    gray photo becomes RGB with three equal channels; an RGB photo becomes gray by its luma (ITU-R BT.601).
     """
 
     size: int
@@ -132,10 +131,10 @@ class Photo:
 
 @dataclass(frozen=True)
 class ClassNumber:
-    """The number of the sample's class, int64 []: what its JSON has under ``name``, counted in ``classes``.
+    """The number of the sample's class, int64 []: the index in ``classes`` of what its JSON has under ``name``.
 
-    ``classes`` are the names in order; where none are given, those of the data set's manifest, where packing put them
-    (``provenance.classes``). Other than a person, a class may be in several splits.
+    ``classes`` are the names in order; by default those that packing put into the manifest (``provenance.classes``).
+    Unlike a person, a class may be in several splits.
     """
 
     name: str = "label"
@@ -174,7 +173,7 @@ class ClassNumber:
 
 
 def _classes(dataset: "Dataset", name: str) -> tuple[str, ...]:
-    """The classes of the label ``name`` that a manifest names; none, where it names none."""
+    """The classes of the label ``name`` in a manifest; empty if it names none."""
     said = dataset.manifest.provenance.get("classes")
     listed = said.get(name) if isinstance(said, dict) else None
     return tuple(map(str, listed)) if isinstance(listed, list) else ()
@@ -182,10 +181,10 @@ def _classes(dataset: "Dataset", name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class PersonNumber:
-    """The number of the sample's person among those who are trained on, int64 []; -1: somebody else.
+    """The number of the sample's person among the people of the training data, int64 []; -1: somebody else.
 
-    ``people`` are their names in order; where none are given, the people of the split train in the manifest's order, of
-    several data sets one behind the other, where one name is one person.
+    ``people`` are their names in order; by default those in the split train, in the manifest's order, for several data
+    sets one after the other. Equal names are the same person.
     """
 
     people: tuple[str, ...] = ()
@@ -212,7 +211,7 @@ class PersonNumber:
 
 @dataclass(frozen=True)
 class Array:
-    """The array of one's own that is called ``name``, as it is stored; of one shape in all samples."""
+    """The custom array ``name``, as it is stored; its shape must be the same in all samples."""
 
     name: str
 
@@ -229,8 +228,8 @@ class Array:
 
 @dataclass(frozen=True)
 class TokenWindow:
-    """``length`` entries of the integers [N, ...] that are called ``name``, int64 [length, ...]: of more in training a
-    random window, in evaluation the first ones; what is missing at the end is ``pad``."""
+    """``length`` entries of the integer array ``name`` [N, ...], int64 [length, ...]: of a longer array a random window
+    (in evaluation the first entries); a shorter one is padded at its end with ``pad``."""
 
     name: str
     length: int
@@ -257,7 +256,7 @@ class TokenWindow:
 
 
 def _declared(dataset: "Dataset", name: str) -> "ArrayKind":
-    """What a manifest says of the array ``name``."""
+    """The manifest's declaration of the array ``name``."""
     arrays = dataset.manifest.arrays
     if name not in arrays:
         raise V2FError(
@@ -268,7 +267,7 @@ def _declared(dataset: "Dataset", name: str) -> "ArrayKind":
 
 @dataclass(frozen=True)
 class NoiseVector:
-    """Independent numbers of N(0, 1), float32 [width]; in evaluation always the same ones for a sample."""
+    """Independent standard normal numbers, float32 [width]; in evaluation always the same for a sample."""
 
     width: int
 
@@ -279,7 +278,7 @@ class NoiseVector:
 
 @dataclass(frozen=True)
 class StoredCodes:
-    """w+ of the photo that the :class:`Photo` called ``draws_as`` gives, float32 [styles, width]."""
+    """The stored w+ of the photo that the :class:`Photo` named ``draws_as`` reads, float32 [styles, width]."""
 
     styles: int
     width: int = 512
@@ -297,10 +296,10 @@ class StoredCodes:
 
 @dataclass(frozen=True)
 class StoredEmbedding:
-    """Identity embedding of the photo that the :class:`Photo` called ``draws_as`` gives, float32 [width], of length one
-    but for float16's rounding.
+    """The stored identity embedding of the photo that the :class:`Photo` named ``draws_as`` reads, float32 [width], of
+    unit length up to float16 rounding.
 
-    ``net`` describes the identity net that the system knows: embeddings of another one are refused.
+    ``net`` describes the system's identity net; embeddings of any other net are refused.
     """
 
     net: Mapping[str, Any]
@@ -328,7 +327,7 @@ def _net_facts(net: Mapping[str, Any]) -> str:
 
 
 def _chosen(sample: Sample, rng: np.random.Generator | None) -> int:
-    """The number of one photo: by chance, in evaluation the first."""
+    """The number of a random photo, in evaluation the first."""
     if not sample.photo_count:
         raise V2FError(f"sample {sample.key}: it has no photo")
     return 0 if rng is None else int(rng.integers(sample.photo_count))
@@ -336,7 +335,8 @@ def _chosen(sample: Sample, rng: np.random.Generator | None) -> int:
 
 @dataclass(frozen=True)
 class Factors:
-    """The synthetic person's true factors of one group, float32 [factors]; for upper bounds, never for training."""
+    """The synthetic person's true factors of one group, float32 [factors]; for upper bounds only, never for
+    training."""
 
     group: Literal["voice", "face", "clip"]
 
@@ -348,8 +348,7 @@ class Factors:
 
 
 def square(photo_HWC: npt.NDArray[np.uint8], size: int, share: float = 1.0) -> npt.NDArray[np.uint8]:
-    """The middle square of a photo [H, W, C], ``share`` of its shorter side, at ``size`` x ``size``: uint8
-    [size, size, C]."""
+    """The central square of a photo [H, W, C], with ``share`` of its shorter side, resized to uint8 [size, size, C]."""
     height, width, _ = photo_HWC.shape
     side = max(1, round(share * min(height, width)))
     top, left = (height - side) // 2, (width - side) // 2
@@ -361,10 +360,10 @@ def square(photo_HWC: npt.NDArray[np.uint8], size: int, share: float = 1.0) -> n
 
 
 def to_rgb(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A photo as RGB [H, W, 3]: the channel of a gray one three times."""
+    """A photo as RGB [H, W, 3]; a gray channel is repeated three times."""
     return np.repeat(photo_HWC, 3, axis=2) if photo_HWC.shape[2] == 1 else photo_HWC
 
 
 def to_gray(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A photo as gray [H, W, 1]: of an RGB one the luma of ITU-R BT.601."""
+    """A photo as gray [H, W, 1]; RGB becomes its luma (ITU-R BT.601)."""
     return photo_HWC if photo_HWC.shape[2] == 1 else np.asarray(pillow_image(photo_HWC).convert("L"))[..., None]
