@@ -22,7 +22,7 @@ from v2f.storage import store
 
 @dataclass(frozen=True)
 class ShardRows:
-    """What a finished tar holds: itself, and a row for each of its samples."""
+    """A finished tar: its entry in the manifest, and a row for each of its samples."""
 
     shard: Shard
     offset: list[int]
@@ -34,14 +34,14 @@ class ShardRows:
 
 
 def common(kinds: Iterable[Sequence[str]]) -> list[str]:
-    """What of ``holds`` is true of all: the parts that each has, and gray photos where any has them."""
+    """The common ``holds`` of several: the parts that all have, and ``gray`` if any of them has it."""
     each = [set(kind) for kind in kinds] or [set(USUAL)]
     every, some = set.intersection(*each), set.union(*each)
     return sorted((every - {GRAY}) | (some & {GRAY}))
 
 
 def write_shard(root: str, name: str, split: str, samples: Sequence[tuple[str, str, Members]]) -> ShardRows:
-    """Write ``samples`` (key, identity, members) as ``root/name``, atomically: a plain tar as webdataset writes it."""
+    """Write ``samples`` (key, identity, members) as ``root/name``, atomically, as a plain tar like webdataset's."""
     runs = [join_members(check_key(key), members) for key, _, members in samples]
     keys, identities = [key for key, _, _ in samples], [identity for _, identity, _ in samples]
     holds = common(held(members) for _, _, members in samples)
@@ -58,12 +58,12 @@ def write_runs(
     checksums: Sequence[int],
     holds: Sequence[str] = USUAL,
 ) -> ShardRows:
-    """Write the tar members ``runs`` of samples as they are as ``root/name``, atomically; ``checksums``: the CRC-32
-    that each has to have, which is not looked at; ``holds``: what all of them hold."""
+    """Write the tar members ``runs`` of samples unchanged to ``root/name``, atomically. ``checksums``: the CRC-32 to
+    record for each, unchecked; ``holds``: what all of the samples hold."""
     if len(set(keys)) != len(keys):
         raise V2FError(f"{name}: a key stands twice among the samples that are written to it")
     ends = list(accumulate((len(run) for run in runs), initial=0))
-    tail = bytes(-(ends[-1] + 2 * BLOCK) % tarfile.RECORDSIZE + 2 * BLOCK)  # a tar ends with two empty blocks
+    tail = bytes(-(ends[-1] + 2 * BLOCK) % tarfile.RECORDSIZE + 2 * BLOCK)  # a tar ends with two zero blocks
     digest = hashlib.sha256()
     with store.replacing(store.join(root, name)) as temporary, open(temporary, "wb") as file:
         for piece in (*runs, tail):
@@ -90,9 +90,9 @@ def write_manifest(
     arrays: Mapping[str, ArrayKind] | None = None,
     foreign: Foreign | None = None,
 ) -> Dataset:
-    """Commit a data set: its index first, ``manifest.json`` last. ``provenance`` is plain JSON; ``put`` writes a file,
-    ``named`` is the index's name; ``arrays`` declares the arrays of one's own, all of which every sample has;
-    ``foreign``: others wrote the shards, which lie elsewhere."""
+    """Commit a data set: write its index, then ``manifest.json``. ``provenance`` is plain JSON; ``put`` writes a file;
+    ``named`` is the name of the index; ``arrays`` declares the custom arrays, which every sample has; ``foreign`` is
+    set if v2f did not write the shards. V2FError if there is no sample, or a key occurs twice."""
     rows = [(row, key) for row in shards for key in row.key]
     keys = [key for _, key in rows]
     if not keys:
