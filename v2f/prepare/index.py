@@ -1,8 +1,8 @@
-"""``v2f shards index``: a data set of WebDataset tars that others wrote, which stay where and as they are.
+"""``v2f shards index``: makes a data set of existing WebDataset tars, which are neither moved nor changed.
 
-Each tar is read once: its SHA-256, where the members of each sample lie, and whether they decode. What is not whole is
-left out and named in ``left_out.jsonl``: samples without a member that the map asks for, members that cannot be
-decoded, a key that comes back after others, whatever lies behind damage.
+Each tar is read once, for its SHA-256, the byte range of each sample, and whether its members decode. Incomplete
+samples are left out and listed in ``left_out.jsonl``: those that lack a member named in the map, that cannot be
+decoded, whose key occurs again after other samples, or that follow damage in the tar.
 """
 
 import os
@@ -34,8 +34,8 @@ from v2f.storage.credentials import without_credentials
 from v2f.storage.lease import Lease
 from v2f.weights.files import sha256_of
 
-EVERYTHING = {"audio": "flac|wav|mp3|m4a|ogg", "photo": "jpg|jpeg|png|webp"}  # what is read without a map
-_APART = ("train", "valid", "test")  # a person of several is in the last of them
+EVERYTHING = {"audio": "flac|wav|mp3|m4a|ogg", "photo": "jpg|jpeg|png|webp"}  # the fields without a map
+_APART = ("train", "valid", "test")  # a person in several splits goes to the last of them
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class _Tar:
 
 @dataclass(frozen=True)
 class _FoundSample:
-    """A whole sample: ``key`` is ours, ``tar`` the number of the one that it lies in."""
+    """A whole sample that was found: ``key`` follows our rules, ``tar`` is the number of its tar."""
 
     tar: int
     key: str
@@ -59,8 +59,9 @@ class _FoundSample:
 
 
 def index(urls: Sequence[str], out: str, map_path: str | None = None, splits: Sequence[str] = ()) -> Dataset:
-    """Write the manifest of the tars ``urls`` (braces are expanded) to ``out``. ``map_path``: YAML of
-    :class:`v2f.data.foreign.Fields`; ``splits``: ``NAME=PATTERN`` each, for places; none: by person, from a hash."""
+    """Write the manifest of the tars ``urls`` (with brace expansion) to ``out``. ``map_path``: YAML of
+    :class:`v2f.data.foreign.Fields`; ``splits``: ``NAME=PATTERN`` each, matched against the tars' locations; without
+    any, people are split by a hash."""
     fields = build(Fields, EVERYTHING if map_path is None else read_yaml(map_path), map_path or "the map")
     patterns = [_pattern(text) for text in splits]
     with parts.leased(out, "v2f shards index") as owner:
@@ -122,7 +123,7 @@ def _pattern(text: str) -> tuple[str, str]:
 
 
 def _place(url: str, out: str) -> str:
-    """Where a tar lies: from ``out`` on where it lies below, else the whole path or URL."""
+    """The location of a tar: relative to ``out`` if it is below it, else the absolute path or URL."""
     local = store.local_path(url)
     if local is None:
         return url.removeprefix(out.rstrip("/") + "/")
@@ -133,10 +134,10 @@ def _place(url: str, out: str) -> str:
 
 @contextmanager
 def _as_file(url: str) -> Iterator[str]:
-    """A tar as a local file, for as long as it is looked at."""
+    """A tar as a local file, downloaded to a temporary folder if it is remote."""
     local = store.local_path(url)
     if local is not None:
-        store.size(local)  # an error that names it, where it is not there
+        store.size(local)  # V2FError that names it if it is missing
         yield local
         return
     folder = tempfile.mkdtemp(prefix="v2f-index-")
@@ -151,7 +152,7 @@ def _as_file(url: str) -> Iterator[str]:
 
 
 class _Keys:
-    """Keys by our rules for keys by others': what may not stand in one is a dash, one that is taken gets a number."""
+    """Turns foreign keys into valid, unique ones: invalid characters become a dash, a duplicate gets a number."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -170,7 +171,7 @@ class _Keys:
 def _rows(
     path: str, url: str, number: int, fields: Fields, keys: _Keys, left_out: list[LeftOut]
 ) -> Iterator[_FoundSample]:
-    """The whole samples of a tar, in their order; ``left_out`` takes the others."""
+    """The whole samples of a tar, in order; the others are added to ``left_out``."""
     shown, kept = without_credentials(url), set()
     with open(path, "rb") as file:
         for key, start, end in _runs(path, shown, left_out):
@@ -196,7 +197,7 @@ def _rows(
 
 
 def _runs(path: str, shown: str, left_out: list[LeftOut]) -> Iterator[tuple[str, int, int]]:
-    """Key, begin and end of each run of members of one key, as webdataset puts samples together."""
+    """Key, start and end of each run of members with one key, grouped as in webdataset."""
     key, start, end = "", 0, 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -230,7 +231,8 @@ def _by_person(rows: Sequence[_FoundSample]) -> dict[str, str]:
 def _by_pattern(
     rows: Sequence[_FoundSample], tars: Sequence[_Tar], patterns: Sequence[tuple[str, str]], left_out: list[LeftOut]
 ) -> Mapping[str, str]:
-    """Key -> split, by the first pattern that a tar's place fits, else train; people stay apart."""
+    """Key -> split, from the first pattern that matches the tar's location, else train. A person's samples in any but
+    the person's last split are left out, so that people are not shared between splits."""
     of_tar = [next((name for name, pattern in patterns if fnmatchcase(tar.url, pattern)), "train") for tar in tars]
     for name, pattern in patterns:
         if not any(fnmatchcase(tar.url, pattern) for tar in tars):

@@ -1,11 +1,11 @@
-"""The converter of pairs: a CSV with the header ``audio,image,identity[,split][,x,y][,landmarks]``, one row a sample.
+"""The converter of pairs: a CSV with the header ``audio,image,identity[,split][,x,y][,landmarks]``, one row per sample.
 
-Paths are relative to the CSV. What stands around a field (blanks, commas behind the last) does not count, nor does how
-Unicode spells it (``names.py``). Audio is anything that libsndfile or FFmpeg (PyAV) reads, photos anything that Pillow
-reads; what is made of them is told in ``steps.py``. A row that cannot be used is left out with its reason; a CSV that
-cannot be meant is refused.
+Paths are relative to the CSV. Blanks around a field, commas after the last one, and the Unicode spelling of names
+(``names.py``) are ignored. Audio may have any format that libsndfile or FFmpeg (PyAV) reads, photos any that Pillow
+reads; ``steps.py`` describes the processing. A row that cannot be used is left out with its reason; a CSV with a wrong
+header or invalid splits is refused.
 
-Splits are by person: from the column where there is one, else by shares (``splits.py``).
+Splits are by person: from the column if there is one, else by shares (``splits.py``).
 """
 
 import re
@@ -36,7 +36,7 @@ _OPTIONAL = ("split", "x", "y", "landmarks")
 
 
 class PairsConfig(StepsConfig):
-    """Which pairs; and, as ``StepsConfig`` has it, what is made of them."""
+    """Which pairs to use, and (``StepsConfig``) how to process them."""
 
     csv: Place = Field(description="audio,image,identity[,split][,x,y][,landmarks]; paths are relative to it")
     people: Shares = Shares()
@@ -56,14 +56,14 @@ class PairsConfig(StepsConfig):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those that every row has to fill."""
+        """The columns that every row must fill."""
         point = ("x", "y") if self.face == "nearest" else ()
         return (*_COLUMNS, *point, *(("landmarks",) if self.align == "landmarks" else ()))
 
 
 @dataclass(frozen=True)
 class PairRow:
-    """One row of the CSV; ``number`` is its line, the header being line 1. Paths are spelled as there."""
+    """One row of the CSV; ``number`` is its line, with the header as line 1. Paths are spelled as in the CSV."""
 
     number: int
     audio: str
@@ -115,7 +115,7 @@ class Pairs:
             return square(np.asarray(photo), steps.side(config))
         if config.align == "landmarks":
             content = steps.read_file(self._path(row.landmarks), "landmarks file")
-            # a pixel's centre has whole numbers as coordinates, its corner is half a pixel away
+            # the center of a pixel has integer coordinates, its corner is half a pixel away
             landmarks = (align.read_landmarks(content, row.landmarks) + 0.5) * shrunk - 0.5
             landmarks = align.check_landmarks(landmarks, photo)
         else:
@@ -129,7 +129,7 @@ class Pairs:
         return on_disk(store.join(folder, path) if relative else path)
 
     def _deal(self, rows: list[PairRow]) -> list[PairRow]:
-        """Split by person, and hold out clips of those who are trained on."""
+        """Split by person, and hold out some clips of the people in train."""
         of_person: dict[str, set[str]] = defaultdict(set)
         for row in rows:
             of_person[row.identity].add(same(row.audio))
@@ -141,7 +141,8 @@ class Pairs:
 
 
 def _pairs_of(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[PairRow], list[LeftOut], bool]:
-    """The rows, what is left out, whether a column names the splits; ``needed``: the columns that the recipe uses."""
+    """The rows, those left out, and whether there is a column ``split``; ``needed``: the columns that the recipe
+    uses."""
     listed = read_rows(text, path)
     _, header = next(listed, (0, []))
     names = [name for name in header if name]
@@ -180,7 +181,7 @@ def _key(row: PairRow) -> str:
 
 
 def _point(row: PairRow, photo: Image.Image) -> Points:
-    """The row's point in pixels of the photo."""
+    """The row's point, in pixels of the photo."""
     try:
         point = np.array([row.x, row.y], np.float64)
     except ValueError:
