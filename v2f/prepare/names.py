@@ -14,7 +14,8 @@ import unicodedata
 from v2f.errors import V2FError
 from v2f.storage import store
 
-_UNSEEN = "\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff"  # zero-width characters, which spreadsheets and web pages add
+# zero-width characters, which spreadsheets and web pages add
+_UNSEEN = "\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff"
 _AROUND = re.compile(rf"^[\s{_UNSEEN}]+|[\s{_UNSEEN}]+$")
 _FOLDERS = 64  # number of folders whose listings are cached
 _SETTLED_NS = 2_000_000_000  # a folder that changed more recently may change again with the same modification time
