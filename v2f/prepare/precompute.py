@@ -70,9 +70,8 @@ def load(assignments: Sequence[str], recipe: str | None = None) -> PrecomputeCon
     given."""
     values: dict[str, Any] = {}
     if recipe is not None:
-        from v2f.runs.run import (
-            load_config,
-        )  # imported late: it imports all systems
+        # imported late: it imports all systems, which packing processes do not need
+        from v2f.runs.run import load_config
 
         system = load_config(recipe).system.model_dump(mode="json")
         if "frozen" not in system:
