@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from v2f.data.manifest import Dataset, write_manifest, write_shard
-from v2f.data.sample import encode
+from v2f.data.encoding import encode
+from v2f.data.manifest import Dataset
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import Photo, Waveform
 from v2f.keyed import keyed_rng
 from v2f.runs.run import Run

@@ -15,11 +15,11 @@ from corpora import voice
 from systems.small import SMALL
 
 import v2f
-from v2f.data.transforms import Person, Photo, Waveform
+from v2f.data.transforms import PersonNumber, Photo, Waveform
 from v2f.errors import V2FError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-READS = {"wav": Waveform(0.25), "image": Photo(16), "person": Person()}
+READS = {"wav": Waveform(0.25), "image": Photo(16), "person": PersonNumber()}
 
 
 def test_every_block_of_the_page_runs(tiny_shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

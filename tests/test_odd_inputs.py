@@ -166,7 +166,7 @@ def bounded() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import_module("torchaudio.functional")  # what that takes is not the inputs'
+    import_module("scipy.signal")  # what that takes is not the inputs'
     folder = tmp_path_factory.mktemp("good")
     soundfile.write(folder / "good.wav", tone(0.6), 16000)
     portrait(0, size=96).save(folder / "good.png")

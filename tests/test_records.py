@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from v2f.config import build, dump_yaml
-from v2f.data.manifest import open_dataset, write_manifest, write_shard
-from v2f.data.sample import encode
+from v2f.data.encoding import encode
+from v2f.data.manifest import open_dataset
+from v2f.data.shards import write_manifest, write_shard
 from v2f.errors import V2FError, unexpected
 from v2f.evaluation.differences import facts_of
 from v2f.evaluation.subjects import Subject

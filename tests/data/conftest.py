@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v2f.data.manifest import Dataset, write_manifest, write_shard
-from v2f.data.sample import encode
+from v2f.data.encoding import encode
+from v2f.data.manifest import Dataset
+from v2f.data.shards import write_manifest, write_shard
 from v2f.keyed import keyed_rng
 
 

@@ -5,7 +5,10 @@ import pytest
 from media import RATE, STREAMS, WHOLE, by_libsndfile, tone, without_length
 
 from v2f.data import whole
-from v2f.data.audio import UnusableError, decode_voice
+from v2f.data.audio import UnusableError, decode_voice, resample
+from v2f.data.encoding import encode
+from v2f.data.sample import Sample
+from v2f.data.transforms import Waveform
 
 ONE, OTHER = tone(), tone(hertz=210.0)
 
@@ -99,6 +102,28 @@ def test_a_rate_that_cannot_be_meant_is_left_out(rate: int) -> None:
     content[24:28] = rate.to_bytes(4, "little")
     with pytest.raises(UnusableError, match=f"audio has a rate that cannot be meant \\({rate} Hz\\)"):
         decode_voice(bytes(content), sample_rate=RATE, min_seconds=0.0, max_seconds=1e9)
+
+
+def level_db(wav: np.ndarray) -> float:
+    return float(10 * np.log10(2 * np.mean(wav.astype(np.float64) ** 2)))
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(44100, 16000), (48000, 16000), (8000, 16000), (96001, 16000)])
+def test_resampling_keeps_the_band_and_suppresses_aliases(rate: int, wanted: int) -> None:
+    nyquist = min(rate, wanted) / 2
+    inside, beyond = (np.sin(2 * np.pi * share * nyquist * np.arange(rate) / rate) for share in (0.8, 1.2))
+    kept = resample(inside.astype(np.float32), rate, wanted)
+    assert (len(kept), kept.dtype) == (wanted, np.float32)
+    assert level_db(kept[1000:-1000]) == pytest.approx(0.0, abs=0.1)
+    if rate > wanted:
+        assert level_db(resample(beyond.astype(np.float32), rate, wanted)[1000:-1000]) < -50
+
+
+def test_generation_hears_the_samples_that_training_reads() -> None:
+    wav = np.sin(2 * np.pi * 440 * np.arange(44100) / 44100) / 2
+    members = encode("k", wav, 44100, identity="a", split="train", source="test")
+    trained = Waveform(1.0, 16000)(Sample("k", members), None)
+    assert np.array_equal(decode_voice(members["flac"], sample_rate=16000, min_seconds=0.1), trained)
 
 
 def test_many_channels_are_mixed_and_too_much_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from v2f.data.augment import AddNoise, Augment, Codec, Color, Crop, Flip, Gaps, Reverb, Stutters
+from v2f.data.encoding import encode
 from v2f.data.loader import Loader, read_split
-from v2f.data.manifest import write_manifest, write_shard
 from v2f.data.order import Order
-from v2f.data.sample import Sample, encode
-from v2f.data.transforms import Codes, Photo, Waveform
+from v2f.data.sample import Sample
+from v2f.data.shards import write_manifest, write_shard
+from v2f.data.transforms import Photo, StoredCodes, Waveform
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
@@ -190,7 +191,7 @@ def test_it_reads_as_what_it_wraps_in_workers_too(tmp_path: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
     for slot in range(20):
         chosen = Augment(Photo(16), PICTURE).of(sample(), keyed_rng(0, slot))
-        number = int(Codes(2, 2)(sample(), keyed_rng(0, slot))[0, 0])
+        number = int(StoredCodes(2, 2)(sample(), keyed_rng(0, slot))[0, 0])
         assert np.array_equal(chosen.transpose(1, 2, 0), sample().photo(number))
-    assert Augment(Codes(2, 2), ()).draws_as == "image"
+    assert Augment(StoredCodes(2, 2), ()).draws_as == "image"
     assert not hasattr(Augment(Photo(8), ()), "draws_as")

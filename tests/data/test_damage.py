@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from v2f.config import build
+from v2f.data.encoding import encode
 from v2f.data.loader import Batch, Loader, read_split, read_usable
-from v2f.data.manifest import Dataset, Split, open_dataset, write_manifest, write_shard
+from v2f.data.manifest import Dataset, Split, open_dataset
 from v2f.data.order import Order
-from v2f.data.sample import encode
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import Photo, Waveform
 from v2f.errors import V2FError
 from v2f.prepare.pack import PackConfig, pack

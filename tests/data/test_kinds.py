@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from v2f.cli import main
+from v2f.data.encoding import encode
 from v2f.data.loader import Loader, read_split
-from v2f.data.manifest import ArrayKind, Dataset, open_dataset, write_manifest, write_shard
+from v2f.data.manifest import ArrayKind, Dataset, open_dataset
 from v2f.data.order import Order
-from v2f.data.sample import Sample, encode, join_members
-from v2f.data.transforms import Array, Label, Noise, Person, Photo, Tokens, Waveform, bound
+from v2f.data.sample import Sample, join_members
+from v2f.data.shards import write_manifest, write_shard
+from v2f.data.transforms import Array, ClassNumber, NoiseVector, PersonNumber, Photo, TokenWindow, Waveform, bound
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.prepare.precompute import load, precompute
@@ -170,7 +172,13 @@ def test_a_data_set_of_another_kind_is_opened_verified_and_read(tmp_path: Path) 
     manifest = open_dataset(str(tmp_path)).manifest
     assert (manifest.schema_version, manifest.holds, manifest.arrays) == (2, ["photos"], TOKENS)
     assert verify(dataset.root) == []
-    asked = {"image": Photo(8), "label": Label(), "who": Person(), "tokens": Tokens("tokens", 4, pad=-1), "z": Noise(2)}
+    asked = {
+        "image": Photo(8),
+        "label": ClassNumber(),
+        "who": PersonNumber(),
+        "tokens": TokenWindow("tokens", 4, pad=-1),
+        "z": NoiseVector(2),
+    }
     (train,), (test,) = (list(read_split(dataset.split(name), asked, 16)) for name in ("train", "test"))
     assert train["image"].shape == (8, 3, 8, 8)
     assert train["label"].tolist() == [1, 0] * 4
@@ -197,7 +205,7 @@ def test_the_loader_gives_every_kind_in_workers_as_without(tmp_path: Path) -> No
     dataset = pictures(tmp_path, gray=True)
     split = dataset.split("train")
     order = Order.for_batches([8], seed=0, batch=4, partitions=2, window=4, data=split.fingerprint)
-    asked = {"image": Photo(8, channels=1), "label": Label(), "tokens": Tokens("tokens", 3)}
+    asked = {"image": Photo(8, channels=1), "label": ClassNumber(), "tokens": TokenWindow("tokens", 3)}
     seen = []
     for workers in (0, 1):
         with Loader(split, order, asked, batch=4, seed=1, workers=workers) as loader:
@@ -212,36 +220,36 @@ def test_what_the_data_do_not_have_is_said_before_they_are_read(tmp_path: Path) 
         (Waveform(1.0), "audio is wanted, but not every sample has it: they hold photos"),
         (Array("tokens"), r"its array 'tokens' is int16 \[any\]: a batch wants equal shapes"),
         (Array("f0"), "its samples have no array 'f0'; their arrays: tokens"),
-        (Tokens("f0", 3), "its samples have no array 'f0'"),
-        (Label("colour"), "its manifest names no classes of 'colour'"),
+        (TokenWindow("f0", 3), "its samples have no array 'f0'"),
+        (ClassNumber("colour"), "its manifest names no classes of 'colour'"),
     ):
         with pytest.raises(V2FError, match=f"{tmp_path}: {message}"):
             next(read_split(split, {"x": transform}, 4))
     with pytest.raises(V2FError, match=r"sample s0: its label is 'cat', none of the 1 classes \(dog\)"):
-        next(read_split(split, {"x": Label(classes=("dog",))}, 4))
+        next(read_split(split, {"x": ClassNumber(classes=("dog",))}, 4))
 
 
 def test_what_is_bound_to_the_trained_people_keeps_their_numbers(tmp_path: Path) -> None:
     one, two = pictures(tmp_path / "one"), pictures(tmp_path / "two")
-    who = bound({"who": Person(people=("s3", "s1"))}, [one])
-    again = bound(bound({"who": Person()}, [one, two]), [two])["who"]
+    who = bound({"who": PersonNumber(people=("s3", "s1"))}, [one])
+    again = bound(bound({"who": PersonNumber()}, [one, two]), [two])["who"]
     assert [int(who["who"](Sample(k, drawn(0, {"audio"}, k, identity=k)[1]), None)) for k in ("s1", "s3", "s2")] == [
         1, 0, -1,
     ]  # fmt: skip
-    assert again == Person(tuple(f"s{n}" for n in range(8)))
+    assert again == PersonNumber(tuple(f"s{n}" for n in range(8)))
     with pytest.raises(V2FError, match="has to be bound"):
-        Person()(Sample("k", drawn(0, {"audio"})[1]), None)
+        PersonNumber()(Sample("k", drawn(0, {"audio"})[1]), None)
 
 
 def test_tokens_begin_anywhere_in_training_and_at_the_start_in_evaluation() -> None:
     sample = Sample("k", encode("k", arrays={"t": np.arange(20).reshape(10, 2)}, **ABOUT))  # type: ignore[arg-type]
-    transform = Tokens("t", 3)
+    transform = TokenWindow("t", 3)
     assert transform(sample, None).tolist() == [[0, 1], [2, 3], [4, 5]]
     starts = [int(transform(sample, keyed_rng(0, slot))[0, 0]) // 2 for slot in range(60)]
     assert set(starts) == set(range(8))
     assert starts[5] == int(transform(sample, keyed_rng(0, 5))[0, 0]) // 2
     with pytest.raises(V2FError, match=r"its array 'f' is float64 \[2\], integers \[N, ...\] are wanted"):
-        Tokens("f", 3)(Sample("k", encode("k", arrays={"f": np.ones(2)}, **ABOUT)), None)  # type: ignore[arg-type]
+        TokenWindow("f", 3)(Sample("k", encode("k", arrays={"f": np.ones(2)}, **ABOUT)), None)  # type: ignore[arg-type]
 
 
 def test_gray_and_colour_become_one_another() -> None:

@@ -20,12 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odd_transforms import Deadly, Picky, Uneven, Wrong
 
+from v2f.data.encoding import encode
 from v2f.data.farm import Farm
 from v2f.data.loader import Batch, Loader, check_batch, micro_batch_of, read_split
-from v2f.data.manifest import Dataset, Split, write_manifest, write_shard
+from v2f.data.manifest import Dataset, Split
 from v2f.data.order import Order
-from v2f.data.sample import encode
-from v2f.data.transforms import Codes, Photo, Waveform
+from v2f.data.shards import write_manifest, write_shard
+from v2f.data.transforms import Photo, StoredCodes, Waveform
 from v2f.errors import V2FError
 
 BATCH = 12
@@ -125,7 +126,12 @@ def test_codes_are_those_of_the_photo_in_the_same_batch(tmp_path: Path, workers:
     split = write_manifest(str(tmp_path), [write_shard(str(tmp_path), "train-00000.tar", "train", items)], {}).split(
         "train"
     )
-    named = {"wav": Waveform(0.03), "image": Photo(8), "codes": Codes(2, 4), "other": Codes(2, 4, draws_as="other")}
+    named = {
+        "wav": Waveform(0.03),
+        "image": Photo(8),
+        "codes": StoredCodes(2, 4),
+        "other": StoredCodes(2, 4, draws_as="other"),
+    }
     transforms = dict(reversed(named.items())) if reverse else named
     with Loader(split, order(split), transforms, batch=BATCH, seed=9, workers=workers) as loader:
         batches = list(islice(loader, 5))

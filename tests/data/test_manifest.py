@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from v2f.data.manifest import Dataset, open_dataset, write_manifest, write_shard
+from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.sample import Sample, split_members
+from v2f.data.shards import write_manifest, write_shard
 from v2f.errors import V2FError
 
 Make = Callable[..., Dataset]

@@ -17,10 +17,11 @@ from odd_transforms import Picky
 
 from v2f.data import fetch
 from v2f.data.loader import Batch, Loader, read_usable
-from v2f.data.manifest import Dataset, Split, write_manifest, write_shard
+from v2f.data.manifest import Dataset, Split
 from v2f.data.mix import MixOrder, Union
 from v2f.data.order import Order
 from v2f.data.quarantine import Bad, Quarantine
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
 from v2f.storage import store

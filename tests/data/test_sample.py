@@ -8,7 +8,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from v2f.data.sample import Members, Sample, encode, split_members
+from v2f.data.encoding import encode
+from v2f.data.sample import Members, Sample, split_members
 from v2f.errors import V2FError
 
 RNG = np.random.default_rng(0)

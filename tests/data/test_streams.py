@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from v2f.data.loader import Batch, Loader, micro_batch_of, read_usable
-from v2f.data.manifest import Dataset, write_manifest, write_shard
+from v2f.data.manifest import Dataset
 from v2f.data.mix import MixOrder, Union
 from v2f.data.order import Order
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.streams import Streams, joint_fingerprint, joint_people, numbered, side_by_side, stream_seed
 from v2f.errors import V2FError
 

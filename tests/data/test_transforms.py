@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from v2f.data.sample import Sample, encode
-from v2f.data.transforms import Codes, Factors, Photo, Waveform, square
+from v2f.data.encoding import encode
+from v2f.data.sample import Sample
+from v2f.data.transforms import Factors, Photo, StoredCodes, Waveform, square
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
@@ -61,19 +62,19 @@ def test_a_photo_is_chosen_by_the_slot_in_evaluation_the_first() -> None:
 
 
 def test_codes_are_those_of_the_photo_that_the_same_generator_chooses() -> None:
-    assert Codes(4, 6)(sample(), None).tolist() == [[0.0] * 6] * 4
+    assert StoredCodes(4, 6)(sample(), None).tolist() == [[0.0] * 6] * 4
     for slot in range(30):
-        codes_LD = Codes(4, 6)(sample(), keyed_rng(0, slot))
+        codes_LD = StoredCodes(4, 6)(sample(), keyed_rng(0, slot))
         assert (codes_LD.shape, codes_LD.dtype) == ((4, 6), np.float32)
         assert (50 * codes_LD == Photo(8)(sample(), keyed_rng(0, slot)).max()).all()
 
 
 def test_codes_of_another_generator_or_none_are_refused() -> None:
     with pytest.raises(V2FError, match=r"sample k: its codes have 4 styles x 6, the generator takes 18 x 512; pack it"):
-        Codes(18)(sample(), None)
+        StoredCodes(18)(sample(), None)
     members = encode("k", RAMP, 16000, [np.zeros((8, 8, 3), np.uint8)], identity="a", split="train", source="test")
     with pytest.raises(V2FError, match=r"sample k: it has no codes"):
-        Codes(18)(Sample("k", members), None)
+        StoredCodes(18)(Sample("k", members), None)
 
 
 def test_photos_are_cut_to_their_middle_and_resized() -> None:

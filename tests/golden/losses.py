@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from v2f.config import build, read_yaml
-from v2f.data.manifest import write_manifest, write_shard
-from v2f.data.sample import encode
+from v2f.data.encoding import encode
+from v2f.data.shards import write_manifest, write_shard
 from v2f.keyed import keyed_rng
 from v2f.runs.config import RunConfig
 from v2f.training.trainer import fit

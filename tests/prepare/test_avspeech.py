@@ -18,7 +18,7 @@ from v2f.data.audio import UnusableError
 from v2f.data.manifest import Dataset
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
-from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig, fetch
+from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig, download_video
 from v2f.prepare.pack import PackConfig, pack
 from v2f.prepare.verify import verify
 
@@ -347,14 +347,14 @@ def test_missing_videos_are_fetched_where_the_recipe_says_so(
 def test_processes_that_want_the_same_video_fetch_it_once(youtube: Path) -> None:
     folder = str(youtube / "videos")
     with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(lambda _: fetch(folder, WEB, "b"), range(8)))
+        paths = set(pool.map(lambda _: download_video(folder, WEB, "b"), range(8)))
     assert paths == {f"{folder}/{WEB}.mkv"}
     assert len(asked(youtube)) == 1
     with pytest.raises(UnusableError, match="video cannot be fetched"):
-        fetch(folder, GONE, "b")
+        download_video(folder, GONE, "b")
     (Path(folder) / f"{GONE}.gone").unlink()
     with pytest.raises(UnusableError, match="video cannot be fetched"):
-        fetch(folder, GONE, "b")
+        download_video(folder, GONE, "b")
     assert len(asked(youtube)) == 3
 
 

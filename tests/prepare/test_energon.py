@@ -25,8 +25,10 @@ import pytest
 
 import v2f
 from v2f.data import sample
-from v2f.data.manifest import ArrayKind, Dataset, open_dataset, write_manifest, write_shard
+from v2f.data.encoding import encode
+from v2f.data.manifest import ArrayKind, Dataset, open_dataset
 from v2f.data.sample import AudioFormat, PhotoFormat
+from v2f.data.shards import write_manifest, write_shard
 from v2f.prepare.index import index
 from v2f.prepare.parts import Part
 from v2f.prepare.remove import remove
@@ -85,7 +87,7 @@ def write_odd(root: str, audio: Sequence[AudioFormat], photo: Sequence[PhotoForm
         for number, key in enumerate(keys):
             identity = "train 0" if split == "seen" else f"{split} {number}"
             photos = [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(1 + number % 3)]
-            members = sample.encode(
+            members = encode(
                 key,
                 rng.uniform(-1, 1, 1500 * (number + 1)),
                 16000,

@@ -13,7 +13,7 @@ from PIL import Image
 from v2f.config import build, read_yaml
 from v2f.data.loader import read_split
 from v2f.data.manifest import Dataset
-from v2f.data.transforms import Label, Photo, Waveform
+from v2f.data.transforms import ClassNumber, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.prepare.pack import PackConfig, finalize, load_recipe, pack, pack_part
 from v2f.prepare.parts import Part
@@ -70,7 +70,7 @@ def test_classes_are_folders_and_may_be_in_every_split(animals: Path, tmp_path: 
         (label, split) for label in ("cat", "dog") for split in ("train", "valid", "test")
     }
     assert all(np.array_equal(found[f"cat/{n}.png"].photo(), np.full((16, 16, 3), n)) for n in range(40))
-    (batch,) = read_split(dataset.split("valid"), {"image": Photo(16), "label": Label()}, 80)
+    (batch,) = read_split(dataset.split("valid"), {"image": Photo(16), "label": ClassNumber()}, 80)
     assert [found_["label"] for found_ in _meta(dataset, "valid")] == [("cat", "dog")[n] for n in batch["label"]]
     reasons = {each.reason: each.detail or each.name for each in read_left_out(dataset.root)}
     assert reasons == {
@@ -152,7 +152,7 @@ def test_sounds_are_cut_into_windows_that_stay_together(tmp_path: Path) -> None:
     assert np.array_equal(np.concatenate([windows[0.0].waveform(), windows[1.0].waveform()]), whole[:32000])
     assert len(of_file["rain/short.wav"][0].waveform()) == 11200
     assert {each.reason for each in read_left_out(dataset.root)} == {"audio is too short", "audio is silent"}
-    (batch,) = read_split(dataset.split("train"), {"wav": Waveform(0.5), "label": Label()}, 99)
+    (batch,) = read_split(dataset.split("train"), {"wav": Waveform(0.5), "label": ClassNumber()}, 99)
     assert batch["wav"].shape[1] == 8000
 
 
@@ -193,7 +193,7 @@ def test_a_csv_names_classes_splits_people_and_what_else_is_known(tmp_path: Path
         "file is missing, or of no kind that is wanted", "the same file again", "empty field", "no row names the file",
     }  # fmt: skip
     assert verify(dataset.root) == []
-    (batch,) = read_split(dataset.split("train"), {"g": Label("glasses", ("0", "1"))}, 9)
+    (batch,) = read_split(dataset.split("train"), {"g": ClassNumber("glasses", ("0", "1"))}, 9)
     assert sorted(batch["g"].tolist()) == [0, 1]
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from schedule import STORES, Killed, World
 
 from v2f.config import build
-from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_manifest, write_shard
-from v2f.data.sample import encode
+from v2f.data.encoding import encode
+from v2f.data.manifest import MANIFEST, Dataset, open_dataset
+from v2f.data.shards import write_manifest, write_shard
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, yields
 from v2f.prepare.pack import CONVERTERS, PackConfig, finalize, pack, pack_part

@@ -11,9 +11,11 @@ import torch
 from v2f import standins
 from v2f.cli import main
 from v2f.config import build
-from v2f.data.manifest import Dataset, open_dataset, write_manifest, write_shard
-from v2f.data.sample import Sample, encode
-from v2f.data.transforms import Codes
+from v2f.data.encoding import encode
+from v2f.data.manifest import Dataset, open_dataset
+from v2f.data.sample import Sample
+from v2f.data.shards import write_manifest, write_shard
+from v2f.data.transforms import StoredCodes
 from v2f.errors import V2FError
 from v2f.prepare import precompute as module
 from v2f.prepare.parts import Part
@@ -88,7 +90,7 @@ def test_every_sample_gains_what_the_nets_say_of_each_photo(source: Dataset, com
             np.testing.assert_allclose(sample.codes(number), codes(picture_B3HW)[0], rtol=1e-3, atol=1e-3)
     assert verify(computed.root) == []
     first = after["train-1"]
-    assert Codes(codes.n_styles, codes.style_dim)(first, None).shape == (codes.n_styles, codes.style_dim)
+    assert StoredCodes(codes.n_styles, codes.style_dim)(first, None).shape == (codes.n_styles, codes.style_dim)
     assert abs(float(np.linalg.norm(first.embedding(1))) - 1.0) < 1e-3
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from v2f.cli import main
-from v2f.data.manifest import open_dataset, write_manifest, write_shard
-from v2f.data.sample import encode, encode_codes
+from v2f.data.encoding import encode, encode_codes
+from v2f.data.manifest import open_dataset
+from v2f.data.shards import write_manifest, write_shard
 from v2f.errors import V2FError
 from v2f.prepare import LeftOut, yields
 from v2f.prepare.stats import lines, measure, spread

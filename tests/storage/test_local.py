@@ -205,7 +205,7 @@ import torch
 from v2f.runs import checkpoint
 from v2f.runs.saver import write_tensors
 from v2f.storage import local, store
-from v2f.data.manifest import write_runs
+from v2f.data.shards import write_runs
 from v2f.errors import V2FError
 
 disk = Path(sys.argv[1])

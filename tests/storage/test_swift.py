@@ -17,10 +17,11 @@ import torch
 from faults import KINDS, Faults, faulty
 from swift import Swift
 
+from v2f.data.encoding import encode
 from v2f.data.loader import Loader
-from v2f.data.manifest import open_dataset, write_manifest, write_shard
+from v2f.data.manifest import open_dataset
 from v2f.data.order import Order
-from v2f.data.sample import encode
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import Photo, Waveform
 from v2f.errors import V2FError
 from v2f.prepare.pack import load_recipe, pack

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 
 from v2f import metrics
 from v2f.config import build
+from v2f.data.encoding import encode
 from v2f.data.loader import Loader, read_split
 from v2f.data.manifest import open_dataset
 from v2f.data.order import Order
-from v2f.data.sample import Sample, encode
-from v2f.data.transforms import Noise, Photo
+from v2f.data.sample import Sample
+from v2f.data.transforms import NoiseVector, Photo
 from v2f.engine import Engine
 from v2f.errors import V2FError
 from v2f.evaluation.evaluate import evaluate
@@ -101,17 +102,17 @@ def test_noise_is_of_the_slot_in_training_and_of_the_sample_in_evaluation(tiny_s
     order = Order.for_batches(split.shard_sizes, seed=0, batch=8, window=8)
 
     def noise(**options: Any) -> torch.Tensor:
-        with Loader(split, order, {"noise": Noise(5)}, batch=8, seed=1, **options) as loader:
+        with Loader(split, order, {"noise": NoiseVector(5)}, batch=8, seed=1, **options) as loader:
             return next(iter(loader))["noise"]
 
     first = noise()
     assert torch.equal(first, noise(workers=1))
     assert torch.equal(first[4:], noise(rank=1, world_size=2))
     assert not torch.equal(first, noise(start_slot=8))
-    fixed = [next(iter(read_split(split, {"noise": Noise(5)}, n)))["noise"] for n in (3, 4)]
+    fixed = [next(iter(read_split(split, {"noise": NoiseVector(5)}, n)))["noise"] for n in (3, 4)]
     assert torch.equal(fixed[0], fixed[1][:3])
     assert len({row.tobytes() for row in fixed[1].numpy()}) == 4
-    many = np.stack([Noise(100)(object(), keyed_rng(7, slot)) for slot in range(200)])  # type: ignore[arg-type]
+    many = np.stack([NoiseVector(100)(object(), keyed_rng(7, slot)) for slot in range(200)])  # type: ignore[arg-type]
     assert many.dtype == np.float32
     assert many.mean() == pytest.approx(0, abs=0.03)
     assert many.std() == pytest.approx(1, abs=0.03)

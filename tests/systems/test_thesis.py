@@ -12,10 +12,11 @@ from PIL import Image
 from weights import fake_nvidia
 
 from v2f.config import build, dump_yaml
+from v2f.data.encoding import encode
 from v2f.data.loader import read_split
-from v2f.data.manifest import open_dataset, write_manifest, write_shard
+from v2f.data.manifest import open_dataset
 from v2f.data.media import png
-from v2f.data.sample import encode
+from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import Photo
 from v2f.errors import V2FError
 from v2f.evaluation.evaluate import evaluate

@@ -3,8 +3,9 @@
 import numpy as np
 
 from toys.toy import FRAMES, LABELS, RATE
-from v2f.data.manifest import ArrayKind, Dataset, write_manifest, write_shard
-from v2f.data.sample import encode
+from v2f.data.encoding import encode
+from v2f.data.manifest import ArrayKind, Dataset
+from v2f.data.shards import write_manifest, write_shard
 from v2f.keyed import keyed_rng
 
 PEOPLE = {"train": range(12), "valid": range(12, 18), "test": range(18, 27)}

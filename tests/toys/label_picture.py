@@ -5,9 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toys.toy import LABELS, SIDE, Toy
-from v2f.data.transforms import Label as Class
-from v2f.data.transforms import Noise as Drawn
-from v2f.data.transforms import Photo
+from v2f.data.transforms import ClassNumber, NoiseVector, Photo
 from v2f.system import Batch, Kind, Label, Noise, Picture, Transform, to_picture
 
 
@@ -22,7 +20,7 @@ class LabelPicture(Toy):
         return {"picture": Picture(SIDE, channels=1)}
 
     def transforms(self) -> dict[str, Transform]:
-        return {"kind": Class("label", LABELS), "z": Drawn(2), "image": Photo(SIDE, channels=1)}
+        return {"kind": ClassNumber("label", LABELS), "z": NoiseVector(2), "image": Photo(SIDE, channels=1)}
 
     def inputs(self, batch: Batch) -> Tensor:
         return torch.cat([F.one_hot(batch["kind"], len(LABELS)).to(batch["z"]), batch["z"]], 1)

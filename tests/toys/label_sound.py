@@ -4,8 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toys.toy import FRAMES, LABELS, RATE, SECONDS, Toy
-from v2f.data.transforms import Label as Class
-from v2f.data.transforms import Waveform
+from v2f.data.transforms import ClassNumber, Waveform
 from v2f.system import Batch, Kind, Label, Sound, Transform
 
 
@@ -20,7 +19,7 @@ class LabelSound(Toy):
         return {"sound": Sound(RATE, SECONDS)}
 
     def transforms(self) -> dict[str, Transform]:
-        return {"kind": Class("label", LABELS), "wav": Waveform(SECONDS, RATE)}
+        return {"kind": ClassNumber("label", LABELS), "wav": Waveform(SECONDS, RATE)}
 
     def inputs(self, batch: Batch) -> Tensor:
         return F.one_hot(batch["kind"], len(LABELS)).to(self.net.weight)

@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from toys.toy import SIDE, Seeing, Toy
-from v2f.data.transforms import Noise as Drawn
-from v2f.data.transforms import Photo
+from v2f.data.transforms import NoiseVector, Photo
 from v2f.system import Batch, Kind, Noise, Picture, Transform, to_picture
 
 
@@ -19,7 +18,7 @@ class NoisePicture(Toy, Seeing):
         return {"face": Picture(SIDE)}
 
     def transforms(self) -> dict[str, Transform]:
-        return {"z": Drawn(5), "image": Photo(SIDE)}
+        return {"z": NoiseVector(5), "image": Photo(SIDE)}
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch["z"]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from toys.toy import Toy
-from v2f.data.transforms import Tokens as Read
+from v2f.data.transforms import TokenWindow
 from v2f.system import Batch, Kind, Tokens, Transform
 
 LENGTH, WORDS = 6, 5
@@ -20,7 +20,7 @@ class TokensTokens(Toy):
         return {"next": Tokens(LENGTH, WORDS)}
 
     def transforms(self) -> dict[str, Transform]:
-        return {"tokens": Read("tokens", LENGTH)}
+        return {"tokens": TokenWindow("tokens", LENGTH)}
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch["tokens"].to(self.net.weight)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from toys.toy import FRAMES, RATE, SECONDS, Toy
-from v2f.data.transforms import Person, Waveform
+from v2f.data.transforms import PersonNumber, Waveform
 from v2f.system import Batch, Embedding, Kind, Sound, Transform
 
 
@@ -18,7 +18,7 @@ class VoiceEmbedding(Toy):
         return {"embedding": Embedding(3)}
 
     def transforms(self) -> dict[str, Transform]:
-        return {"wav": Waveform(SECONDS, RATE), "person": Person()}
+        return {"wav": Waveform(SECONDS, RATE), "person": PersonNumber()}
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch["wav"]

@@ -4,8 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toys.toy import FRAMES, LABELS, RATE, SECONDS, Toy
-from v2f.data.transforms import Label as Class
-from v2f.data.transforms import Waveform
+from v2f.data.transforms import ClassNumber, Waveform
 from v2f.system import Batch, Kind, Label, Sound, Transform
 
 
@@ -19,7 +18,7 @@ class VoiceLabel(Toy):
         return {"kind": Label(LABELS)}
 
     def transforms(self) -> dict[str, Transform]:
-        return {"wav": Waveform(SECONDS, RATE), "label": Class("label", LABELS)}
+        return {"wav": Waveform(SECONDS, RATE), "label": ClassNumber("label", LABELS)}
 
     def inputs(self, batch: Batch) -> Tensor:
         return batch["wav"]

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from toys.toy import FRAMES, RATE, SECONDS, SIDE, Seeing, Toy
-from v2f.data.transforms import Noise as Drawn
-from v2f.data.transforms import Photo, Waveform
+from v2f.data.transforms import NoiseVector, Photo, Waveform
 from v2f.system import Batch, Kind, Noise, Picture, Sound, Transform, to_picture
 
 
@@ -20,7 +19,7 @@ class VoiceNoisePicture(Toy, Seeing):
         return {"face": Picture(SIDE)}
 
     def transforms(self) -> dict[str, Transform]:
-        return {"wav": Waveform(SECONDS, RATE), "z": Drawn(3), "image": Photo(SIDE)}
+        return {"wav": Waveform(SECONDS, RATE), "z": NoiseVector(3), "image": Photo(SIDE)}
 
     def inputs(self, batch: Batch) -> Tensor:
         return torch.cat([batch["wav"], batch["z"]], 1)

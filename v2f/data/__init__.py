@@ -1,4 +1,4 @@
 """From shards to batches: the schema, the manifest, the order of samples, their decoding and loading.
 
-Everything here but ``loader`` and ``streams`` imports without torch, so that decode workers start fast.
+Only ``loader``, ``streams`` and ``media`` import torch, so that decode workers start fast.
 """

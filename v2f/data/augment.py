@@ -1,13 +1,13 @@
-"""What recordings and photos go through before anybody gets them, drawn anew for each slot of training.
+"""Random augmentation of recordings and photos, drawn anew for each training slot.
 
-    sample --of--> values --each of `changes` in turn, by its chance--> values, of the same shape and type
+    sample --of--> values --each of `changes` in turn, with its chance--> values of the same shape and type
 
     "wav": Augment(Waveform(6.0), (AddNoise(snr=(5.0, 30.0)), Reverb(), Codec(), Gaps(), Stutters()))
     "image": Augment(Photo(256), (Flip(), Color(), Crop()))
 
-Everything is drawn from the transform's ``rng``, keyed by (seed, slot, name); ``of`` draws first, so its windows and
-photos are those that it would give alone. With ``rng`` None (evaluation) nothing is changed. A range is (least, most),
-and a value in it is drawn evenly; a chance is from 0 (never) to 1 (always).
+All randomness comes from the transform's ``rng``, keyed by (seed, slot, name). ``of`` draws first, so it picks the same
+window or photo as without augmentation. With ``rng`` None (evaluation) nothing changes. A range is (least, most), from
+which a value is drawn uniformly; a chance is a probability from 0 to 1.
 
 Shape letters: T audio frames, C channels, H height, W width, F frequencies.
 """
@@ -20,39 +20,40 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from v2f.data.sample import Sample, to_image
-from v2f.data.transforms import Photo, Transform, Waveform, bound, resample
+from v2f.data.audio import resample
+from v2f.data.sample import Sample, pillow_image
+from v2f.data.transforms import Photo, Transform, Waveform, bound
 from v2f.errors import V2FError
 
 if TYPE_CHECKING:
     from v2f.data.manifest import Dataset
 
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 Range = tuple[float, float]
 
 _MU = 255  # of mu-law
 
 
 class Change(Protocol):
-    """One thing that happens to a sound or to a picture. A picklable callable: equal shape and type come back."""
+    """One augmentation of a sound or a picture: a picklable callable that keeps shape and type."""
 
     @property
     def kind(self) -> Literal["sound", "picture"]:
-        """What it changes: float32 [T] in [-1, 1], or uint8 [C, H, W]."""
+        """Its input: a sound, float32 [T] in [-1, 1], or a picture, uint8 [C, H, W]."""
         ...
 
     @property
     def chance(self) -> float: ...
 
     def __call__(self, values: Any, rng: np.random.Generator, rate: int) -> Any:
-        """``values``, changed, as a new array; ``rate``: frames a second of a sound."""
+        """The changed ``values`` as a new array; ``rate``: sample rate of a sound."""
         ...
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What ``of`` reads, changed by each of ``changes`` that comes up. ``sample_rate``: frames a second of the sound
-    that ``of`` gives, where it is no :class:`Waveform`, which says so itself."""
+    """Reads with ``of``, then applies each of ``changes`` with its chance. ``sample_rate``: rate of the sound that
+    ``of`` returns; not needed for a :class:`Waveform`, which knows its rate."""
 
     of: Transform
     changes: tuple[Change, ...]
@@ -80,7 +81,7 @@ class Augment:
 
     @property
     def draws_as(self) -> str:
-        """Whose ``rng`` ``of`` wants; where it wants none but its own, this has no such attribute either."""
+        """The ``draws_as`` of ``of``; AttributeError if ``of`` has none, so that :class:`Augment` has none either."""
         of: Any = self.of
         return str(of.draws_as)
 
@@ -112,7 +113,7 @@ def _power(wav_T: npt.NDArray[np.float32]) -> float:
 
 
 def _within(wav_T: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """A sound turned down where it would be beyond full scale."""
+    """A sound scaled down if it exceeds full scale."""
     quieter_T: npt.NDArray[np.float32] = np.asarray(wav_T / max(1.0, float(np.abs(wav_T).max(initial=0.0))), np.float32)
     return quieter_T
 
@@ -144,7 +145,7 @@ class AddNoise:
 
 @dataclass(frozen=True)
 class Gaps:
-    """``count`` stretches of ``seconds`` each are silent, as where packets were lost."""
+    """``count`` stretches of ``seconds`` each are silenced, as if packets were lost."""
 
     count: tuple[int, int] = (1, 3)
     seconds: Range = (0.02, 0.2)
@@ -164,7 +165,7 @@ class Gaps:
 
 @dataclass(frozen=True)
 class Stutters:
-    """``count`` stretches of ``seconds`` each are heard twice; what is pushed beyond the end is lost."""
+    """``count`` stretches of ``seconds`` each are repeated; the end of the clip is cut off."""
 
     count: tuple[int, int] = (1, 2)
     seconds: Range = (0.05, 0.2)
@@ -183,15 +184,15 @@ class Stutters:
 
 
 def _stretch(frames: int, seconds: Range, rng: np.random.Generator, rate: int) -> tuple[int, int]:
-    """Where a stretch begins, and its length, in frames; it lies within the clip."""
+    """Start and length, in frames, of a random stretch within the clip."""
     length = min(frames, round(rng.uniform(*seconds) * rate))
     return int(rng.integers(frames - length + 1)), length
 
 
 @dataclass(frozen=True)
 class Codec:
-    """A narrow line: nothing above half of one of ``rates`` (Hz) stays, and with the chance ``mu_law`` each frame has 8
-    bits (ITU-T G.711's law, mu 255). A rate that is not below the clip's own limits no band."""
+    """A narrow-band line: limits the band to half of one of ``rates`` (Hz), and with the probability ``mu_law``
+    quantizes each frame to 8 bits (ITU-T G.711, mu 255). A rate not below the clip's own does not limit the band."""
 
     rates: tuple[int, ...] = (8000,)
     mu_law: float = 0.5
@@ -215,7 +216,7 @@ class Codec:
 
 
 def _mu_law(wav_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A sound in [-1, 1] as 255 levels hold it, finer where it is soft."""
+    """A sound in [-1, 1] quantized to 255 levels, which are finer at low amplitudes."""
     level_T = np.round(127 * np.sign(wav_T) * np.log1p(_MU * np.abs(wav_T)) / np.log1p(_MU)) / 127
     expanded_T: npt.NDArray[np.float32] = np.asarray(
         np.sign(level_T) * np.expm1(np.abs(level_T) * np.log1p(_MU)) / _MU, np.float32
@@ -225,8 +226,8 @@ def _mu_law(wav_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Reverb:
-    """A room: behind the direct sound a tail of noise that falls by 60 dB in ``rt60`` seconds, with ``direct`` dB less
-    energy than the direct sound. The clip keeps its mean power, unless it would be beyond full scale."""
+    """A room: adds a noise tail that decays by 60 dB in ``rt60`` seconds and has ``direct`` dB less energy than the
+    direct sound. The clip keeps its mean power unless it would exceed full scale."""
 
     rt60: Range = (0.2, 0.8)
     direct: Range = (0.0, 15.0)
@@ -254,7 +255,7 @@ class Reverb:
 
 @dataclass(frozen=True)
 class Flip:
-    """Left becomes right."""
+    """Mirrors the picture horizontally."""
 
     chance: float = 0.5
     kind: Literal["picture"] = "picture"
@@ -262,14 +263,14 @@ class Flip:
     def __post_init__(self) -> None:
         _check(self, 0.0, 1.0)
 
-    def __call__(self, image_CHW: Picture, rng: np.random.Generator, rate: int) -> Picture:
+    def __call__(self, image_CHW: Pixels, rng: np.random.Generator, rate: int) -> Pixels:
         return np.ascontiguousarray(image_CHW[..., ::-1])
 
 
 @dataclass(frozen=True)
 class Color:
-    """Factors on the brightness, on the contrast (the distance from the mean brightness) and on the saturation (that
-    from gray, of RGB alone); 1 changes nothing."""
+    """Scales the brightness, the contrast (the distance from the mean brightness) and the saturation (the distance from
+    gray; RGB only); a factor of 1 changes nothing."""
 
     brightness: Range = (0.8, 1.2)
     contrast: Range = (0.8, 1.2)
@@ -280,7 +281,7 @@ class Color:
     def __post_init__(self) -> None:
         _check(self, 0.0, 10.0, "brightness", "contrast", "saturation")
 
-    def __call__(self, image_CHW: Picture, rng: np.random.Generator, rate: int) -> Picture:
+    def __call__(self, image_CHW: Pixels, rng: np.random.Generator, rate: int) -> Pixels:
         brightness, contrast, saturation = (
             np.float32(rng.uniform(*each)) for each in (self.brightness, self.contrast, self.saturation)
         )
@@ -300,7 +301,7 @@ def _luma(values_CHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of the picture anywhere in it, with the ``share`` of its sides, at the size of the whole (Lanczos)."""
+    """A random crop whose sides are ``share`` of the picture's, resized to the full size (Lanczos)."""
 
     share: Range = (0.8, 1.0)
     chance: float = 0.5
@@ -309,11 +310,11 @@ class Crop:
     def __post_init__(self) -> None:
         _check(self, 0.01, 1.0, "share")
 
-    def __call__(self, image_CHW: Picture, rng: np.random.Generator, rate: int) -> Picture:
+    def __call__(self, image_CHW: Pixels, rng: np.random.Generator, rate: int) -> Pixels:
         height, width = image_CHW.shape[1:]
         share = rng.uniform(*self.share)
         tall, wide = max(1, round(share * height)), max(1, round(share * width))
         top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
         part_HWC = image_CHW[:, top : top + tall, left : left + wide].transpose(1, 2, 0)
-        resized = np.asarray(to_image(part_HWC).resize((width, height), Image.Resampling.LANCZOS))
+        resized = np.asarray(pillow_image(part_HWC).resize((width, height), Image.Resampling.LANCZOS))
         return np.ascontiguousarray(resized.reshape(height, width, -1).transpose(2, 0, 1))

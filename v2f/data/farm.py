@@ -1,9 +1,9 @@
-"""Decoding of batches: in this process, or in worker processes that work ahead.
+"""Decoding batches, in this process or ahead of time in worker processes.
 
-tasks --fetch--> raw members --workers--> arrays and bad rows --stand-ins, here--> handed out in the order of the tasks
+plans --fetch--> raw members --workers--> arrays and bad rows --substitutes, here--> batches in the order of the plans
 
-A sample that cannot be fetched or decoded is no error where there is a substitute: workers report its row, whoever
-takes the batch has the substitute put there, and the reason goes with the batch.
+A sample that cannot be fetched or decoded is not an error if there is a substitute: workers report its row, the
+substitute fills the row when the batch is taken, and the reason goes with the batch.
 """
 
 import collections
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from v2f.data import worker
-from v2f.data.fetch import Task
+from v2f.data.fetch import BatchPlan
 from v2f.data.manifest import Samples
 from v2f.data.quarantine import Bad, BadRows, Raw, Substitute
 from v2f.data.transforms import Transform
@@ -34,87 +34,87 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from v2f.data.worker import main; main(int(sys.argv[1]))"
 )
 _FOR_THE_TRAINER = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_CLOSING_SECONDS = 5.0  # what a worker has to leave by itself before it is killed
-_WAITING = 2  # batches at a worker: one is decoded, and the next one is there when it is done
-_LENT = 2  # trays of a worker that may be in the consumer's hands
+_CLOSING_SECONDS = 5.0  # a worker that has not exited by then is killed
+_WAITING = 2  # batches at a worker: the one being decoded, and the next
+_LENT = 2  # trays of a worker that the consumer may hold
 
-Decoded = tuple[Task, worker.Arrays, BadRows]
+Decoded = tuple[BatchPlan, worker.Arrays, BadRows]
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be decoded: tasks over ``split``, how to fetch one, what to make of it, and what stands in where that
-    cannot be done."""
+    """What to decode: batch plans over ``split``, how to fetch one, the transforms to apply, and the substitute for
+    samples that cannot be used."""
 
     split: Samples
-    tasks: Iterator[Task]
-    fetch: Callable[[Task], Sequence[Raw]]
+    plans: Iterator[BatchPlan]
+    fetch: Callable[[BatchPlan], Sequence[Raw]]
     transforms: dict[str, Transform]
     seed: int | None
     substitute: Substitute | None = None
 
-    def next(self) -> tuple[Task, list[memoryview | None], BadRows]:
-        """The next task, its raw members (None in the place of those that could not be had), and why; an error where
-        nothing stands in."""
-        task = next(self.tasks)
-        raws = self.fetch(task)
+    def next(self) -> tuple[BatchPlan, list[memoryview | None], BadRows]:
+        """The next plan, its raw members (None for those that could not be fetched), and the reasons by row; V2FError
+        for a bad sample if there is no substitute."""
+        plan = next(self.plans)
+        raws = self.fetch(plan)
         bad = {row: raw.reason for row, raw in enumerate(raws) if isinstance(raw, Bad)}
         if bad and self.substitute is None:
             row = min(bad)
-            raise V2FError(f"{self.split.where(int(task.sample_b[row]))}: {bad[row]}")
-        return task, [None if isinstance(raw, Bad) else raw for raw in raws], bad
+            raise V2FError(f"{self.split.where(int(plan.sample_b[row]))}: {bad[row]}")
+        return plan, [None if isinstance(raw, Bad) else raw for raw in raws], bad
 
-    def keys(self, task: Task) -> list[str]:
-        return [self.split.key(number) for number in task.sample_b.tolist()]
+    def keys(self, plan: BatchPlan) -> list[str]:
+        return [self.split.key(number) for number in plan.sample_b.tolist()]
 
-    def filled(self, task: Task, arrays: worker.Arrays, bad: BadRows) -> "Decoded":
-        """A batch in whose bad rows the substitute stands."""
+    def filled(self, plan: BatchPlan, arrays: worker.Arrays, bad: BadRows) -> "Decoded":
+        """The batch, with its bad rows filled from the substitute."""
         for row in bad:
-            self.stand_in(row, task, arrays)
-        return task, arrays, bad
+            self.stand_in(row, plan, arrays)
+        return plan, arrays, bad
 
-    def stand_in(self, row: int, task: Task, arrays: worker.Arrays) -> None:
-        """Put the substitute, drawn with the slot's own randomness, into a row of ``arrays`` (which it begins where
-        there are none)."""
+    def stand_in(self, row: int, plan: BatchPlan, arrays: worker.Arrays) -> None:
+        """Put the substitute, decoded with the slot's own randomness, into a row of ``arrays``, which are created if
+        they are missing."""
         assert self.substitute is not None, "bad rows come with a substitute"
         key, raw = self.substitute()
         try:
-            made, _ = worker.decode([key], [raw], [int(task.slot_b[row])], self.seed, self.transforms)
+            made, _ = worker.decode([key], [raw], [int(plan.slot_b[row])], self.seed, self.transforms)
         except V2FError as error:
-            other = self.split.key(int(task.sample_b[row]))
+            other = self.split.key(int(plan.sample_b[row]))
             raise V2FError(f"{error}; it was to stand in for sample {other}, which cannot be used either") from error
         try:
-            worker.put({name: array[0] for name, array in made.items()}, key, row, len(task.sample_b), arrays)
+            worker.put({name: array[0] for name, array in made.items()}, key, row, len(plan.sample_b), arrays)
         except worker.DecodeError as error:
-            raise _named(self.split, task, str(error), row) from error
+            raise _named(self.split, plan, str(error), row) from error
 
 
-def _named(split: Samples, task: Task, error: str, row: int | None) -> V2FError:
+def _named(split: Samples, plan: BatchPlan, error: str, row: int | None) -> V2FError:
     if row is None:
         return V2FError(error)
-    number = int(task.sample_b[row])
+    number = int(plan.sample_b[row])
     return V2FError(f"{split.shard_path(number)}: {error} (at byte {split.byte(number)} of the shard)")
 
 
 class Inline:
-    """Decoding in this process."""
+    """Decodes in this process."""
 
     def __init__(self, work: Work):
         self._work = work
         self._closed = False
 
     def next(self) -> Decoded:
-        """The next task, its arrays, and its bad rows, which hold the substitute."""
+        """The next plan, its arrays, and its bad rows, which are filled from the substitute."""
         if self._closed:
             raise StopIteration
         work = self._work
-        task, raws, bad = work.next()
-        slots, tolerant = task.slot_b.tolist(), work.substitute is not None
+        plan, raws, bad = work.next()
+        slots, tolerant = plan.slot_b.tolist(), work.substitute is not None
         try:
-            arrays, undecoded = worker.decode(work.keys(task), raws, slots, work.seed, work.transforms, tolerant)
+            arrays, undecoded = worker.decode(work.keys(plan), raws, slots, work.seed, work.transforms, tolerant)
         except worker.DecodeError as error:
-            raise _named(work.split, task, str(error), error.row) from error
-        return work.filled(task, arrays, bad | undecoded)
+            raise _named(work.split, plan, str(error), error.row) from error
+        return work.filled(plan, arrays, bad | undecoded)
 
     def close(self) -> None:
         self._closed = True
@@ -122,35 +122,35 @@ class Inline:
 
 @dataclass(frozen=True)
 class _Fetched:
-    """A batch to decode: its number among the tasks, its raw members, and the rows that have none."""
+    """A batch to decode: its number in the sequence, its raw members, and the rows without any."""
 
     number: int
-    task: Task
+    plan: BatchPlan
     raws: list[memoryview | None]
     bad: BadRows
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A batch that lies in a tray of a worker, with what was asked of the worker."""
+    """A batch in a tray of a worker, with the request to the worker."""
 
     number: int
-    task: Task
+    plan: BatchPlan
     bad: BadRows
     tray: worker.Tray
     request: dict[str, Any]
 
 
 class Farm:
-    """Decoding in worker processes: one thread fetches ahead, one thread a worker feeds it and takes its results.
+    """Decodes in worker processes: one thread fetches ahead, and one thread per worker feeds it and takes its results.
 
-    At most two batches wait at a worker and ``2 * workers + 2`` are under way in all. Results are handed out in
-    the order of the tasks; an error waits for its turn and is raised there.
+    At most two batches are at a worker, and ``2 * workers + 2`` are in progress in all. Results are handed out in the
+    order of the plans; an error is raised when its turn comes.
 
-    Arrays lie in trays, which a worker gets back when nobody holds them any more; of the four trays of a worker two may
-    be lent so, and what does not find one is copied. Arrays stay valid for as long as they are held, the farm's end
-    included. A tray takes as much memory as a batch, raw and decoded; it lies in no file system, so that the size of
-    /dev/shm does not bound it.
+    Arrays are views of trays. A tray returns to its worker when nothing refers to it any more; the consumer may hold
+    two of a worker's four trays, and further arrays are copied. Arrays stay valid as long as they are referenced, even
+    after the farm is closed. A tray takes as much memory as a batch, raw and decoded; it is not in a file system, so
+    the size of /dev/shm does not limit it.
     """
 
     def __init__(self, work: Work, workers: int):
@@ -171,7 +171,7 @@ class Farm:
             thread.start()
 
     def next(self) -> Decoded:
-        """The next task, its arrays, and its bad rows, which hold the substitute."""
+        """The next plan, its arrays, and its bad rows, which are filled from the substitute."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._next in self._results)
             if self._closed:
@@ -183,7 +183,7 @@ class Farm:
             try:
                 raise result
             finally:
-                del result  # or error and frame would hold each other, and with them the workers' memory
+                del result  # else error and frame refer to each other and keep the workers' memory alive
         return self._work.filled(*result)
 
     def close(self) -> None:
@@ -216,11 +216,11 @@ class Farm:
                     return
                 self._requests.put(_Fetched(number, *self._work.next()))
                 number += 1
-        except BaseException as error:  # StopIteration, too: each is raised where the consumer arrives at it
+        except BaseException as error:  # StopIteration, too: each is raised when the consumer gets there
             self._deliver(number, error)
 
     def _drive(self, w: "Worker") -> None:
-        """Keep one worker busy until the farm closes or the worker is lost; then end it."""
+        """Keep one worker busy until the farm closes or the worker dies; then end it."""
         waiting: collections.deque[_Asked] = collections.deque()
         fetched: _Fetched | None = None
         try:
@@ -235,12 +235,12 @@ class Farm:
                         return
                     waiting.append(self._asked(fetched, w.free_tray()))
                     w.ask(waiting[-1], fetched.raws)
-                    fetched = None  # or it would keep the blocks that its bytes lie in until the next one comes
+                    fetched = None  # else it would keep the blocks of its bytes in memory until the next batch comes
                 asked = waiting[0]
                 result = w.result(self._work.split, asked)
                 waiting.popleft()
                 self._deliver(asked.number, result)
-                del result  # or it would keep the tray
+                del result  # else it would hold the tray
         except BaseException as error:
             if not self._closed:
                 self._fail(w, error, {batch.number for batch in (*waiting, fetched) if batch is not None})
@@ -250,16 +250,16 @@ class Farm:
     def _asked(self, fetched: _Fetched, tray: worker.Tray) -> _Asked:
         request = {
             "tray": tray.descriptor,
-            "keys": self._work.keys(fetched.task),
+            "keys": self._work.keys(fetched.plan),
             "lengths": [None if raw is None else len(raw) for raw in fetched.raws],
-            "slots": fetched.task.slot_b.tolist(),
+            "slots": fetched.plan.slot_b.tolist(),
             "seed": self._work.seed,
             "tolerant": self._work.substitute is not None,
         }
-        return _Asked(fetched.number, fetched.task, fetched.bad, tray, request)
+        return _Asked(fetched.number, fetched.plan, fetched.bad, tray, request)
 
     def _fail(self, w: "Worker", error: BaseException, numbers: set[int]) -> None:
-        """A worker is lost: the batches that it had, or the next one if it had none, become the error."""
+        """A worker died: deliver the error in place of the batches that it had, or of the next one if it had none."""
         lost = isinstance(error, OSError | EOFError)
         reason = WorkerLostError(f"a decode worker died ({w.fate()}) {_fate_hint(w)}") if lost else error
         if not numbers:
@@ -279,8 +279,8 @@ class WorkerLostError(V2FError):
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """What is started inside never hears the signals that a terminal or a scheduler sends to a whole job: the trainer
-    does, saves, and closes the sockets of its workers. Blocked signals stay blocked in a program that is started."""
+    """Processes started inside ignore the signals that a terminal or a scheduler sends to a whole job: the trainer
+    handles them, saves, and closes the sockets of its workers. A child process inherits blocked signals."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_TRAINER)
     try:
         yield
@@ -289,12 +289,13 @@ def _deaf() -> Iterator[None]:
 
 
 class Worker:
-    """One worker process, our end of its socket, and the trays that are shared with it."""
+    """One worker process, our end of its socket, and the trays shared with it."""
 
     def __init__(self, transforms: bytes):
         self._transforms = transforms
         self._lent = 0
-        self._returned: queue.SimpleQueue[worker.Tray] = queue.SimpleQueue()  # its put may interrupt anything
+        # its put is reentrant, as a finalizer needs
+        self._returned: queue.SimpleQueue[worker.Tray] = queue.SimpleQueue()
         self.socket, theirs = socket.socketpair()
         self._files = [_nameless_file() for _ in range(_WAITING + _LENT)]
         self._free = [worker.Tray(file.fileno()) for file in self._files]
@@ -323,24 +324,24 @@ class Worker:
             raise RuntimeError(header["failure"])
 
     def ask(self, asked: _Asked, raws: Sequence[memoryview | None]) -> None:
-        """Have a batch decoded whose raw members are ``raws``."""
+        """Request the decoding of a batch with the raw members ``raws``."""
         asked.tray.put([raw for raw in raws if raw is not None])
         worker.send(self.socket, asked.request)
 
     def result(self, split: Samples, asked: _Asked) -> Decoded | BaseException:
-        """The answer to the oldest request; EOFError or OSError where the worker is gone."""
+        """The answer to the oldest request; EOFError or OSError if the worker is gone."""
         header = self._hear()
         if "arrays" in header:
             arrays = self._taken_out(asked.tray, header["arrays"], header["size"])
-            return asked.task, arrays, asked.bad | {int(row): reason for row, reason in header["bad"].items()}
+            return asked.plan, arrays, asked.bad | {int(row): reason for row, reason in header["bad"].items()}
         self._free.append(asked.tray)
         if "error" in header:
-            return _named(split, asked.task, header["error"], header["row"])
+            return _named(split, asked.plan, header["error"], header["row"])
         return RuntimeError(header["failure"])
 
     def free_tray(self) -> worker.Tray:
-        """One of those that are neither lent nor at the worker, the last used one first: so those that are not needed
-        are never touched, and take no memory."""
+        """A tray that neither the consumer nor the worker holds, the last used one first, so that unneeded trays are
+        never touched and take no memory."""
         with contextlib.suppress(queue.Empty):
             while True:
                 self._free.append(self._returned.get_nowait())
@@ -348,7 +349,8 @@ class Worker:
         return self._free.pop()
 
     def _taken_out(self, tray: worker.Tray, described: dict[str, Any], size: int) -> worker.Arrays:
-        """The arrays in a tray: as they lie there, the tray being lent until the last of them is gone, or copied."""
+        """The arrays in a tray: as views, which hold the tray until the last of them is gone; or as copies, if the
+        consumer holds too many trays."""
         whole = tray.whole(size)
         arrays = {name: worker.array_in(whole, *where) for name, where in described.items()}
         if self._lent < _LENT:
@@ -366,11 +368,12 @@ class Worker:
         return f"process {self.process.pid}, " + (f"signal {-code}" if code < 0 else f"exit code {code}")
 
     def hang_up(self) -> None:
-        with contextlib.suppress(OSError):  # it may be closed already
+        with contextlib.suppress(OSError):  # may be closed already
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def end(self) -> None:
-        """Only for the thread that speaks to the worker: nobody else knows when the trays are no longer written to."""
+        """End the worker. Only for the thread that talks to it, which alone knows when the trays are no longer
+        written."""
         self.hang_up()
         try:
             self.process.wait(_CLOSING_SECONDS)
@@ -399,7 +402,8 @@ def _fate_hint(w: Worker) -> str:
 
 
 def _nameless_file() -> IO[bytes]:
-    """A file in memory, or where the system has none of that kind on disk, which goes with its last descriptor."""
+    """An anonymous file in memory, or on disk if the system has no such files; it disappears with its last
+    descriptor."""
     if hasattr(os, "memfd_create"):
         with contextlib.suppress(OSError):  # forbidden in some sandboxes
             return os.fdopen(os.memfd_create("v2f-tray"), "r+b")

@@ -1,12 +1,12 @@
-"""Raw bytes of samples: read by merged ranges, ahead of their use, and checked against what was packed.
+"""Fetching the raw bytes of samples: merged range reads, ahead of use, checked against the index.
 
-    slots --order--> blocks --cache, store (whole, one request a run of adjacent samples)--> CRC-32 --> raw members
-                                       | an error, or another checksum
+    slots --order--> blocks --cache, store (one request per run of adjacent samples)--> CRC-32 --> raw members
+                                       | an error, or a wrong checksum
                                        v
-                      once more, past the cache, sample by sample --> raw members, or Bad with the reason
+                      again, without the cache, sample by sample --> raw members, or Bad with the reason
 
-Nothing is raised for a sample that cannot be had: what is wrong with it stands in its place, and whoever asked decides.
-A data set that is not there at all is an error: a store that is away has damaged no sample.
+A sample that cannot be fetched raises nothing: a :class:`Bad` with the reason takes its place, and the caller decides.
+A data set that is missing altogether is an error, because an unreachable store does not mean damaged samples.
 
 Shape letters: N samples of the split, n samples of one read, b batch of a rank.
 """
@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from isal.isal_zlib import crc32  # the same as zlib's, ten times as fast: every sample passes it
+from isal.isal_zlib import crc32  # the same result as zlib's, ten times as fast; every sample is checked
 
 from v2f.data.manifest import MANIFEST, Ints, Samples
 from v2f.data.mix import MixOrder
@@ -28,15 +28,15 @@ from v2f.errors import V2FError
 from v2f.storage import store
 from v2f.storage.cache import Cache
 
-# A shard that is not there, or whose failing reads have taken so long, is not asked for again for a while: a store
-# that is away must not cost its whole patience for each block.
+# A shard that is missing, or whose failing reads took this long, is not requested again for a while. Otherwise an
+# unreachable store would cost its full retry time for every block.
 LOST_AFTER_S = 60.0
 LOST_FOR_S = 600.0
 
 
 @dataclass(frozen=True)
-class Task:
-    """One batch of a rank: its samples (numbered in the split) and their slots."""
+class BatchPlan:
+    """What one batch of a rank consists of: its samples (numbers in the split) and their slots."""
 
     sample_b: Ints
     slot_b: Ints
@@ -44,7 +44,7 @@ class Task:
 
 @dataclass
 class _Trouble:
-    """What reads of one shard have run into: the seconds they cost, and until when it is not asked for again."""
+    """Failed reads of one shard: the last reason, the seconds they took, and until when not to request it again."""
 
     reason: str = ""
     seconds: float = 0.0
@@ -52,10 +52,9 @@ class _Trouble:
 
 
 class Reader:
-    """Reads samples of a split by merged byte ranges, checks each against its CRC-32, counts what it asks for.
+    """Reads samples of a split by merged byte ranges, checks each against its CRC-32, and counts its requests.
 
-    ``cache``: where the ranges are looked for before the store is asked, and kept for the other ranks of the node.
-    Safe with any number of threads.
+    ``cache``: consulted before the store, and shared with the other ranks of the node. Thread-safe.
     """
 
     def __init__(self, split: Samples, cache: Cache | None = None):
@@ -67,7 +66,7 @@ class Reader:
         self.requests = 0
 
     def read(self, number_n: Ints) -> dict[int, Raw]:
-        """The raw members of the samples, in as few ranged reads as they lie in, with nothing between them."""
+        """The raw members of the samples, with one range read per run of adjacent samples."""
         number_n = np.unique(number_n)
         if not len(number_n):
             return {}
@@ -80,13 +79,13 @@ class Reader:
         return found
 
     def lost(self, number: int) -> str | None:
-        """Why the shard of a sample is not asked for at the moment, or None."""
+        """Why the shard of a sample is not requested at the moment; None: it is."""
         with self._lock:
             trouble = self._trouble.get(int(self._at.shard[number]))
             return trouble.reason if trouble is not None and time.monotonic() < trouble.until else None
 
     def _run(self, number_n: Ints) -> dict[int, Raw]:
-        """Adjacent samples of one shard, with a second look where the first one fails."""
+        """Read adjacent samples of one shard; retry one by one if that fails."""
         reason = self.lost(int(number_n[0]))
         if reason is not None:
             return dict.fromkeys(number_n.tolist(), Bad(reason))
@@ -106,9 +105,9 @@ class Reader:
         return found
 
     def _one_by_one(self, number_n: Ints, reason: str = "") -> dict[int, Raw]:
-        """Samples of one shard that could not be had together, straight from the store: some may be good.
+        """Read samples of one shard that could not be read together, without the cache: some may be good.
 
-        ``reason``: why they could not, where the store said so.
+        ``reason``: the store's error, if it gave one.
         """
         path = self._split.shard_path(int(number_n[0]))
         started = time.monotonic()
@@ -137,13 +136,13 @@ class Reader:
         return found
 
     def _look_for_the_rest(self, number: int, error: V2FError) -> None:
-        """A shard is missing: an error where the manifest beside it is, too."""
+        """A shard is missing: raise an error if the manifest beside it is missing, too."""
         root = self._split.root(number)
         if not store.exists(store.join(root, MANIFEST)):
             raise V2FError(f"{root}: the data set is not there any more; bring it back and resume") from error
 
     def _extent(self, number_n: Ints) -> tuple[str, int, int]:
-        """Path, offset and length of adjacent samples of one shard."""
+        """Path, offset and total length of adjacent samples of one shard."""
         first, last = int(number_n[0]), int(number_n[-1])
         offset = int(self._at.offset[first])
         return self._split.shard_path(first), offset, int(self._at.offset[last] + self._at.length[last]) - offset
@@ -160,7 +159,7 @@ class Reader:
         )
 
     def _checked(self, number_n: Ints, content: bytes) -> dict[int, Raw]:
-        """The samples that ``content`` holds one behind the other; Bad in the place of what is not as packed."""
+        """Split ``content`` into its adjacent samples, with Bad in place of those that differ from the index."""
         view, start = memoryview(content), int(self._at.offset[number_n[0]])
         found: dict[int, Raw] = {}
         for number in number_n.tolist():
@@ -170,13 +169,13 @@ class Reader:
                 found[number] = Bad("its checksum differs, the shard was damaged after packing")
                 continue
             try:
-                found[number] = memoryview(self._split.ours(number, raw))
+                found[number] = memoryview(self._split.in_our_schema(number, raw))
             except V2FError as error:
                 found[number] = Bad(str(error))
         return found
 
     def _failed(self, number_n: Ints, error: V2FError, started: float, lost: bool = False) -> None:
-        """Note a failing read, and whether its shard is now taken for lost."""
+        """Record a failed read, and mark the shard as lost if it failed for too long."""
         with self._lock:
             trouble = self._trouble.setdefault(int(self._at.shard[number_n[0]]), _Trouble())
             trouble.reason = _said(error, self._split.shard_path(int(number_n[0])))
@@ -186,7 +185,7 @@ class Reader:
 
 
 def _said(error: V2FError, path: str) -> str:
-    """An error of the store without the path, which is named where the reason is shown."""
+    """The message of a store's error without the path, which is shown with the reason anyway."""
     return str(error).removeprefix(f"{path}: ")
 
 
@@ -194,24 +193,24 @@ BlockId = tuple[int, int, int]  # epoch, partition, block
 
 
 class Blocks:
-    """Raw bytes of the order's blocks: read whole, the next one of a partition when half of the current is used,
-    dropped when its partition has moved on. Samples in ``quarantine`` are not asked for."""
+    """Raw bytes of the order's blocks. A block is read as a whole, when half of the one before it in its partition is
+    used, and dropped when the partition has moved on. Samples in ``quarantine`` are not read."""
 
     def __init__(self, reader: Reader, order: Order | MixOrder, quarantine: Container[int] = ()):
         self._reader, self._order, self._quarantine = reader, order, quarantine
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="v2f-read")
         self._held: dict[BlockId, Future[dict[int, Raw]]] = {}
 
-    def fetch(self, task: Task) -> list[Raw]:
-        """The raw members of a task's samples, or what is wrong with them. Tasks come in the order of their slots."""
-        places = self._order.places(task.slot_b)
+    def fetch(self, plan: BatchPlan) -> list[Raw]:
+        """The raw members of the batch's samples, or Bad. Call it in the order of the slots."""
+        places = self._order.places(plan.slot_b)
         ids: list[BlockId] = list(
             zip(places.epoch_S.tolist(), places.partition_S.tolist(), places.block_S.tolist(), strict=True)
         )
         for block in dict.fromkeys(ids):
             self._want(block)
         raws: list[Raw] = []
-        for block, rank, number in zip(ids, places.rank_S.tolist(), task.sample_b.tolist(), strict=True):
+        for block, rank, number in zip(ids, places.rank_S.tolist(), plan.sample_b.tolist(), strict=True):
             raws.append(Bad("in quarantine") if number in self._quarantine else self._held[block].result()[number])
             if rank >= self._order.window // 2:
                 following = self._order.next_block(*block)
@@ -232,11 +231,11 @@ class Blocks:
             self._held[block] = self._pool.submit(self._reader.read, wanted_n)
 
 
-def each(reader: Reader) -> Callable[[Task], list[Raw]]:
-    """Fetches a task's samples by themselves, without an order to read ahead in."""
+def fetch_directly(reader: Reader) -> Callable[[BatchPlan], list[Raw]]:
+    """A function that fetches just the samples of a batch, without reading ahead."""
 
-    def fetch(task: Task) -> list[Raw]:
-        found = reader.read(task.sample_b)
-        return [found[number] for number in task.sample_b.tolist()]
+    def fetch(plan: BatchPlan) -> list[Raw]:
+        found = reader.read(plan.sample_b)
+        return [found[number] for number in plan.sample_b.tolist()]
 
     return fetch

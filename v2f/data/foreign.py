@@ -1,9 +1,9 @@
-"""WebDataset tars that others wrote, read as they are: what of a sample is what of ours.
+"""WebDataset tars not written by v2f, read in place: which of their members correspond to which of ours.
 
-A manifest with ``foreign`` says where the tars lie and which members are audio, photo, identity and label. The index
-holds the run of each sample's members, as for our own shards; what is read is renamed to our schema before it is
-decoded, and nothing is written to the tars. Such a sample has the member ``foreign`` (empty), by which
-:class:`v2f.data.sample.Sample` knows that any recording and any mode of photo may come.
+A manifest with ``foreign`` says where the tars are and which members hold audio, photo, identity and label. The index
+has the byte range of each sample, as for our own shards. Members are renamed to our schema before decoding; the tars
+are never written to. Such a sample has an empty member ``foreign``, which tells :class:`v2f.data.sample.Sample` to
+accept any audio format and photo mode.
 """
 
 import io
@@ -19,17 +19,17 @@ from v2f.config import Config
 from v2f.data.sample import AUDIO, FOREIGN, FOREIGN_AUDIO, PHOTO_FORMATS, PHOTOS, USUAL, join_members
 from v2f.errors import V2FError
 
-_META = re.compile(r"__[^/]*__($|/)")  # names that webdataset passes over
+_META = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips
 
 
 class Fields(Config):
-    """Which members of a sample are what; ``a|b``: the first of them that is there."""
+    """Which member holds what; ``a|b`` means the first of them that exists."""
 
-    audio: str | None = Field(None, description="flac|wav|mp3|m4a|ogg; null: none is read")
-    photo: str | None = Field(None, description="jpg|jpeg|png|webp; null: none is read")
-    identity: str = Field("key", description="key, folder (of the key), json:NAME.NAME, or a member that is text")
-    label: str | None = Field(None, description="the class, as identity")
-    sample_rate: int = Field(16000, ge=1000, le=192_000, description="that all audio is brought to")
+    audio: str | None = Field(None, description="flac|wav|mp3|m4a|ogg; null: do not read audio")
+    photo: str | None = Field(None, description="jpg|jpeg|png|webp; null: do not read photos")
+    identity: str = Field("key", description="key, folder (of the key), json:NAME.NAME, or the name of a text member")
+    label: str | None = Field(None, description="the class, given like identity")
+    sample_rate: int = Field(16000, ge=1000, le=192_000, description="all audio is resampled to it")
 
     @model_validator(mode="after")
     def _is_readable(self) -> "Fields":
@@ -46,19 +46,20 @@ class Fields(Config):
 
 
 class Foreign(Config):
-    """What a manifest says of tars that others wrote."""
+    """What a manifest says about foreign tars."""
 
     fields: Fields
-    places: list[str] = Field(description="of each shard: beside the manifest, or a whole path or URL")
+    places: list[str] = Field(description="of each shard: relative to the manifest, or an absolute path or URL")
 
     @property
     def shares_folder(self) -> bool:
-        """Whether some of the tars lie in the manifest's folder, which may then hold other files of theirs."""
+        """Whether some of the tars are in the manifest's folder, which may then hold other files that belong to
+        them."""
         return any(map(is_beside, self.places))
 
 
 def is_beside(place: str) -> bool:
-    """Whether a place is a path from the manifest's folder on, and not a whole path or URL."""
+    """Whether a place is relative to the manifest's folder, not an absolute path or URL."""
     return not place.startswith("/") and "://" not in place
 
 
@@ -67,7 +68,7 @@ def _choices(names: str | None) -> list[str]:
 
 
 def members_of(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str]]:
-    """The members of a tar that webdataset takes for parts of samples, each with the sample's key and its extension."""
+    """The members of a tar that webdataset treats as parts of samples, each with the sample's key and its extension."""
     from webdataset.tariterators import base_plus_ext
 
     for member in tar:
@@ -78,8 +79,8 @@ def members_of(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str, str
             yield member, key, extension.lower()
 
 
-class Run:
-    """The members of one sample as they lie in a tar; :class:`V2FError` where they are none of a whole sample."""
+class ForeignSample:
+    """The members of one sample of a foreign tar; :class:`V2FError` if they do not form a sample."""
 
     def __init__(self, raw: bytes | memoryview, fields: Fields):
         self.members: dict[str, bytes] = {}
@@ -99,8 +100,8 @@ class Run:
     def identity(self) -> str:
         return self._value("identity", self._fields.identity)
 
-    def ours(self, key: str, identity: str, split: str) -> bytes:
-        """The sample by our schema, under ``key``: tar members as :func:`v2f.data.sample.join_members` makes them."""
+    def in_our_schema(self, key: str, identity: str, split: str) -> bytes:
+        """The sample in our schema, under ``key``: tar members as from :func:`v2f.data.sample.join_members`."""
         fields = self._fields
         meta: dict[str, Any] = {"identity": identity, "split": split, "source": "webdataset", "key": self.key}
         members = {FOREIGN: b""}
@@ -126,7 +127,7 @@ class Run:
         raise V2FError(f"no {what}: none of its members is called {names}")
 
     def _value(self, what: str, place: str) -> str:
-        """A word about the sample, from where the map says that it stands."""
+        """The identity or label, from the place that the map gives."""
         if place == "key":
             return self.key
         if place == "folder":

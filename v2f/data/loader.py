@@ -1,12 +1,12 @@
-"""Batches for one rank: fetch raw bytes by the order, check them, decode them, in order, ahead of the training.
+"""Batches for one rank: fetches raw bytes in the given order, checks and decodes them, ahead of the training.
 
     slots --order--> samples --fetch (this process; whole blocks, CRC-32)--> raw bytes --decode workers--> batches
                                                      | a sample that cannot be used
                                                      v
-                        its slot keeps its place: weight 0, the substitute's arrays, its own key --> quarantine
+                        keeps its slot and its key, with weight 0 and the substitute's arrays --> quarantine
 
-What a rank gets is a function of (data, order, seed, batch, rank, world size); the number of workers and the
-position at which it starts change nothing else.
+The batches of a rank are a function of (data, order, seed, batch, rank, world size); they depend neither on the number
+of workers nor on where reading starts.
 
 Shape letters: B global batch, b batch of a rank; arrays are [b, ...].
 """
@@ -20,7 +20,7 @@ import torch
 
 from v2f.data import worker
 from v2f.data.farm import Farm, Inline, Work
-from v2f.data.fetch import Blocks, Reader, Task, each
+from v2f.data.fetch import BatchPlan, Blocks, Reader, fetch_directly
 from v2f.data.manifest import Ints, Samples
 from v2f.data.mix import MixOrder
 from v2f.data.order import Order
@@ -33,27 +33,26 @@ from v2f.storage.cache import Cache
 Batch = dict[str, Any]
 
 RESERVED = ("slot", "weight", "identity", "key")
-_TRIES = 100  # where so many samples that are as packed cannot be decoded, it is what reads them that is wrong
+_TRIES = 100  # if so many samples with a correct checksum cannot be decoded, the transforms are at fault
 
 
 class Loader:
     """An endless iterator over a rank's batches of ``split``, from ``start_slot`` on.
 
-    A global batch is ``batch`` slots; of batch g, rank r has the slots start_slot + g*B + [r*b, (r+1)*b), with
+    A global batch is ``batch`` slots; rank r gets the slots start_slot + g*B + [r*b, (r+1)*b) of batch g, with
     b = B / world_size. A batch is a dict: each transform's output stacked to a tensor [b, ...], and ``slot`` int64
-    [b], ``weight`` float32 [b], ``identity`` int64 [b] (numbers of the manifest's identities, or as ``identity_N`` has
-    them for each sample), ``key`` list[str].
-    The position to resume at is the first slot after the last global batch that was used.
+    [b], ``weight`` float32 [b], ``identity`` int64 [b] (numbers of the manifest's identities, or those that
+    ``identity_N`` gives for each sample), ``key`` list[str]. To resume, start at the first slot after the last global
+    batch that was used.
 
-    A sample that cannot be had or decoded, or that is in ``quarantine`` (numbers of an earlier checkpoint's), keeps its
-    slot, identity and key, and has weight 0; its arrays are those of the split's first sample that verifies, drawn with
-    the slot's own randomness. It stays in :attr:`quarantine`.
+    A sample that cannot be fetched or decoded, or that is in ``quarantine`` (numbers from a checkpoint), keeps its
+    slot, identity and key, and gets weight 0; its arrays are those of the split's first sample that verifies, decoded
+    with the slot's own randomness. It stays in :attr:`quarantine`.
 
-    ``cache`` is read through. ``workers`` processes decode (0: in this process). Each iteration starts at
-    ``start_slot`` anew and owns its workers; :meth:`close`, or leaving a ``with`` block, ends them, and so does
-    dropping the iterator.
+    Reads go through ``cache``. ``workers`` processes decode (0: this process does). Each iteration starts at
+    ``start_slot`` and owns its workers; they end with :meth:`close`, with the ``with`` block, or with the iterator.
 
-    Raw bytes held: at most two blocks (of the order's window) of each partition that the rank touches.
+    Holds the raw bytes of at most two blocks (of the order's window) per partition that the rank reads.
     """
 
     def __init__(
@@ -92,17 +91,17 @@ class Loader:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes asked of the store so far by this rank."""
+        """Bytes that this rank has requested from the store so far."""
         return self._reader.bytes_read
 
     @property
     def requests(self) -> int:
-        """Reads asked of the store so far by this rank."""
+        """Reads that this rank has requested from the store so far."""
         return self._reader.requests
 
     def __iter__(self) -> Iterator[Batch]:
         blocks = Blocks(self._reader, self.order, self.quarantine)
-        work = Work(self.split, self._tasks(), blocks.fetch, self.transforms, self.seed, self._substitute)
+        work = Work(self.split, self._plans(), blocks.fetch, self.transforms, self.seed, self._substitute)
         batches = _Batches(work, self.workers, self.quarantine, blocks.close, self._identity_N)
         self._running.add(batches)
         return batches
@@ -118,12 +117,12 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _tasks(self) -> Iterator[Task]:
+    def _plans(self) -> Iterator[BatchPlan]:
         share = self.batch // self.world_size
         start = self.start_slot + self.rank * share
         while True:
             slot_b = np.arange(start, start + share, dtype=np.int64)
-            yield Task(self.order.places(slot_b).sample_S, slot_b)
+            yield BatchPlan(self.order.places(slot_b).sample_S, slot_b)
             start += self.batch
 
 
@@ -138,13 +137,13 @@ def read_split(
 ) -> Iterator[Batch]:
     """Each sample once, in the manifest's order, without randomness (rng None): for evaluation.
 
-    ``limit`` takes the first so many; ``samples`` takes those numbers in their order (a rank's share, say). The
-    batches are those of :class:`Loader`, ``slot`` being the sample's number in the split; the last may be smaller.
-    A sample that cannot be used is a :class:`V2FError` that names it.
+    ``limit`` stops after so many samples; ``samples`` are the numbers to read, in their order (for example a rank's
+    share). Batches are as in :class:`Loader`, with ``slot`` as the sample's number in the split; the last one may be
+    smaller. A sample that cannot be used is a :class:`V2FError` that names it.
     """
     transforms = _checked(split, transforms, workers)
-    tasks = iter([Task(part, part) for part in _parts(split, batch, samples, limit)])
-    return _Batches(Work(split, tasks, each(Reader(split)), dict(transforms), seed=None), workers)
+    plans = iter([BatchPlan(part, part) for part in _parts(split, batch, samples, limit)])
+    return _Batches(Work(split, plans, fetch_directly(Reader(split)), dict(transforms), seed=None), workers)
 
 
 def read_usable(
@@ -157,8 +156,8 @@ def read_usable(
     samples: Sequence[int] | None = None,
     identity_N: Ints | None = None,
 ) -> Iterator[Batch]:
-    """As :func:`read_split`, in this process; a sample that cannot be used is left out, and a line about it goes to
-    ``left_out``. There are no stand-ins, so a batch may be smaller; one of nothing is not given. ``identity_N``: as for
+    """Like :func:`read_split`, in this process, but skips samples that cannot be used and adds a line about each to
+    ``left_out``. There is no substitute, so batches may be smaller; empty ones are skipped. ``identity_N``: as in
     :class:`Loader`."""
     transforms = _checked(split, transforms, 0)
     reader = Reader(split)
@@ -182,7 +181,7 @@ def read_usable(
                 del usable[number]
             else:
                 number_b = np.array(numbers, dtype=np.int64)
-                yield _batch(split, Task(number_b, number_b), arrays, identity_N)
+                yield _batch(split, BatchPlan(number_b, number_b), arrays, identity_N)
                 break
 
 
@@ -197,9 +196,10 @@ def _parts(split: Samples, batch: int, samples: Sequence[int] | None, limit: int
 
 
 def check_batch(batch: int, world_size: int, bn_group: int, stream: str = "") -> None:
-    """Refuse a world size that would change the mathematics, and name those that would not (promises 1 and 3).
+    """V2FError for a number of processes that would change the order of samples or the gradient (promises 1 and 3,
+    docs/architecture.md); names the numbers that would not.
 
-    ``stream``: whose batch it is, where there are several.
+    ``stream``: name of the stream, if there are several.
     """
     of = f"data.streams.{stream}: " if stream else ""
     if min(batch, world_size, bn_group) < 1:
@@ -216,10 +216,11 @@ def check_batch(batch: int, world_size: int, bn_group: int, stream: str = "") ->
 
 
 def micro_batch_of(share: int, most: int | None, bn_group: int, others: Sequence[int] = ()) -> int | None:
-    """Samples of a forward pass: as many of a rank's ``share`` as divide it, at most ``most``, in whole norm groups.
+    """Samples of a forward pass: the largest divisor of a rank's ``share`` that is at most ``most`` and consists of
+    whole batch-norm groups; None: all at once.
 
-    So a recipe that says one holds for every number of processes; V2FError where it is less than a group. ``others``:
-    the rank's shares of further streams, which are cut into as many parts, in whole norm groups, too.
+    So one value in a recipe works for every number of processes. V2FError if ``most`` is smaller than a group.
+    ``others``: the rank's shares of further streams, which are split into equally many parts, also of whole groups.
     """
     if most is None or most >= share:
         return None
@@ -237,7 +238,7 @@ def micro_batch_of(share: int, most: int | None, bn_group: int, others: Sequence
 
 
 def _checked(split: Samples, transforms: Mapping[str, Transform], workers: int) -> dict[str, Transform]:
-    """The transforms, bound to the split's data sets; :class:`V2FError` where one cannot read them."""
+    """The transforms, bound to the split's data sets; :class:`V2FError` if one cannot read them."""
     for name, transform in transforms.items():
         if name in RESERVED:
             raise V2FError(f"a transform cannot be called {name!r}: every batch has that already")
@@ -252,8 +253,8 @@ def _checked(split: Samples, transforms: Mapping[str, Transform], workers: int) 
 
 
 class _Substitute:
-    """The split's first sample that verifies: its bytes are as packed, and all that it holds can be decoded. It is
-    looked for when it is first wanted; a function of the data alone."""
+    """The split's first sample that verifies: its checksum is correct and everything in it can be decoded. It is
+    searched for on first use, and depends on the data alone."""
 
     def __init__(self, split: Samples, reader: Reader, transforms: Mapping[str, Transform]):
         self._split, self._reader, self._transforms = split, reader, transforms
@@ -288,12 +289,12 @@ class _Substitute:
 
     def _verified(self, key: str, raw: memoryview) -> tuple[str, bytes]:
         worker.decode([key], [raw], [0], None, self._transforms)
-        Sample.from_tar(key, raw).check()  # any of its photos may be drawn
+        Sample.from_tar(key, raw).check()  # any of its photos may be read
         return key, bytes(raw)
 
 
 class _Batches(Iterator[Batch]):
-    """The batches of the tasks of ``work``, in order; decoded here or by worker processes that work ahead."""
+    """The batches of ``work``, in order, decoded in this process or ahead of time by worker processes."""
 
     def __init__(
         self,
@@ -305,44 +306,45 @@ class _Batches(Iterator[Batch]):
     ):
         self._work, self._quarantine, self._identity_N = work, quarantine, identity_N
         self._decoder = Farm(work, workers) if workers else Inline(work)
-        # Also runs when the iterator is dropped and when the interpreter ends; it must not refer to self.
+        # Also runs when the iterator is garbage collected and at exit, so it must not refer to self.
         self._closing = weakref.finalize(self, _close, self._decoder, also_close)
 
     def __next__(self) -> Batch:
         try:
-            task, arrays, bad = self._decoder.next()
-            batch = _batch(self._work.split, task, arrays, self._identity_N)
+            plan, arrays, bad = self._decoder.next()
+            batch = _batch(self._work.split, plan, arrays, self._identity_N)
             if self._quarantine is not None:
-                self._set_aside(task, arrays, bad, batch["weight"], self._quarantine)
+                self._set_aside(plan, arrays, bad, batch["weight"], self._quarantine)
         except BaseException:
             self.close()
             raise
         return batch
 
     def _set_aside(
-        self, task: Task, arrays: worker.Arrays, bad: BadRows, weight_b: torch.Tensor, quarantine: Quarantine
+        self, plan: BatchPlan, arrays: worker.Arrays, bad: BadRows, weight_b: torch.Tensor, quarantine: Quarantine
     ) -> None:
-        """Weight 0 and an entry for each bad row; what is in quarantine stays bad, also where it could be read."""
-        numbers, slots = task.sample_b.tolist(), task.slot_b.tolist()
+        """Set weight 0 and quarantine the sample of each bad row. A quarantined sample stays bad even if it can be read
+        now."""
+        numbers, slots = plan.sample_b.tolist(), plan.slot_b.tolist()
         for row, reason in sorted(bad.items()):
             quarantine.add(numbers[row], slots[row], reason)
         for row, number in enumerate(numbers):
             if number in quarantine:
                 weight_b[row] = 0.0
-                if row not in bad:  # read ahead before it went in
-                    self._work.stand_in(row, task, arrays)
+                if row not in bad:  # read ahead before it was quarantined
+                    self._work.stand_in(row, plan, arrays)
 
     def close(self) -> None:
-        """End the workers; further batches are a StopIteration."""
+        """End the workers; the next batch is a StopIteration."""
         self._closing()
 
 
-def _batch(split: Samples, task: Task, arrays: worker.Arrays, identity_N: Ints | None) -> Batch:
+def _batch(split: Samples, plan: BatchPlan, arrays: worker.Arrays, identity_N: Ints | None) -> Batch:
     batch: Batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    batch["slot"] = torch.from_numpy(task.slot_b.copy())
-    batch["weight"] = torch.ones(len(task.sample_b))
-    batch["identity"] = torch.from_numpy((split.identity_N if identity_N is None else identity_N)[task.sample_b])
-    batch["key"] = [split.key(number) for number in task.sample_b.tolist()]
+    batch["slot"] = torch.from_numpy(plan.slot_b.copy())
+    batch["weight"] = torch.ones(len(plan.sample_b))
+    batch["identity"] = torch.from_numpy((split.identity_N if identity_N is None else identity_N)[plan.sample_b])
+    batch["key"] = [split.key(number) for number in plan.sample_b.tolist()]
     return batch
 
 

@@ -1,56 +1,46 @@
-"""A data set: its shards, and beside them ``manifest.json`` and ``index.npz``, which say where every sample lies.
+"""A data set: its shards, and beside them ``manifest.json`` and ``index.npz``, which locate every sample.
 
-``index.npz`` (no pickles) holds one row a sample, in the order of the shards: shard, offset and length of its run
-of tar members (headers and padding included), CRC-32 of that run, identity, key. ``manifest.json`` is written
-last: a folder without it holds no data set. Its fingerprint depends on content alone. It names its index, because the
-one that follows it when people are removed lies beside it until the manifest itself is replaced.
+``index.npz`` (no pickles) has one row per sample, in the order of the shards: shard, offset and length of its tar
+members (with headers and padding), CRC-32 of those bytes, identity, key. ``manifest.json`` is written last: a folder
+without it is not a data set. Its fingerprint depends on content alone. It names its index, because removing people
+writes a new index beside the old one before it replaces the manifest.
 
-``holds`` are the parts that every sample has (``audio``, ``photos``; and ``gray`` where photos of one channel are among
-them), ``arrays`` declares the arrays of one's own, which every sample has, too. A data set whose samples all have audio
-and RGB photos, and no such array, is written as it was before there were others, of schema version 1; another one has
-version 2, which a v2f of before refuses. Shards that others wrote (``foreign``) lie anywhere, in any order of splits: a
-tar that has samples of several splits is one shard in each; version 3.
+``holds`` lists what every sample has (``audio``, ``photos``; and ``gray`` if any photo has one channel), and ``arrays``
+declares the custom arrays, which every sample has, too. Each data set is written in the lowest schema version that can
+express it. Version 1: all samples have audio and RGB photos, and no custom arrays. Version 2: ``holds`` and ``arrays``.
+Version 3: ``foreign``, for tars not written by v2f, which may lie anywhere; a tar with samples of several splits is one
+shard of each.
 """
 
 import hashlib
 import io
 import json
-import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 from typing import Any, Protocol
-from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-import v2f
 from v2f.config import Config, build
-from v2f.data.foreign import Foreign, Run, is_beside
+from v2f.data.foreign import Foreign, ForeignSample, is_beside
 from v2f.data.sample import (
-    BLOCK,
     GRAY,
     SCHEMA_VERSION,
-    SPLITS,
     USUAL,
-    Members,
     Sample,
-    check_key,
-    held,
-    join_members,
 )
 from v2f.errors import V2FError
 from v2f.storage import store
 
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
-PACKING = "packing.json"  # there while a pack is under way, or after one was killed
-REMOVING = "removing"  # a folder that a former version made while it removed people
+PACKING = "packing.json"  # exists while a pack is in progress, or after one was killed
+REMOVING = "removing"  # a folder that an earlier version made while it removed people
 Ints = npt.NDArray[np.int64]
-_COLUMNS: dict[str, str] = {
+INDEX_COLUMNS: dict[str, str] = {
     "shard": "<i4",
     "offset": "<i8",
     "length": "<i8",
@@ -76,9 +66,9 @@ class SplitSize(Config):
 
 
 class ArrayKind(Config):
-    """What an array of one's own is in every sample."""
+    """Type and shape of a custom array."""
 
-    dtype: str = Field(description="as NumPy calls it: float32, int16, ...")
+    dtype: str = Field(description="NumPy's name: float32, int16, ...")
     shape: list[int | None] = Field(description="null: an axis of any length")
 
     @model_validator(mode="after")
@@ -97,7 +87,7 @@ class ArrayKind(Config):
         return f"{self.dtype} [{', '.join('any' if length is None else str(length) for length in self.shape)}]"
 
     def fits(self, values: npt.NDArray[Any]) -> bool:
-        """Whether an array is of this kind."""
+        """Whether an array has this type and shape."""
         same = values.dtype.name == self.dtype and values.ndim == len(self.shape)
         return same and all(wanted in (None, there) for wanted, there in zip(self.shape, values.shape, strict=True))
 
@@ -117,20 +107,20 @@ class Manifest(Config):
     foreign: Foreign | None = None
 
     def content_fingerprint(self) -> str:
-        """SHA-256 over what the data are: not over who made them, when, or from which recipe."""
+        """SHA-256 of the content: independent of who made it, when, and from which recipe."""
         unsaid = {"created_by", "fingerprint", "provenance", "index", *self.unsaid}
         content = self.model_dump(exclude=unsaid)
         if self.foreign is not None:
-            del content["foreign"]["places"]  # tars may move, and be indexed anew
+            del content["foreign"]["places"]  # the tars may move and be indexed again
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def unsaid(self) -> set[str]:
-        """The fields that a data set of its schema version does not have: nothing in it depends on them."""
+        """The fields that do not exist in this schema version, and do not enter the fingerprint."""
         return {1: {"holds", "arrays", "foreign"}, 2: {"foreign"}}.get(self.schema_version, set())
 
     def check(self, sample: Sample) -> None:
-        """:class:`V2FError` where a sample does not hold what is said of all."""
+        """:class:`V2FError` if a sample does not hold what the manifest says of all samples."""
         there = {"audio": sample.has_audio, "photos": bool(sample.photo_count)}
         for part, has in there.items():
             if part in self.holds and not has:
@@ -151,7 +141,7 @@ class Manifest(Config):
 
 @dataclass(frozen=True)
 class Index:
-    """One row a sample (all arrays [N])."""
+    """One row per sample (all arrays [N])."""
 
     shard: npt.NDArray[np.int32]
     offset: npt.NDArray[np.int64]
@@ -161,9 +151,9 @@ class Index:
     key: npt.NDArray[np.bytes_]
 
     def digest(self) -> str:
-        """SHA-256 of the columns' values, whatever way the file compresses them."""
+        """SHA-256 of the columns' values, independent of the file's compression."""
         digest = hashlib.sha256()
-        for name in _COLUMNS:
+        for name in INDEX_COLUMNS:
             column = np.ascontiguousarray(getattr(self, name))
             digest.update(f"{name} {column.dtype.str} {column.shape}".encode())
             digest.update(column.tobytes())
@@ -172,7 +162,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that was opened: where it lies, its manifest, its index."""
+    """An opened data set: its location, its manifest, its index."""
 
     root: str
     manifest: Manifest
@@ -187,7 +177,7 @@ class Dataset:
         return list(self.manifest.splits)
 
     def split(self, name: str) -> "Split":
-        """One split, or an error that names those that are there."""
+        """One split; V2FError with the existing splits if there is none of this name."""
         if name not in self.manifest.splits:
             raise V2FError(f"{self.root}: it has no split {name!r}; it has {', '.join(self.splits)}")
         numbers = [i for i, shard in enumerate(self.manifest.shards) if shard.split == name]
@@ -202,7 +192,7 @@ class Dataset:
         return [self.manifest.identities[number] for number in np.unique(self.split("train").identity_N)]
 
     def shard_path(self, sample: int) -> str:
-        """The path of the shard that holds a sample (numbered over the whole data set)."""
+        """The path of the shard with a sample (numbered over the whole data set)."""
         return self.place(int(self.index.shard[sample]))
 
     def place(self, shard: int) -> str:
@@ -212,25 +202,26 @@ class Dataset:
         place = self.manifest.foreign.places[shard]
         return store.join(self.root, place) if is_beside(place) else place
 
-    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
-        """The members of a sample by our schema, of those that its shard holds; :class:`V2FError` where they cannot be
-        read so."""
+    def in_our_schema(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
+        """The members of a sample in our schema, from the bytes in its shard; :class:`V2FError` if they do not fit
+        it."""
         if self.manifest.foreign is None:
             return raw
         identity = self.manifest.identities[self.index.identity[sample]]
         split = self.manifest.shards[self.index.shard[sample]].split
         key = bytes(self.index.key[sample]).decode("ascii")
-        return Run(raw, self.manifest.foreign.fields).ours(key, identity, split)
+        return ForeignSample(raw, self.manifest.foreign.fields).in_our_schema(key, identity, split)
 
     def check_own(self, what: str) -> None:
-        """:class:`V2FError` where others wrote the shards, which ``what`` would have to write anew."""
+        """:class:`V2FError` if v2f did not write the shards, which the command ``what`` would have to rewrite."""
         if self.manifest.foreign is not None:
             raise V2FError(f"{self.root}: others wrote its tars, `{what}` changes only shards that v2f has packed")
 
 
 @dataclass(frozen=True)
 class Extents:
-    """Where samples lie: number of the shard (any, but a shard's own), bytes in it, CRC-32 (all arrays [N])."""
+    """The byte ranges of samples: a number that is unique to the shard, offset and length in it, CRC-32 (all arrays
+    [N])."""
 
     shard: Ints
     offset: Ints
@@ -239,8 +230,7 @@ class Extents:
 
 
 class Samples(Protocol):
-    """What reading asks of a split, or of several put together: samples numbered 0 to ``samples`` - 1, in the order in
-    which they are stored."""
+    """What readers need of a split, or of several as one: samples numbered 0 to ``samples`` - 1, in stored order."""
 
     @property
     def name(self) -> str: ...
@@ -270,7 +260,7 @@ class Samples(Protocol):
 
     def where(self, sample: int) -> str: ...
 
-    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview: ...
+    def in_our_schema(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview: ...
 
 
 @dataclass(frozen=True)
@@ -280,7 +270,7 @@ class Split:
     dataset: Dataset
     name: str
     shards: tuple[Shard, ...]
-    first: int  # number of its first sample in the data set
+    first: int  # number of its first sample in the whole data set
 
     @cached_property
     def samples(self) -> int:
@@ -296,7 +286,7 @@ class Split:
 
     @property
     def fingerprint(self) -> str:
-        """What an order over this split is a function of."""
+        """Identifies the split's content, of which its order is a function."""
         return f"{self.dataset.fingerprint}/{self.name}"
 
     @cached_property
@@ -311,165 +301,39 @@ class Split:
 
     @property
     def datasets(self) -> Sequence[Dataset]:
-        """The data sets that the samples are of."""
+        """The data sets of the samples."""
         return [self.dataset]
 
     def key(self, sample: int) -> str:
         return bytes(self.dataset.index.key[self.first + sample]).decode("ascii")
 
     def root(self, sample: int) -> str:
-        """Where the data set lies that holds a sample."""
+        """The location of a sample's data set."""
         return self.dataset.root
 
     def shard_path(self, sample: int) -> str:
-        """The path of the shard that holds a sample."""
+        """The path of a sample's shard."""
         return self.dataset.shard_path(self.first + sample)
 
     def byte(self, sample: int) -> int:
-        """Where in its shard a sample begins."""
+        """The offset of a sample in its shard."""
         return int(self.extents.offset[sample])
 
     def where(self, sample: int) -> str:
         """Shard, key and offset of a sample, for an error."""
         return f"{self.shard_path(sample)}: sample {self.key(sample)} at byte {self.byte(sample)}"
 
-    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
-        """The members of a sample by our schema, of those that its shard holds."""
-        return self.dataset.ours(self.first + sample, raw)
-
-
-# ------------------------------------------------------------------------------------------------ writing
-
-
-@dataclass(frozen=True)
-class ShardRows:
-    """What a finished tar holds: itself, and a row for each of its samples."""
-
-    shard: Shard
-    offset: list[int]
-    length: list[int]
-    crc32: list[int]
-    identity: list[str]
-    key: list[str]
-    holds: list[str] = field(default_factory=lambda: list(USUAL))  # as in the manifest
-
-
-def common(kinds: Iterable[Sequence[str]]) -> list[str]:
-    """What of ``holds`` is true of all: the parts that each has, and gray photos where any has them."""
-    each = [set(kind) for kind in kinds] or [set(USUAL)]
-    every, some = set.intersection(*each), set.union(*each)
-    return sorted((every - {GRAY}) | (some & {GRAY}))
-
-
-def write_shard(root: str, name: str, split: str, samples: Sequence[tuple[str, str, Members]]) -> ShardRows:
-    """Write ``samples`` (key, identity, members) as ``root/name``, atomically: a plain tar as webdataset writes it."""
-    runs = [join_members(check_key(key), members) for key, _, members in samples]
-    keys, identities = [key for key, _, _ in samples], [identity for _, identity, _ in samples]
-    holds = common(held(members) for _, _, members in samples)
-    return write_runs(root, name, split, keys, identities, runs, [crc32(run) for run in runs], holds)
-
-
-def write_runs(
-    root: str,
-    name: str,
-    split: str,
-    keys: Sequence[str],
-    identities: Sequence[str],
-    runs: Sequence[bytes | memoryview],
-    checksums: Sequence[int],
-    holds: Sequence[str] = USUAL,
-) -> ShardRows:
-    """Write the tar members ``runs`` of samples as they are as ``root/name``, atomically; ``checksums``: the CRC-32
-    that each has to have, which is not looked at; ``holds``: what all of them hold."""
-    if len(set(keys)) != len(keys):
-        raise V2FError(f"{name}: a key stands twice among the samples that are written to it")
-    ends = list(accumulate((len(run) for run in runs), initial=0))
-    tail = bytes(-(ends[-1] + 2 * BLOCK) % tarfile.RECORDSIZE + 2 * BLOCK)  # a tar ends with two empty blocks
-    digest = hashlib.sha256()
-    with store.replacing(store.join(root, name)) as temporary, open(temporary, "wb") as file:
-        for piece in (*runs, tail):
-            file.write(piece)
-            digest.update(piece)
-    size = ends[-1] + len(tail)
-    return ShardRows(
-        shard=Shard(name=name, split=split, samples=len(keys), bytes=size, sha256=digest.hexdigest()),
-        offset=ends[:-1],
-        length=[len(run) for run in runs],
-        crc32=list(checksums),
-        identity=list(identities),
-        key=list(keys),
-        holds=list(holds),
-    )
-
-
-def write_manifest(
-    root: str,
-    shards: Sequence[ShardRows],
-    provenance: Mapping[str, Any],
-    put: Callable[[str, bytes], None] = store.write_bytes,
-    named: str = INDEX,
-    arrays: Mapping[str, ArrayKind] | None = None,
-    foreign: Foreign | None = None,
-) -> Dataset:
-    """Commit a data set: its index first, ``manifest.json`` last. ``provenance`` is plain JSON; ``put`` writes a file,
-    ``named`` is the index's name; ``arrays`` declares the arrays of one's own, all of which every sample has;
-    ``foreign``: others wrote the shards, which lie elsewhere."""
-    rows = [(row, key) for row in shards for key in row.key]
-    keys = [key for _, key in rows]
-    if not keys:
-        raise V2FError(f"{root}: no sample is left, there is nothing to commit")
-    if len(set(keys)) != len(keys):
-        raise V2FError(f"{root}: a key stands twice, in different shards")
-    identities = sorted({identity for row in shards for identity in row.identity})
-    number = {identity: i for i, identity in enumerate(identities)}
-    index = Index(
-        shard=np.repeat(np.arange(len(shards), dtype="<i4"), [row.shard.samples for row in shards]),
-        offset=np.array([o for row in shards for o in row.offset], dtype="<i8"),
-        length=np.array([n for row in shards for n in row.length], dtype="<i8"),
-        crc32=np.array([c for row in shards for c in row.crc32], dtype="<u4"),
-        identity=np.array([number[i] for row in shards for i in row.identity], dtype="<i4"),
-        key=np.array(keys, dtype="S"),
-    )
-    holds = common(row.holds for row in shards)
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION if foreign is not None else 2 if arrays or tuple(holds) != USUAL else 1,
-        created_by=f"v2f {v2f.__version__}",
-        fingerprint="",
-        shards=[row.shard for row in shards],
-        splits=_split_sizes(shards),
-        identities=identities,
-        index_sha256=index.digest(),
-        provenance=dict(provenance),
-        index=named,
-        holds=holds,
-        arrays=dict(arrays or {}),
-        foreign=foreign,
-    )
-    manifest = manifest.model_copy(update={"fingerprint": manifest.content_fingerprint()})
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: getattr(index, name) for name in _COLUMNS})
-    put(store.join(root, named), buffer.getvalue())
-    values = manifest.model_dump(mode="json", exclude=manifest.unsaid | ({"index"} if named == INDEX else set()))
-    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-    put(store.join(root, MANIFEST), text.encode() + b"\n")
-    return Dataset(root, manifest, index)
-
-
-def _split_sizes(shards: Sequence[ShardRows]) -> dict[str, SplitSize]:
-    sizes = {}
-    for split in SPLITS:
-        mine = [row for row in shards if row.shard.split == split]
-        if mine:
-            people = len({identity for row in mine for identity in row.identity})
-            sizes[split] = SplitSize(samples=sum(row.shard.samples for row in mine), people=people)
-    return sizes
+    def in_our_schema(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
+        """The members of a sample in our schema, from the bytes in its shard."""
+        return self.dataset.in_our_schema(self.first + sample, raw)
 
 
 # ------------------------------------------------------------------------------------------------ reading
 
 
 def open_dataset(root: str) -> Dataset:
-    """The data set under ``root``, validated: a missing, cut or edited manifest or index is one clear line."""
+    """Open and validate the data set under ``root``; V2FError if its manifest or index is missing, truncated or
+    edited."""
     manifest = read_manifest(root)
     while True:
         try:
@@ -477,14 +341,14 @@ def open_dataset(root: str) -> Dataset:
             break
         except V2FError:
             before, manifest = manifest, read_manifest(root)
-            if manifest == before:  # else people were removed in between, and the index with them
+            if manifest == before:  # else people were removed meanwhile, and the index replaced
                 raise
     path = store.join(root, manifest.index)
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as columns:
-            index = Index(**{name: columns[name] for name in _COLUMNS})
+            index = Index(**{name: columns[name] for name in INDEX_COLUMNS})
         digest = index.digest()
-    except Exception as error:  # of NumPy, zipfile and zlib, each with kinds of its own
+    except Exception as error:  # NumPy, zipfile and zlib raise errors of their own
         raise V2FError(f"{path}: this index cannot be read; restore it or pack the data set anew") from error
     if digest != manifest.index_sha256:
         raise V2FError(f"{path}: it is not the index of this manifest; restore both or pack the data set anew")
@@ -494,7 +358,7 @@ def open_dataset(root: str) -> Dataset:
 
 
 def read_manifest(root: str) -> Manifest:
-    """The manifest under ``root``, checked against its own fingerprint."""
+    """Read the manifest under ``root`` and check it against its own fingerprint."""
     path = store.join(root, MANIFEST)
     if not store.exists(path):
         if store.exists(store.join(root, REMOVING, MANIFEST)):

@@ -1,7 +1,7 @@
-"""What a system makes as a file that says what it is: PNG, WAV and MP4, each with its provenance inside.
+"""Writing what a system makes as PNG, WAV or MP4, each with its provenance in the file.
 
-A picture carries it in PNG text chunks and in XMP, a sound in the INFO chunk of its WAV, a video in the metadata of its
-MP4: what it is, what it is not, and what made it.
+The provenance says what the file is, what it is not, and what made it. It is in the text chunks and the XMP of a PNG,
+in the INFO chunk of a WAV, and in the metadata of an MP4.
 
 Shape letters: T samples, H height, W width, C channels.
 """
@@ -21,10 +21,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from v2f.data.audio import UnusableError, decoding
-from v2f.data.transforms import resample
+from v2f.data.audio import UnusableError, decoding, resample
 
-_LEAST_HZ = 16_000  # of the sound in an MP4: AAC takes none of 4 kHz, and players few below this
+_LEAST_HZ = 16_000  # of the sound in an MP4: AAC does not support 4 kHz, and few players support rates below this one
 
 
 def now() -> str:
@@ -33,14 +32,14 @@ def now() -> str:
 
 
 def to_image(picture: Tensor) -> Image.Image:
-    """The picture of a tensor [3, H, W], or a gray one of [1, H, W], in [-1, 1]."""
+    """The Pillow image of a tensor [3, H, W], or a gray one [1, H, W], in [-1, 1]."""
     pixels: Any = ((picture.float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
 
 
 def png(picture: Tensor, notes: Mapping[str, str]) -> bytes:
-    """The PNG of a tensor [C, H, W] in [-1, 1] with ``notes`` (of :func:`v2f.generate.provenance`) as text chunks, and
-    with the XMP by which other programs know synthetic media; without notes, of pixels alone."""
+    """The PNG of a tensor [C, H, W] in [-1, 1] with ``notes`` (of :func:`v2f.generate.provenance`) as text chunks,
+    and the XMP by which other programs recognize synthetic media; without notes, pixels only."""
     text = PngInfo()
     for key, value in notes.items():
         text.add_itxt(key, value) if not value.isascii() else text.add_text(key, value)
@@ -52,8 +51,8 @@ def png(picture: Tensor, notes: Mapping[str, str]) -> bytes:
 
 
 def _xmp(notes: Mapping[str, str]) -> str:
-    """An XMP packet (ISO 16684-1) that says what :func:`v2f.generate.provenance` says; IPTC's digital source type is
-    the one for media that a trained model made."""
+    """An XMP packet (ISO 16684-1) with the facts of :func:`v2f.generate.provenance`; IPTC's digital source type is the
+    one for media made by a trained model."""
     title, disclaimer, software, made = (
         escape(notes.get(key, ""), {'"': "&quot;"}) for key in ("Title", "Disclaimer", "Software", "Creation Time")
     )
@@ -70,7 +69,7 @@ def _xmp(notes: Mapping[str, str]) -> str:
 
 
 def wav(sound_T: NDArray[np.float32], rate: int, notes: Mapping[str, str]) -> bytes:
-    """The WAV, 16 bit, of a sound in [-1, 1], with ``notes`` (of :func:`v2f.generate.provenance`) in its INFO chunk:
+    """A 16-bit WAV of a sound in [-1, 1], with ``notes`` (of :func:`v2f.generate.provenance`) in its INFO chunk:
     the title, the software, the date, and all of them as JSON in the comment."""
     import soundfile
 
@@ -84,8 +83,8 @@ def wav(sound_T: NDArray[np.float32], rate: int, notes: Mapping[str, str]) -> by
 
 
 def mp4(video: bytes, sound_T: NDArray[np.float32], rate: int, notes: Mapping[str, str]) -> bytes:
-    """The pictures of ``video``, as they are, with a sound in [-1, 1] in place of its own, as MP4 with ``notes`` in its
-    metadata. UnusableError where the pictures are of a kind that an MP4 does not hold."""
+    """``video`` as MP4 with its sound replaced by ``sound_T`` in [-1, 1] and ``notes`` in its metadata; its pictures
+    are copied. UnusableError if an MP4 cannot hold pictures of their codec."""
     import av
 
     if rate < _LEAST_HZ:

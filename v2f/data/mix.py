@@ -1,13 +1,13 @@
-"""Several data sets mixed by weight: the order of their samples, still a pure function of the slot (promise 1).
+"""Several data sets mixed by weight: the order of their samples, a pure function of (data, seed) and the slot.
 
     slot --chunk--> partition p, its k-th slot --pattern--> source i, its m-th slot in p --Order i--> sample
 
 1. Slots are dealt to P partitions in chunks, as in :mod:`v2f.data.order`.
-2. A pattern of R entries, r_i of them for source i, says which source the k-th slot of a partition takes; each
-   partition begins it at another place.
-3. The m-th slot that source i gets in partition p is slot m P + p of the source's own order, whose chunk is one. So
-   each source has epochs of its own, in which every sample stands once, and a rank that owns whole partitions reads
-   disjoint parts of every source.
+2. A pattern of R entries, r_i of them for source i, says which source the k-th slot of a partition reads; each
+   partition starts at a different entry.
+3. The m-th slot of source i in partition p is slot m P + p of the source's own order, whose chunk is one. So each
+   source has its own epochs, in which every sample occurs once, and a rank that owns whole partitions reads disjoint
+   parts of every source.
 
 Legend: P partitions, R entries of the pattern, S slots asked for at once, N samples.
 """
@@ -23,13 +23,13 @@ from v2f.data.manifest import Dataset, Extents, Samples, Split
 from v2f.data.order import Ints, Order, Places, deal, raw_bits
 from v2f.errors import V2FError
 
-GRAIN = 1000  # a weight is rounded to this part of the whole
+GRAIN = 1000  # weights are rounded to multiples of 1 / GRAIN of their sum
 
 _PATTERN = 0x313C  # what a key draws, so that no two draws of one seed share a stream
 
 
 class MixOrder:
-    """The order of several sources; its samples are numbered through the sources. Interface of :class:`Order`."""
+    """The order of several sources, whose samples are numbered consecutively. Same interface as :class:`Order`."""
 
     def __init__(
         self,
@@ -42,8 +42,8 @@ class MixOrder:
         window: int = 256,
         data: Sequence[str] = (),
     ):
-        """``shard_sizes`` and ``weights`` have an entry a source; ``data`` their fingerprints. As in
-        :meth:`Order.for_batches`, a global batch takes one chunk of every partition."""
+        """``shard_sizes``, ``weights`` and ``data`` (fingerprints) have one entry per source. As in
+        :meth:`Order.for_batches`, a global batch consists of one chunk of every partition."""
         if len(shard_sizes) != len(weights) or not weights:
             raise V2FError(
                 f"a mix has a weight for each source, got {len(shard_sizes)} sources, {len(weights)} weights"
@@ -60,7 +60,7 @@ class MixOrder:
         self.samples = sum(order.samples for order in self.orders)
         self.firsts = np.concatenate([[0], np.cumsum([order.samples for order in self.orders])]).astype(np.int64)
         self._pattern_R = _pattern(self.shares)
-        # before entry j of the pattern, source i has had _had_RI[j, i] entries
+        # _had_RI[j, i]: the number of entries of source i before entry j of the pattern
         taken_RI = self._pattern_R[:, None] == np.arange(len(self.shares))
         self._had_RI = np.cumsum(taken_RI, axis=0) - taken_RI
         self._shift_P = (raw_bits(self.partitions, _PATTERN, seed) % np.uint64(len(self._pattern_R))).astype(np.int64)
@@ -72,7 +72,7 @@ class MixOrder:
         return self.places(np.arange(start, stop, dtype=np.int64)).sample_S
 
     def places(self, slot_S: Ints) -> Places:
-        """Where each slot lies. A partition of source i has the number i P + p; an epoch is the source's own."""
+        """The place of each slot. Partition p of source i has the number i P + p; epochs are those of the source."""
         partition_S = slot_S // self.chunk % self.partitions
         entry_S = deal(partition_S, slot_S, self.partitions, self.chunk) + self._shift_P[partition_S]
         rounds_S, at_S = np.divmod(entry_S, len(self._pattern_R))
@@ -94,21 +94,21 @@ class MixOrder:
         return Places(**{f"{name}_S": column for name, column in columns.items()})
 
     def block_samples(self, epoch: int, partition: int, block: int) -> Ints:
-        """A block's samples as they are stored (adjacent but for the ends of shards), int64 [<= window]."""
+        """A block's samples in stored order (adjacent, except at the ends of shards), int64 [<= window]."""
         i, own = divmod(partition, self.partitions)
         return self.orders[i].block_samples(epoch, own, block) + self.firsts[i]
 
     def next_block(self, epoch: int, partition: int, block: int) -> tuple[int, int, int] | None:
-        """The block that follows in its partition, if it has slots in this epoch of its source or the next."""
+        """The next block of the same partition, if it has slots in this epoch of its source or the next."""
         i, own = divmod(partition, self.partitions)
         following = self.orders[i].next_block(epoch, own, block)
         return None if following is None else (following[0], i * self.partitions + following[1], following[2])
 
 
 class Union:
-    """Splits put together, numbered through as :class:`MixOrder` does it; see :class:`v2f.data.manifest.Samples`.
+    """Several splits as one, numbered consecutively as in :class:`MixOrder`; see :class:`v2f.data.manifest.Samples`.
 
-    People of different data sets are different people, whatever they are called.
+    Identities of different data sets count as different people, even with equal names.
     """
 
     def __init__(self, splits: Sequence[Split]):
@@ -120,7 +120,7 @@ class Union:
 
     @cached_property
     def identity_N(self) -> Ints:
-        """Numbers of people, those of a further data set behind the others' (:func:`identities`), int64 [N]."""
+        """Number of each sample's person in :func:`identities`, int64 [N]."""
         before: dict[str, int] = {}  # a data set may give several splits
         people = 0
         for split in self.splits:
@@ -162,9 +162,9 @@ class Union:
         split, own = self._own(sample)
         return split.where(own)
 
-    def ours(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
+    def in_our_schema(self, sample: int, raw: bytes | memoryview) -> bytes | memoryview:
         split, own = self._own(sample)
-        return split.ours(own, raw)
+        return split.in_our_schema(own, raw)
 
     def _own(self, sample: int) -> tuple[Split, int]:
         i = int(np.searchsorted(self._firsts, sample, side="right")) - 1
@@ -172,18 +172,19 @@ class Union:
 
 
 def identities(samples: Samples) -> list[str]:
-    """The names that ``samples.identity_N`` numbers: those of each data set once, one behind the other."""
+    """The names that ``samples.identity_N`` indexes: those of each data set once, one data set after the other."""
     datasets = {dataset.fingerprint: dataset for dataset in samples.datasets}
     return [name for dataset in datasets.values() for name in dataset.manifest.identities]
 
 
 def union_fingerprint(splits: Sequence[str]) -> str:
-    """Of splits put together, by the fingerprints of each."""
+    """The fingerprint of several splits as one, from their fingerprints."""
     return hashlib.sha256("|".join(["union 1", *splits]).encode()).hexdigest()
 
 
 def _shares(weights: Sequence[float]) -> tuple[int, ...]:
-    """Whole numbers in the proportion of the weights: the smallest exact ones, else to a thousandth of the whole."""
+    """The smallest whole numbers in exact proportion to the weights; if they would add up to more than ``GRAIN``, the
+    nearest ones that add up to about ``GRAIN``."""
     total = sum(weights)
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise V2FError(f"the weights of a mix are above zero, got {', '.join(map(str, weights))}")
@@ -199,7 +200,7 @@ def _shares(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def _pattern(shares: Sequence[int]) -> Ints:
-    """Which source each of R entries takes, as evenly spread as whole entries can be: int64 [R]."""
+    """The source of each of the R entries of the pattern, spread as evenly as possible: int64 [R]."""
     length = sum(shares)
     given = [0] * len(shares)
     pattern = []

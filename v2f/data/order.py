@@ -1,15 +1,16 @@
-"""The order of training samples: a pure function of (data, seed), never of ranks, workers or time (promise 1).
+"""The order of training samples: a pure function of (data, seed), independent of ranks, workers and time (promise 1,
+docs/architecture.md).
 
 The data model in six lines:
 
-1. Training data is an endless stream of *slots*. Epoch e is the slots [eN, (e+1)N): each of the N samples once.
-2. Slots are dealt to P *partitions* in chunks of C: p = (slot // C) mod P, for ever, whatever the epoch.
-3. Each epoch permutes the shards, lays their samples end to end as a ring cut at a random place, and cuts the
-   ring into P contiguous runs, run p as long as partition p has slots in this epoch.
+1. Training data is an endless stream of *slots*. Epoch e is the slots [eN, (e+1)N), with each of the N samples once.
+2. Slots are dealt to P *partitions* in chunks of C: p = (slot // C) mod P, the same in every epoch.
+3. Each epoch permutes the shards, concatenates their samples to a ring with a random start, and cuts the ring into P
+   contiguous runs; run p is as long as partition p has slots in this epoch.
 4. Each run is cut into blocks of W samples (the *window*), and each block is permuted.
-5. The position is one integer, the slots consumed; finding a slot's sample costs the same anywhere.
-6. A rank whose chunk of the batch is whole partitions reads only their runs: disjoint byte ranges that add up
-   to one data set an epoch for the whole job, in requests of W adjacent samples.
+5. The position is one integer, the number of slots consumed; finding a slot's sample takes the same time everywhere.
+6. A rank whose share of the batch is whole partitions reads only their runs: disjoint byte ranges that add up to one
+   data set per epoch for the whole job, in requests of W adjacent samples.
 
 Legend: N samples, P partitions, C chunk, W window, S slots asked for at once.
 """
@@ -33,7 +34,7 @@ _SHARDS, _CUT, _BLOCK = 0x5A4D, 0xC007, 0xB10C  # what a key draws, so that no t
 
 @dataclass(frozen=True)
 class Places:
-    """Where slots lie: for each of S slots its epoch, partition, block of the run, rank in the block, and sample."""
+    """The places of S slots: for each its epoch, partition, block of the run, rank in the block, and sample."""
 
     epoch_S: Ints
     partition_S: Ints
@@ -44,7 +45,7 @@ class Places:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch's ring: shard k of the permutation holds ring positions [starts[k], starts[k+1])."""
+    """The ring of one epoch: shard k of the permutation has the ring positions [starts[k], starts[k+1])."""
 
     starts: Ints
     firsts: Ints  # number of the first sample of shard k of the permutation
@@ -54,10 +55,10 @@ class _Epoch:
 
 
 class Order:
-    """The samples of one split, in the order in which they are trained on.
+    """The order in which the samples of one split are trained on.
 
-    ``shard_sizes`` are samples a shard, in the manifest's order; samples are numbered 0 to N-1 through them.
-    ``data`` is the fingerprint of what is ordered: it goes into :attr:`fingerprint`, not into the order itself.
+    ``shard_sizes`` are the samples per shard, in the manifest's order; samples are numbered consecutively, 0 to N-1.
+    ``data`` is the fingerprint of the split: it is part of :attr:`fingerprint` and does not affect the order.
     """
 
     def __init__(
@@ -90,10 +91,10 @@ class Order:
         window: int = 256,
         data: str = "",
     ) -> "Order":
-        """The order in which one global batch takes one chunk of every partition.
+        """The order in which one global batch consists of one chunk of every partition.
 
-        So any world size that divides the partitions owns whole ones. A batch that ``partitions`` does not divide
-        gets the largest common divisor.
+        So with any world size that divides the number of partitions, ranks own whole partitions. If ``partitions``
+        does not divide the batch, their greatest common divisor is used.
         """
         partitions = math.gcd(batch, partitions)
         return cls(shard_sizes, seed=seed, partitions=partitions, chunk=batch // partitions, window=window, data=data)
@@ -103,7 +104,7 @@ class Order:
         return self.places(np.arange(start, stop, dtype=np.int64)).sample_S
 
     def places(self, slot_S: Ints) -> Places:
-        """Where each of the slots (non-negative, in any order) lies."""
+        """The place of each slot (non-negative, in any order)."""
         epoch_S = slot_S // self.samples
         partition_S = slot_S // self.chunk % self.partitions
         run_index_S = self._count(partition_S, slot_S) - self._count(partition_S, epoch_S * self.samples)
@@ -118,11 +119,11 @@ class Order:
         return Places(epoch_S, partition_S, block_S, rank_S, sample_S)
 
     def block_samples(self, epoch: int, partition: int, block: int) -> Ints:
-        """A block's samples as they are stored (adjacent but for the ends of shards), int64 [<= W]."""
+        """A block's samples in stored order (adjacent, except at the ends of shards), int64 [<= W]."""
         return self._block(epoch, partition, block)[0]
 
     def next_block(self, epoch: int, partition: int, block: int) -> tuple[int, int, int] | None:
-        """The block that follows in its partition, if it has slots in this epoch or the next."""
+        """The next block of the same partition, if it has slots in this epoch or the next."""
         if (block + 1) * self.window < self._epoch(epoch).run_lengths_P[partition]:
             return epoch, partition, block + 1
         return (epoch + 1, partition, 0) if self._epoch(epoch + 1).run_lengths_P[partition] else None
@@ -145,7 +146,7 @@ class Order:
         )
 
     def _make_block(self, epoch: int, partition: int, block: int) -> tuple[Ints, Ints]:
-        """A block's samples as stored, and the permutation in which its slots take them."""
+        """A block's samples in stored order, and the permutation in which its slots use them."""
         ring = self._epoch(epoch)
         length = min(self.window, int(ring.run_lengths_P[partition]) - block * self.window)
         if length < 1:
@@ -158,14 +159,14 @@ class Order:
 
 
 def deal(partition: Ints, slot: Ints | np.int64, partitions: int, chunk: int) -> Ints:
-    """How many slots below ``slot`` belong to ``partition``, where slots are dealt in chunks."""
+    """The number of slots below ``slot`` that belong to ``partition``, with slots dealt in chunks."""
     rounds, rest = np.divmod(slot, partitions * chunk)
     return rounds * chunk + np.clip(rest - partition * chunk, 0, chunk)
 
 
 def raw_bits(count: int, *key: int) -> npt.NDArray[np.uint64]:
-    """Uniform 64-bit integers. The raw stream, because numpy promises it for ever, but not what ``Generator``'s
-    methods make of it (NEP 19): a run goes on in the same order under a newer numpy."""
+    """Uniform 64-bit integers from the raw stream, which NumPy guarantees for all versions, unlike the results of
+    ``Generator``'s methods (NEP 19): a run resumes in the same order under a newer NumPy."""
     return np.asarray(keyed_rng(*key).bit_generator.random_raw(count))
 
 

@@ -1,11 +1,11 @@
-"""Samples that cannot be used: why, and which ones (promise 2).
+"""Samples that cannot be used: which ones, and why. None is lost silently (promise 2, docs/architecture.md).
 
-    fetch: bytes or Bad --decode--> arrays, bad rows --the rank--> stand-ins, weight 0, Quarantine --> run, checkpoint
+    fetch: bytes or Bad --decode--> arrays, bad rows --the rank--> substitutes, weight 0, Quarantine --> run, checkpoint
 
-What fetching cannot give is a :class:`Bad` in the place of the bytes. What decodes adds what cannot be decoded: it
-hands out, beside a batch's arrays, the bad rows with their reasons. The rank fills those rows from the *substitute*,
-the split's first sample that verifies, decoded with the row's own slot. A mistake that is not one sample's (a transform
-that raises something else than a :class:`V2FError`, or gives another shape) stays an error.
+Fetching returns :class:`Bad` in place of bytes that it cannot get. Decoding adds the samples that it cannot decode, and
+returns the bad rows with their reasons beside a batch's arrays. The rank fills those rows from the *substitute*: the
+split's first sample that verifies, decoded with the row's own slot. An error that is not the fault of one sample (a
+transform that raises anything but a :class:`V2FError`, or returns another shape) stays an error.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,12 +24,12 @@ class Bad:
 
 Raw = memoryview | Bad
 BadRows = dict[int, str]  # row of a batch -> reason
-Substitute = Callable[[], tuple[str, bytes]]  # key and raw members of what stands in; V2FError where nothing verifies
+Substitute = Callable[[], tuple[str, bytes]]  # key and raw members of the substitute; V2FError if no sample verifies
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One sample in quarantine: its number in the split, where it lies, why, and the slot at which it was met."""
+class QuarantinedSample:
+    """One sample in quarantine: its number in the split, its place, the reason, and the slot that needed it first."""
 
     number: int
     shard: str
@@ -43,10 +43,10 @@ class Entry:
 
 
 class Quarantine:
-    """The samples of ``split`` that were met and cannot be used; it only grows.
+    """The samples of ``split`` that turned out to be unusable so far; it only grows.
 
-    A sample goes in when the batch that has its slot is handed out, not when it is read ahead: so what is in here is
-    a function of the slots consumed, as a checkpoint wants it. ``numbers`` are those of an earlier checkpoint.
+    A sample is added when the batch with its slot is handed out, not when it is read ahead, so that the content is a
+    function of the slots consumed, as a checkpoint needs. ``numbers`` come from an earlier checkpoint.
     """
 
     def __init__(self, split: Samples, numbers: Iterable[int] = ()):
@@ -54,7 +54,7 @@ class Quarantine:
         self._numbers = set(numbers)
         if self._numbers and not 0 <= min(self._numbers) <= max(self._numbers) < split.samples:
             raise V2FError(f"a quarantine of other samples than the {split.samples} of {split.name}")
-        self._news: list[Entry] = []
+        self._news: list[QuarantinedSample] = []
 
     def __contains__(self, number: object) -> bool:
         return number in self._numbers
@@ -68,20 +68,20 @@ class Quarantine:
         return sorted(self._numbers)
 
     def add(self, number: int, slot: int, reason: str) -> None:
-        """Put a sample in, unless it is in already."""
+        """Add a sample, unless it is in quarantine already."""
         if number not in self._numbers:
             self._numbers.add(number)
             split = self._split
             reason = reason.removeprefix(f"sample {split.key(number)}: ")
             self._news.append(
-                Entry(number, split.shard_path(number), split.key(number), split.byte(number), reason, slot)
+                QuarantinedSample(number, split.shard_path(number), split.key(number), split.byte(number), reason, slot)
             )
 
-    def news(self) -> list[Entry]:
-        """What was put in since this was last asked, in the order of the slots."""
+    def news(self) -> list[QuarantinedSample]:
+        """The samples added since the last call, in the order of their slots."""
         news, self._news = self._news, []
         return news
 
-    def adopt(self, entries: Iterable[Entry]) -> None:
-        """Put in what other ranks have met."""
+    def adopt(self, entries: Iterable[QuarantinedSample]) -> None:
+        """Add what other ranks found."""
         self._numbers.update(entry.number for entry in entries)

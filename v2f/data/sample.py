@@ -1,4 +1,4 @@
-"""The schema of a sample, once: encode and decode side by side.
+"""The schema of a sample, and reading one; ``encoding.py`` writes them.
 
 A sample is a run of adjacent members of a plain WebDataset tar that share a key::
 
@@ -7,17 +7,17 @@ A sample is a run of adjacent members of a plain WebDataset tar that share a key
     KEY.0.png, KEY.1.png, ...                  several photos
     KEY.codes.npy                              optional: w+ of each photo, float16 [P, L, D]
     KEY.identity.npy                           optional: identity embedding of each photo, float16 [P, E]
-    KEY.NAME.npy                               optional: an array of one's own, of floats or integers of any shape
-    KEY.json                                   identity, split, source, with audio sample_rate and seconds, and what a
-                                               source adds: labels, for example
-    KEY.foreign                                only in memory, where others wrote the tar: see foreign.py
+    KEY.NAME.npy                               optional: a custom array of floats or integers, of any shape
+    KEY.json                                   identity, split, source; with audio also sample_rate and seconds; and
+                                               whatever the source adds, such as labels
+    KEY.foreign                                only in memory, for tars not written by v2f: see foreign.py
 
-At least one of audio, photos and arrays is there. A sample that does not have both audio and RGB photos says so: its
-JSON has ``holds``, a list of those of ``audio``, ``photos`` and ``gray`` (the photos have one channel) that are true of
-it. So a member that was lost is never taken for one that was not meant.
+A sample has at least one of audio, photos and arrays. One without both audio and RGB photos lists what it has under
+``holds`` in its JSON: any of ``audio``, ``photos`` and ``gray`` (the photos have one channel). So a lost member is
+never mistaken for one that was left out on purpose.
 
-A key is of letters, digits, ``-`` and ``_`` (a dot would end it); a NAME of letters, digits and ``_``. Both fit into a
-tar's 100 characters. The manifest declares dtype and shape of each array.
+A key consists of letters, digits, ``-`` and ``_`` (a dot would end it), a NAME of letters, digits and ``_``; together
+they fit into the 100 characters of a tar's names. The manifest declares dtype and shape of each array.
 
 Shape letters: T audio frames, H height, W width, C channels, P photos, L styles, D style width, E embedding.
 """
@@ -27,7 +27,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
@@ -39,28 +39,27 @@ from PIL import Image, ImageOps
 
 from v2f.errors import V2FError
 
-SCHEMA_VERSION = 3  # the highest that is read; each data set is written as the lowest that can hold it
+SCHEMA_VERSION = 3  # the highest version that is read; a data set is written in the lowest version that can hold it
 AudioFormat = Literal["flac", "wav"]
 PhotoFormat = Literal["png", "jpg", "webp"]
 AUDIO_FORMATS = ("flac", "wav")
 PHOTO_FORMATS = ("png", "jpg", "webp")
-FOREIGN = "foreign"  # an empty member of samples that others wrote (foreign.py): what follows is read, too
+FOREIGN = "foreign"  # an empty member marks samples from tars of others (foreign.py), which may hold the formats below
 FOREIGN_AUDIO = (*AUDIO_FORMATS, "mp3", "m4a", "ogg")
 FOREIGN_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK")
 AUDIO, PHOTOS, GRAY = "audio", "photos", "gray"  # what `holds` may list
-USUAL = (AUDIO, PHOTOS)  # what a sample holds that does not say otherwise
+USUAL = (AUDIO, PHOTOS)  # what a sample without `holds` has
 CODES = "codes.npy"
 EMBEDDING = "identity.npy"
 SPLITS = ("train", "valid", "test", "seen")
-MAX_SECONDS = 3600.0  # longer audio and larger photos are taken for decompression bombs
+MAX_SECONDS = 3600.0  # longer audio and larger photos count as decompression bombs
 MAX_PIXELS = 100_000_000
-MAX_ARRAY = 1 << 26  # bytes of an array of one's own
-BLOCK = 512  # a tar's unit: each header and each padded content is a multiple of it
+MAX_ARRAY = 1 << 26  # bytes of a custom array
+BLOCK = 512  # bytes of a tar block; headers and padded contents are multiples of it
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _PHOTO = re.compile(rf"(?:(\d+)\.)?({'|'.join(PHOTO_FORMATS)})")
 _ARRAY = re.compile(r"([A-Za-z0-9_]{1,40})\.npy")
-_NAME_LENGTH = 100  # of a tar member (USTAR)
 _REQUIRED: dict[str, tuple[type, ...]] = {"identity": (str,), "split": (str,), "source": (str,)}
 _OF_AUDIO: dict[str, tuple[type, ...]] = {"sample_rate": (int,), "seconds": (float, int)}
 
@@ -68,126 +67,24 @@ Members = dict[str, bytes]
 
 
 def check_key(key: str) -> str:
-    """``key`` if it may name a sample."""
+    """``key`` if it is valid as a sample's key; else V2FError."""
     if not _KEY.fullmatch(key):
         raise V2FError(f"sample {key!r}: a key has 1 to 80 of the characters A-Z a-z 0-9 - _")
     return key
 
 
-# ------------------------------------------------------------------------------------------------ encode
+def is_array_name(name: str) -> bool:
+    """Whether a sample may hold a custom array of this name: 1 to 40 letters, digits and ``_``, and not one of ours."""
+    return f"{name}.npy" not in (CODES, EMBEDDING) and _ARRAY.fullmatch(f"{name}.npy") is not None
 
 
-def encode(
-    key: str,
-    wav_T: npt.NDArray[np.floating[Any]] | None = None,
-    sample_rate: int | None = None,
-    photos_HWC: Sequence[npt.NDArray[np.uint8]] | None = None,
-    *,
-    identity: str,
-    split: str,
-    source: str,
-    extra: Mapping[str, Any] | None = None,
-    codes_PLD: npt.NDArray[np.floating[Any]] | None = None,
-    arrays: Mapping[str, npt.NDArray[Any]] | None = None,
-    audio_format: AudioFormat = "flac",
-    photo_format: PhotoFormat = "png",
-    quality: int = 95,
-) -> Members:
-    """The members of one sample, extension to content.
-
-    ``wav_T`` lies in [-1, 1] (beyond, it is clipped); ``photos_HWC`` are uint8, all RGB [H, W, 3] or all gray
-    [H, W, 1]; None: the sample has none on purpose. ``extra`` goes into the JSON beside the required keys;
-    ``codes_PLD`` are the photos' w+; ``arrays`` are arrays of one's own by name; ``quality`` (1 to 100) counts for JPEG
-    and WebP.
-    """
-    check_key(key)
-    if split not in SPLITS:
-        raise V2FError(f"sample {key}: the split {split!r} is none of {', '.join(SPLITS)}")
-    if photos_HWC is not None and not photos_HWC:
-        raise V2FError(f"sample {key}: it has no photo")
-    if "holds" in (extra or {}):
-        raise V2FError(f"sample {key}: `holds` in its JSON says what it holds, a source cannot add it")
-    if (wav_T is None) != (sample_rate is None):
-        raise V2FError(f"sample {key}: audio and its sample rate are given together, or neither")
-    members: Members = {}
-    meta: dict[str, Any] = {"identity": identity, "split": split}
-    if wav_T is not None and sample_rate is not None:
-        members[audio_format] = encode_audio(key, wav_T, sample_rate, audio_format)
-        meta |= {"sample_rate": sample_rate, "seconds": round(len(wav_T) / sample_rate, 6)}
-    for number, photo_HWC in enumerate(photos_HWC or ()):
-        name = photo_format if len(photos_HWC or ()) == 1 else f"{number}.{photo_format}"
-        members[name] = encode_photo(key, photo_HWC, photo_format, quality)
-    if codes_PLD is not None:
-        members[CODES] = encode_codes(key, codes_PLD, len(photos_HWC or ()))
-    for name, values in (arrays or {}).items():
-        members[f"{name}.npy"] = encode_array(key, name, values)
-    if not members:
-        raise V2FError(f"sample {key}: it has neither audio nor photos nor an array")
-    channels = {photo_HWC.shape[2] for photo_HWC in photos_HWC or ()}
-    if len(channels) > 1:
-        raise V2FError(f"sample {key}: its photos are all RGB or all gray, it has both")
-    held = tuple(part for part, has in ((AUDIO, wav_T is not None), (GRAY, channels == {1}), (PHOTOS, channels)) if has)
-    meta |= {"source": source, **({} if held == USUAL else {"holds": list(held)}), **(extra or {})}
-    members["json"] = json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
-    return members
-
-
-def encode_audio(key: str, wav_T: npt.NDArray[np.floating[Any]], sample_rate: int, audio_format: AudioFormat) -> bytes:
-    """``wav_T`` in [-1, 1] as 16-bit FLAC or WAV."""
-    if wav_T.ndim != 1 or not wav_T.size:
-        raise V2FError(f"sample {key}: audio of shape {wav_T.shape}, mono of at least one frame is wanted")
-    if not np.isfinite(wav_T).all():
-        raise V2FError(f"sample {key}: its audio holds values that are not finite")
-    pcm_T = np.round(np.clip(wav_T, -1.0, 1.0) * 32767.0).astype(np.int16)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, pcm_T, sample_rate, format=audio_format.upper(), subtype="PCM_16")
-    return buffer.getvalue()
-
-
-def encode_photo(key: str, photo_HWC: npt.NDArray[np.uint8], photo_format: PhotoFormat, quality: int) -> bytes:
-    """A uint8 photo, RGB [H, W, 3] or gray [H, W, 1], as PNG (lossless), JPEG or (RGB only) WebP."""
-    if photo_HWC.ndim != 3 or photo_HWC.shape[2] not in (1, 3) or photo_HWC.dtype != np.uint8:
-        wanted = "[H, W, 3] or [H, W, 1] uint8 is wanted"
-        raise V2FError(f"sample {key}: photo of shape {photo_HWC.shape} {photo_HWC.dtype}, {wanted}")
-    if photo_HWC.shape[2] == 1 and photo_format == "webp":
-        raise V2FError(f"sample {key}: WebP knows no gray photos; store them as png or jpg")
-    buffer = io.BytesIO()
-    image = to_image(photo_HWC)
-    if photo_format == "png":
-        image.save(buffer, "PNG", compress_level=6)
-    elif photo_format == "jpg":
-        image.save(buffer, "JPEG", quality=quality, subsampling=0)
-    else:
-        image.save(buffer, "WEBP", quality=quality)
-    return buffer.getvalue()
-
-
-def to_image(photo_HWC: npt.NDArray[np.uint8]) -> Image.Image:
-    """A uint8 photo [H, W, 3] or [H, W, 1] as Pillow has it."""
+def pillow_image(photo_HWC: npt.NDArray[np.uint8]) -> Image.Image:
+    """A uint8 photo [H, W, 3] or [H, W, 1] as a Pillow image."""
     return Image.fromarray(np.ascontiguousarray(photo_HWC[..., 0] if photo_HWC.shape[2] == 1 else photo_HWC))
 
 
-def encode_array(key: str, name: str, values: npt.NDArray[Any]) -> bytes:
-    """An array of one's own as NumPy's format: floats or integers of at most 8 bytes, finite, at least one and at most
-    ``MAX_ARRAY`` bytes."""
-    if not _ARRAY.fullmatch(f"{name}.npy") or f"{name}.npy" in (CODES, EMBEDDING):
-        raise V2FError(
-            f"sample {key}: an array cannot be called {name!r}: 1 to 40 of the characters A-Z a-z 0-9 _, and neither "
-            "codes nor identity"
-        )
-    if len(f"{key}.{name}.npy") > _NAME_LENGTH:
-        raise V2FError(f"sample {key}: {key}.{name}.npy has more than a tar's {_NAME_LENGTH} characters")
-    problem = _problem_of(values)
-    if problem:
-        raise V2FError(f"sample {key}: its array {name!r} {problem}")
-    buffer = io.BytesIO()
-    plain = np.asarray(values, values.dtype.newbyteorder("<"), order="C")
-    np.lib.format.write_array(buffer, plain, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _problem_of(values: npt.NDArray[Any]) -> str:
-    """Why an array is none that a sample may hold; empty: it is one."""
+def array_problem(values: npt.NDArray[Any]) -> str:
+    """Why a sample may not hold this array; empty if it may."""
     if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8:
         return f"is of {values.dtype}, floats or integers of at most 8 bytes are wanted"
     if not 0 < values.nbytes <= MAX_ARRAY:
@@ -197,36 +94,9 @@ def _problem_of(values: npt.NDArray[Any]) -> str:
     return ""
 
 
-def encode_codes(key: str, codes_PLD: npt.NDArray[np.floating[Any]], photos: int) -> bytes:
-    """w+ [P, L, D] of the ``photos`` photos of a sample as NumPy's format, float16."""
-    if codes_PLD.ndim != 3 or len(codes_PLD) != photos or not codes_PLD.size:
-        raise V2FError(f"sample {key}: codes of shape {codes_PLD.shape}, [{photos}, styles, width] is wanted")
-    return _encode_npy(key, "codes", codes_PLD)
-
-
-def encode_embedding(key: str, embedding_PE: npt.NDArray[np.floating[Any]], photos: int) -> bytes:
-    """Identity embeddings [P, E] of the ``photos`` photos of a sample as NumPy's format, float16."""
-    if embedding_PE.ndim != 2 or len(embedding_PE) != photos or not embedding_PE.size:
-        raise V2FError(f"sample {key}: embeddings of shape {embedding_PE.shape}, [{photos}, width] is wanted")
-    return _encode_npy(key, "embeddings", embedding_PE)
-
-
-def _encode_npy(key: str, what: str, values: npt.NDArray[np.floating[Any]]) -> bytes:
-    with np.errstate(over="ignore"):
-        half = np.ascontiguousarray(values, np.float16)
-    if not np.isfinite(half).all():
-        raise V2FError(f"sample {key}: its {what} hold values that are not finite in float16")
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, half, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
-
-
-# ------------------------------------------------------------------------------------------------ decode
-
-
 def read_npy(content: bytes | memoryview) -> npt.NDArray[Any]:
-    """The numbers in NumPy's format 1.0 (NEP 1); ValueError if it is anything else or not whole. Nothing is run, and no
-    more memory is taken than ``content`` has."""
+    """The array in NumPy's format 1.0 (NEP 1); ValueError for any other or truncated content. Runs no code, and takes
+    no more memory than ``content``."""
     buffer = io.BytesIO(content)
     if np.lib.format.read_magic(buffer) != (1, 0):
         raise ValueError("no NumPy format 1.0")
@@ -238,8 +108,8 @@ def read_npy(content: bytes | memoryview) -> npt.NDArray[Any]:
 
 
 class Sample:
-    """One sample; audio, photos and JSON are decoded when asked for, strictly: what the schema does not
-    promise is a :class:`V2FError` that names the key."""
+    """One sample. Audio, photos and JSON are decoded when they are asked for; whatever breaks the schema is a
+    :class:`V2FError` that names the key."""
 
     def __init__(self, key: str, members: Mapping[str, bytes | memoryview]):
         self.key = key
@@ -274,7 +144,7 @@ class Sample:
 
     @classmethod
     def from_tar(cls, key: str, raw: bytes | bytearray | memoryview) -> "Sample":
-        """The sample whose tar members, headers and padding included, ``raw`` holds."""
+        """The sample in ``raw``: its tar members with their headers and padding."""
         return cls(key, split_members(key, raw))
 
     @cached_property
@@ -319,7 +189,7 @@ class Sample:
 
     @property
     def sample_rate(self) -> int:
-        """Frames a second of :meth:`waveform`, as the JSON says and the audio's own header confirms."""
+        """Sample rate of :meth:`waveform`, from the JSON; :meth:`waveform` checks it against the audio's header."""
         self._heard()
         return int(self.meta["sample_rate"])
 
@@ -330,7 +200,7 @@ class Sample:
         return self._audio
 
     def waveform(self) -> npt.NDArray[np.float32]:
-        """The clip, float32 [T] in [-1, 1]."""
+        """The clip, float32 [T] in [-1, 1] at :attr:`sample_rate`."""
         audio = self._heard()
         if self._is_foreign:
             return self._any_waveform(audio)
@@ -369,7 +239,7 @@ class Sample:
 
     @property
     def seconds(self) -> float:
-        """How long the clip is; of a sample that others wrote it has to be decoded."""
+        """Length of the clip; a sample from a foreign tar is decoded to find it."""
         if self._is_foreign:
             return len(self.waveform()) / self.sample_rate
         return float(self.meta["seconds"])
@@ -385,7 +255,7 @@ class Sample:
         return list(self._photos)
 
     def member(self, extension: str) -> bytes | memoryview:
-        """The content of a member as it is stored."""
+        """The stored bytes of a member."""
         return self._members[extension]
 
     @property
@@ -393,12 +263,12 @@ class Sample:
         return len(self._photos)
 
     def photo_size(self, number: int = 0) -> tuple[int, int]:
-        """Width and height of photo ``number``, read off its header."""
+        """Width and height of photo ``number``, from its header."""
         with self._picture(number) as image:
             return image.size
 
     def photo(self, number: int = 0) -> npt.NDArray[np.uint8]:
-        """Photo ``number``, uint8: RGB [H, W, 3], or gray [H, W, 1] where the sample says so."""
+        """Photo ``number``, uint8: RGB [H, W, 3], or gray [H, W, 1] if the sample is gray."""
         with self._picture(number) as image:
             pixels: npt.NDArray[np.uint8] = np.array(image)
             return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -409,7 +279,7 @@ class Sample:
             raise V2FError(f"sample {self.key}: it has no photo")
         name = self._photos[number]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit that counts
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
             try:
                 with Image.open(io.BytesIO(self._members[name]), formats=("PNG", "JPEG", "WEBP")) as image:
                     if image.width * image.height > MAX_PIXELS:
@@ -426,7 +296,7 @@ class Sample:
                     yield image
             except V2FError:
                 raise
-            except Exception as error:  # nobody can list what damage makes a decoder raise
+            except Exception as error:  # damage can make a decoder raise anything
                 raise V2FError(f"sample {self.key}: photo {name} cannot be decoded ({_first_line(error)})") from error
 
     @property
@@ -444,7 +314,7 @@ class Sample:
         return EMBEDDING in self._members
 
     def embedding(self, number: int = 0) -> npt.NDArray[np.float32]:
-        """Identity embedding of photo ``number``, float32 [E]; of length one but for float16's rounding."""
+        """Identity embedding of photo ``number``, float32 [E]; of unit length up to float16 rounding."""
         if not self.has_embedding:
             raise V2FError(
                 f"sample {self.key}: it has no identity embedding ({EMBEDDING}); `v2f shards precompute` writes it"
@@ -453,11 +323,11 @@ class Sample:
 
     @property
     def array_names(self) -> list[str]:
-        """The names of its arrays of one's own, sorted."""
+        """The names of its custom arrays, sorted."""
         return list(self._arrays)
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """The array of one's own that is called ``name``, as it was encoded."""
+        """The custom array ``name``, as it was encoded."""
         if name not in self._arrays:
             there = ", ".join(self._arrays) or "none"
             raise V2FError(f"sample {self.key}: it has no array {name!r}; its arrays: {there}")
@@ -466,13 +336,13 @@ class Sample:
             values = read_npy(content)
         except ValueError as error:
             raise V2FError(f"sample {self.key}: its {name}.npy cannot be decoded ({_first_line(error)})") from error
-        problem = _problem_of(values)
+        problem = array_problem(values)
         if problem:
             raise V2FError(f"sample {self.key}: its array {name!r} {problem}")
         return values
 
     def check(self) -> None:
-        """Decode all that it holds; :class:`V2FError` where that is not what the schema promises."""
+        """Decode everything in the sample; :class:`V2FError` if anything breaks the schema."""
         seconds = len(self.waveform()) / self.sample_rate if self.has_audio else 0.0
         if self.has_audio and not self._is_foreign and abs(seconds - self.seconds) > 0.01:
             raise V2FError(f"sample {self.key}: its JSON says {self.meta['seconds']} s, its audio has {seconds:.3f}")
@@ -504,8 +374,8 @@ class Sample:
 
 
 def held(members: Mapping[str, bytes | memoryview]) -> tuple[str, ...]:
-    """What a sample says that it holds, of ``audio``, ``gray`` and ``photos``; the usual, where it says nothing that
-    can be read."""
+    """The sample's ``holds``: any of ``audio``, ``gray`` and ``photos``; :data:`USUAL` if its JSON has none or cannot
+    be read."""
     try:
         said = json.loads(bytes(members["json"]))["holds"]
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -514,25 +384,28 @@ def held(members: Mapping[str, bytes | memoryview]) -> tuple[str, ...]:
 
 
 def _is_true(said: Any, audio: bool, photos: bool) -> bool:
-    """Whether what a JSON has as ``holds`` can be said of a sample with these members."""
+    """Whether ``holds`` of a JSON is true of a sample with or without audio and photos."""
     if not isinstance(said, list) or not {*map(str, said)} <= {AUDIO, PHOTOS, GRAY}:
         return False
     return (AUDIO in said, PHOTOS in said) == (audio, photos) and (photos or GRAY not in said)
 
 
 def join_members(key: str, members: Mapping[str, bytes | memoryview]) -> bytes:
-    """The adjacent USTAR members of a sample, as webdataset writes them and :func:`split_members` takes them apart;
-    times and owners are fixed, so that equal samples are equal bytes."""
-    from webdataset import TarWriter  # imports torch, which most who read need not
+    """The adjacent USTAR members of a sample, as webdataset writes them and :func:`split_members` reads them; times and
+    owners are fixed, so that equal samples give equal bytes."""
+    from webdataset import TarWriter  # imported late: it imports torch, which readers do not need
 
     tar = io.BytesIO()
     with TarWriter(tar, encoder=False, mtime=0, user="v2f", group="v2f", keep_meta=True) as writer:
         writer.write({"__key__": key, **members})
-    return tar.getvalue()[: sum(BLOCK + padded(len(content)) for content in members.values())]  # without the tar's end
+    return tar.getvalue()[
+        : sum(BLOCK + padded(len(content)) for content in members.values())
+    ]  # without the end-of-archive blocks
 
 
 def split_members(key: str, raw: bytes | bytearray | memoryview) -> dict[str, memoryview]:
-    """Extension -> content of adjacent USTAR members that belong to ``key`` (POSIX.1-1988, "ustar" format)."""
+    """Extension -> content of the adjacent USTAR members of ``key`` (POSIX.1-1988, "ustar" format); V2FError if they
+    are anything else."""
     view = memoryview(raw)
     members: dict[str, memoryview] = {}
     at = 0

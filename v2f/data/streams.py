@@ -1,10 +1,10 @@
-"""Several streams of samples, read side by side: each an order of its own over its own set, all at one position.
+"""Several streams of samples, read side by side: each has its own order over its own set, and all are at one position.
 
     step g --stream s--> slots [g B_s, (g+1) B_s) --order, keyed by (seed, s)--> samples of its set --Loader--> batch[s]
 
-The orders of two streams know nothing of each other, so who of the one meets whom of the other is left to chance; and
-as each is a pure function of (data, seed, name), so are the pairs (promise 1). A system that reads one stream has the
-one without a name: its seed, fingerprints and batches are those of its loader.
+The orders of two streams are independent, so their samples are paired at random; and because each order is a pure
+function of (data, seed, name), so are the pairs. A system with one stream uses the stream without a name, whose seed,
+fingerprint and batches are those of its loader.
 
 Shape letters: N samples of a split.
 """
@@ -20,16 +20,16 @@ from v2f.data.mix import identities
 
 
 def stream_seed(seed: int, name: str) -> int:
-    """The seed of a stream's order and of what its transforms draw; the run's own for the stream without a name.
+    """The seed of a stream's order and transforms; the run's seed for the stream without a name.
 
-    It has 32 bits, one word of a key, however large the run's is: see :func:`v2f.keyed.keyed_rng`.
+    It has 32 bits, one word of a key, whatever the size of the run's seed: see :func:`v2f.keyed.keyed_rng`.
     """
     digest = hashlib.sha256(f"stream 1|{seed}|{name}".encode()).digest()
     return int.from_bytes(digest[:4], "little") if name else seed
 
 
 def joint_fingerprint(streams: Mapping[str, str]) -> str:
-    """Of streams together, by the fingerprint of each; whichever of them is named first."""
+    """The fingerprint of several streams, from theirs by name, independent of the order of the names."""
     if "" in streams:
         return streams[""]
     text = "|".join(["streams 1", *(f"{name}={streams[name]}" for name in sorted(streams))])
@@ -37,52 +37,52 @@ def joint_fingerprint(streams: Mapping[str, str]) -> str:
 
 
 def joint_people(sets: Iterable[Samples]) -> dict[str, int]:
-    """Numbers of all people of the data sets that the ``sets`` are of: a name is one person wherever it stands."""
+    """Numbers for all people of the data sets of ``sets``; equal names are the same person."""
     return {name: i for i, name in enumerate(sorted({name for samples in sets for name in identities(samples)}))}
 
 
 def numbered(samples: Samples, people: Mapping[str, int]) -> Ints:
-    """``identity_N`` of a set by the numbers of ``people``, int64 [N]."""
+    """``identity_N`` of a set in the numbering of ``people``, int64 [N]."""
     number_I = np.array([people[name] for name in identities(samples)], dtype=np.int64)
     return number_I[samples.identity_N]
 
 
 def side_by_side(streams: Mapping[str, Iterable[Batch]]) -> Iterator[Batch]:
-    """Batches of streams as a system gets them: each under its stream's name, or as they are those of the one without a
-    name; until the shortest ends."""
+    """Batches as a system gets them: by stream name, or for the stream without a name as they are; until the shortest
+    stream ends."""
     for batches in zip(*streams.values(), strict=False):
         named: Batch = dict(zip(streams, batches, strict=True))
         yield named.get("", named)
 
 
 class Streams:
-    """The loaders of a system's streams by name, those of one position, as one endless iterable of batches.
+    """The loaders of a system's streams by name, all at one position, as one endless iterable of batches.
 
-    Each has workers of its own; :meth:`close`, or leaving a ``with`` block, ends all.
+    Each has its own workers; :meth:`close` or the end of a ``with`` block ends all of them.
     """
 
     def __init__(self, loaders: Mapping[str, Loader]) -> None:
-        assert loaders.keys() == {""} or not loaders.keys() & {"", "slot"}, "a batch tells streams by their names"
+        assert loaders.keys() == {""} or not loaders.keys() & {"", "slot"}, "a batch identifies streams by their names"
         self.loaders = dict(loaders)
 
     @property
     def fingerprint(self) -> str:
-        """Of the orders together."""
+        """The fingerprint of all orders together."""
         return joint_fingerprint({name: loader.order.fingerprint for name, loader in self.loaders.items()})
 
     @property
     def bytes_read(self) -> int:
-        """Bytes asked of the store so far by this rank."""
+        """Bytes that this rank has requested from the store so far."""
         return sum(loader.bytes_read for loader in self.loaders.values())
 
     @property
     def requests(self) -> int:
-        """Reads asked of the store so far by this rank."""
+        """Reads that this rank has requested from the store so far."""
         return sum(loader.requests for loader in self.loaders.values())
 
     @property
     def quarantined(self) -> dict[str, list[int]]:
-        """The numbers of the samples of each stream's set that cannot be used, as far as they were met."""
+        """For each stream, the numbers of the samples that turned out to be unusable so far."""
         return {name: loader.quarantine.numbers for name, loader in self.loaders.items()}
 
     def __iter__(self) -> Iterator[Batch]:

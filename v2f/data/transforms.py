@@ -1,10 +1,10 @@
-"""What a system reads of a sample: small frozen objects that make one array of it.
+"""Transforms: what a system reads of a sample. Each is a small frozen object that makes one array of it.
 
-``rng`` is keyed by (seed, slot, the transform's name) in training; None asks for the one deterministic reading
-(evaluation). A transform that has to choose as another one does names that one in an attribute ``draws_as``.
+``rng`` is keyed by (seed, slot, the transform's name) in training; None means the deterministic reading (evaluation). A
+transform that has to make the same random choices as another one names it in an attribute ``draws_as``.
 
-What depends on the data set, such as the numbers of classes and people, a transform learns before anything is read:
-:func:`bound`. A part that a sample does not have is a :class:`V2FError`, where the manifest tells it before the start.
+A transform learns what depends on the data set, such as its classes and people, before anything is read: :func:`bound`.
+A part that the samples do not have is a :class:`V2FError`, before the start if the manifest says so.
 
 Shape letters: T audio frames, H height, W width, C channels, L styles, D style width.
 """
@@ -19,59 +19,59 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from v2f.data.sample import AUDIO, PHOTOS, Sample, to_image
+from v2f.data.audio import resample
+from v2f.data.sample import AUDIO, PHOTOS, Sample, pillow_image
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
 if TYPE_CHECKING:
-    from v2f.data.manifest import ArrayKind, Dataset  # decode workers start faster without
+    from v2f.data.manifest import ArrayKind, Dataset  # not at run time, so that decode workers start faster
 
 _NOISE = 0x4E01  # what a key draws, so that no two draws share a stream
 
 
 class Transform(Protocol):
-    """A picklable callable, of a class that a module (not a script) defines; equal shapes for all samples.
+    """A picklable callable whose class is defined in a module (not a script); it returns equal shapes for all samples.
 
-    Optional: ``draws_as: str``, the name of the transform with whose ``rng`` it is called; ``check(root, provenance)``,
-    called with where a data set lies and what its manifest says of its making, before it is read: a
-    :class:`V2FError` where that cannot be read; ``bind(datasets)`` (:class:`Binding`)."""
+    Optional: ``draws_as: str``, the transform whose ``rng`` it gets (:class:`Following`); ``check(root, provenance)``
+    (:class:`Checking`); ``bind(datasets)`` (:class:`Binding`)."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[Any]: ...
 
 
 @runtime_checkable
 class Checking(Protocol):
-    """A transform that cannot read every data set."""
+    """A transform that cannot read every data set: it is asked before reading starts."""
 
     def check(self, root: str, provenance: Mapping[str, Any]) -> None:
-        """:class:`V2FError` where the data set at ``root``, of whose making ``provenance`` tells, cannot be read."""
+        """:class:`V2FError` if it cannot read the data set at ``root``, whose manifest has this ``provenance``."""
 
 
 @runtime_checkable
 class Following(Protocol):
-    """A transform that draws as another one does: it is called with an ``rng`` like that one's."""
+    """A transform that makes the same random choices as another one: it is called with an equal ``rng``."""
 
     @property
     def draws_as(self) -> str:
-        """The name of that other transform."""
+        """The name of the other transform."""
 
 
 @runtime_checkable
 class Binding(Protocol):
-    """A transform that depends on what the data sets hold."""
+    """A transform that depends on the data sets."""
 
     def bind(self, datasets: "Sequence[Dataset]") -> Transform:
-        """The transform as these data sets, which are read together, want it; :class:`V2FError` where they do not have
-        what it reads. One that is bound already, or was told all it needs, only looks."""
+        """The transform for these data sets, which are read together; :class:`V2FError` if they lack what it reads. A
+        transform that is bound already, or was given all it needs, only checks."""
         ...
 
 
 def bound(transforms: Mapping[str, Transform], datasets: "Sequence[Dataset]") -> dict[str, Transform]:
-    """The transforms, those that depend on data bound to ``datasets``.
+    """The transforms, with those that depend on data bound to ``datasets``.
 
-    Whoever reads a split binds to its data sets. In a mix the people of the first data set have the first numbers, so
-    validation, which reads that one, numbers them alike. What is then read of another data set has to be bound to the
-    one of the training before, so that classes and people keep their numbers.
+    Code that reads a split binds to the data sets of that split. In a mix, the people of the first data set get the
+    first numbers, so validation, which reads that data set, numbers them alike. Before transforms read yet another data
+    set, bind them to the training data, so that classes and people keep their numbers.
     """
     return {name: each.bind(datasets) if isinstance(each, Binding) else each for name, each in transforms.items()}
 
@@ -85,8 +85,8 @@ def _want(part: str, datasets: "Sequence[Dataset]") -> None:
 
 @dataclass(frozen=True)
 class Waveform:
-    """``seconds`` of the clip as float32 [T] in [-1, 1]: a random window (in evaluation the middle one) of a
-    longer clip; a shorter clip is repeated to the length."""
+    """``seconds`` of the clip at ``sample_rate``, float32 [T] in [-1, 1]: a random window of a longer clip (in
+    evaluation the middle one); a shorter clip is repeated to the length."""
 
     seconds: float
     sample_rate: int = 16000
@@ -96,9 +96,7 @@ class Waveform:
         return round(self.seconds * self.sample_rate)
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float32]:
-        wav_T = sample.waveform()
-        if sample.sample_rate != self.sample_rate:
-            wav_T = resample(wav_T, sample.sample_rate, self.sample_rate)
+        wav_T = resample(sample.waveform(), sample.sample_rate, self.sample_rate)
         spare = len(wav_T) - self.frames
         if spare < 0:
             return np.resize(wav_T, self.frames)
@@ -114,8 +112,8 @@ class Waveform:
 class Photo:
     """One of the sample's photos (in evaluation the first), uint8 [channels, size, size]: RGB, or gray of one channel.
 
-    A photo that is not square is cut to its middle, of which ``share`` of the side is kept; another size is
-    resampled (Lanczos). A gray photo becomes RGB with three equal channels, an RGB one gray by its luma (ITU-R BT.601).
+    The photo is cropped to its central square, of whose side ``share`` is kept, and resized if necessary (Lanczos). A
+    gray photo becomes RGB with three equal channels; an RGB photo becomes gray by its luma (ITU-R BT.601).
     """
 
     size: int
@@ -132,11 +130,11 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Label:
-    """The number of the sample's class, int64 []: what its JSON has under ``name``, counted in ``classes``.
+class ClassNumber:
+    """The number of the sample's class, int64 []: the index in ``classes`` of what its JSON has under ``name``.
 
-    ``classes`` are the names in order; where none are given, those of the data set's manifest, where packing put them
-    (``provenance.classes``). Other than a person, a class may be in several splits.
+    ``classes`` are the names in order; by default those that packing put into the manifest (``provenance.classes``).
+    Unlike a person, a class may be in several splits.
     """
 
     name: str = "label"
@@ -156,7 +154,7 @@ class Label:
             )
         return np.asarray(number, np.int64)
 
-    def bind(self, datasets: "Sequence[Dataset]") -> "Label":
+    def bind(self, datasets: "Sequence[Dataset]") -> "ClassNumber":
         if self.classes:
             return self
         found = [_classes(dataset, self.name) for dataset in datasets]
@@ -175,18 +173,18 @@ class Label:
 
 
 def _classes(dataset: "Dataset", name: str) -> tuple[str, ...]:
-    """The classes of the label ``name`` that a manifest names; none, where it names none."""
+    """The classes of the label ``name`` in a manifest; empty if it names none."""
     said = dataset.manifest.provenance.get("classes")
     listed = said.get(name) if isinstance(said, dict) else None
     return tuple(map(str, listed)) if isinstance(listed, list) else ()
 
 
 @dataclass(frozen=True)
-class Person:
-    """The number of the sample's person among those who are trained on, int64 []; -1: somebody else.
+class PersonNumber:
+    """The number of the sample's person among the people of the training data, int64 []; -1: somebody else.
 
-    ``people`` are their names in order; where none are given, the people of the split train in the manifest's order, of
-    several data sets one behind the other, where one name is one person.
+    ``people`` are their names in order; by default those in the split train, in the manifest's order, for several data
+    sets one after the other. Equal names are the same person.
     """
 
     people: tuple[str, ...] = ()
@@ -197,10 +195,12 @@ class Person:
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
         if not self.people:
-            raise V2FError("a transform Person has to be bound to the data that are trained on, before it is used")
+            raise V2FError(
+                "a transform PersonNumber has to be bound to the data that are trained on, before it is used"
+            )
         return np.asarray(self._number.get(sample.identity, -1), np.int64)
 
-    def bind(self, datasets: "Sequence[Dataset]") -> "Person":
+    def bind(self, datasets: "Sequence[Dataset]") -> "PersonNumber":
         if self.people:
             return self
         people = tuple(dict.fromkeys(name for dataset in datasets for name in dataset.trained))
@@ -211,7 +211,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Array:
-    """The array of one's own that is called ``name``, as it is stored; of one shape in all samples."""
+    """The custom array ``name``, as it is stored; its shape must be the same in all samples."""
 
     name: str
 
@@ -227,9 +227,9 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """``length`` entries of the integers [N, ...] that are called ``name``, int64 [length, ...]: of more in training a
-    random window, in evaluation the first ones; what is missing at the end is ``pad``."""
+class TokenWindow:
+    """``length`` entries of the integer array ``name`` [N, ...], int64 [length, ...]: of a longer array a random window
+    (in evaluation the first entries); a shorter one is padded at its end with ``pad``."""
 
     name: str
     length: int
@@ -247,7 +247,7 @@ class Tokens:
         tokens[: len(some)] = some
         return tokens
 
-    def bind(self, datasets: "Sequence[Dataset]") -> "Tokens":
+    def bind(self, datasets: "Sequence[Dataset]") -> "TokenWindow":
         for dataset in datasets:
             kind = _declared(dataset, self.name)
             if not kind.shape or None in kind.shape[1:] or np.dtype(kind.dtype).kind not in "iu":
@@ -256,7 +256,7 @@ class Tokens:
 
 
 def _declared(dataset: "Dataset", name: str) -> "ArrayKind":
-    """What a manifest says of the array ``name``."""
+    """The manifest's declaration of the array ``name``."""
     arrays = dataset.manifest.arrays
     if name not in arrays:
         raise V2FError(
@@ -266,8 +266,8 @@ def _declared(dataset: "Dataset", name: str) -> "ArrayKind":
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Independent numbers of N(0, 1), float32 [width]; in evaluation always the same ones for a sample."""
+class NoiseVector:
+    """Independent standard normal numbers, float32 [width]; in evaluation always the same for a sample."""
 
     width: int
 
@@ -277,8 +277,8 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Codes:
-    """w+ of the photo that the :class:`Photo` called ``draws_as`` gives, float32 [styles, width]."""
+class StoredCodes:
+    """The stored w+ of the photo that the :class:`Photo` named ``draws_as`` reads, float32 [styles, width]."""
 
     styles: int
     width: int = 512
@@ -295,11 +295,11 @@ class Codes:
 
 
 @dataclass(frozen=True)
-class Embedding:
-    """Identity embedding of the photo that the :class:`Photo` called ``draws_as`` gives, float32 [width], of length one
-    but for float16's rounding.
+class StoredEmbedding:
+    """The stored identity embedding of the photo that the :class:`Photo` named ``draws_as`` reads, float32 [width], of
+    unit length up to float16 rounding.
 
-    ``net`` describes the identity net that the system knows: embeddings of another one are refused.
+    ``net`` describes the system's identity net; embeddings of any other net are refused.
     """
 
     net: Mapping[str, Any]
@@ -317,17 +317,17 @@ class Embedding:
             )
         if found != self.net:
             raise V2FError(
-                f"{root}: its identity embeddings are of another net ({_shown(found)}) than system.frozen.identity "
-                f"({_shown(self.net)}); compute them with this one, or set system.frozen.embeddings=null"
+                f"{root}: its identity embeddings are of another net ({_net_facts(found)}) than system.frozen.identity "
+                f"({_net_facts(self.net)}); compute them with this one, or set system.frozen.embeddings=null"
             )
 
 
-def _shown(net: Mapping[str, Any]) -> str:
+def _net_facts(net: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {str(value)[:16]}" for name, value in net.items())
 
 
 def _chosen(sample: Sample, rng: np.random.Generator | None) -> int:
-    """The number of one photo: by chance, in evaluation the first."""
+    """The number of a random photo, in evaluation the first."""
     if not sample.photo_count:
         raise V2FError(f"sample {sample.key}: it has no photo")
     return 0 if rng is None else int(rng.integers(sample.photo_count))
@@ -335,7 +335,8 @@ def _chosen(sample: Sample, rng: np.random.Generator | None) -> int:
 
 @dataclass(frozen=True)
 class Factors:
-    """The synthetic person's true factors of one group, float32 [factors]; for upper bounds, never for training."""
+    """The synthetic person's true factors of one group, float32 [factors]; for upper bounds only, never for
+    training."""
 
     group: Literal["voice", "face", "clip"]
 
@@ -347,30 +348,22 @@ class Factors:
 
 
 def square(photo_HWC: npt.NDArray[np.uint8], size: int, share: float = 1.0) -> npt.NDArray[np.uint8]:
-    """The middle square of a photo [H, W, C], ``share`` of its shorter side, at ``size`` x ``size``: uint8
-    [size, size, C]."""
+    """The central square of a photo [H, W, C], with ``share`` of its shorter side, resized to uint8 [size, size, C]."""
     height, width, _ = photo_HWC.shape
     side = max(1, round(share * min(height, width)))
     top, left = (height - side) // 2, (width - side) // 2
     photo_HWC = photo_HWC[top : top + side, left : left + side]
     if side == size:
         return photo_HWC
-    resized = np.asarray(to_image(photo_HWC).resize((size, size), Image.Resampling.LANCZOS))
+    resized = np.asarray(pillow_image(photo_HWC).resize((size, size), Image.Resampling.LANCZOS))
     return resized if resized.ndim == 3 else resized[..., None]
 
 
 def to_rgb(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A photo as RGB [H, W, 3]: the channel of a gray one three times."""
+    """A photo as RGB [H, W, 3]; a gray channel is repeated three times."""
     return np.repeat(photo_HWC, 3, axis=2) if photo_HWC.shape[2] == 1 else photo_HWC
 
 
 def to_gray(photo_HWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A photo as gray [H, W, 1]: of an RGB one the luma of ITU-R BT.601."""
-    return photo_HWC if photo_HWC.shape[2] == 1 else np.asarray(to_image(photo_HWC).convert("L"))[..., None]
-
-
-def resample(wav_T: npt.NDArray[np.float32], rate: int, wanted: int) -> npt.NDArray[np.float32]:
-    from scipy.signal import resample_poly  # slow to import, and packed data seldom need it
-
-    divisor = int(np.gcd(rate, wanted))
-    return np.asarray(resample_poly(wav_T, wanted // divisor, rate // divisor), dtype=np.float32)
+    """A photo as gray [H, W, 1]; RGB becomes its luma (ITU-R BT.601)."""
+    return photo_HWC if photo_HWC.shape[2] == 1 else np.asarray(pillow_image(photo_HWC).convert("L"))[..., None]

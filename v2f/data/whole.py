@@ -1,8 +1,8 @@
-"""Whether a file holds one recording, and all of it: told by its container, before a decoder hears it.
+"""Whether a file holds exactly one whole recording, judged by its container before it is decoded.
 
-Decoders differ: of a file that was cut some give what is left and some nothing; of two files that were joined some give
-the first and some both. So the rule stands here, for all of them: such a file cannot be used. A stream that says
-neither how long it is nor where it ends (MP3 without a length, ADTS, MPEG-TS) is taken as it is.
+Decoders differ: from a truncated file, some return what is left and some nothing; from two concatenated files, some
+return the first and some both. So one rule applies to all formats: such a file cannot be used. A stream that gives
+neither its length nor its end (MP3 without a length, ADTS, MPEG-TS) is accepted as it is.
 """
 
 import re
@@ -14,7 +14,7 @@ Wrong = Literal["", "is cut", "is more than one recording"]
 
 _WAVE_64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")  # the GUID "riff"
 _BOXES = rb"ftyp|styp|moov|moof|mdat|wide|free|skip"
-_STARTS: list[tuple[str, bytes, int, bytes]] = [  # kind, bytes to look for, how far they are inside, the whole start
+_STARTS: list[tuple[str, bytes, int, bytes]] = [  # kind, bytes to search for, their offset, pattern of the whole header
     *(("wav", name, 0, name + b"....WAVE") for name in (b"RIFF", b"RIFX", b"RF64", b"BW64")),
     ("avi", b"RIFF", 0, rb"RIFF....AVI "),
     ("w64", _WAVE_64, 0, re.escape(_WAVE_64)),
@@ -34,22 +34,22 @@ _LENGTH_FRAME = re.compile(rb"\xff[\xe2-\xff][\x10-\xef].(?:.{9}|.{17}|.{32})(Xi
 
 
 class _CutError(Exception):
-    """The file ends before what it holds does."""
+    """The file ends before its content does."""
 
 
 class _JoinedError(Exception):
-    """There is another recording behind the first one."""
+    """Another recording follows the first one."""
 
 
 def wrong(content: bytes) -> Wrong:
-    """What keeps ``content`` from being one whole recording; empty where nothing does, or no container is known."""
+    """Why ``content`` is not one whole recording; empty if it is, or if its container is unknown."""
     kind = _kind(content)
     if kind is None:
         return ""
     try:
         end = _WALKS[kind](content) if kind in _WALKS else None
         for other, anchor, ahead, start in _START:
-            # inside of a recording only another of its kind: looking for all takes as long as decoding
+            # within a recording, search for its own kind only: searching for all takes as long as decoding
             at = content.find(anchor, (end or 4) + ahead) if end is not None or other == kind else -1
             while at >= 0:
                 if start.match(content, at - ahead):
@@ -72,14 +72,14 @@ def _kind(content: bytes) -> str | None:
 
 
 def _number(content: bytes, at: int, size: int, order: str) -> int:
-    """The unsigned number there; what lies beyond the end is cut."""
+    """The unsigned number at ``at``; the file is truncated if that is beyond its end."""
     if at + size > len(content):
         raise _CutError
     return int.from_bytes(content[at : at + size], "little" if order == "<" else "big")
 
 
 def _known(size: int) -> bool:
-    """Whether a size of 32 bits is one: writers that cannot go back to it leave zero, or about the largest number."""
+    """Whether a 32-bit size is real: writers that cannot seek back leave zero, or about the largest number."""
     return size != 0 and not 0x7FFFF000 <= size <= 0xFFFFFFFF
 
 
@@ -94,7 +94,7 @@ def _wav(content: bytes) -> int | None:
             size = long if size == 0xFFFFFFFF else size
             if not _known(size):
                 return None
-            if size > len(content):  # not at + 8 + size: some writers count the header, too
+            if size > len(content):  # not at + 8 + size, because some writers count the header, too
                 raise _CutError
             return at + 8 + size
         at += 8 + size + size % 2
@@ -102,7 +102,7 @@ def _wav(content: bytes) -> int | None:
 
 
 def _sized(at: int, size: int, order: str, before: int) -> _Walk:
-    """A walk over a file whose header has its length, less the ``before`` bytes that do not count, at byte ``at``."""
+    """A walk over a file whose header has its length, without the first ``before`` bytes, at byte ``at``."""
 
     def walk(content: bytes) -> int | None:
         length = _number(content, at, size, order)
@@ -128,7 +128,7 @@ def _caf(content: bytes) -> int | None:
     at = 8
     while at + 12 <= len(content) and content[at : at + 4] != b"caff":
         size = _number(content, at + 4, 8, ">")
-        if size >> 63:  # -1: to the end
+        if size >> 63:  # -1: up to the end of the file
             return None
         at += 12 + size
     if at > len(content):
@@ -137,7 +137,7 @@ def _caf(content: bytes) -> int | None:
 
 
 def _ogg(content: bytes) -> int | None:
-    """A page that begins a stream, behind one that does not, begins another file (RFC 3533, chaining)."""
+    """Ogg pages; a page that begins a stream after one that does not belongs to another file (RFC 3533, chaining)."""
     at, begun = 0, False
     while content.startswith(b"OggS", at):
         segments = _number(content, at + 26, 1, "<")
@@ -155,13 +155,13 @@ def _ogg(content: bytes) -> int | None:
 
 
 def _ebml(content: bytes) -> int | None:
-    """Elements one behind the other (RFC 8794); the segment, and whatever does not say its length, is entered."""
+    """EBML elements in sequence (RFC 8794); enters the segment, and every element of unknown length."""
     at, end = 0, None
     while at < len(content) and at != end:
         first = content[at]
         width = 9 - first.bit_length()
         if width > 4:
-            return at  # no element: what follows is not ours
+            return at  # not an element: the recording ends here
         name = _number(content, at, width, ">")
         at += width
         width = 9 - _number(content, at, 1, ">").bit_length()
@@ -180,16 +180,16 @@ def _ebml(content: bytes) -> int | None:
 
 
 def _mp4(content: bytes) -> int | None:
-    """Boxes one behind the other (ISO 14496-12): one ftyp, and all of them there."""
+    """MP4 boxes in sequence (ISO 14496-12), with a single ftyp and moov."""
     at, seen = 0, set()
     while at + 8 <= len(content):
         size, name = _number(content, at, 4, ">"), content[at + 4 : at + 8]
         if not re.fullmatch(rb"[ -~\xa9]{4}", name):
-            return at  # no box: what follows is not ours
+            return at  # not a box: the recording ends here
         if name in seen and name in (b"ftyp", b"moov"):
             raise _JoinedError
         seen.add(name)
-        if size == 0:  # to the end
+        if size == 0:  # up to the end of the file
             return None
         at += max(16, _number(content, at + 8, 8, ">")) if size == 1 else max(8, size)
     if at > len(content):
@@ -197,7 +197,7 @@ def _mp4(content: bytes) -> int | None:
     return at
 
 
-_KBITS = {  # by MPEG version 1 or not, and layer
+_KBITS = {  # by whether it is MPEG version 1, and by layer
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -208,14 +208,14 @@ _KBITS = {  # by MPEG version 1 or not, and layer
 
 
 def _mp3(content: bytes) -> int | None:
-    """Frames one behind the other (ISO 11172-3), of which the first may say how many there are."""
+    """MPEG audio frames in sequence (ISO 11172-3); the first may give their number."""
     lengths = list(_LENGTH_FRAME.finditer(content))
     if len(lengths) > 1:
         raise _JoinedError
     begin = _behind_tags(content, 0)
     ends = _frames(content, begin)
     if len(ends) < 3:
-        return None  # it only looks like a frame
+        return None  # the first bytes only look like a frame
     count, end = len(ends), ends[-1]
     if end > len(content) or (end + 4 > len(content) > end and content[end] == 0xFF):
         raise _CutError
@@ -224,13 +224,13 @@ def _mp3(content: bytes) -> int | None:
         raise _JoinedError
     if lengths and lengths[0].start() == begin and end == len(content):
         tag = lengths[0].start(1)
-        if content[tag + 7] & 1 and _number(content, tag + 8, 4, ">") >= count:  # itself does not count
+        if content[tag + 7] & 1 and _number(content, tag + 8, 4, ">") >= count:  # the first frame itself does not count
             raise _CutError
     return end
 
 
 def _behind_tags(content: bytes, at: int) -> int:
-    """Where what follows the ID3v2 tags at ``at`` begins."""
+    """The position after the ID3v2 tags at ``at``."""
     while _ID3.match(content, at):
         a, b, c, d = content[at + 6 : at + 10]
         at += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if content[at + 5] & 0x10 else 0)
@@ -238,7 +238,7 @@ def _behind_tags(content: bytes, at: int) -> int:
 
 
 def _frames(content: bytes, at: int) -> list[int]:
-    """Where each MPEG audio frame ends, from ``at`` on."""
+    """The end of each MPEG audio frame from ``at`` on."""
     ends = []
     while at + 4 <= len(content) and _FRAME.match(content, at):
         version, layer = content[at + 1] >> 3 & 3, 4 - (content[at + 1] >> 1 & 3)
@@ -255,7 +255,7 @@ def _frames(content: bytes, at: int) -> list[int]:
     return ends
 
 
-_WALKS: dict[str, _Walk] = {  # each gives where the first recording ends; None: it does not say
+_WALKS: dict[str, _Walk] = {  # each returns the end of the first recording; None: unknown
     "wav": _wav,
     "avi": _sized(4, 4, "<", 8),
     "w64": _sized(16, 8, "<", 0),

@@ -1,9 +1,9 @@
-"""Decoding: raw tar bytes in, stacked arrays out; in the rank's process or in a worker process.
+"""Decoding raw tar bytes to stacked arrays, in the rank's process or in a worker process.
 
-A worker is ``python -c`` with one socket, started without multiprocessing: so it imports neither the parent's
-``__main__`` nor torch, and it ends by itself when its parent's end of the socket closes, however the parent died.
+A worker is a ``python -c`` with one socket, started without multiprocessing: so it imports neither the parent's
+``__main__`` nor torch, and it exits when its parent's end of the socket closes, however the parent died.
 
-The bytes go through *trays*, memory that both processes map; the socket carries what is said about them::
+The bytes go through *trays*, memory that both processes map; the socket carries only the messages about them::
 
     parent                                                          worker
     {trays}, pickled transforms                              -->    {ready}, or {failure}
@@ -44,7 +44,7 @@ Arrays = dict[str, Array]
 
 _LENGTHS = struct.Struct("<II")
 _TRANSFORM = 0x7F04  # what a key draws, so that no two draws of one seed share a stream
-_ALIGN = 64  # bytes: a line of the processor's caches
+_ALIGN = 64  # bytes of a cache line
 
 
 class DecodeError(V2FError):
@@ -67,10 +67,10 @@ def decode(
     """Each transform's results for the samples, stacked to [len(keys), ...]; and the rows that could not be decoded,
     with their reasons.
 
-    The randomness of a transform is a function of (seed, slot, its name), or where it says ``draws_as`` of the name
-    of that other transform; with ``seed`` None there is none. A row without raw members (None) is passed over, and so
-    is, where this is ``tolerant``, one that cannot be decoded: nothing was written there, and where all are such there
-    are no arrays. Else it is a :class:`DecodeError`. ``allocate`` makes the stacks.
+    The randomness of a transform is a function of (seed, slot, its name), or the name in its ``draws_as``; with
+    ``seed`` None there is none. A row without raw members (None) is skipped. A row that cannot be decoded is skipped if
+    ``tolerant``, and otherwise a :class:`DecodeError`. Skipped rows are left unwritten; if all rows are skipped, there
+    are no arrays. ``allocate`` makes the stacks.
     """
     named = {name: each.draws_as if isinstance(each, Following) else name for name, each in transforms.items()}
     streams = [crc32(name.encode()) for name in named.values()]
@@ -78,7 +78,7 @@ def decode(
     def rngs(slot: int) -> list[np.random.Generator | None]:
         return [None if seed is None else keyed_rng(_TRANSFORM, seed, slot, stream) for stream in streams]
 
-    drawn = [rngs(slot) for slot in slots]  # all at once: between two samples it takes twice as long
+    drawn = [rngs(slot) for slot in slots]  # all at once, which is twice as fast as between samples
     arrays: Arrays = {}
     bad: dict[int, str] = {}
     for row, (key, raw, own) in enumerate(zip(keys, raws, drawn, strict=True)):
@@ -106,8 +106,8 @@ def put(
     arrays: Arrays,
     allocate: Callable[[tuple[int, ...], np.dtype[Any]], Array] = np.empty,
 ) -> None:
-    """Lay what the transforms gave for the sample ``key`` into its row of the stacks ``arrays``, which the first sample
-    of a batch of ``rows`` begins; a :class:`DecodeError` where it does not fit into them."""
+    """Copy the transforms' results for the sample ``key`` into its row of the stacks ``arrays``, which the first sample
+    of a batch of ``rows`` creates; :class:`DecodeError` if shape or type differ from those of the stack."""
     for name, value in values.items():
         if name not in arrays:
             arrays[name] = allocate((rows, *value.shape), value.dtype)
@@ -125,10 +125,10 @@ def put(
 
 
 class Tray:
-    """Memory that parent and worker map: a batch's raw members lie in it, and behind them what was made of them.
+    """Memory shared by parent and worker: it holds a batch's raw members and, after them, the arrays decoded from them.
 
-    It belongs to the one that was spoken to last. ``descriptor`` is of a file without a name, and without a size until
-    something is put in; what is not written to takes no memory.
+    It belongs to the side that received the last message. ``descriptor`` refers to an anonymous file, which is empty
+    until something is put in; parts that are never written take no memory.
     """
 
     def __init__(self, descriptor: int):
@@ -150,25 +150,26 @@ class Tray:
         return self._view
 
     def put(self, raws: Sequence[Buffer]) -> None:
-        """Lay ``raws`` one behind the other, from the start on."""
+        """Copy ``raws`` into the tray, one after the other."""
         view, at = self.view(sum(len(raw) for raw in raws)), 0
         for raw in raws:
             view[at : at + len(raw)] = raw
             at += len(raw)
 
     def whole(self, size: int) -> npt.NDArray[np.uint8]:
-        """The same as a new array, which whoever holds a part of it holds."""
+        """The first ``size`` bytes as a new array, which stays alive as long as any view of it."""
         return np.frombuffer(self.view(size), np.uint8)
 
 
 def array_in(whole: npt.NDArray[np.uint8], shape: Sequence[int], dtype: npt.DTypeLike, offset: int) -> Array:
-    """The array that lies at ``offset``."""
+    """The array at byte ``offset`` of ``whole``."""
     end = offset + math.prod(shape) * np.dtype(dtype).itemsize
     return whole[offset:end].view(dtype).reshape(shape)
 
 
 class _Stacks:
-    """Allocates arrays in a tray, one behind the other, from ``end`` on, which moves; ``offsets`` are theirs."""
+    """Allocates arrays in a tray, one after the other; ``end`` is the end of the last one, ``offsets`` their
+    offsets."""
 
     def __init__(self, tray: Tray, end: int):
         self._tray, self.end = tray, end
@@ -187,7 +188,7 @@ class _Stacks:
 
 
 def send(sock: socket.socket, header: Mapping[str, Any], payloads: Sequence[Buffer] = ()) -> None:
-    """Send a header and payloads; blocks while the other side's buffer is full."""
+    """Send a header and payloads; blocks while the receiver's buffer is full."""
     text = json.dumps({**header, "bytes": [len(payload) for payload in payloads]}).encode()
     sock.sendall(_LENGTHS.pack(len(text), len(payloads)) + text)
     for payload in payloads:
@@ -195,7 +196,7 @@ def send(sock: socket.socket, header: Mapping[str, Any], payloads: Sequence[Buff
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[memoryview]] | None:
-    """The next header and its payloads, or None where the other side has closed."""
+    """The next header and its payloads; None if the other side has closed the socket."""
     start = _exactly(sock, _LENGTHS.size)
     text = start and _exactly(sock, _LENGTHS.unpack(start)[0])
     if not text:
@@ -244,14 +245,14 @@ def main(descriptor: int) -> None:
             header, _ = message
             send(sock, _answer(header, trays[header["tray"]], transforms))
     except (ConnectionError, EOFError):
-        pass  # the parent is gone: so is the reason to be here
+        pass  # the parent is gone
     finally:
         sys.stdout.flush()
-        os._exit(0)  # the listening thread may be in a system call
+        os._exit(0)  # the listening thread may be blocked in a system call
 
 
 def _listen(sock: socket.socket, messages: "queue.SimpleQueue[tuple[dict[str, Any], list[memoryview]] | None]") -> None:
-    """Take messages off the socket while the main thread decodes, so that the parent's send never waits long."""
+    """Receive messages while the main thread decodes, so that the parent never blocks on sending for long."""
     try:
         while (message := receive(sock)) is not None:
             messages.put(message)

@@ -24,8 +24,7 @@ from v2f.config import build
 from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split
 from v2f.data.sample import Sample
-from v2f.data.transforms import Factors, Photo, Waveform, square
-from v2f.data.transforms import Noise as Drawn
+from v2f.data.transforms import Factors, NoiseVector, Photo, Waveform, square
 from v2f.errors import V2FError
 from v2f.evaluation.observers import (
     BATCH,
@@ -104,7 +103,7 @@ def gather(job: Job, split: Split) -> Clips:
     photo = Photo(drawn.size, drawn.share)
     transforms: dict[str, Any] = {"wav": Waveform(sound.seconds, sound.rate), "image": photo}
     transforms["other"] = OtherPhoto(photo.size)
-    noise = {name: Drawn(kind.width) for name, kind in of_kind(job.system.asks(), Noise)}
+    noise = {name: NoiseVector(kind.width) for name, kind in of_kind(job.system.asks(), Noise)}
     transforms |= noise
     if isinstance(world_of(split.dataset), World):
         transforms["voice"] = Factors("voice")

@@ -16,8 +16,7 @@ from torch import Tensor
 from v2f import metrics
 from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split
-from v2f.data.transforms import Noise as Drawn
-from v2f.data.transforms import Photo
+from v2f.data.transforms import NoiseVector, Photo
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, Looks, first_observer, in_batches, looks, seen
 from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, print_remarks
@@ -42,7 +41,7 @@ def people_of(
     """Photo [N,3,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people, and these people's
     numbers [N]; None if no sample is usable."""
     _, kind, _, drawn = noise_and_drawn(system)
-    read: dict[str, Transform] = {"image": Photo(drawn.size, drawn.share), "noise": Drawn(kind.width)}
+    read: dict[str, Transform] = {"image": Photo(drawn.size, drawn.share), "noise": NoiseVector(kind.width)}
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:limit]
     batches = list(read_usable(split, read, BATCH, left_out, samples=firsts.tolist()))
     if not batches:

@@ -1,4 +1,4 @@
-"""From raw recordings to shards. A converter plans items and makes samples of them; ``pack`` does the rest."""
+"""From raw recordings to shards: a converter plans items and makes samples of them; ``pack`` does the rest."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,20 +11,20 @@ if TYPE_CHECKING:  # the help of `v2f shards` imports this package
 
 @dataclass(frozen=True)
 class Item:
-    """One sample that is planned: its key, where it goes, and what its converter makes it from (picklable)."""
+    """One planned sample: its key, split and identity, and what its converter needs to make it (picklable)."""
 
     key: str
     split: str
     identity: str
-    name: str  # what a message calls it
+    name: str  # for messages
     what: Any = None
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One input that is not in the data set: ``reason`` counts it, ``detail`` says more about this one; ``samples``:
-    how many it would have made, so that a person without photos is one line and not a thousand. ``photos``: how many
-    it is, where it is photos of nobody's sample."""
+    """One input that is left out of the data set. Reports count by ``reason``; ``detail`` is specific to this input.
+    ``samples``: the number of samples lost, so that a person without photos is one line, not a thousand. ``photos``:
+    the number of photos, for photos that belong to no sample."""
 
     name: str
     identity: str
@@ -36,7 +36,7 @@ class LeftOut:
     def __post_init__(self) -> None:
         from v2f.prepare.names import printable
 
-        for text in ("name", "identity", "detail"):  # they go into reports, which are UTF-8
+        for text in ("name", "identity", "detail"):  # they go into reports in UTF-8
             object.__setattr__(self, text, printable(getattr(self, text)))
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Made:
-    """One sample that was made; ``rejected``: photos that were tried for it in vain."""
+    """One finished sample; ``rejected``: photos that were tried for it and could not be used."""
 
     item: Item
     members: "Members"
@@ -55,7 +55,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a converter will make, what it leaves out already, and what else the content depends on."""
+    """The items that a converter will make, the inputs that it leaves out, and what else the content depends on."""
 
     items: list[Item]
     left_out: list[LeftOut] = field(default_factory=list)
@@ -63,17 +63,19 @@ class Plan:
 
 
 class Converter(Protocol):
-    """Picklable: ``make`` is called in other processes, with any part of the plan's items."""
+    """Plans and makes the samples of one kind of corpus. Picklable: other processes call ``make`` with parts of the
+    plan."""
 
     def plan(self) -> Plan: ...
 
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]: ...
 
     def inputs(self, item: Item) -> list[str]:
-        """The files that an item is made from."""
+        """The input files of an item."""
         ...
 
 
 def share(*words: str) -> float:
-    """A number in [0, 1) that depends on the words alone: what splits people and mixes samples, whatever the order."""
+    """A number in [0, 1) from a hash of the words: it splits people and shuffles samples independently of their
+    order."""
     return int.from_bytes(sha256("\0".join(words).encode()).digest()[:7], "big") / 2**56

@@ -1,13 +1,13 @@
-"""Faces in photos: found by MTCNN or told by the user's landmarks, brought to FFHQ's pose by a similarity transform.
+"""Aligning faces: found by MTCNN or given by the user's landmarks, and transformed to FFHQ's pose by a similarity.
 
     photo --MTCNN--> faces --choose--> landmarks --FFHQ's square--> uint8 [size, size, 3]
     the user's file ------------------> landmarks --^
 
 MTCNN: Zhang et al. 2016, "Joint face detection and alignment using multi-task cascaded convolutional networks"; the
-weights lie inside facenet-pytorch. The crop is that of FFHQ (Karras et al. 2019, appendix A: the vectors eye to eye
+weights are part of facenet-pytorch. The crop is that of FFHQ (Karras et al. 2019, appendix A: the vectors eye to eye
 and eye to mouth span an oriented square), from its 68 landmarks or from MTCNN's five.
 
-What cannot be used raises :class:`UnusableError`. Only :func:`find_faces` imports torch.
+An input that cannot be used raises :class:`UnusableError`. Only :func:`find_faces` imports torch.
 """
 
 import csv
@@ -27,14 +27,14 @@ from v2f.data.sample import read_npy
 
 FaceChoice = Literal["largest", "nearest", "only"]
 
-_SMALLEST = 20  # pixels: MTCNN looks for no smaller face, and fails on a photo that holds none so large
-_BEYOND = 0.25  # how far outside of the photo, as a share of its side, a landmark may lie
+_SMALLEST = 20  # pixels: MTCNN finds no smaller face, and fails on a photo smaller than this
+_BEYOND = 0.25  # how far outside the photo a landmark may lie, as a share of the photo's side
 
 
 @dataclass(frozen=True)
 class Face:
-    """One face of a photo: its landmarks [5, 2] (x, y) as the picture shows them: left eye, right eye, nose, left and
-    right corner of the mouth; and its box, the corners (x, y) at the top left and the bottom right as [2, 2]."""
+    """One face in a photo. ``landmarks`` [5, 2] (x, y), left and right as seen in the picture: left eye, right eye,
+    nose, left and right corner of the mouth. ``box`` [2, 2]: top left and bottom right corner (x, y)."""
 
     landmarks: npt.NDArray[np.float64]
     box: npt.NDArray[np.float64]
@@ -53,7 +53,7 @@ def _detector(weights: str | None) -> Any:
 
 
 def find_faces(photo: Image.Image, min_confidence: float, weights: str | None = None) -> list[Face]:
-    """The faces in an RGB photo, largest first; ``weights``: MTCNN's, where they are not the package's own."""
+    """The faces in an RGB photo, largest first; ``weights``: of MTCNN, if not the package's own."""
     import torch
 
     if min(photo.size) < _SMALLEST:
@@ -72,11 +72,11 @@ def find_faces(photo: Image.Image, min_confidence: float, weights: str | None = 
 
 
 def choose_face(faces: Sequence[Face], choice: FaceChoice, point: npt.NDArray[np.float64] | None = None) -> Face:
-    """The face that is meant, of one or more sorted by size: the largest, the one nearest to ``point`` (x, y in pixels;
-    by the centre of its box), or the only one.
+    """Choose one of the faces, which are sorted by size: the largest, the one whose box center is nearest to ``point``
+    (x, y in pixels), or the only one.
 
-    A point is where the speaker's face is. If it lies more than a face's size outside of the nearest box, the speaker's
-    face was not found, and that face is somebody else's.
+    A point marks the speaker's face. If it is more than a face's size outside the nearest box, the speaker's face was
+    not found and the nearest one is somebody else's.
     """
     if choice == "only" and len(faces) > 1:
         raise UnusableError("several faces", f"{len(faces)}, one is wanted")
@@ -92,8 +92,8 @@ def choose_face(faces: Sequence[Face], choice: FaceChoice, point: npt.NDArray[np
 
 
 def read_landmarks(content: bytes, name: str) -> npt.NDArray[np.float64]:
-    """The landmarks (x, y) in a file's ``content``, [5, 2] or [68, 2]; ``name`` ends in .json (a list of pairs), in
-    .npy, or in .csv (a pair a line, under the header x,y or none)."""
+    """The landmarks (x, y) in a file's ``content``, [5, 2] or [68, 2]; ``name`` ends in .json (a list of pairs),
+    .npy, or .csv (one pair per line, with or without the header x,y)."""
     with decoding("landmarks cannot be read"):
         if name.lower().endswith(".json"):
             points = np.asarray(json.loads(content), np.float64)
@@ -111,10 +111,10 @@ def read_landmarks(content: bytes, name: str) -> npt.NDArray[np.float64]:
 
 
 def check_landmarks(landmarks: npt.NDArray[np.float64], photo: Image.Image) -> npt.NDArray[np.float64]:
-    """``landmarks`` (pixels of ``photo``) if they can be a face's: on the photo or near it, left before right."""
+    """``landmarks`` (in pixels of ``photo``) if they can belong to a face: on or near the photo, left before right."""
     used = np.stack(_eyes_and_mouth(landmarks))
     near = (used >= -_BEYOND * np.array(photo.size)) & (used <= (1 + _BEYOND) * np.array(photo.size))
-    if not near.all():  # not finite, too
+    if not near.all():  # also if not finite
         raise UnusableError("landmarks lie outside of the photo", "pixels of the upright photo are wanted")
     left_eye, right_eye, left_mouth, right_mouth = used
     across, down = right_eye - left_eye, (left_mouth + right_mouth - left_eye - right_eye) / 2
@@ -126,7 +126,7 @@ def check_landmarks(landmarks: npt.NDArray[np.float64], photo: Image.Image) -> n
 def _eyes_and_mouth(
     landmarks: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Left eye, right eye, left and right corner of the mouth, of [5, 2] or, as FFHQ takes them, of [68, 2] points."""
+    """Left eye, right eye, left and right corner of the mouth, from [5, 2] points or, as in FFHQ, from [68, 2]."""
     if len(landmarks) == 5:
         left_eye, right_eye, _, left_mouth, right_mouth = landmarks
         return left_eye, right_eye, left_mouth, right_mouth
@@ -134,8 +134,8 @@ def _eyes_and_mouth(
 
 
 def face_square(landmarks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """FFHQ's oriented square around a face of [5, 2] or [68, 2] landmarks: corners [4, 2] from the top left on,
-    counter-clockwise as seen."""
+    """FFHQ's oriented square around a face with [5, 2] or [68, 2] landmarks: corners [4, 2], counterclockwise from the
+    top left."""
     left_eye, right_eye, left_mouth, right_mouth = _eyes_and_mouth(landmarks)
     eyes = (left_eye + right_eye) / 2
     eye_to_eye = right_eye - left_eye
@@ -151,19 +151,19 @@ def face_square(landmarks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def align_face(
     photo: Image.Image, landmarks: npt.NDArray[np.float64], size: int, min_face: float
 ) -> npt.NDArray[np.uint8]:
-    """The face with these landmarks of an RGB photo as uint8 [size, size, 3]; ``min_face``: the least side of its
-    square in pixels of ``photo``."""
+    """The face with these landmarks, cut from an RGB photo, uint8 [size, size, 3]. ``min_face``: minimum side of its
+    square in pixels of ``photo``; UnusableError below it."""
     corners = face_square(landmarks)
     side = float(np.hypot(*(corners[3] - corners[0])))
-    if not side >= min_face:  # not finite, too
+    if not side >= min_face:  # also if not finite
         raise UnusableError("face is too small", f"a square of {side:.1f} pixels, at least {min_face:g} are wanted")
     return cut_square(photo, corners, size)
 
 
 def cut_square(photo: Image.Image, corners: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.uint8]:
-    """The oriented square ``corners`` of an RGB photo as uint8 [size, size, 3].
+    """The oriented square ``corners`` of an RGB photo, uint8 [size, size, 3].
 
-    What lies outside of the photo is filled as FFHQ does: mirrored, then faded into blur and the median colour.
+    Areas outside the photo are filled as in FFHQ: mirrored, then faded to a blur and the median color.
     """
     side = float(np.hypot(*(corners[3] - corners[0])))
     shrink = int(side / size / 2)
@@ -174,7 +174,7 @@ def cut_square(photo: Image.Image, corners: npt.NDArray[np.float64], size: int) 
         corners, side = corners / shrink, side / shrink
     photo, corners = _crop(photo, corners, side)
     photo, corners = _pad(photo, corners, side)
-    scale = min(4, max(1, int(np.ceil(side / size))))  # drawn larger and averaged, so that nothing is aliased
+    scale = min(4, max(1, int(np.ceil(side / size))))  # drawn larger and then reduced, against aliasing
     data = tuple((corners + 0.5).reshape(-1).tolist())
     drawn = photo.transform((size * scale, size * scale), Image.Transform.QUAD, data, Image.Resampling.BILINEAR)
     if scale > 1:

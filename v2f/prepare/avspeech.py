@@ -1,20 +1,17 @@
 """The converter of AVSpeech (Ephrat et al. 2018): segments of YouTube videos in which one visible person speaks.
 
-    avspeech_train.csv   VIDEO,start,end,x,y    no header; seconds; a point in the speaker's face when the segment
-    avspeech_test.csv                           starts, as shares of width and height
-    videos               VIDEO.mp4 | mkv | webm at any depth; one sample a segment:
+    avspeech_train.csv   VIDEO,start,end,x,y    no header; seconds; a point in the speaker's face at the start of the
+    avspeech_test.csv                           segment, as shares of width and height
+    videos               VIDEO.mp4 | mkv | webm at any depth; one sample per segment:
 
     sound from start to end ------------------------------------------------------> wav_T
     picture at start --the box around x,y--> MTCNN: the face at x,y --> aligned --> photo
 
-Videos that lie there are taken; others are fetched by yt-dlp only where the user has it and the recipe says so.
-AVSpeech names no people: a video's segments count as one person's, and the test file's people are none of the train
-file's.
+Videos in the folder are used; missing ones are downloaded by yt-dlp only if it is installed and the recipe says so.
+AVSpeech does not name people: all segments of a video count as one person, and no video may be in both files.
 """
 
-import csv
 import fcntl
-import io
 import math
 import os
 import re
@@ -36,28 +33,29 @@ from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, video, yields
-from v2f.prepare.names import on_disk, same, tidy
+from v2f.prepare.names import on_disk, same
 from v2f.prepare.splits import Shares, Subset, deal
-from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
+from v2f.prepare.steps import Pixels, Points, RawSample, StepsConfig
+from v2f.prepare.tables import read_rows, without_empty_end
 from v2f.storage import local as files
 from v2f.storage import store
 
 _KINDS = ("mp4", "mkv", "webm")
 _OTHER_KINDS = ("avi", "mov", "flv", "m4v", "3gp", "mpg", "mpeg", "ogv", "wmv", "ts", "m4a", "mp3", "opus", "wav")
 _VIDEO = re.compile(r"[A-Za-z0-9_-]{11}")
-_FETCH_S = 1800  # seconds that one video may take
-_GONE = ".gone"  # VIDEO.gone holds why it could not be fetched; who removes it has it tried again
+_FETCH_S = 1800  # seconds that the download of one video may take
+_GONE = ".gone"  # VIDEO.gone holds why the download failed; remove it to try again
 
 
 class AVSpeechConfig(StepsConfig):
-    """Which segments; and, as ``StepsConfig`` has it, what is made of them."""
+    """Which segments to use, and (``StepsConfig``) how to process them."""
 
     train_csv: Place = Field(description="avspeech_train.csv, or a part of it")
     test_csv: Place | None = Field(None, description="avspeech_test.csv: its videos are `test`; null: `people` says")
     videos: Place = Field(description="folder that holds VIDEO.mp4, .mkv or .webm, at any depth")
-    download: bool = Field(False, description="fetch missing videos into that folder by yt-dlp, if it is installed")
-    format: str = Field("bv*[height<=720]+ba/b[height<=720]/b", description="what yt-dlp chooses")
-    photos: int = Field(1, ge=1, le=100, description="of a segment; the first when it starts, the others evenly after")
+    download: bool = Field(False, description="download missing videos to that folder with yt-dlp")
+    format: str = Field("bv*[height<=720]+ba/b[height<=720]/b", description="yt-dlp's --format")
+    photos: int = Field(1, ge=1, le=100, description="per segment: the first at its start, the others evenly spaced")
     box: float = Field(0.8, gt=0.0, le=2.0, description="side of the square around x,y, as a share of the height")
     people: Shares = Shares()
     seen: float = Field(0.0, ge=0.0, lt=1.0, description="share of a trained video's segments that is held out")
@@ -76,7 +74,7 @@ class AVSpeechConfig(StepsConfig):
 
 @dataclass(frozen=True)
 class Segment:
-    """One row of a CSV; ``path``: of its video, None: it is to be fetched."""
+    """One row of a CSV; ``path``: its video, None: to be downloaded."""
 
     video: str
     start: float
@@ -157,16 +155,16 @@ class AVSpeech:
             )
         items = config.subset.of(items, config.seed)
         known: dict[str, Any] = {"csv_sha256": [sha256(text).hexdigest() for text in texts]}
-        if not config.download:  # else the next run would find other files than this one
+        if not config.download:  # with downloads, the next run would find other files
             known["files_sha256"] = sha256("\n".join(sorted(there.keys() & found.keys())).encode()).hexdigest()
         return Plan(items, left_out, {**known, **steps.provenance(config)})
 
     def _videos(self) -> tuple[dict[str, str], list[LeftOut]]:
-        """Where the videos lie, by their names; and files that look like videos and are none that are taken."""
+        """The paths of the videos by name, and video files that cannot be used."""
         there: dict[str, str] = {}
         left_out = []
         root = on_disk(self.config.videos)
-        # of two of one name the one that lies higher, and then the one with the usual extension
+        # of two files with one name, prefer the one higher up, then the one with a lowercase extension
         for name in sorted(store.tree(root), key=lambda name: (name.count("/"), name[-4:] != name[-4:].lower(), name)):
             stem, _, kind = name.rpartition("/")[2].rpartition(".")
             if kind.lower() not in (*_KINDS, *_OTHER_KINDS) or not stem:
@@ -188,9 +186,9 @@ class AVSpeech:
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "avspeech", items, self.config.align == "mtcnn", self._read)
 
-    def _read(self, item: Item) -> Raw:
+    def _read(self, item: Item) -> RawSample:
         config, segment = self.config, item.what
-        path = segment.path or fetch(config.videos, segment.video, config.format)
+        path = segment.path or download_video(config.videos, segment.video, config.format)
         with video.opened(path) as container:
             rate, least = config.sample_rate, config.min_seconds
             wav_T = decode_span(container, segment.start, segment.end, sample_rate=rate, min_seconds=least)
@@ -199,13 +197,14 @@ class AVSpeech:
             pictures = video.pictures(container, [segment.start + n * step for n in range(config.photos)])
         extra = {"video": segment.video, "start": segment.start, "end": segment.end, "x": segment.x, "y": segment.y}
         photos_HWC, rejected = self._faces(item, pictures, segment)
-        return Raw(item, wav_T, photos_HWC, extra, tuple(rejected))
+        return RawSample(item, wav_T, photos_HWC, extra, tuple(rejected))
 
     def _faces(
         self, item: Item, pictures: Sequence[Image.Image], segment: Segment
-    ) -> tuple[list[Picture], list[LeftOut]]:
-        """The speaker's face in each picture: the first has to be at the point, each other where the last one was."""
-        photos_HWC: list[Picture] = []
+    ) -> tuple[list[Pixels], list[LeftOut]]:
+        """The speaker's face in each picture: in the first at the given point, in each later one where it was
+        before."""
+        photos_HWC: list[Pixels] = []
         rejected = []
         point = np.array([segment.x, segment.y]) * pictures[0].size
         for number, picture in enumerate(pictures):
@@ -218,8 +217,8 @@ class AVSpeech:
                 rejected.append(LeftOut(f"{item.name}, photo {number}", item.identity, error.reason, error.detail, 0))
         return photos_HWC, rejected
 
-    def _face(self, picture: Image.Image, point: Points) -> tuple[Picture, Points]:
-        """The face at a point of a picture, and its middle; both points in pixels."""
+    def _face(self, picture: Image.Image, point: Points) -> tuple[Pixels, Points]:
+        """The face at a point of a picture, and the center of the face, in pixels."""
         config = self.config
         side = config.box * picture.height
         low = np.clip(np.floor(point - side / 2), 0, None)
@@ -232,7 +231,8 @@ class AVSpeech:
         seen.thumbnail((config.max_side, config.max_side), Image.Resampling.LANCZOS)
         shrunk = np.divide(seen.size, box.size)
         face = steps.find_face(config, seen, "nearest", (point - low) * shrunk)
-        landmarks = (face.landmarks + 0.5) / shrunk - 0.5 + low  # in the whole picture, which the crop may reach into
+        # in pixels of the whole picture, because alignment may need more than the box
+        landmarks = (face.landmarks + 0.5) / shrunk - 0.5 + low
         middle: Points = face.box.mean(axis=0) / shrunk + low
         return steps.cut_face(config, picture, align.check_landmarks(landmarks, picture)), middle
 
@@ -241,24 +241,16 @@ class AVSpeech:
 
 
 def read_segments(text: bytes, path: str, there: dict[str, str]) -> tuple[list[Segment], list[LeftOut]]:
-    """The rows of a CSV, and what is left out of it; ``there``: where each video lies."""
+    """The rows of a CSV, and those left out; ``there``: the path of each video."""
     segments, left_out = [], []
-    try:
-        for number, fields in enumerate(csv.reader(io.StringIO(text.decode("utf-8-sig"), newline="")), start=1):
-            row = [tidy(field) for field in fields]
-            while row and not row[-1]:  # of the commas that a spreadsheet leaves behind
-                row.pop()
-            if not row:
-                continue
-            segment = _segment(row, there)
-            if segment is None:
-                left_out.append(
-                    LeftOut(f"line {number} of {path}", same(row[0]), "the row is no segment", ",".join(row)[:80])
-                )
-            else:
-                segments.append(segment)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise V2FError(f"{path}: this is no CSV in UTF-8 ({error})") from error
+    for number, fields in read_rows(text, path, strict=False):
+        row = without_empty_end(fields)
+        segment = _segment(row, there)
+        if segment is None:
+            name = f"line {number} of {path}"
+            left_out.append(LeftOut(name, same(row[0]), "the row is no segment", ",".join(row)[:80]))
+        else:
+            segments.append(segment)
     return segments, left_out
 
 
@@ -272,7 +264,7 @@ def _segment(row: Sequence[str], there: dict[str, str]) -> Segment | None:
 
 
 def _drop_repeated(found: dict[str, list[Segment]]) -> list[LeftOut]:
-    """Leaves one of the segments of a key in ``found``, and returns the others."""
+    """Keep the first segment of each key in ``found``, and return the others."""
     repeated = []
     for name, segments in found.items():
         first: dict[str, Segment] = {}
@@ -286,10 +278,10 @@ def _drop_repeated(found: dict[str, list[Segment]]) -> list[LeftOut]:
 # ------------------------------------------------------------------------------------------------- fetch
 
 
-def fetch(folder: str, name: str, choice: str) -> str:
-    """The path of a video that yt-dlp has put into a local folder, now or before.
+def download_video(folder: str, name: str, choice: str) -> str:
+    """The path of a video, downloaded to a local folder by yt-dlp unless it is there already.
 
-    One process fetches, the others wait for it. What cannot be fetched is asked for once.
+    One process downloads, others wait for it. A failed download is not tried again; :class:`UnusableError`.
     """
     local = store.local_path(folder)
     assert local is not None
@@ -298,21 +290,21 @@ def fetch(folder: str, name: str, choice: str) -> str:
         os.makedirs(local, exist_ok=True)
         lock = files.opened(os.path.join(local, f".{name}.lock"), "w")
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel takes it from a process that dies
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when a process dies
         for kind in _KINDS:
             path = os.path.join(local, f"{name}.{kind}")
             if os.path.exists(path):
                 return path
         if not os.path.exists(gone):
-            reason = _run(local, name, choice)
+            reason = _run_yt_dlp(local, name, choice)
             if reason is None:
                 return os.path.join(local, f"{name}.mkv")
             store.write_bytes(gone, reason.encode())
     raise UnusableError("video cannot be fetched", store.read_bytes(gone).decode())
 
 
-def _run(local: str, name: str, choice: str) -> str | None:
-    """Why yt-dlp could not fetch a video; None: it has."""
+def _run_yt_dlp(local: str, name: str, choice: str) -> str | None:
+    """Download a video; returns why yt-dlp failed, None if it succeeded."""
     command = ["yt-dlp", "--quiet", "--no-warnings", "--no-playlist", "--no-progress", "--format", choice]
     command += ["--merge-output-format", "mkv", "--remux-video", "mkv", "--paths", local, "--output", f"{name}.%(ext)s"]
     try:

@@ -1,20 +1,19 @@
-"""The converter of a folder: pictures, or sounds, or pictures with sounds, and the class of each.
+"""The converter of a folder of pictures, sounds, or pairs of both, with a class for each.
 
-    ROOT/CLASS/.../FILE                  the class is the first folder; files that lie in ROOT itself have none
+    ROOT/CLASS/.../FILE                  the class is the first folder; files directly in ROOT have none
     ROOT/SPLIT/CLASS/.../FILE            with `splits: folders`; SPLIT is train, valid (or val) or test
-    CSV file[,label][,split][,identity]  in the place of both; a file lies at ROOT/file. Other columns go into the JSON
+    CSV file[,label][,split][,identity]  replaces both; files are at ROOT/file. Other columns go into the JSON
 
-A sample is a picture, a sound, a window of a sound, or (`holds: both`) a picture and a sound that lie in one folder and
-differ in their extension alone. What is made of them is told in ``steps.py``; what cannot be used is left out with its
+A sample is a picture, a sound, a window of a sound, or (`holds: both`) a picture and a sound in one folder whose names
+differ only in the extension. ``steps.py`` describes the processing; an input that cannot be used is left out with its
 reason.
 
-A sample's identity is what the column says. Where there is none, each file is its own: its windows stay in one split,
-and a class may be in all of them, because it is nobody. The manifest names the classes (``provenance.classes``).
+A sample's identity is in the column of that name. Without one, each file is an identity of its own, so that its windows
+stay in one split. A class is not an identity, and may be in all splits. The manifest names the classes
+(``provenance.classes``).
 """
 
-import csv
 import functools
-import io
 import posixpath
 import re
 from collections import defaultdict
@@ -34,9 +33,10 @@ from v2f.data.audio import SILENCE, UnusableError, decode_voice
 from v2f.data.transforms import square, to_gray
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, steps, video, yields
-from v2f.prepare.names import is_text, on_disk, person, same, tidy
+from v2f.prepare.names import is_text, on_disk, person, same
 from v2f.prepare.splits import Shares, Subset, check_column, deal
-from v2f.prepare.steps import Picture, Raw, StepsConfig
+from v2f.prepare.steps import Pixels, RawSample, StepsConfig
+from v2f.prepare.tables import read_rows, without_empty_end
 from v2f.storage import local as files
 from v2f.storage import store
 
@@ -47,11 +47,12 @@ SOUND = re.compile(
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 _COLUMNS = ("file", "label", "split", "identity")
-_OURS = ("sample_rate", "seconds", "source", "holds", "start", *_COLUMNS)  # what a JSON has already
+# keys of the JSON that columns may not replace
+_OURS = ("sample_rate", "seconds", "source", "holds", "start", *_COLUMNS)
 
 
 class FolderConfig(StepsConfig):
-    """Which files; and, as ``StepsConfig`` has it, what is made of them."""
+    """Which files to use, and (``StepsConfig``) how to process them."""
 
     root: Place = Field(description="the folder, whose files are taken at any depth")
     holds: Literal["pictures", "sounds", "both"] = "pictures"
@@ -88,8 +89,8 @@ class FolderConfig(StepsConfig):
 
 @dataclass(frozen=True)
 class _File:
-    """What a sample is made from: paths below ROOT, and what is known of it; ``number``: its line in the CSV;
-    ``window``: which one of the sound, None: all of it."""
+    """The inputs of a sample: paths below ROOT, and what is known about it. ``number``: its line in the CSV;
+    ``window``: the number of the window of the sound, None: the whole sound."""
 
     name: str
     picture: str | None
@@ -103,7 +104,7 @@ class _File:
 
     @property
     def own(self) -> str:
-        """A key of the file's own."""
+        """The file's key, also its identity if it has no other."""
         slug = re.sub(r"[^A-Za-z0-9_]+", "-", posixpath.splitext(self.name)[0]).strip("-")[-40:].strip("-")
         return f"{slug or 'file'}-{sha256(self.name.encode()).hexdigest()[:12]}"
 
@@ -126,7 +127,7 @@ class Folder:
         if config.csv is not None:
             text = store.read_bytes(on_disk(config.csv))
             known["csv_sha256"] = sha256(text).hexdigest()
-            found, bad = self._told(text, config.csv, found)
+            found, bad = self._listed(text, config.csv, found)
         else:
             found, bad = self._by_folder(found)
         left_out += bad
@@ -139,7 +140,7 @@ class Folder:
         if labels:
             known["classes"] = {"label": config.classes or sorted(labels)}
         found = self._windows(self._dealt(found))
-        items = [Item(file.key, file.split, file.identity, _called(file), file) for file in found]
+        items = [Item(file.key, file.split, file.identity, _display_name(file), file) for file in found]
         items = config.subset.of(items, config.seed)
         return Plan(items, left_out, {**known, **steps.provenance(config)})
 
@@ -149,18 +150,18 @@ class Folder:
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "folder", items, self.config.align == "mtcnn", self._read)
 
-    def _read(self, item: Item) -> Raw:
+    def _read(self, item: Item) -> RawSample:
         file: _File = item.what
-        wav_T = self._hear(file) if file.sound is not None else None
-        photos_HWC = [self._see(file.picture)] if file.picture is not None else None
+        wav_T = self._read_sound(file) if file.sound is not None else None
+        photos_HWC = [self._read_picture(file.picture)] if file.picture is not None else None
         extra: dict[str, Any] = {"file": file.name, **file.known}
         if file.label is not None:
             extra["label"] = file.label
         if file.window is not None and self.config.seconds is not None:
             extra["start"] = round(file.window * self.config.seconds, 6)
-        return Raw(item, wav_T, photos_HWC, extra)
+        return RawSample(item, wav_T, photos_HWC, extra)
 
-    def _see(self, name: str) -> Picture:
+    def _read_picture(self, name: str) -> Pixels:
         config = self.config
         photo, _ = steps.read_photo(self._path(name), config.max_side)
         if config.align == "mtcnn":
@@ -169,7 +170,7 @@ class Folder:
             found = square(np.asarray(photo), steps.side(config))
         return to_gray(found) if config.channels == 1 else found
 
-    def _hear(self, file: _File) -> NDArray[np.float32]:
+    def _read_sound(self, file: _File) -> NDArray[np.float32]:
         config, path = self.config, self._path(str(file.sound))
         if file.window is None or config.seconds is None:
             return steps.hear(config, path)
@@ -188,7 +189,7 @@ class Folder:
     # ----------------------------------------------------------------------------------------------- which
 
     def _files(self) -> tuple[list[_File], list[LeftOut]]:
-        """What samples may be made from, sorted by name; and what is none of it, a line for each reason."""
+        """The files that samples can be made from, sorted by name; and the others, one entry per reason."""
         wanted = self.config.holds
         pictures: list[str] = []
         sounds: list[str] = []
@@ -221,10 +222,10 @@ class Folder:
                 else:
                     why = "the picture has no sound" if not heard else "the sound has no picture"
                     others[why if not (seen and heard) else "several pictures or sounds of one name"] += seen + heard
-        return sorted(found, key=lambda file: file.name), _told_once(others, self.config.root)
+        return sorted(found, key=lambda file: file.name), _left_out_by_reason(others, self.config.root)
 
     def _by_folder(self, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
-        """The files with their classes and splits, told by the folders that they lie in."""
+        """The files with the classes and splits that their folders give."""
         config = self.config
         kept = []
         others: dict[str, list[str]] = defaultdict(list)
@@ -239,10 +240,10 @@ class Folder:
         if any(file.label is not None for file in kept):
             others["it lies in no class's folder"] += [file.name for file in kept if file.label is None]
             kept = [file for file in kept if file.label is not None]
-        return kept, _told_once(others, config.root)
+        return kept, _left_out_by_reason(others, config.root)
 
     def _of_classes(self, found: list[_File]) -> tuple[list[_File], list[LeftOut]]:
-        """The files of those classes that the recipe names."""
+        """The files whose class the recipe names."""
         classes = self.config.classes
         if classes is None:
             return found, []
@@ -250,25 +251,27 @@ class Folder:
         if missing:
             raise V2FError(f"{self.config.root}: nothing is of the class {missing[0]!r}, which `classes` names")
         others = {"its class is none of `classes`": [file.name for file in found if file.label not in classes]}
-        return [file for file in found if file.label in classes], _told_once(others, self.config.root)
+        return [file for file in found if file.label in classes], _left_out_by_reason(others, self.config.root)
 
-    def _told(self, text: bytes, path: str, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
-        """The files that a CSV names, with what it says of them."""
+    def _listed(self, text: bytes, path: str, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
+        """The files that a CSV names, with its columns."""
         there = {name: file for file in found for name in (file.name, file.picture, file.sound) if name is not None}
         there |= {same(name): file for name, file in there.items()}
-        rows, left_out, header = _read_rows(text, path)
-        told: dict[str, _File] = {}
+        rows, left_out, header = _rows_of(text, path)
+        listed: dict[str, _File] = {}
         for number, row in rows:
             name = f"line {number} ({row['file']})"
             file = there.get(same(posixpath.normpath(row["file"])))
             identity = person(row.get("identity", ""))
             if file is None:
                 left_out.append(LeftOut(name, identity, "file is missing, or of no kind that is wanted"))
-            elif file.name in told:
-                left_out.append(LeftOut(name, identity, "the same file again", f"as in line {told[file.name].number}"))
+            elif file.name in listed:
+                left_out.append(
+                    LeftOut(name, identity, "the same file again", f"as in line {listed[file.name].number}")
+                )
             else:
                 known = {column: value for column, value in row.items() if column not in _COLUMNS}
-                told[file.name] = replace(
+                listed[file.name] = replace(
                     file,
                     label=row.get("label"),
                     split=row.get("split", ""),
@@ -276,14 +279,14 @@ class Folder:
                     number=number,
                     known=known,
                 )
-        unasked = {"no row names the file": [file.name for file in found if file.name not in told]}
-        kept = list(told.values())
+        unasked = {"no row names the file": [file.name for file in found if file.name not in listed]}
+        kept = list(listed.values())
         if "split" in header:
             check_column([replace(file, identity=file.identity or file.own) for file in kept], path)
-        return kept, left_out + _told_once(unasked, self.config.root)
+        return kept, left_out + _left_out_by_reason(unasked, self.config.root)
 
     def _dealt(self, found: Sequence[_File]) -> list[_File]:
-        """The files with identities, and with splits where nothing told them."""
+        """The files with identities, and with splits if they have none yet."""
         found = [replace(file, identity=file.identity or file.own) for file in found]
         of_person: dict[str, list[str]] = defaultdict(list)
         for file in found:
@@ -292,7 +295,8 @@ class Folder:
         return [replace(file, split=file.split or split_of[file.identity, file.name]) for file in found]
 
     def _windows(self, found: Sequence[_File]) -> list[_File]:
-        """For each file its windows; what is left at the end of a sound is none, a shorter sound is one."""
+        """The windows of each file. The rest at the end of a sound is dropped; a sound shorter than a window is one
+        window."""
         seconds = self.config.seconds
         if seconds is None:
             return list(found)
@@ -303,12 +307,12 @@ class Folder:
         ]
 
 
-def _called(file: _File) -> str:
+def _display_name(file: _File) -> str:
     return file.name + (f", window {file.window}" if file.window is not None else "")
 
 
-def _told_once(others: Mapping[str, Sequence[str]], root: str) -> list[LeftOut]:
-    """A line for each reason."""
+def _left_out_by_reason(others: Mapping[str, Sequence[str]], root: str) -> list[LeftOut]:
+    """One entry per reason."""
     return [
         LeftOut(root, "", why, f"{len(names)} files, the first: {names[0]}", 0)
         for why, names in others.items()
@@ -317,7 +321,7 @@ def _told_once(others: Mapping[str, Sequence[str]], root: str) -> list[LeftOut]:
 
 
 def _length(path: str) -> float:
-    """Seconds of a sound, as its header says; 0 where it does not, or cannot be read: decoding will tell."""
+    """Length of a sound in seconds from its header; 0 if it is unknown or unreadable, which decoding will report."""
     local = store.local_path(path)
     if local is not None:
         try:
@@ -325,7 +329,7 @@ def _length(path: str) -> float:
                 info = soundfile.info(file)
             if 0 < info.frames < 1 << 62:
                 return float(info.frames / info.samplerate)
-        except Exception:  # of libsndfile, which does not know the format
+        except Exception:  # libsndfile does not know the format
             pass
     try:
         with video.opened(path) as container:
@@ -334,39 +338,30 @@ def _length(path: str) -> float:
         return 0.0
 
 
-@functools.lru_cache(1)  # the windows of one file often come one after the other
+@functools.lru_cache(1)  # windows of one file often follow each other
 def _decoded(path: str, sample_rate: int, min_seconds: float) -> NDArray[np.float32]:
     wav_T = decode_voice(steps.read_file(path, "audio"), sample_rate=sample_rate, min_seconds=min_seconds)
     wav_T.flags.writeable = False
     return wav_T
 
 
-def _read_rows(text: bytes, path: str) -> tuple[list[tuple[int, dict[str, str]]], list[LeftOut], list[str]]:
-    """The rows of a CSV with their lines, what is left out of it, and its columns."""
-    try:
-        reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
-        listed = ([tidy(value) for value in values] for values in reader)
-        filled = (values for values in listed if any(values))
-        header = next(filled, [])
-        while header and not header[-1]:  # of the commas that a spreadsheet leaves behind
-            header.pop()
-        bad = [
-            name for name in header if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in set(_OURS) - set(_COLUMNS)
-        ]
-        if "file" not in header or len(set(header)) < len(header) or bad:
-            why = f"{bad[0]!r} cannot be a column" if bad else f"it is {','.join(header) or 'empty'}"
-            raise V2FError(f"{path}: its header has to be file[,label][,split][,identity] and columns of yours; {why}")
-        rows, left_out = [], []
-        for values in filled:
-            row = dict(zip_longest(header, values[: len(header)], fillvalue=""))
-            name = f"line {reader.line_num} ({row['file']})"
-            empty = [column for column in _COLUMNS if not row.get(column, " ")]
-            if any(values[len(header) :]):
-                left_out.append(LeftOut(name, "", "too many fields", "quote what holds a comma"))
-            elif empty:
-                left_out.append(LeftOut(name, "", "empty field", ", ".join(empty)))
-            else:
-                rows.append((reader.line_num, row))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise V2FError(f"{path}: this is no CSV in UTF-8 ({error})") from error
+def _rows_of(text: bytes, path: str) -> tuple[list[tuple[int, dict[str, str]]], list[LeftOut], list[str]]:
+    """The rows of a CSV with their line numbers, the rows left out, and the columns."""
+    listed = read_rows(text, path)
+    header = without_empty_end(next(listed, (0, []))[1])
+    bad = [name for name in header if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in set(_OURS) - set(_COLUMNS)]
+    if "file" not in header or len(set(header)) < len(header) or bad:
+        why = f"{bad[0]!r} cannot be a column" if bad else f"it is {','.join(header) or 'empty'}"
+        raise V2FError(f"{path}: its header has to be file[,label][,split][,identity] and columns of yours; {why}")
+    rows, left_out = [], []
+    for number, values in listed:
+        row = dict(zip_longest(header, values[: len(header)], fillvalue=""))
+        name = f"line {number} ({row['file']})"
+        empty = [column for column in _COLUMNS if not row.get(column, " ")]
+        if any(values[len(header) :]):
+            left_out.append(LeftOut(name, "", "too many fields", "quote what holds a comma"))
+        elif empty:
+            left_out.append(LeftOut(name, "", "empty field", ", ".join(empty)))
+        else:
+            rows.append((number, row))
     return rows, left_out, header

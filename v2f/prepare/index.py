@@ -1,11 +1,10 @@
-"""``v2f shards index``: a data set of WebDataset tars that others wrote, which stay where and as they are.
+"""``v2f shards index``: makes a data set of existing WebDataset tars, which are neither moved nor changed.
 
-Each tar is read once: its SHA-256, where the members of each sample lie, and whether they decode. What is not whole is
-left out and named in ``left_out.jsonl``: samples without a member that the map asks for, members that cannot be
-decoded, a key that comes back after others, whatever lies behind damage.
+Each tar is read once, for its SHA-256, the byte range of each sample, and whether its members decode. Incomplete
+samples are left out and listed in ``left_out.jsonl``: those that lack a member named in the map, that cannot be
+decoded, whose key occurs again after other samples, or that follow damage in the tar.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,9 +20,10 @@ from zlib import crc32
 from tqdm import tqdm
 
 from v2f.config import build, read_yaml
-from v2f.data.foreign import Fields, Foreign, Run, is_beside, members_of
-from v2f.data.manifest import MANIFEST, Dataset, Shard, ShardRows, write_manifest
+from v2f.data.foreign import Fields, Foreign, ForeignSample, is_beside, members_of
+from v2f.data.manifest import MANIFEST, Dataset, Shard
 from v2f.data.sample import AUDIO, BLOCK, PHOTOS, SPLITS, Sample, padded
+from v2f.data.shards import ShardRows, write_manifest
 from v2f.errors import V2FError
 from v2f.prepare import LeftOut, parts
 from v2f.prepare.names import person
@@ -32,9 +32,10 @@ from v2f.prepare.yields import write_left_out
 from v2f.storage import store
 from v2f.storage.credentials import without_credentials
 from v2f.storage.lease import Lease
+from v2f.weights.files import sha256_of
 
-EVERYTHING = {"audio": "flac|wav|mp3|m4a|ogg", "photo": "jpg|jpeg|png|webp"}  # what is read without a map
-_APART = ("train", "valid", "test")  # a person of several is in the last of them
+EVERYTHING = {"audio": "flac|wav|mp3|m4a|ogg", "photo": "jpg|jpeg|png|webp"}  # the fields without a map
+_APART = ("train", "valid", "test")  # a person in several splits goes to the last of them
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class _Tar:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A whole sample: ``key`` is ours, ``tar`` the number of the one that it lies in."""
+class _FoundSample:
+    """A whole sample that was found: ``key`` follows our rules, ``tar`` is the number of its tar."""
 
     tar: int
     key: str
@@ -58,8 +59,9 @@ class _Row:
 
 
 def index(urls: Sequence[str], out: str, map_path: str | None = None, splits: Sequence[str] = ()) -> Dataset:
-    """Write the manifest of the tars ``urls`` (braces are expanded) to ``out``. ``map_path``: YAML of
-    :class:`v2f.data.foreign.Fields`; ``splits``: ``NAME=PATTERN`` each, for places; none: by person, from a hash."""
+    """Write the manifest of the tars ``urls`` (with brace expansion) to ``out``. ``map_path``: YAML of
+    :class:`v2f.data.foreign.Fields`; ``splits``: ``NAME=PATTERN`` each, matched against the tars' locations; without
+    any, people are split by a hash."""
     fields = build(Fields, EVERYTHING if map_path is None else read_yaml(map_path), map_path or "the map")
     patterns = [_pattern(text) for text in splits]
     with parts.leased(out, "v2f shards index") as owner:
@@ -75,14 +77,14 @@ def _index(owner: Lease, urls: Sequence[str], out: str, fields: Fields, patterns
     if len(set(places)) != len(places):
         raise V2FError("a tar is named twice; name each once")
     tars: list[_Tar] = []
-    rows: list[_Row] = []
+    rows: list[_FoundSample] = []
     left_out: list[LeftOut] = []
     keys = _Keys()
     for place in tqdm(places, unit="tar", desc="indexing", disable=None):
         url = store.join(out, place) if is_beside(place) else place
         with _as_file(url) as path:
             rows += _rows(path, url, len(tars), fields, keys, left_out)
-            tars.append(_Tar(url, os.path.getsize(path), _sha256(path)))
+            tars.append(_Tar(url, os.path.getsize(path), sha256_of(path)))
     split_of = _by_pattern(rows, tars, patterns, left_out) if patterns else _by_person(rows)
     shards, lies = [], []
     for split in SPLITS:
@@ -121,7 +123,7 @@ def _pattern(text: str) -> tuple[str, str]:
 
 
 def _place(url: str, out: str) -> str:
-    """Where a tar lies: from ``out`` on where it lies below, else the whole path or URL."""
+    """The location of a tar: relative to ``out`` if it is below it, else the absolute path or URL."""
     local = store.local_path(url)
     if local is None:
         return url.removeprefix(out.rstrip("/") + "/")
@@ -132,10 +134,10 @@ def _place(url: str, out: str) -> str:
 
 @contextmanager
 def _as_file(url: str) -> Iterator[str]:
-    """A tar as a local file, for as long as it is looked at."""
+    """A tar as a local file, downloaded to a temporary folder if it is remote."""
     local = store.local_path(url)
     if local is not None:
-        store.size(local)  # an error that names it, where it is not there
+        store.size(local)  # V2FError that names it if it is missing
         yield local
         return
     folder = tempfile.mkdtemp(prefix="v2f-index-")
@@ -149,15 +151,8 @@ def _as_file(url: str) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    for piece in store.chunks(path):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
 class _Keys:
-    """Keys by our rules for keys by others': what may not stand in one is a dash, one that is taken gets a number."""
+    """Turns foreign keys into valid, unique ones: invalid characters become a dash, a duplicate gets a number."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
@@ -173,8 +168,10 @@ class _Keys:
         return found
 
 
-def _rows(path: str, url: str, number: int, fields: Fields, keys: _Keys, left_out: list[LeftOut]) -> Iterator[_Row]:
-    """The whole samples of a tar, in their order; ``left_out`` takes the others."""
+def _rows(
+    path: str, url: str, number: int, fields: Fields, keys: _Keys, left_out: list[LeftOut]
+) -> Iterator[_FoundSample]:
+    """The whole samples of a tar, in order; the others are added to ``left_out``."""
     shown, kept = without_credentials(url), set()
     with open(path, "rb") as file:
         for key, start, end in _runs(path, shown, left_out):
@@ -185,22 +182,22 @@ def _rows(path: str, url: str, number: int, fields: Fields, keys: _Keys, left_ou
                     raise V2FError("the tar ends inside of it")
                 if key in kept:
                     raise V2FError("its key stood before, with other samples between")
-                run = Run(raw, fields)
-                identity = person(run.identity)
+                foreign = ForeignSample(raw, fields)
+                identity = person(foreign.identity)
                 if not identity:
                     raise V2FError("its identity is blank")
-                sample = Sample.from_tar("sample", run.ours("sample", identity, "train"))
+                sample = Sample.from_tar("sample", foreign.in_our_schema("sample", identity, "train"))
                 sample.check()
             except V2FError as error:
                 left_out.append(LeftOut(f"{shown}: {key}", "", str(error).removeprefix("sample sample: ")))
                 continue
             kept.add(key)
             label = str(sample.meta.get("label", ""))
-            yield _Row(number, keys(key), identity, label, start, len(raw), crc32(raw))
+            yield _FoundSample(number, keys(key), identity, label, start, len(raw), crc32(raw))
 
 
 def _runs(path: str, shown: str, left_out: list[LeftOut]) -> Iterator[tuple[str, int, int]]:
-    """Key, begin and end of each run of members of one key, as webdataset puts samples together."""
+    """Key, start and end of each run of members with one key, grouped as in webdataset."""
     key, start, end = "", 0, 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -224,7 +221,7 @@ def _runs(path: str, shown: str, left_out: list[LeftOut]) -> Iterator[tuple[str,
         raise V2FError(f"{shown}: not a plain tar ({error}); of a compressed one no parts can be read") from error
 
 
-def _by_person(rows: Sequence[_Row]) -> dict[str, str]:
+def _by_person(rows: Sequence[_FoundSample]) -> dict[str, str]:
     clips: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         clips[row.identity].append(row.key)
@@ -232,9 +229,10 @@ def _by_person(rows: Sequence[_Row]) -> dict[str, str]:
 
 
 def _by_pattern(
-    rows: Sequence[_Row], tars: Sequence[_Tar], patterns: Sequence[tuple[str, str]], left_out: list[LeftOut]
+    rows: Sequence[_FoundSample], tars: Sequence[_Tar], patterns: Sequence[tuple[str, str]], left_out: list[LeftOut]
 ) -> Mapping[str, str]:
-    """Key -> split, by the first pattern that a tar's place fits, else train; people stay apart."""
+    """Key -> split, from the first pattern that matches the tar's location, else train. A person's samples in any but
+    the person's last split are left out, so that people are not shared between splits."""
     of_tar = [next((name for name, pattern in patterns if fnmatchcase(tar.url, pattern)), "train") for tar in tars]
     for name, pattern in patterns:
         if not any(fnmatchcase(tar.url, pattern) for tar in tars):
@@ -253,7 +251,7 @@ def _by_pattern(
     return split_of
 
 
-def _shard(tar: _Tar, split: str, rows: Sequence[_Row], fields: Fields) -> ShardRows:
+def _shard(tar: _Tar, split: str, rows: Sequence[_FoundSample], fields: Fields) -> ShardRows:
     name = tar.url.rpartition("/")[2]
     return ShardRows(
         shard=Shard(name=name, split=split, samples=len(rows), bytes=tar.bytes, sha256=tar.sha256),

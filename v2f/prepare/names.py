@@ -1,7 +1,7 @@
-"""Names as people type them and disks keep them: of identities, of files, of the fields of a CSV.
+"""Names as people type them and as disks store them: identities, files, and fields of a CSV.
 
-Unicode can spell one name in several ways (é: one character, or e and an accent; macOS, Windows and Linux differ).
-They are one name here: compared, and stored, in the form NFC. Upper and lower case are two.
+Unicode has several spellings of one name (é: one character, or e and a combining accent; operating systems differ).
+They are the same name here: names are compared and stored in NFC. Names that differ in case are different.
 """
 
 import contextlib
@@ -14,43 +14,42 @@ import unicodedata
 from v2f.errors import V2FError
 from v2f.storage import store
 
-_UNSEEN = (
-    "\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff"  # of no width; a spreadsheet or a page leaves them
-)
+# zero-width characters, which spreadsheets and web pages add
+_UNSEEN = "\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff"
 _AROUND = re.compile(rf"^[\s{_UNSEEN}]+|[\s{_UNSEEN}]+$")
-_FOLDERS = 64  # whose names are kept, where many files of a folder are looked for
-_SETTLED_NS = 2_000_000_000  # a folder that changed less than this ago may change again without a newer time
+_FOLDERS = 64  # number of folders whose listings are cached
+_SETTLED_NS = 2_000_000_000  # a folder that changed more recently may change again with the same modification time
 
 
 def same(name: str) -> str:
-    """A name as it compares with others: in NFC. ASCII stays as it is."""
-    with contextlib.suppress(UnicodeEncodeError):  # under a locale of ASCII Python keeps other letters as bytes
+    """The canonical form of a name, NFC, for comparisons. ASCII is unchanged."""
+    with contextlib.suppress(UnicodeEncodeError):  # in an ASCII locale, Python represents other letters as surrogates
         name = name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return unicodedata.normalize("NFC", name)
 
 
 def tidy(field: str) -> str:
-    """A field without the blanks and the invisible characters around it."""
+    """A field without surrounding blanks and invisible characters."""
     return _AROUND.sub("", field)
 
 
 def person(identity: str) -> str:
-    """An identity as it compares with others."""
+    """The canonical form of an identity, for comparisons."""
     return same(tidy(identity))
 
 
 def is_text(name: str) -> bool:
-    """Whether a file's name can be written anywhere: the bytes of one that is no UTF-8 cannot."""
+    """Whether a file's name is valid text; one whose bytes are not UTF-8 is not."""
     return printable(same(name)) == same(name)
 
 
 def printable(text: str) -> str:
-    """``text`` with escapes for the bytes of a file's name that are no UTF-8."""
+    """``text`` with escapes for the bytes of a file's name that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def on_disk(path: str) -> str:
-    """``path``; or, where nothing is there, what is there under another spelling of the same names."""
+    """``path``, or if it does not exist, the existing path with another spelling of the same names."""
     if path.isascii() or store.exists(path):
         return path
     local = store.local_path(path)
@@ -60,7 +59,7 @@ def on_disk(path: str) -> str:
         found = f"{scheme}://{bucket}"
     else:
         found, parts = "/" if local.startswith("/") else ".", local.split("/")
-    with contextlib.suppress(V2FError, OSError):  # a folder that cannot be listed: who reads the file says so
+    with contextlib.suppress(V2FError, OSError):  # if a folder cannot be listed, reading the file reports it
         for part in filter(None, parts):
             found = store.join(found, part if part.isascii() else _listed(found).get(same(part), part))
         return found if store.exists(found) else path
@@ -76,5 +75,5 @@ def _listed(folder: str) -> dict[str, str]:
 
 @functools.lru_cache(_FOLDERS)
 def _spellings(folder: str, changed: int | None) -> dict[str, str]:
-    """NFC -> the name as ``folder``, last ``changed`` then, has it; of those that are not ASCII."""
+    """NFC -> stored name, of the names in ``folder`` that are not ASCII; ``changed`` is part of the cache's key."""
     return {same(name): name for name in store.names(folder) if not name.isascii()}

@@ -1,13 +1,13 @@
 """``v2f shards pack``: a recipe in, a data set out.
 
-What a converter plans is mixed (by a hash of the key, so that adjacent samples are of different people), made in
-parallel, written shard by shard, and committed by its manifest. The same recipe gives the same bytes, whatever the
-number of processes. A pack that was killed goes on after its last whole shard when the same command runs again.
+The planned items are shuffled (by a hash of the key, so that adjacent samples are of different people), made in
+parallel, written shard by shard, and committed by the manifest. The same recipe gives the same bytes for any number of
+processes. A pack that was killed resumes after its last whole shard when the same command runs again.
 
     recipe -> plan -> items -> processes -> shards, a record each -> the part's record -> (all parts) -> manifest
 
-Over machines: ``--part i/n`` packs one part of the same plan, ``finalize`` commits the parts; what lies in the folder
-meanwhile is told in :mod:`v2f.prepare.parts`.
+On several machines, ``--part i/n`` packs one part of the same plan, and ``finalize`` commits the parts;
+:mod:`v2f.prepare.parts` describes the files in the folder meanwhile.
 """
 
 import json
@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from v2f.config import Config, Place, build, override, read_yaml
-from v2f.data.manifest import MANIFEST, Dataset, open_dataset, write_shard
+from v2f.data.manifest import MANIFEST, Dataset, open_dataset
 from v2f.data.sample import SPLITS
+from v2f.data.shards import write_shard
 from v2f.errors import V2FError
 from v2f.prepare import Converter, Item, LeftOut, Made, Plan, parts, share, yields
 from v2f.prepare.avspeech import AVSpeech, AVSpeechConfig
@@ -45,20 +46,19 @@ CONVERTERS: dict[str, Callable[[Any], Converter]] = {
     "avspeech": AVSpeech,
     "folder": Folder,
 }
-"""The name of a source, and of its group in a recipe -> what makes a converter of that group."""
+"""The name of a source, which is also its group in a recipe -> its converter."""
 
 _WAY_OUT = "choose another `out`, or remove this folder to pack anew"
-_OF_INPUTS = {"classes", "csv_sha256", "files_sha256", "meta_sha256"}  # what of the provenance is no recipe's
+# keys of the provenance that describe inputs, not the recipe
+_OF_INPUTS = {"classes", "csv_sha256", "files_sha256", "meta_sha256"}
 _ORPHAN = "nothing of this person is left in train"
-_TRIED = 32  # inputs that are made on trial, where nothing is to be packed
+_TRIED = 32  # inputs that are tried again at most, when there is nothing to pack
 
-_MOST_WITH_PSP = (
-    4  # processes, where the recipe sets no number: each holds pSp, 1.2 GB of weights, and one GPU serves all
-)
+_MOST_WITH_PSP = 4  # processes by default: each holds pSp, 1.2 GB of weights, and all share one GPU
 
 
 class PackConfig(Config):
-    """A recipe. ``source`` names the group that says what is packed."""
+    """A recipe. ``source`` names the group that configures what is packed."""
 
     out: Place = Field(description="where the data set goes: a folder or an s3:// prefix")
     source: Literal["synthetic", "pairs", "voxceleb", "avspeech", "folder"]
@@ -96,9 +96,9 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> PackConfig:
 
 
 def pack(recipe: PackConfig) -> Dataset:
-    """Pack what ``recipe`` says, print what was kept and left out, and open the result.
+    """Pack a recipe, print what was kept and left out, and open the result.
 
-    A data set of the same recipe that is there already is left as it is; anything else in the way is refused.
+    If the data set of this recipe exists already, it is left unchanged. V2FError if anything else is in ``out``.
     """
     dataset = _pack(recipe, WHOLE)
     assert dataset is not None, "the whole is committed"
@@ -106,47 +106,48 @@ def pack(recipe: PackConfig) -> Dataset:
 
 
 def pack_part(recipe: PackConfig, part: Part) -> None:
-    """Pack one part of what ``recipe`` says; what is whole already is left as it is."""
+    """Pack one part of a recipe, unless that part is complete already."""
     if _pack(recipe, part) is None:
         print(f"{recipe.out}: part {part} is whole; `v2f shards finalize` with the same recipe commits all parts")
 
 
 def finalize(recipe: PackConfig) -> Dataset:
-    """Check that all parts of ``recipe`` are there, commit them as one data set, and open it."""
-    wanted = {"recipe": _what(recipe)}
-    dataset = _already(recipe.out, wanted)
+    """Check that all parts of a recipe are complete, commit them as one data set, and open it."""
+    wanted = {"recipe": _content_of(recipe)}
+    dataset = _existing(recipe.out, wanted)
     if dataset is not None:
         return dataset
-    _packing_of(recipe, wanted)  # a folder where nothing was packed gets no lease
+    _packing_of(recipe, wanted)  # checked first, so that a folder where nothing was packed gets no lease
     with parts.leased(recipe.out, "v2f shards finalize") as owner:
-        return _already(recipe.out, wanted, owner) or _commit(owner, recipe.out, _packing_of(recipe, wanted))
+        return _existing(recipe.out, wanted, owner) or _commit(owner, recipe.out, _packing_of(recipe, wanted))
 
 
 def _packing_of(recipe: PackConfig, wanted: dict[str, Any]) -> Packing:
-    """What is packed into the recipe's ``out``, if it is the recipe."""
+    """What is being packed in the recipe's ``out``; V2FError if it is another recipe, or nothing."""
     packing = parts.read_packing(recipe.out)
     if packing is None:
         raise V2FError(
             f"{recipe.out}: nothing was packed here yet; first `v2f shards pack` the recipe with --part 0/n to n-1/n"
         )
-    differing = _names_of(packing.provenance, wanted)
+    differing = _differing_keys(packing.provenance, wanted)
     if differing:
         raise V2FError(f"{recipe.out}: parts of another recipe are here ({differing} differ); name the one they are of")
     return packing
 
 
 def _pack(recipe: PackConfig, part: Part) -> Dataset | None:
-    """Pack a part, and commit it where it is the whole; or open the data set where it is committed already."""
+    """Pack a part, and commit it if it is the whole; or open the data set if it is committed already."""
     converter = recipe.converter()
     plan = converter.plan()
-    packing = Packing.of(part.of, plan.items, {"recipe": _what(recipe), **plan.provenance})
+    packing = Packing.of(part.of, plan.items, {"recipe": _content_of(recipe), **plan.provenance})
     out = recipe.out
-    dataset = _already(out, packing.provenance)
+    dataset = _existing(out, packing.provenance)
     if dataset is None:
         parts.enter(None, out, packing)
         what = "v2f shards pack" + (f" --part {part}" if part.of > 1 else "")
         with parts.leased(out, what, packing, part) as owner:
-            dataset = _already(out, packing.provenance, owner)  # of another one, for whose end this one waited
+            # another process may have committed it while this one waited
+            dataset = _existing(out, packing.provenance, owner)
             if dataset is None:
                 parts.enter(owner, out, packing)
                 record = parts.read_part_record(out, part)
@@ -154,10 +155,10 @@ def _pack(recipe: PackConfig, part: Part) -> Dataset | None:
                     _make(owner, recipe, converter, plan, part)
                 else:
                     way_out = f"to have the part packed again, remove {store.join(out, part.record)} first"
-                    _say_mended(out, part.record, record.left_out, converter, plan, way_out)
+                    _print_usable_now(out, part.record, record.left_out, converter, plan, way_out)
                 return _commit(owner, out, packing) if part.of == 1 else None
     way_out = f"nothing is added to a data set that is committed: {_WAY_OUT}"
-    _say_mended(out, MANIFEST, yields.read_left_out(out), converter, plan, way_out)
+    _print_usable_now(out, MANIFEST, yields.read_left_out(out), converter, plan, way_out)
     return dataset
 
 
@@ -165,12 +166,12 @@ def _pack(recipe: PackConfig, part: Part) -> Dataset | None:
 
 
 def _make(owner: Lease, recipe: PackConfig, converter: Converter, plan: Plan, part: Part) -> None:
-    """Make and write the samples of a part, from where a former attempt has got to."""
+    """Make and write the samples of a part, resuming after the shards of an earlier attempt."""
     out, items = recipe.out, part.deal(plan.items)
     done = parts.recover(out, part)
     shards: list[str] = []
     left_out = list(plan.left_out) if part.number == 0 else []
-    people: set[str] = set()  # who has samples to train on
+    people: set[str] = set()  # those with samples in train
     what = out if part.of == 1 else f"part {part} of {out}"
     bar = tqdm(total=len(items), unit="sample", desc=f"packing {what}", disable=None, smoothing=0.05)
     with bar, maker(converter, _workers(recipe, len(items))) as make:
@@ -185,7 +186,7 @@ def _make(owner: Lease, recipe: PackConfig, converter: Converter, plan: Plan, pa
             bar.update(_stop(records))
             if _stop(records) < len(mine):
                 parts.forget(owner, out, part, [*shards, *(record.rows.shard.name for record in records)])
-                done = {name: [] for name in SPLITS}  # who may be in later splits depends on who gets into this one
+                done = {name: [] for name in SPLITS}  # later splits depend on the people in this one
                 for record in _new(owner, recipe, part, split, records, mine, make, bar, left_out):
                     parts.write_record(owner, out, parts.rows_name(record.rows.shard.name), record)
                     records.append(record)
@@ -204,7 +205,7 @@ def _stop(records: Sequence[ShardRecord]) -> int:
 
 
 def _still_true(records: list[ShardRecord], items: Sequence[Item], make: Make) -> list[ShardRecord]:
-    """``records`` up to the first with an input that was left out and can be used by now: a folder is mounted again."""
+    """``records`` up to the first with an input that was left out but can be used now, for example after a remount."""
     left = [(number, at) for number, record in enumerate(records) for at, _ in record.left_out]
     for (number, _), result in zip(left, make([items[at] for _, at in left]), strict=True):
         if isinstance(result, Made):
@@ -223,8 +224,8 @@ def _new(
     bar: "tqdm[Any]",
     tail: list[LeftOut],
 ) -> Iterator[ShardRecord]:
-    """Make and write the items of a split that come after the shards ``before``. What is left out after the last shard
-    goes into ``tail``."""
+    """Make and write the items of a split that follow the shards ``before``. Inputs left out after the last shard are
+    added to ``tail``."""
     start, number = _stop(before), len(before)
     made: list[Made] = []
     left: list[tuple[int, LeftOut]] = []
@@ -256,20 +257,20 @@ def _new(
 
 
 def _commit(owner: Lease, out: str, packing: Packing) -> Dataset:
-    """Make a data set of the parts in ``out``, if all are whole."""
+    """Commit the parts in ``out`` as a data set; V2FError if one is not complete."""
     wanted = [Part(number, packing.parts) for number in range(packing.parts)]
-    with ThreadPoolExecutor(16) as pool:  # each record is a round trip where the folder is remote
+    with ThreadPoolExecutor(16) as pool:  # reading a record from a remote folder takes a round trip
         found = list(pool.map(lambda part: parts.read_part_record(out, part), wanted))
         missing = [part for part, whole in zip(wanted, found, strict=True) if whole is None]
         if missing:
-            raise V2FError(f"{out}: {_listed(missing)} not packed yet; run `v2f shards pack` for them first")
+            raise V2FError(f"{out}: {_in_words(missing)} not packed yet; run `v2f shards pack` for them first")
         whole = {part: record for part, record in zip(wanted, found, strict=True) if record is not None}
         of = {name: part for part, record in whole.items() for name in record.shards}
         records = dict(zip(of, pool.map(lambda name: parts.read_shard_record(out, name), of), strict=True))
     for name, record in records.items():
         if record is None:
             with owner.holding():
-                store.remove(store.join(out, of[name].record))  # so that running it again mends it
+                store.remove(store.join(out, of[name].record))  # so that packing the part again repairs it
             raise V2FError(f"{out}: {name} is not there or was cut; run `v2f shards pack` for part {of[name]} again")
     left_out = sorted((each for record in whole.values() for each in record.left_out), key=str)
     ordered = [record for split in SPLITS for record in records.values() if record and record.rows.shard.split == split]
@@ -293,8 +294,8 @@ def _commit(owner: Lease, out: str, packing: Packing) -> Dataset:
     return dataset
 
 
-def _listed(some: Sequence[Part]) -> str:
-    """The parts in words, the first few by number."""
+def _in_words(some: Sequence[Part]) -> str:
+    """The parts as text; of many, the first few."""
     named = ", ".join(map(str, some[:8])) + (f" and {len(some) - 8} more" if len(some) > 8 else "")
     return f"part {named} is" if len(some) == 1 else f"parts {named} are"
 
@@ -303,7 +304,7 @@ def _summarise(dataset: Dataset, seconds: dict[str, float], report: dict[str, An
     manifest = dataset.manifest
     samples = sum(shard.samples for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)
-    heard = sum(seconds.values()) > 0  # of pictures alone there are no hours
+    heard = sum(seconds.values()) > 0  # a data set without sound has no hours
 
     def hours(of: float) -> str:
         return f", {of / 3600:.2f} hours" if heard else ""
@@ -326,16 +327,16 @@ def _summarise(dataset: Dataset, seconds: dict[str, float], report: dict[str, An
 # ------------------------------------------------------------------------------------------------- place
 
 
-def _already(out: str, wanted: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
-    """The data set that ``out`` holds, if it is the one that is ``wanted`` (parts of its provenance); another one is
-    refused."""
+def _existing(out: str, wanted: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
+    """The data set in ``out`` if its provenance includes ``wanted``; None if there is none, V2FError if it is
+    another."""
     if not store.exists(store.join(out, MANIFEST)):
         return None
     try:
         dataset = open_dataset(out)
     except V2FError as error:
         raise V2FError(f"{out}: a data set is there that cannot be used ({error}); {_WAY_OUT}") from error
-    differing = _names_of(dataset.manifest.provenance, wanted)
+    differing = _differing_keys(dataset.manifest.provenance, wanted)
     if differing:
         what = "other inputs" if set(differing.split(", ")) <= _OF_INPUTS else "another recipe"
         raise V2FError(f"{out}: a data set of {what} is there ({differing} differ); {_WAY_OUT}")
@@ -344,8 +345,8 @@ def _already(out: str, wanted: dict[str, Any], owner: Lease | None = None) -> Da
     return dataset
 
 
-def _names_of(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The keys of ``wanted`` in which ``found`` differs, those of recipes one by one; empty if in none."""
+def _differing_keys(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The keys of ``wanted`` in which ``found`` differs, with each differing key of the recipe; empty if none does."""
     found, wanted = {**found, "recipe": _completed(found.get("recipe"))}, json.loads(json.dumps(wanted))
     differing = [name for name in sorted(wanted) if found.get(name) != wanted[name]]
     if "recipe" in differing and isinstance(found["recipe"], dict):
@@ -354,19 +355,20 @@ def _names_of(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     return ", ".join(differing)
 
 
-def _what(recipe: PackConfig) -> dict[str, Any]:
-    """What of a recipe decides about the content: all but where it goes and how it is made."""
+def _content_of(recipe: PackConfig) -> dict[str, Any]:
+    """The part of a recipe that determines the content: all but the destination and how to compute it."""
     how = {"psp": {"sha256": True, "batch": True, "device": True}}
     exclude: Any = {"out": True, "workers": True, **dict.fromkeys(CONVERTERS, how)}
     return recipe.model_dump(mode="json", exclude=exclude)
 
 
 def _completed(found: Any) -> Any:
-    """A data set's recipe with the keys that it did not have yet when it was packed; their defaults change nothing."""
+    """A data set's recipe with defaults for the keys that were added after it was packed; these keep the old
+    behavior."""
     try:
-        return _what(build(PackConfig, {**found, "out": "."}, ""))
+        return _content_of(build(PackConfig, {**found, "out": "."}, ""))
     except (V2FError, TypeError):
-        return found  # of another kind, or of a version that knew other keys: it differs
+        return found  # another kind of recipe, or of a version with other keys: it differs anyway
 
 
 def _differing(one: Any, two: Any, prefix: str) -> Iterator[str]:
@@ -377,19 +379,19 @@ def _differing(one: Any, two: Any, prefix: str) -> Iterator[str]:
         yield prefix
 
 
-def _say_mended(
+def _print_usable_now(
     out: str, written: str, left_out: Sequence[LeftOut], converter: Converter, plan: Plan, way_out: str
 ) -> None:
-    """Say which inputs have been left out, as the file ``written`` of ``out`` holds, and can be used by now.
+    """Print which inputs were left out when the file ``written`` in ``out`` was made but can be used now.
 
-    It costs a look at their files; only those that were not there, or have changed since, are tried.
+    Looks at their files, and tries only inputs that were missing or have changed since.
     """
     lost = {(each.name, person(each.identity)): each for each in left_out if each.reason != _ORPHAN}
     items = [item for item in plan.items if (item.name, item.identity) in lost]
     local = store.local_path(store.join(out, written))
     since = os.stat(local).st_mtime_ns if local is not None else None
     reasons = [lost[item.name, item.identity].reason for item in items]
-    there = [_may_be_mended(converter.inputs(item), why, since) for item, why in zip(items, reasons, strict=True)]
+    there = [_may_be_usable_now(converter.inputs(item), why, since) for item, why in zip(items, reasons, strict=True)]
     tried = [item for item, may in zip(items, there, strict=True) if may]
     mended = [item for item in tried[:_TRIED] if isinstance(converter.make([item])[0], Made)]
     if mended:
@@ -401,7 +403,7 @@ def _say_mended(
         )
 
 
-def _may_be_mended(paths: Sequence[str], reason: str, since: int | None) -> bool:
+def _may_be_usable_now(paths: Sequence[str], reason: str, since: int | None) -> bool:
     local = [store.local_path(path) for path in paths]
     if reason.endswith(("is missing", "cannot be read")):
         return all(path is None or os.path.exists(path) for path in local)

@@ -1,15 +1,13 @@
-"""The converter of pairs: a CSV with the header ``audio,image,identity[,split][,x,y][,landmarks]``, one row a sample.
+"""The converter of pairs: a CSV with the header ``audio,image,identity[,split][,x,y][,landmarks]``, one row per sample.
 
-Paths are relative to the CSV. What stands around a field (blanks, commas behind the last) does not count, nor does how
-Unicode spells it (``names.py``). Audio is anything that libsndfile or FFmpeg (PyAV) reads, photos anything that Pillow
-reads; what is made of them is told in ``steps.py``. A row that cannot be used is left out with its reason; a CSV that
-cannot be meant is refused.
+Paths are relative to the CSV. Blanks around a field, commas after the last one, and the Unicode spelling of names
+(``names.py``) are ignored. Audio may have any format that libsndfile or FFmpeg (PyAV) reads, photos any that Pillow
+reads; ``steps.py`` describes the processing. A row that cannot be used is left out with its reason; a CSV with a wrong
+header or invalid splits is refused.
 
-Splits are by person: from the column where there is one, else by shares (``splits.py``).
+Splits are by person: from the column if there is one, else by shares (``splits.py``).
 """
 
-import csv
-import io
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,9 +25,10 @@ from v2f.data.audio import UnusableError
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, align, steps, yields
-from v2f.prepare.names import on_disk, person, same, tidy
+from v2f.prepare.names import on_disk, person, same
 from v2f.prepare.splits import Shares, Subset, check_column, deal
-from v2f.prepare.steps import Picture, Points, Raw, StepsConfig
+from v2f.prepare.steps import Pixels, Points, RawSample, StepsConfig
+from v2f.prepare.tables import read_rows
 from v2f.storage import store
 
 _COLUMNS = ("audio", "image", "identity")
@@ -37,7 +36,7 @@ _OPTIONAL = ("split", "x", "y", "landmarks")
 
 
 class PairsConfig(StepsConfig):
-    """Which pairs; and, as ``StepsConfig`` has it, what is made of them."""
+    """Which pairs to use, and (``StepsConfig``) how to process them."""
 
     csv: Place = Field(description="audio,image,identity[,split][,x,y][,landmarks]; paths are relative to it")
     people: Shares = Shares()
@@ -57,14 +56,14 @@ class PairsConfig(StepsConfig):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those that every row has to fill."""
+        """The columns that every row must fill."""
         point = ("x", "y") if self.face == "nearest" else ()
         return (*_COLUMNS, *point, *(("landmarks",) if self.align == "landmarks" else ()))
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the CSV; ``number`` is its line, the header being line 1. Paths are spelled as there."""
+class PairRow:
+    """One row of the CSV; ``number`` is its line, with the header as line 1. Paths are spelled as in the CSV."""
 
     number: int
     audio: str
@@ -89,7 +88,7 @@ class Pairs:
     def plan(self) -> Plan:
         config = self.config
         text = store.read_bytes(on_disk(config.csv))
-        rows, left_out, has_splits = _read_rows(text, config.csv, config.columns)
+        rows, left_out, has_splits = _pairs_of(text, config.csv, config.columns)
         rows = check_column(rows, config.csv) if has_splits else self._deal(rows)
         items = [Item(_key(row), row.split, row.identity, row.name, row) for row in rows]
         items = config.subset.of(items, config.seed)
@@ -103,12 +102,12 @@ class Pairs:
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "pairs", items, self.config.align == "mtcnn", self._read)
 
-    def _read(self, item: Item) -> Raw:
+    def _read(self, item: Item) -> RawSample:
         row = item.what
         wav_T = steps.hear(self.config, self._path(row.audio))
-        return Raw(item, wav_T, [self._face(row)], {"audio": same(row.audio), "image": same(row.image)})
+        return RawSample(item, wav_T, [self._face(row)], {"audio": same(row.audio), "image": same(row.image)})
 
-    def _face(self, row: Row) -> Picture:
+    def _face(self, row: PairRow) -> Pixels:
         """The photo of a row, aligned."""
         config = self.config
         photo, shrunk = steps.read_photo(self._path(row.image), config.max_side)
@@ -116,7 +115,7 @@ class Pairs:
             return square(np.asarray(photo), steps.side(config))
         if config.align == "landmarks":
             content = steps.read_file(self._path(row.landmarks), "landmarks file")
-            # a pixel's centre has whole numbers as coordinates, its corner is half a pixel away
+            # the center of a pixel has integer coordinates, its corner is half a pixel away
             landmarks = (align.read_landmarks(content, row.landmarks) + 0.5) * shrunk - 0.5
             landmarks = align.check_landmarks(landmarks, photo)
         else:
@@ -129,8 +128,8 @@ class Pairs:
         relative = slash and not path.startswith("/") and "://" not in path
         return on_disk(store.join(folder, path) if relative else path)
 
-    def _deal(self, rows: list[Row]) -> list[Row]:
-        """Split by person, and hold out clips of those who are trained on."""
+    def _deal(self, rows: list[PairRow]) -> list[PairRow]:
+        """Split by person, and hold out some clips of the people in train."""
         of_person: dict[str, set[str]] = defaultdict(set)
         for row in rows:
             of_person[row.identity].add(same(row.audio))
@@ -141,52 +140,48 @@ class Pairs:
 # --------------------------------------------------------------------------------------------------- CSV
 
 
-def _read_rows(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[Row], list[LeftOut], bool]:
-    """The rows, what is left out, whether a column names the splits; ``needed``: the columns that the recipe uses."""
-    try:
-        reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=True)
-        listed = ([tidy(field) for field in fields] for fields in reader)
-        filled = (fields for fields in listed if any(fields))
-        header = next(filled, [])
-        names = [name for name in header if name]
-        known, unused = {*_COLUMNS, *_OPTIONAL}, {*_OPTIONAL} - {*needed, "split"}
-        if len(set(names)) < len(names) or not {*needed} <= {*names} <= known:
-            wanted = f"its header has to be {','.join(needed)}, with any of {','.join(_OPTIONAL)} beside"
-            raise V2FError(f"{path}: {wanted}, it is {','.join(header) or 'empty'}")
-        rows: list[Row] = []
-        left_out: list[LeftOut] = []
-        first: dict[tuple[str, ...], int] = {}
-        for fields in filled:
-            named = list(zip_longest(header, fields[: len(header)], fillvalue=""))
-            row = Row(reader.line_num, **{name: field for name, field in named if name})
-            row = replace(row, identity=person(row.identity))
-            pair = tuple(map(same, (row.audio, row.image, row.identity)))
-            empty = [name for name, field in named if name and not field and name not in unused]
-            if any(fields[len(header) :]) or any(field for name, field in named if not name):
-                left_out.append(LeftOut(row.name, row.identity, "too many fields", "quote what holds a comma"))
-            elif empty:
-                left_out.append(LeftOut(row.name, row.identity, "empty field", ", ".join(empty)))
-            elif pair in first:
-                left_out.append(LeftOut(row.name, row.identity, "the same pair again", f"as in line {first[pair]}"))
-            else:
-                first[pair] = row.number
-                rows.append(row)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise V2FError(f"{path}: this is no CSV in UTF-8 ({error})") from error
+def _pairs_of(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[PairRow], list[LeftOut], bool]:
+    """The rows, those left out, and whether there is a column ``split``; ``needed``: the columns that the recipe
+    uses."""
+    listed = read_rows(text, path)
+    _, header = next(listed, (0, []))
+    names = [name for name in header if name]
+    known, unused = {*_COLUMNS, *_OPTIONAL}, {*_OPTIONAL} - {*needed, "split"}
+    if len(set(names)) < len(names) or not {*needed} <= {*names} <= known:
+        wanted = f"its header has to be {','.join(needed)}, with any of {','.join(_OPTIONAL)} beside"
+        raise V2FError(f"{path}: {wanted}, it is {','.join(header) or 'empty'}")
+    rows: list[PairRow] = []
+    left_out: list[LeftOut] = []
+    first: dict[tuple[str, ...], int] = {}
+    for number, fields in listed:
+        named = list(zip_longest(header, fields[: len(header)], fillvalue=""))
+        row = PairRow(number, **{name: field for name, field in named if name})
+        row = replace(row, identity=person(row.identity))
+        pair = tuple(map(same, (row.audio, row.image, row.identity)))
+        empty = [name for name, field in named if name and not field and name not in unused]
+        if any(fields[len(header) :]) or any(field for name, field in named if not name):
+            left_out.append(LeftOut(row.name, row.identity, "too many fields", "quote what holds a comma"))
+        elif empty:
+            left_out.append(LeftOut(row.name, row.identity, "empty field", ", ".join(empty)))
+        elif pair in first:
+            left_out.append(LeftOut(row.name, row.identity, "the same pair again", f"as in line {first[pair]}"))
+        else:
+            first[pair] = row.number
+            rows.append(row)
     if not rows:
         reasons = f" ({yields.why(left_out)})" if left_out else ""
         raise V2FError(f"{path}: it has no row that could be used{reasons}")
     return rows, left_out, "split" in names
 
 
-def _key(row: Row) -> str:
+def _key(row: PairRow) -> str:
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", row.identity).strip("-")[:40]
     content = chr(0).join((row.identity, same(row.audio), same(row.image)))
     return f"{slug or 'person'}-{sha256(content.encode()).hexdigest()[:12]}"
 
 
-def _point(row: Row, photo: Image.Image) -> Points:
-    """The row's point in pixels of the photo."""
+def _point(row: PairRow, photo: Image.Image) -> Points:
+    """The row's point, in pixels of the photo."""
     try:
         point = np.array([row.x, row.y], np.float64)
     except ValueError:

@@ -1,17 +1,17 @@
-"""What lies in a data set's folder while it is packed, by one machine or by several that know nothing of each other.
+"""The files in a data set's folder while it is packed, by one machine or by several that do not communicate.
 
-    packing.json                      what is packed, and in how many parts: all machines say the same
-    train-p00003-00007.tar            shard 7 of part 3 (of one part alone: train-00007.tar)
-    train-p00003-00007.rows.json      written after its shard: what it holds; so a part that was killed goes on there
-    part-00003.json                   part 3 is whole: its shards, and what it left out
-    lease/                            who is at work: the parts of one pack together, every other writer alone
+    packing.json                      what is packed, and in how many parts: the same for all machines
+    train-p00003-00007.tar            shard 7 of part 3 (with a single part: train-00007.tar)
+    train-p00003-00007.rows.json      written after its shard: its content, so that a killed part can resume there
+    part-00003.json                   part 3 is complete: its shards, and what it left out
+    lease/                            the current writer: shared by the parts of one pack, exclusive for others
 
-A part has whole people, so that what concerns one person is decided in one place. Which, depends on the plan and on the
-number of parts alone. When the manifest is written, all but the shards goes.
+A part consists of whole people, so that each person is handled by one process. It depends only on the plan and the
+number of parts. After the manifest is written, everything but the shards is removed.
 
-Whoever writes or removes a file here holds the lease. On a store, where an owner that was superseded may still have one
-request under way, shards are replaced and not removed before the manifest is there: those of one packing are the same
-bytes, whoever writes them. And there a pack of another recipe is never cleared away.
+Only the holder of the lease writes or removes files here. In an object store, a superseded owner may still have a
+request in flight; so there, shards are replaced but not removed before the manifest exists (every process writes the
+same bytes for one packing), and a pack of another recipe is never removed.
 """
 
 import hashlib
@@ -27,8 +27,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from v2f.config import Config
-from v2f.data.manifest import INDEX, PACKING, ArrayKind, Dataset, ShardRows, open_dataset, write_manifest
+from v2f.data.manifest import INDEX, PACKING, ArrayKind, Dataset, open_dataset
 from v2f.data.sample import SPLITS
+from v2f.data.shards import ShardRows, write_manifest
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, share
 from v2f.prepare.yields import LEFT_OUT, YIELD
@@ -43,12 +44,12 @@ _SHARD = re.compile(rf"(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}\.tar")
 
 
 def is_record(name: str) -> bool:
-    """Whether a file of this name only belongs to packing, and may go when the manifest is there."""
+    """Whether a file of this name is only needed for packing, and may be removed once the manifest exists."""
     return bool(name == PACKING or _RECORD.fullmatch(name) or _TEMPORARY.fullmatch(name))
 
 
 def is_ours(name: str) -> bool:
-    """Whether packing makes files of this name."""
+    """Whether packing creates files of this name."""
     return bool(is_record(name) or _SHARD.fullmatch(name) or name in (INDEX, LEFT_OUT, YIELD))
 
 
@@ -61,7 +62,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> "Part":
-        """``i/n`` as a Kubernetes Indexed Job or a Slurm array counts: i from 0 to n - 1."""
+        """``i/n`` with i from 0 to n - 1, as in a Kubernetes Indexed Job or a Slurm array."""
         match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
         if match is None or not int(match[1]) < int(match[2]):
             raise V2FError(f"--part {text}: a part is written i/n with i from 0 to n - 1, for example 0/8 ... 7/8")
@@ -79,14 +80,14 @@ class Part:
         return f"{split}-{middle}{number:05d}.tar"
 
     def wrote(self, name: str) -> bool:
-        """Whether a file of this name is one of this part's."""
+        """Whether a file of this name belongs to this part."""
         middle = f"p{self.number:05d}-" if self.of > 1 else ""
         stem = name.partition(".")[0]
         mine = re.fullmatch(rf"(?:{'|'.join(SPLITS)})-{middle}\d{{5}}", stem) is not None
         return name == self.record or (is_ours(name) and mine)
 
     def deal(self, items: Sequence[Item]) -> list[Item]:
-        """This part's share of a plan: whole people, dealt so that the parts are as equal as people allow."""
+        """This part's items of a plan: whole people, dealt so that the parts are as equal as possible."""
         if self.of == 1:
             return list(items)
         count = Counter(item.identity for item in items)
@@ -107,10 +108,10 @@ WHOLE = Part()
 
 
 class Packing(Config):
-    """What is packed into a folder: equal for all machines that pack parts of one data set."""
+    """What is being packed in a folder: equal for all machines that pack parts of one data set."""
 
     parts: int
-    plan: str  # digest of the items that are planned: the same inputs are seen everywhere
+    plan: str  # digest of the planned items: equal if all machines see the same inputs
     provenance: dict[str, Any]
 
     @classmethod
@@ -125,18 +126,18 @@ class Packing(Config):
 
 
 def read_packing(out: str) -> Packing | None:
-    """What is packed into ``out``; None where nothing is."""
+    """What is being packed in ``out``; None if nothing is."""
     path = store.join(out, PACKING)
     if not store.exists(path):
         return None
     try:
         return Packing.model_validate_json(store.read_bytes(path))
-    except ValidationError:  # of a version that wrote it otherwise: like a pack of another recipe that was killed
+    except ValidationError:  # of another version: treated as a killed pack of another recipe
         return Packing(parts=1, plan="", provenance={})
 
 
 def leased(out: str, what: str, packing: Packing | None = None, part: Part = WHOLE) -> Lease:
-    """The lease of a data set, for ``what``: together with other parts of the same ``packing``, or alone."""
+    """Take the lease of a data set for the command ``what``: shared by the parts of one ``packing``, or exclusive."""
     share = None
     if packing is not None and part.of > 1:
         share = hashlib.sha256(packing.to_json() + str(part.of).encode()).hexdigest()
@@ -144,9 +145,8 @@ def leased(out: str, what: str, packing: Packing | None = None, part: Part = WHO
 
 
 def enter(owner: Lease | None, out: str, packing: Packing) -> None:
-    """Make ``out`` the place where ``packing`` is under way: what is not ours is refused, and so is another packing in
-    parts, at which other machines may be working; what else a pack of another recipe has left is removed. Without an
-    ``owner`` it is only looked whether that would be refused."""
+    """Make ``out`` the folder of ``packing``. V2FError if it holds other files, or another packing in parts, on which
+    other machines may be working. Remains of a pack of another recipe are removed. Without an ``owner``, only check."""
     there = [name for name in store.names(out) if not _TEMPORARY.fullmatch(name) and name != lease.FOLDER]
     foreign = [name for name in there if not is_ours(name)]
     found = read_packing(out)
@@ -170,7 +170,8 @@ def enter(owner: Lease | None, out: str, packing: Packing) -> None:
     if owner is None:
         return
     with owner.holding():
-        for name in sorted(there, key=lambda name: name == PACKING):  # without it the rest would be nobody's
+        # last, because without it the other files would look foreign
+        for name in sorted(there, key=lambda name: name == PACKING):
             store.remove(store.join(out, name))
         made = store.create(store.join(out, PACKING), packing.to_json())
     owner.settle()
@@ -179,7 +180,7 @@ def enter(owner: Lease | None, out: str, packing: Packing) -> None:
 
 
 def remains(dataset: Dataset) -> list[str]:
-    """What packing a data set needed or left behind and has not removed yet, ``packing.json`` last."""
+    """The files that packing a data set has not removed yet, ``packing.json`` last."""
     shards, names = {shard.name for shard in dataset.manifest.shards}, store.names(dataset.root)
     stray = [name for name in names if _SHARD.fullmatch(name) and name not in shards] if PACKING in names else []
     return stray + sorted(filter(is_record, names), key=lambda name: name == PACKING)
@@ -192,19 +193,20 @@ def commit(
     provenance: Mapping[str, Any],
     arrays: Mapping[str, ArrayKind] | None = None,
 ) -> Dataset:
-    """Write the manifest, and remove what packing needed."""
+    """Write the manifest, and remove the files of packing."""
     dataset = write_manifest(out, rows, provenance, owner.put, arrays=arrays)
     if store.local_path(out) is None:
         owner.settle()
         write_manifest(
             out, rows, provenance, owner.put, arrays=arrays
-        )  # which writes only what another has just written over
+        )  # repairs what a superseded owner may just have overwritten
     leave(owner, dataset)
     return dataset
 
 
 def finish(owner: Lease | None, dataset: Dataset, what: str) -> None:
-    """Remove what is left of a pack that was killed after it had written the manifest; without an ``owner``, as one."""
+    """Remove what a pack left that was killed after writing the manifest; without an ``owner``, take the lease
+    first."""
     if not remains(dataset):
         return
     if owner is not None:
@@ -214,8 +216,8 @@ def finish(owner: Lease | None, dataset: Dataset, what: str) -> None:
 
 
 def leave(owner: Lease, dataset: Dataset) -> None:
-    """Remove what packing needed; the data set is committed."""
-    gone = remains(dataset)  # before it is looked whose it is: a later owner's files are not among them
+    """Remove the files of packing; the data set is committed."""
+    gone = remains(dataset)  # listed before ownership is checked, so that it includes no files of a later owner
     with owner.holding():
         for name in gone:
             store.remove(store.join(dataset.root, name))
@@ -225,11 +227,11 @@ def leave(owner: Lease, dataset: Dataset) -> None:
 
 
 class ShardRecord(Config):
-    """What a shard holds, and where its split goes on after it."""
+    """The content of a shard, and where its split resumes after it."""
 
     rows: ShardRows
-    stop: int  # the split's items up to here are in this shard, in one before, or left out
-    left_out: list[tuple[int, LeftOut]]  # with the place of each in its split
+    stop: int  # the split's items before this one are in this shard, in an earlier one, or left out
+    left_out: list[tuple[int, LeftOut]]  # each with its position in the split
     rejected: list[LeftOut]
     seconds: float
 
@@ -243,7 +245,7 @@ class ShardRecord(Config):
 
 
 class PartRecord(Config):
-    """A part that is whole."""
+    """A complete part."""
 
     shards: list[str]
     left_out: list[LeftOut]
@@ -258,7 +260,7 @@ def rows_name(shard: str) -> str:
 
 
 def read_shard_record(out: str, shard: str) -> ShardRecord | None:
-    """The record of a shard that is there and has the length that it should have; None: it has to be written anew."""
+    """The record of a shard that exists with the right length; None: it has to be written again."""
     path = store.join(out, rows_name(shard))
     if not store.exists(path) or not store.exists(store.join(out, shard)):
         return None
@@ -270,7 +272,7 @@ def read_shard_record(out: str, shard: str) -> ShardRecord | None:
 
 
 def read_part_record(out: str, part: Part) -> PartRecord | None:
-    """The record of a part that is whole; None: it is not."""
+    """The record of a complete part; None if it is not complete."""
     path = store.join(out, part.record)
     if not store.exists(path):
         return None
@@ -281,7 +283,7 @@ def read_part_record(out: str, part: Part) -> PartRecord | None:
 
 
 def recover(out: str, part: Part) -> dict[str, list[ShardRecord]]:
-    """Split -> the shards that this part has already, up to the first that is not whole."""
+    """Split -> the shards that this part has already, up to the first incomplete one."""
     found: dict[str, list[ShardRecord]] = {}
     for split in SPLITS:
         found[split] = []
@@ -291,8 +293,8 @@ def recover(out: str, part: Part) -> dict[str, list[ShardRecord]]:
 
 
 def forget(owner: Lease, out: str, part: Part, kept: Iterable[str]) -> None:
-    """Remove this part's records, but for those of the shards ``kept``. What else it wrote is replaced, or goes when
-    the data set is committed."""
+    """Remove this part's records except those of the shards ``kept``. Its other files are replaced, or removed when the
+    data set is committed."""
     stay = {rows_name(shard) for shard in kept}
     names = store.names(out)
     gone = [name for name in names if part.wrote(name) and not _SHARD.fullmatch(name) and name not in stay]

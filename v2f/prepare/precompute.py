@@ -1,11 +1,11 @@
-"""``v2f shards precompute``: a data set with, beside each sample, what frozen nets say of its photos.
+"""``v2f shards precompute``: a copy of a data set that stores the outputs of frozen networks for each photo.
 
     photos uint8 --identity net--> KEY.identity.npy, float16 [P, E]
                  --pSp's encoder-> KEY.codes.npy, float16 [P, L, D]
 
-What never changes is so computed once and not in every step. The unit of work is a shard: ``--part i/n`` on any number
-of machines, killed and started again as it may be, gives the same bytes. Without ``--part`` the same command does what
-is missing and commits the new data set.
+So outputs that never change are computed once, not in every training step. The unit of work is a shard: ``--part i/n``
+on any number of machines gives the same bytes, even if it is killed and restarted. Without ``--part``, the same command
+computes the missing shards and commits the new data set.
 
 Shape letters: N photos of a shard, B photos at once, P photos of a sample, H height, W width, E embedding, L styles, D
 style width.
@@ -27,29 +27,31 @@ from tqdm import tqdm
 
 from v2f import standins
 from v2f.config import Config, Place, build, override
-from v2f.data.manifest import MANIFEST, Dataset, open_dataset, read_manifest, write_shard
-from v2f.data.sample import CODES, EMBEDDING, PHOTOS, Members, Sample, encode_codes, encode_embedding, split_members
+from v2f.data.encoding import encode_codes, encode_embedding
+from v2f.data.manifest import MANIFEST, Dataset, open_dataset, read_manifest
+from v2f.data.sample import CODES, EMBEDDING, PHOTOS, Members, Sample, split_members
+from v2f.data.shards import write_shard
 from v2f.data.transforms import square, to_rgb
 from v2f.errors import V2FError
 from v2f.nn.psp import PSP, Codes
 from v2f.prepare import parts
 from v2f.prepare.parts import WHOLE, Packing, Part, ShardRecord
-from v2f.prepare.processes import cores, looking, one_thread, pool, torch_device
+from v2f.prepare.processes import cores, inference, one_thread, pool, torch_device
 from v2f.prepare.yields import LEFT_OUT, YIELD
 from v2f.storage import store
 from v2f.storage.lease import Lease
 from v2f.system import to_picture
 from v2f.weights import FaceNetWeights, IRSE50Weights, PSPCodes, StandIn, described, locate, read
 
-_MOST_WITH_WEIGHTS = 4  # processes, where nobody says how many: each holds the nets, with pSp 1.2 GB
+_MOST_WITH_WEIGHTS = 4  # processes by default: each holds the networks, with pSp 1.2 GB
 
 Role = Literal["identity", "codes"]
 
 
 class PrecomputeConfig(Config):
-    """Which nets, named as in a run's recipe (``system.frozen``), and how they are run."""
+    """Which networks, named as in a run's recipe (``system.frozen``), and how to run them."""
 
-    path: Place = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
+    path: Place = Field("weights", description="folder or s3:// mirror with the files, which are found by name")
     identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = None
     codes: Annotated[StandIn | PSPCodes, Field(discriminator="net")] | None = None
     batch: int = Field(32, ge=1, description="photos at once")
@@ -64,42 +66,42 @@ class PrecomputeConfig(Config):
 
 
 def load(assignments: Sequence[str], recipe: str | None = None) -> PrecomputeConfig:
-    """The configuration of ``dotted.key=value`` assignments, on what a run's recipe names under ``system.frozen``."""
+    """The configuration from ``dotted.key=value`` assignments, based on ``system.frozen`` of a run's recipe if
+    given."""
     values: dict[str, Any] = {}
     if recipe is not None:
-        from v2f.runs.config import (
-            load_config,  # here, because it knows all systems, which packing processes do not need
-        )
+        # imported late: it imports all systems, which packing processes do not need
+        from v2f.runs.config import load_config
 
         system = load_config(recipe).system.model_dump(mode="json")
         if "frozen" not in system:
             raise V2FError(f"{recipe}: its system has no frozen nets, there is nothing to compute")
         values = {name: system["frozen"][name] for name in ("path", "identity", "codes")}
         if values["codes"] is not None and values["codes"]["net"] == "precomputed":
-            values["codes"] = {"net": "psp"}  # which is what will be read instead of
+            values["codes"] = {"net": "psp"}  # the network whose codes are to be stored
     return build(PrecomputeConfig, override(values, assignments), recipe or "precompute")
 
 
 def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE) -> Dataset | None:
-    """Write the shards of ``data`` that belong to ``part``, with what ``config`` computes beside each sample, to
-    ``out``; for the whole, commit and open the new data set."""
+    """Write the shards of ``data`` that belong to ``part`` to ``out``, with the outputs of ``config``'s networks added
+    to each sample; for the whole, commit and open the new data set."""
     source = open_dataset(data)
     source.check_own("v2f shards precompute")
     if PHOTOS not in source.manifest.holds:
         raise V2FError(f"{data}: not every sample has a photo, and what is computed is of photos")
     device = torch_device(config.device, "device")
-    before = source.manifest.provenance.get("precomputed", {})  # by another net, which is none of these
+    before = source.manifest.provenance.get("precomputed", {})  # outputs of other networks, which stay
     computed = {**before, "of": source.fingerprint, **_made_by(config, device)}
     provenance = {**source.manifest.provenance, "precomputed": computed}
-    # like a pack in parts, because others may be at work here: what is not the same is refused, not removed
+    # a packing in several parts, because other machines may be working here: another one is refused, not removed
     packing = Packing(parts=max(2, len(_names(source))), plan=source.fingerprint, provenance=provenance)
-    dataset = _already(out, computed)
+    dataset = _existing(out, computed)
     if dataset is not None:
         return dataset
     parts.enter(None, out, packing)
     what = "v2f shards precompute" + (f" --part {part}" if part.of > 1 else "")
     with parts.leased(out, what, packing, part) as owner:
-        dataset = _already(out, computed, owner)  # of another one, for whose end this one waited
+        dataset = _existing(out, computed, owner)  # another process may have committed it while this one waited
         if dataset is not None:
             return dataset
         parts.enter(owner, out, packing)
@@ -110,8 +112,8 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
         return _commit(owner, source, out, provenance)
 
 
-def _already(out: str, computed: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
-    """The data set that ``out`` holds, if it is the one that is wanted; another one is refused."""
+def _existing(out: str, computed: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
+    """The data set in ``out`` if it is the wanted one; None if there is none, V2FError if it is another."""
     if not store.exists(store.join(out, MANIFEST)):
         return None
     dataset = open_dataset(out)
@@ -123,7 +125,7 @@ def _already(out: str, computed: dict[str, Any], owner: Lease | None = None) -> 
 
 
 def _fill(owner: Lease, source: Dataset, out: str, config: PrecomputeConfig, part: Part, device: str) -> None:
-    """Write those shards of a part that are missing."""
+    """Write the missing shards of a part."""
     shards = _names(source)
     mine = [number for number in range(len(shards)) if number % part.of == part.number]
     missing = [number for number in mine if parts.read_shard_record(out, shards[number]) is None]
@@ -137,7 +139,7 @@ def _fill(owner: Lease, source: Dataset, out: str, config: PrecomputeConfig, par
 
 
 def _names(source: Dataset) -> list[str]:
-    """The new shard of each old one, numbered anew in each split."""
+    """The new name of each shard, numbered consecutively in each split."""
     count: dict[str, int] = defaultdict(int)
     found = []
     for shard in source.manifest.shards:
@@ -154,7 +156,7 @@ def _commit(owner: Lease, source: Dataset, out: str, provenance: dict[str, Any])
     for name in (LEFT_OUT, YIELD):
         if store.exists(store.join(source.root, name)):
             owner.put(store.join(out, name), store.read_bytes(store.join(source.root, name)))
-    if read_manifest(source.root) != source.manifest:  # someone may have been removed from it, and would be in here
+    if read_manifest(source.root) != source.manifest:  # a person may have been removed from it meanwhile
         raise V2FError(f"{source.root}: it was changed while it was read; remove {out} and start again")
     dataset = parts.commit(owner, out, rows, provenance, source.manifest.arrays)
     size, before = (sum(shard.bytes for shard in each.manifest.shards) / 1e6 for each in (dataset, source))
@@ -171,7 +173,7 @@ def _commit(owner: Lease, source: Dataset, out: str, provenance: dict[str, Any])
 def _work(
     owner: Lease, source: Dataset, out: str, config: PrecomputeConfig, device: str, numbers: Sequence[int]
 ) -> Iterator[int]:
-    """Write the shards with these numbers; each number when its shard is there."""
+    """Write the shards with these numbers; yields each number when its shard is written."""
     most = 1 if device == "cuda" else cores()
     if not all(isinstance(named, StandIn) for named in _named(config).values()):
         most = min(most, _MOST_WITH_WEIGHTS)
@@ -189,7 +191,7 @@ def _work(
 def _compute(
     owner: Lease, data: str, fingerprint: str, out: str, config: PrecomputeConfig, device: str, number: int
 ) -> int:
-    """Write one shard and its record; its number."""
+    """Write one shard and its record; returns its number."""
     source = _opened(data, fingerprint)
     shard, name, index = source.manifest.shards[number], _names(source)[number], source.index
     content = memoryview(store.read_bytes(store.join(data, shard.name)))
@@ -210,8 +212,8 @@ def _compute(
         for sample, each in zip(samples, members, strict=True):
             if member in each:
                 raise V2FError(f"{data}: sample {sample.key} has its {member} already; set {role}=null to keep it")
-        seen = _seen(net, samples, config.batch, device)
-        for key, each, values_P in zip(keys, members, seen, strict=True):
+        outputs = _outputs(net, samples, config.batch, device)
+        for key, each, values_P in zip(keys, members, outputs, strict=True):
             encode = encode_embedding if role == "identity" else encode_codes
             each[member] = encode(key, values_P, len(values_P))
     identities = [source.manifest.identities[identity] for identity in index.identity[rows]]
@@ -221,14 +223,14 @@ def _compute(
     return number
 
 
-def _seen(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) -> list[npt.NDArray[np.float32]]:
-    """What ``net`` gives for the photos of each sample, [P, ...]; a photo that is not square is cut to its middle."""
+def _outputs(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) -> list[npt.NDArray[np.float32]]:
+    """The outputs of ``net`` for the photos of each sample, [P, ...]; photos are cropped to their central square."""
     photos = [(at, to_rgb(sample.photo(p))) for at, sample in enumerate(samples) for p in range(sample.photo_count)]
     by_side: dict[int, list[int]] = defaultdict(list)
     for n, (_, photo_HWC) in enumerate(photos):
         by_side[min(photo_HWC.shape[:2])].append(n)
     found: dict[int, npt.NDArray[np.float32]] = {}
-    with looking(batch, "batch"):
+    with inference(batch, "batch"):
         for side, numbers in by_side.items():
             for at in range(0, len(numbers), batch):
                 some = numbers[at : at + batch]
@@ -245,21 +247,21 @@ def _seen(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) ->
 
 
 def _named(config: PrecomputeConfig) -> dict[Role, Any]:
-    """Role -> what was named for it."""
+    """Role -> its configured network."""
     roles: dict[Role, Any] = {"identity": config.identity, "codes": config.codes}
     return {role: named for role, named in roles.items() if named is not None}
 
 
 def _made_by(config: PrecomputeConfig, device: str) -> dict[Role, dict[str, Any]]:
-    """Role -> what identifies the net; files that do not fit are refused here, before work starts."""
-    _loaded.cache_clear()  # of a former call in this process, since when a file may have been replaced
+    """Role -> what identifies the network; unsuitable files are refused here, before work starts."""
+    _loaded.cache_clear()  # a file may have been replaced since an earlier call in this process
     checksums = {role: digest for role, (_, digest) in _loaded(config.model_dump_json(), device).items()}
     return {role: described(role, named, checksums[role]) for role, named in _named(config).items()}
 
 
 @functools.lru_cache(maxsize=1)
 def _loaded(config_json: str, device: str) -> dict[Role, tuple[nn.Module, str | None]]:
-    """Role -> net and the SHA-256 of its file; loaded once a process."""
+    """Role -> network and the SHA-256 of its file; loaded once per process."""
     config = PrecomputeConfig.model_validate_json(config_json)
     found: dict[Role, tuple[nn.Module, str | None]] = {}
     for role, named in _named(config).items():
@@ -275,7 +277,7 @@ def _loaded(config_json: str, device: str) -> dict[Role, tuple[nn.Module, str | 
 
 @functools.lru_cache(maxsize=1)
 def _opened(data: str, fingerprint: str) -> Dataset:
-    """The source, opened once a process."""
+    """The source, opened once per process."""
     dataset = open_dataset(data)
     if dataset.fingerprint != fingerprint:
         raise V2FError(f"{data}: another data set was put in its place meanwhile; start again")

@@ -1,4 +1,5 @@
-"""Work for several processes: chunks of items to them, what they made of those back in the order of the items."""
+"""Making samples in several processes: distributes chunks of items, and returns the results in the order of the
+items."""
 
 import multiprocessing
 import os
@@ -13,20 +14,21 @@ from typing import Literal
 from v2f.errors import V2FError
 from v2f.prepare import Converter, Item, LeftOut, Made
 
-CHUNK = 32  # items that a process makes at once
+CHUNK = 32  # items per task
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Make = Callable[[Sequence[Item]], Iterator[Made | LeftOut]]
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def maker(converter: Converter, workers: int) -> Iterator[Make]:
-    """A function from items to what was made of them, in the same order; made here, or by ``workers`` processes."""
+    """A function from items to their results, in the same order; it runs here (one worker) or in ``workers``
+    processes."""
     if workers == 1:
         yield lambda items: (made for part in _chunks(items) for made in converter.make(part))
         return
@@ -36,7 +38,7 @@ def maker(converter: Converter, workers: int) -> Iterator[Make]:
 
 @contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that start on demand and compute in one thread each: they share the cores already."""
+    """Processes that start on demand and use one thread each, because together they use all cores already."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     context = multiprocessing.get_context("spawn")
@@ -57,9 +59,9 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _die_with_parent() -> None:
-    """End this process when the one that started it is gone, however it was killed; else it waits for work forever."""
+    """Exit when the parent process is gone, however it was killed; otherwise this one would wait for work forever."""
     parent = multiprocessing.parent_process()
-    assert parent is not None, "only a process that was started by another is a worker"
+    assert parent is not None, "this runs only in a child process"
 
     def watch() -> None:
         parent.join()
@@ -70,8 +72,9 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Networks on a CPU compute in one thread: their last bits, and so a pack's bytes, depend on the number."""
-    import torch  # here, because packing processes that run no network start faster without
+    """Run networks on a CPU in one thread: the last bits of their results, and so a pack's bytes, depend on the number
+    of threads."""
+    import torch  # imported late, because packing processes that run no network start faster without it
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -82,12 +85,12 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def looking(batch: int, key: str) -> Iterator[None]:
-    """Networks look at ``batch`` photos at once, the same bits each time; ``key`` names that setting in an error."""
+def inference(batch: int, key: str) -> Iterator[None]:
+    """Run networks deterministically on ``batch`` photos at once; ``key`` names that setting in an error."""
     import torch
 
     try:
-        # transposed convolutions of cuDNN add in any order where they are not told otherwise
+        # cuDNN's transposed convolutions sum in any order by default
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
             yield
     except torch.OutOfMemoryError as error:

@@ -1,9 +1,9 @@
-"""pSp over aligned photos, in batches: their styles w+, and the pictures that StyleGAN2 draws of those.
+"""pSp over batches of aligned photos: their styles w+, and the pictures that StyleGAN2 generates from those.
 
     uint8 [N, H, W, 3] -> pSp's encoder -> w+ [N, L, D] -> StyleGAN2, pooled -> uint8 [N, size, size, 3]
 
-Richardson et al. 2021, "Encoding in Style"; their frontalisation model draws a face of any pose as seen from the front,
-in even light. A process loads pSp once.
+Richardson et al. 2021, "Encoding in Style"; their frontalization model renders a face of any pose from the front, in
+even light. A process loads pSp once.
 
 Shape letters: N photos, B photos at once, H height, W width, L styles, D style width.
 """
@@ -17,30 +17,30 @@ import torch
 
 from v2f.errors import V2FError
 from v2f.nn.psp import PSP
-from v2f.prepare.processes import looking, torch_device
+from v2f.prepare.processes import inference, torch_device
 from v2f.prepare.steps import PspConfig
 from v2f.system import to_picture
 from v2f.weights import load_psp
 
-Pictures = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 Model = Literal["encode", "frontalization"]
 
 
 def checksum(config: PspConfig) -> str:
-    """The SHA-256 of the file, which is loaded, so that one that does not fit is refused before packing starts."""
+    """The SHA-256 of the file; it is loaded, so that an unsuitable file is refused before packing starts."""
     torch_device(config.device, "psp.device")
     return load_psp(config.file, config.sha256, _model(config))[1]
 
 
-def see(config: PspConfig, photo_NHWC: Pictures, size: int) -> tuple[npt.NDArray[np.float32], Pictures | None]:
-    """w+ [N, L, D] of photos, and with ``config.pictures`` what is drawn of them, uint8 [N, size, size, 3].
+def see(config: PspConfig, photo_NHWC: Pixels, size: int) -> tuple[npt.NDArray[np.float32], Pixels | None]:
+    """w+ [N, L, D] of photos, and with ``config.pictures`` the pictures generated from them, uint8 [N, size, size, 3].
 
-    w+ is rounded to float16 before anything is drawn of it, as a sample holds it.
+    Pictures are generated from w+ rounded to float16, as stored in samples.
     """
     device = torch_device(config.device, "psp.device")
     psp = _loaded(config.file, config.sha256, _model(config), device)
     codes, pictures = [], []
-    with looking(config.batch, "psp.batch"):
+    with inference(config.batch, "psp.batch"):
         for at in range(0, len(photo_NHWC), config.batch):
             photo_B3HW = torch.from_numpy(photo_NHWC[at : at + config.batch]).permute(0, 3, 1, 2).to(device)
             w_BLD = psp.codes(to_picture(photo_B3HW)).half()
@@ -54,7 +54,7 @@ def see(config: PspConfig, photo_NHWC: Pictures, size: int) -> tuple[npt.NDArray
 
 def _finite(values: torch.Tensor, config: PspConfig) -> torch.Tensor:
     if not values.isfinite().all():
-        raise V2FError(f"{config.file}: what it makes of a photo is not finite; it is damaged, copy it anew")
+        raise V2FError(f"{config.file}: its result for a photo is not finite; the file is damaged, copy it again")
     return values
 
 
@@ -64,5 +64,6 @@ def _loaded(file: str, sha256: str | None, model: Model, device: str) -> PSP:
 
 
 def _model(config: PspConfig) -> Model:
-    """Which of the two published files a folder is searched for: to redraw faces, or to describe them as they are."""
+    """Which of the two published files to look for in a folder: the one that redraws faces, or the one that encodes
+    them as they are."""
     return "frontalization" if config.pictures else "encode"

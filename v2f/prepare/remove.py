@@ -1,17 +1,17 @@
-"""``v2f shards remove``: a person withdraws consent, and is in the data set no more.
+"""``v2f shards remove``: removes all samples of people who withdrew their consent.
 
-    affected shards --without the person's samples--> shards of other names, an index of another name
-    reports of packing without the person                                      the old data set is still whole
-    new manifest in the place of the old one                                   the new data set is
+    affected shards --without the person's samples--> shards and an index with new names
+    reports of packing without the person                                      the old data set is still complete
+    new manifest replaces the old one                                          the new data set is complete
     old shards and the old index removed
 
-Killed anywhere, the same command finishes it, and at each moment there is either the old data set or the new one. What
-stays is copied byte by byte with its checksum, so that a damaged sample does not become a sound one; other shards are
-not touched.
+If it is killed, the same command finishes it, and at any moment there is either the old data set or the new one.
+Remaining samples are copied byte by byte with their recorded checksums, so that damage stays detectable; other shards
+are not touched.
 
-One owner of the lease does it at a time. The new names hold a mark of the data set and of who goes: one who was
-superseded, and wakes up, writes under them the same bytes or what no manifest names. A name is removed only when the
-data set that it was made from is no more, so that no later owner can have made it anew.
+Only the holder of the lease does this. New names contain a hash of the data set and of the people removed, so a
+superseded owner that resumes writes either the same bytes or files that no manifest names. A file is removed only when
+the data set that it was made from has been replaced, so that no later owner can have written it again.
 """
 
 import difflib
@@ -25,19 +25,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from v2f.data.manifest import (
-    INDEX,
-    MANIFEST,
-    REMOVING,
-    Dataset,
-    Shard,
-    ShardRows,
-    open_dataset,
-    read_manifest,
-    write_manifest,
-    write_runs,
-)
+from v2f.data.manifest import INDEX, MANIFEST, REMOVING, Dataset, Shard, open_dataset, read_manifest
 from v2f.data.sample import SPLITS
+from v2f.data.shards import ShardRows, write_manifest, write_runs
 from v2f.errors import V2FError
 from v2f.prepare import parts, yields
 from v2f.prepare.names import person
@@ -45,19 +35,19 @@ from v2f.prepare.yields import LEFT_OUT, YIELD
 from v2f.storage import store
 from v2f.storage.lease import Lease
 
-_WHAT = "what.json"  # in ROOT/removing/: who goes, and which shards
-_MARK = r"-r[0-9a-f]+"  # former versions counted: -r1, -r2
+_WHAT = "what.json"  # in ROOT/removing/: the people and the shards to remove
+_MARK = r"-r[0-9a-f]+"  # earlier versions used -r1, -r2
 _MADE = re.compile(rf"(?:(?:{'|'.join(SPLITS)})-(?:p\d{{5}}-)?\d{{5}}(?:{_MARK})?\.tar|index(?:{_MARK})?\.npz)")
 
 
 def remove(root: str, identities: Sequence[str]) -> Dataset:
-    """Take all samples of ``identities``, however they are spelled (``names.py``), out of the data set under ``root``,
-    print what that changed, and open it.
+    """Remove all samples of ``identities``, in any Unicode spelling (``names.py``), from the data set under ``root``,
+    print what changed, and open the result.
 
-    :class:`V2FError` where one of them is not in it, before anything is changed.
+    :class:`V2FError`, before anything is changed, if one of them is not in the data set.
     """
     if not store.exists(store.join(root, REMOVING, MANIFEST)):
-        read_manifest(root)  # where no data set is nothing is made
+        read_manifest(root)  # an error if there is no data set, before a lease is created
     with parts.leased(root, "v2f shards remove") as owner:
         return _remove(owner, root, [*dict.fromkeys(map(person, identities))])
 
@@ -66,7 +56,7 @@ def _remove(owner: Lease, root: str, identities: Sequence[str]) -> Dataset:
     gone = [*map(person, _finish(owner, root))]
     dataset = open_dataset(root)
     dataset.check_own("v2f shards remove")
-    parts.leave(owner, dataset)  # records of packing name people, too
+    parts.leave(owner, dataset)  # records of packing contain names, too
     gone = [*gone, *identities] if _clear(owner, dataset) else gone
     there = {person(identity) for identity in (*dataset.manifest.identities, *_named_beside(root))}
     for identity in identities:
@@ -103,7 +93,7 @@ def _summarise(before: Dataset, after: Dataset, identities: Sequence[str]) -> No
 
 
 def _without(owner: Lease, dataset: Dataset, identities: Sequence[str]) -> Dataset:
-    """Write what will be beside what is, and let it take its place."""
+    """Write the new data set beside the old one, and replace the manifest."""
     root, manifest, removals = dataset.root, dataset.manifest, dataset.manifest.provenance.get("removals", 0)
     mark = _mark(dataset) + _digest(sorted({*identities}))
     leaving = [i for i, who in enumerate(manifest.identities) if person(who) in identities]
@@ -125,7 +115,7 @@ def _without(owner: Lease, dataset: Dataset, identities: Sequence[str]) -> Datas
 
 
 def _mark(dataset: Dataset) -> str:
-    """With what the names begin that a removal from this very data set gives."""
+    """The prefix of the mark in names made by a removal from exactly this data set."""
     return "-r" + _digest([dataset.fingerprint, dataset.manifest.provenance.get("removals", 0)])
 
 
@@ -134,7 +124,7 @@ def _digest(facts: list[Any]) -> str:
 
 
 def _clear(owner: Lease, dataset: Dataset) -> bool:
-    """Remove the shards and indexes of what this data set was before; whether there were any."""
+    """Remove the shards and indexes of earlier states of this data set; returns whether there were any."""
     manifest, mark = dataset.manifest, _mark(dataset)
     stay = {manifest.index, *(shard.name for shard in manifest.shards)}
     there = [name for name in store.names(dataset.root) if _MADE.fullmatch(name) and mark not in name]
@@ -146,7 +136,7 @@ def _clear(owner: Lease, dataset: Dataset) -> bool:
 
 
 def _rows(dataset: Dataset, shard: Shard, rows: "np.ndarray[Any, Any]") -> ShardRows:
-    """What the index says of the samples ``rows`` of ``shard``."""
+    """The entries of the index for the samples ``rows`` of ``shard``."""
     index = dataset.index
     return ShardRows(
         shard=shard,
@@ -155,12 +145,12 @@ def _rows(dataset: Dataset, shard: Shard, rows: "np.ndarray[Any, Any]") -> Shard
         crc32=index.crc32[rows].tolist(),
         identity=[dataset.manifest.identities[number] for number in index.identity[rows]],
         key=[bytes(key).decode("ascii") for key in index.key[rows]],
-        holds=dataset.manifest.holds,  # at least; who goes may have been the one with less
+        holds=dataset.manifest.holds,  # at least these; the removed samples may have been the ones that lacked more
     )
 
 
 def _rewrite(owner: Lease, dataset: Dataset, shard: Shard, rows: "np.ndarray[Any, Any]", mark: str) -> ShardRows:
-    """A shard that holds the samples ``rows`` of ``shard`` as they are, and no other; its name ends in ``mark``."""
+    """Write a shard with exactly the samples ``rows`` of ``shard``, unchanged; its name ends in ``mark``."""
     content = memoryview(store.read_bytes(store.join(dataset.root, shard.name)))
     if len(content) != shard.bytes:
         raise V2FError(
@@ -174,7 +164,8 @@ def _rewrite(owner: Lease, dataset: Dataset, shard: Shard, rows: "np.ndarray[Any
 
 
 def _finish(owner: Lease, root: str) -> list[str]:
-    """Finish a removal that a former version had decided in ROOT/removing/, drop one that it had not; who was to go."""
+    """Finish a removal that an earlier version had committed in ROOT/removing/, or discard one that it had not; returns
+    the people to remove."""
     folder = store.join(root, REMOVING)
     if not store.exists(folder):
         return []
@@ -214,12 +205,12 @@ def _yield(root: str) -> dict[str, Any] | None:
 
 
 def _named_beside(root: str) -> set[str]:
-    """Who is named beside the data: in the reports of packing."""
+    """The people named in the reports of packing."""
     return {*(each.identity for each in yields.read_left_out(root)), *(_yield(root) or {"people": ()})["people"]}
 
 
 def _clean_beside(owner: Lease, root: str, shards: Sequence[ShardRows], identities: Sequence[str]) -> None:
-    """The reports of packing without ``identities``; ``shards`` are what stays."""
+    """Rewrite the reports of packing without ``identities``; ``shards`` are those that remain."""
     identities = [person(identity) for identity in identities]
     left_out = [each for each in yields.read_left_out(root) if person(each.identity) not in identities]
     if store.exists(store.join(root, LEFT_OUT)):
@@ -228,6 +219,6 @@ def _clean_beside(owner: Lease, root: str, shards: Sequence[ShardRows], identiti
     if before is not None:
         kept = Counter((rows.shard.split, identity) for rows in shards for identity in rows.identity)
         report = yields.yield_report(kept, left_out)
-        # The rejected are counts of photos, of nobody by name.
+        # Rejected photos are counts without names.
         report["rejected_photos"] = before["rejected_photos"]
         owner.put(store.join(root, YIELD), yields.to_json(report))

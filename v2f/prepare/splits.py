@@ -1,5 +1,5 @@
-"""Who goes where: splits by person, from a hash of the identity, so that neither the order of the files nor other
-people change where a person goes. ``seen`` are clips of trained people that are held out."""
+"""Splitting by person, from a hash of the identity, so that a person's split depends neither on the order of the files
+nor on other people. The split ``seen`` has held-out clips of the people in train."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +14,7 @@ from v2f.prepare import Item, share
 
 
 class Shares(Config):
-    """Shares of the people, where nothing else says who goes where."""
+    """Shares of the people in each split, if nothing else determines the splits."""
 
     train: float = Field(0.9, gt=0.0, le=1.0)
     valid: float = Field(0.05, ge=0.0, lt=1.0)
@@ -27,7 +27,7 @@ class Shares(Config):
         return self
 
     def without_test(self) -> "Shares":
-        """For people of whom a corpus says already that they are none to be tested on."""
+        """The shares for people who are not in the test set of a corpus that defines one."""
         train = self.train / (self.train + self.valid)
         return Shares(train=train, valid=1.0 - train, test=0.0)
 
@@ -35,10 +35,10 @@ class Shares(Config):
 def deal(
     clips: Mapping[str, Collection[str]], people: Shares, seen: float, seed: int, tested: Collection[str] | None = None
 ) -> dict[tuple[str, str], str]:
-    """The split of each (identity, clip); ``clips``: those of each identity.
+    """The split of each (identity, clip), from the clips of each identity.
 
-    ``tested``: the people whom the corpus itself holds out; the others are dealt to train and valid. None: all are
-    dealt by their shares. Of a trained person the share ``seen`` of the clips is held out.
+    ``tested``: the people in the corpus's own test set; all others are dealt to train and valid. None: everybody is
+    dealt by ``people``. The share ``seen`` of the clips of each person in train is held out.
     """
     shares = people if tested is None else people.without_test()
     split_of: dict[tuple[str, str], str] = {}
@@ -55,17 +55,17 @@ def deal(
 
 
 class Subset(Config):
-    """A part of what would be trained on; ``valid`` and ``test`` stay whole, so that runs on parts of several sizes are
-    judged by the same people. A function of the seed and of names alone; a larger one holds each smaller one.
+    """A part of the training data; ``valid`` and ``test`` stay whole, so that runs on subsets of different sizes are
+    evaluated on the same people. Depends on the seed and on names alone; a larger subset includes each smaller one.
 
-    It is chosen before anything is decoded: what cannot be used is missing in it.
+    The subset is chosen before anything is decoded, so inputs that cannot be used are missing from it.
     """
 
     people: int | None = Field(None, ge=1, description="so many of the people of train (and seen); null: all")
     clips_per_person: int | None = Field(None, ge=1, description="of each of them in train, at most; null: all")
 
     def of(self, items: Sequence[Item], seed: int) -> list[Item]:
-        """Those of ``items`` that are in it, in their order."""
+        """The ``items`` in the subset, in their order."""
         clips: dict[str, list[Item]] = defaultdict(list)
         for item in items:
             if item.split == "train":
@@ -82,8 +82,8 @@ class Subset(Config):
         return [item for item in items if item.split not in out or out[item.split](item)]
 
 
-class Told(Protocol):
-    """A row of a CSV that says in which split its person is."""
+class RowWithSplit(Protocol):
+    """A row of a CSV with a column ``split``."""
 
     @property
     def number(self) -> int: ...
@@ -95,12 +95,12 @@ class Told(Protocol):
     def split(self) -> str: ...
 
 
-Row = TypeVar("Row", bound=Told)
+AnyRow = TypeVar("AnyRow", bound=RowWithSplit)
 
 
-def check_column(rows: list[Row], path: str) -> list[Row]:
-    """The rows, if their column ``split`` keeps people apart."""
-    first: dict[str, Row] = {}
+def check_column(rows: list[AnyRow], path: str) -> list[AnyRow]:
+    """Check that the column ``split`` puts each person into one split; returns the rows."""
+    first: dict[str, AnyRow] = {}
     for row in rows:
         if row.split not in SPLITS:
             raise V2FError(f"{path}: line {row.number}: the split {row.split!r} is none of {', '.join(SPLITS)}")

@@ -1,7 +1,7 @@
-"""``v2f shards stats``: what a data set holds.
+"""``v2f shards stats``: statistics of a data set.
 
-    index -> samples, people, clips of each, bytes: exact
-    shards -> each sample's JSON and the headers of its photos -> lengths, sides, kinds: of all samples, or of some
+    index -> samples, people, clips per person, bytes: exact
+    shards -> each sample's JSON and the headers of its photos -> lengths, sides, formats: of all samples, or a part
 
 Shape letters: N samples (``seconds_N``, ``identity_N``: those with audio), M photos of all of them.
 """
@@ -24,9 +24,9 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass
-class Part:
-    """One split, or the whole. What the index says: ``samples``, ``people``, ``clips_of_each`` person, ``bytes_N``.
-    The rest is measured, on as many samples as ``photos_N`` has."""
+class Measurements:
+    """One split, or the whole. From the index: ``samples``, ``people``, ``clips_of_each`` person, ``bytes_N``. The rest
+    is measured, on the samples that ``photos_N`` counts."""
 
     samples: int
     people: int
@@ -38,12 +38,12 @@ class Part:
     side_M: list[int] = field(default_factory=list)
     """The shorter side of each photo in pixels."""
     kinds: "Counter[str]" = field(default_factory=Counter)
-    """Of members, by extension."""
+    """Number of members by extension."""
     rates: "Counter[int]" = field(default_factory=Counter)
     sources: "Counter[str]" = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, dataset: Dataset, rows: Ints) -> "Part":
+    def of(cls, dataset: Dataset, rows: Ints) -> "Measurements":
         clips = np.bincount(dataset.index.identity[rows])
         clips = clips[clips > 0]
         return cls(len(rows), len(clips), clips.tolist(), dataset.index.length[rows].tolist())
@@ -64,12 +64,12 @@ class Part:
 
     @property
     def hours(self) -> float:
-        """Of sound; where only some samples were measured, if the others are like them."""
+        """Hours of sound; extrapolated if only a part of the samples was measured."""
         return sum(self.seconds_N) / max(1, len(self.photos_N)) * self.samples / 3600
 
     @property
     def seconds_of_each(self) -> list[float]:
-        """Seconds of each person's voice in the samples that were measured."""
+        """Seconds of each person's voice in the measured samples."""
         seconds_of: dict[str, float] = defaultdict(float)
         for identity, seconds in zip(self.identity_N, self.seconds_N, strict=True):
             seconds_of[identity] += seconds
@@ -78,16 +78,16 @@ class Part:
 
 @dataclass
 class Stats:
-    """Of a data set: ``broken`` has a line for each sample that was to be measured and cannot be used."""
+    """The statistics of a data set; ``broken`` has a line for each sample that could not be measured."""
 
     dataset: Dataset
-    whole: Part
-    splits: dict[str, Part]
+    whole: Measurements
+    splits: dict[str, Measurements]
     broken: list[str] = field(default_factory=list)
 
     @property
     def measured(self) -> int:
-        """Samples that were looked at."""
+        """The number of samples that were read."""
         return len(self.whole.photos_N) + len(self.broken)
 
     @property
@@ -103,8 +103,8 @@ def measure(dataset: Dataset, limit: int | None = None) -> Stats:
     """Measure all samples, or ``limit`` of them, spread evenly. V2FError if none of them can be used."""
     count = len(dataset.index.key)
     everything = np.arange(count)
-    parts = {name: Part.of(dataset, everything[_rows(dataset, name)]) for name in dataset.splits}
-    stats = Stats(dataset, Part.of(dataset, everything), parts)
+    parts = {name: Measurements.of(dataset, everything[_rows(dataset, name)]) for name in dataset.splits}
+    stats = Stats(dataset, Measurements.of(dataset, everything), parts)
     rows = np.unique(np.linspace(0, count - 1, min(limit or count, count)).astype(np.int64))
     found = read_samples(dataset, rows, stats.broken)
     for row, sample in tqdm(found, total=len(rows), unit="sample", desc=f"measuring {dataset.root}", disable=None):
@@ -119,15 +119,16 @@ def measure(dataset: Dataset, limit: int | None = None) -> Stats:
 
 
 def _rows(dataset: Dataset, split: str) -> slice:
-    """The rows of the index that belong to a split."""
+    """The rows of a split in the index."""
     of = dataset.split(split)
     return slice(of.first, of.first + of.samples)
 
 
 def read_samples(dataset: Dataset, rows: Ints, broken: list[str]) -> Iterator[tuple[int, Sample]]:
-    """The samples of sorted ``rows`` of the index whose checksum is right; ``broken`` takes a line for each other one.
+    """The samples of sorted ``rows`` of the index with a correct checksum; for every other one, a line is added to
+    ``broken``.
 
-    Where more than a quarter of a shard is asked for, it is read as a whole.
+    A shard is read as a whole if more than a quarter of its samples are needed.
     """
     index = dataset.index
     for number in np.unique(index.shard[rows]).tolist():
@@ -147,7 +148,7 @@ def read_samples(dataset: Dataset, rows: Ints, broken: list[str]) -> Iterator[tu
                 raw = store.read_range(path, offset, length) if content is None else content[offset : offset + length]
                 if crc32(raw) != index.crc32[row]:
                     raise V2FError(f"sample {key}: its checksum differs ({shard.name}, byte {offset})")
-                yield row, Sample.from_tar(key, dataset.ours(row, raw))
+                yield row, Sample.from_tar(key, dataset.in_our_schema(row, raw))
             except V2FError as error:
                 broken.append(str(error))
 
@@ -160,7 +161,7 @@ def lines(stats: Stats) -> list[str]:
     """The statistics as text."""
     whole, about = stats.whole, "about " if stats.is_sampled else ""
 
-    def hours(of: Part) -> str:
+    def hours(of: Measurements) -> str:
         return f", {about}{of.hours:.2f} hours" if whole.seconds_N else ""
 
     said = [
@@ -183,7 +184,7 @@ def lines(stats: Stats) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The one value; or the median and the range of nine of ten, where these are all alike that of all."""
+    """The only value; or the median and the 5th to 95th percentile (if these are equal, the minimum to the maximum)."""
     if not len(values):
         return "–"
     low, middle, high = np.percentile(np.asarray(values, float), [5, 50, 95], method="inverted_cdf")

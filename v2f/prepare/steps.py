@@ -1,10 +1,10 @@
-"""The steps from what a corpus holds to a sample. Each corpus has a converter that finds its files; all share these.
+"""The processing steps from a corpus's files to a sample, shared by all converters; each converter finds its files.
 
     recording --decode, mono, resample--(speech only)--(longest)--(loudness)--> wav_T -----------> FLAC, WAV
     photos ----upright RGB--(face found, chosen, aligned)--> photo_HWC --(pSp, in batches)-------> PNG, JPEG, WebP
                                                                     \\-----> codes w+ ----------> codes.npy
 
-A step in parentheses is done where the recipe asks for it, and the manifest holds the recipe. What cannot be used
+Steps in parentheses are optional, set in the recipe, which is stored in the manifest. An input that cannot be used
 raises :class:`UnusableError`, and becomes a :class:`LeftOut` with its reason.
 
 Shape letters: N photos, H height, W width, C channels, T samples, L styles, D style width.
@@ -25,7 +25,8 @@ from pydantic import Field, model_validator
 
 from v2f.config import Config, Place
 from v2f.data.audio import Keep, UnusableError, decode_voice, decoding, only_speech, to_loudness
-from v2f.data.sample import MAX_PIXELS, AudioFormat, PhotoFormat, encode
+from v2f.data.encoding import encode
+from v2f.data.sample import MAX_PIXELS, AudioFormat, PhotoFormat
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, align
@@ -33,7 +34,7 @@ from v2f.prepare.processes import one_thread
 from v2f.storage import store
 
 PICTURES = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")
-"""The formats that are decoded. Pillow knows others, and for some it starts a program (Ghostscript for EPS)."""
+"""The accepted formats. Pillow knows others, and for some it runs a program (Ghostscript for EPS)."""
 
 _TURNS = {  # EXIF's orientations
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,37 +45,37 @@ _TURNS = {  # EXIF's orientations
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LYING = (5, 6, 7, 8)  # those that swap width and height
-_DIM = 4096  # 16-bit values that all lie below are of 12 bits or fewer, and would come out black
-_PSP_SIDE = 256  # what pSp sees; a photo is not made smaller before it has been seen
+_LYING = (5, 6, 7, 8)  # those with width and height swapped
+_DIM = 4096  # if all 16-bit values are below this, they have 12 bits or fewer, and the photo would turn black
+_PSP_SIDE = 256  # input size of pSp; photos are not reduced below it before pSp
 
 Points = npt.NDArray[np.float64]
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 
 class VadConfig(Config):
-    """What WebRTC's voice activity detector does not take for speech is cut out of a recording."""
+    """Removes the parts of a recording that WebRTC's voice activity detector does not take for speech."""
 
-    mode: int = Field(2, ge=0, le=3, description="0 lets most pass, 3 least")
-    margin: float = Field(0.15, ge=0.0, le=2.0, description="seconds around speech that stay")
-    keep: Keep = Field("speech", description="the speech, joined; or the span from its beginning to its end")
+    mode: int = Field(2, ge=0, le=3, description="aggressiveness: 0 keeps the most, 3 the least")
+    margin: float = Field(0.15, ge=0.0, le=2.0, description="seconds kept around speech")
+    keep: Keep = Field("speech", description="the parts with speech, joined; or everything from the first to the last")
 
 
 class LoudnessConfig(Config):
-    """Recordings are amplified or turned down to one loudness (ITU-R BS.1770-4)."""
+    """Scales recordings to one loudness (ITU-R BS.1770-4)."""
 
-    lufs: float = Field(-23.0, ge=-60.0, le=0.0, description="the loudness wanted; -23: EBU R 128")
+    lufs: float = Field(-23.0, ge=-60.0, le=0.0, description="target loudness; -23: EBU R 128")
     max_gain: float = Field(20.0, ge=0.0, description="dB; more would amplify noise")
-    peak: float = Field(0.98, gt=0.0, le=1.0, description="no sample becomes larger, so nothing clips")
+    peak: float = Field(0.98, gt=0.0, le=1.0, description="maximum sample after scaling, so that nothing clips")
 
 
 class PspConfig(Config):
-    """What pSp (Richardson et al. 2021) makes of the aligned photos."""
+    """Processing of the aligned photos by pSp (Richardson et al. 2021)."""
 
     file: Place = Field(description="the authors' file; or a folder or mirror with their files, chosen by `pictures`")
-    sha256: str | None = Field(None, description="of the file; null: whatever it has")
-    pictures: bool = Field(False, description="each photo is replaced by what pSp draws of it (frontalisation)")
-    codes: bool = Field(False, description="w+ goes into the sample: of the drawn picture, else of the photo")
+    sha256: str | None = Field(None, description="of the file; null: not checked")
+    pictures: bool = Field(False, description="replace each photo by the one that pSp generates (frontalization)")
+    codes: bool = Field(False, description="store w+ in the sample: of the generated picture, else of the photo")
     batch: int = Field(8, ge=1, description="photos at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
 
@@ -86,20 +87,20 @@ class PspConfig(Config):
 
 
 class StepsConfig(Config):
-    """What is made of a recording and its photos, whatever the corpus. A key that is added has the default that means
-    what was done before it."""
+    """How recordings and photos are processed, for any corpus. The default of a key that is added later must keep the
+    behavior from before it existed."""
 
     sample_rate: int = Field(16000, ge=4000, le=48000)
     vad: VadConfig | None = None
-    min_seconds: float = Field(0.5, gt=0.0, description="shorter clips are left out, before and after `vad`")
-    max_seconds: float | None = Field(None, gt=0.0, description="longer clips lose their end; null: they stay")
+    min_seconds: float = Field(0.5, gt=0.0, description="shorter clips are left out, both before and after `vad`")
+    max_seconds: float | None = Field(None, gt=0.0, description="longer clips are cut to this; null: they are kept")
     loudness: LoudnessConfig | None = None
     audio: AudioFormat = "flac"
     mtcnn: Place | None = Field(None, description="folder or mirror of its weights; null: those in facenet-pytorch")
     min_confidence: float = Field(0.9, ge=0.0, le=1.0, description="of a face, by MTCNN")
-    min_face: float = Field(16.0, ge=4.0, description="pixels; a face whose square is smaller is left out")
+    min_face: float = Field(16.0, ge=4.0, description="pixels; faces with a smaller square are left out")
     size: int = Field(256, ge=16, le=1024, description="side of a photo in pixels")
-    max_side: int = Field(2048, ge=64, description="a larger photo is shrunk to this before a face is looked for")
+    max_side: int = Field(2048, ge=64, description="larger photos are reduced to this before face detection")
     photo: PhotoFormat = "png"
     quality: int = Field(95, ge=1, le=100, description="of JPEG and WebP")
     psp: PspConfig | None = None
@@ -112,55 +113,55 @@ class StepsConfig(Config):
 
 
 @dataclass(frozen=True)
-class Raw:
-    """What a sample will be made of; ``rejected``: photos that were tried in vain. None: it has no such part."""
+class RawSample:
+    """The decoded parts of a sample, None for those it does not have. ``rejected``: photos that could not be used."""
 
     item: Item
     wav_T: npt.NDArray[np.float32] | None
-    photos_HWC: list[Picture] | None
+    photos_HWC: list[Pixels] | None
     extra: dict[str, Any]
     rejected: tuple[LeftOut, ...] = ()
     codes_NLD: npt.NDArray[np.float32] | None = field(default=None)
 
 
 def make(
-    config: StepsConfig, source: str, items: Sequence[Item], nets: bool, read: Callable[[Item], Raw]
+    config: StepsConfig, source: str, items: Sequence[Item], nets: bool, read: Callable[[Item], RawSample]
 ) -> list[Made | LeftOut]:
-    """The samples of ``items``: ``read`` gives what a corpus has of one, or raises :class:`UnusableError`.
+    """Make the samples of ``items``. ``read`` returns the decoded parts of one, or raises :class:`UnusableError`.
 
-    ``nets``: ``read`` runs a network.
+    ``nets``: whether ``read`` runs a network.
     """
     with one_thread() if nets or config.psp is not None else nullcontext():
         found = [_read(item, read) for item in items]
-        seen = iter(_see(config, [each for each in found if isinstance(each, Raw)]))
-    return [_encode(config, source, next(seen)) if isinstance(each, Raw) else each for each in found]
+        seen = iter(_apply_psp(config, [each for each in found if isinstance(each, RawSample)]))
+    return [_encode(config, source, next(seen)) if isinstance(each, RawSample) else each for each in found]
 
 
 def provenance(config: StepsConfig) -> dict[str, Any]:
-    """The weights that the content depends on beside the recipe; ones that do not fit are refused here."""
+    """The checksums of the weights that the content depends on; unsuitable weights are refused here."""
     found: dict[str, Any] = {}
     if config.mtcnn is not None:
         from v2f.weights import load_mtcnn
 
         found["mtcnn_sha256"] = load_mtcnn(config.mtcnn)[1]
     if config.psp is not None:
-        from v2f.prepare import psp  # imports torch, which packing without pSp may do without
+        from v2f.prepare import psp  # imported late: it imports torch, which packing without pSp does not need
 
         found["psp_sha256"] = psp.checksum(config.psp)
     return found
 
 
-def _read(item: Item, read: Callable[[Item], Raw]) -> Raw | LeftOut:
+def _read(item: Item, read: Callable[[Item], RawSample]) -> RawSample | LeftOut:
     try:
-        with _named(item):
+        with _naming(item):
             return read(item)
     except UnusableError as error:
         return LeftOut(item.name, item.identity, error.reason, error.detail)
 
 
 @contextmanager
-def _named(item: Item) -> Iterator[None]:
-    """A defect of ours that an input brings out stops the packing, and says which input it was."""
+def _naming(item: Item) -> Iterator[None]:
+    """Add the input's name to an unexpected error (a bug in v2f), which stops the packing."""
     try:
         yield
     except (UnusableError, V2FError):
@@ -169,8 +170,8 @@ def _named(item: Item) -> Iterator[None]:
         raise RuntimeError(f"at {item.name}: {type(error).__name__}: {error}") from error
 
 
-def _see(config: StepsConfig, raws: list[Raw]) -> list[Raw]:
-    """What pSp makes of the photos, where the recipe asks for it."""
+def _apply_psp(config: StepsConfig, raws: list[RawSample]) -> list[RawSample]:
+    """Apply pSp to the photos, if the recipe sets it."""
     if config.psp is None or not raws:
         return raws
     from v2f.prepare import psp
@@ -187,9 +188,9 @@ def _see(config: StepsConfig, raws: list[Raw]) -> list[Raw]:
     return seen
 
 
-def _encode(config: StepsConfig, source: str, raw: Raw) -> Made:
+def _encode(config: StepsConfig, source: str, raw: RawSample) -> Made:
     item = raw.item
-    with _named(item):
+    with _naming(item):
         members = encode(
             item.key,
             raw.wav_T,
@@ -212,13 +213,13 @@ def _encode(config: StepsConfig, source: str, raw: Raw) -> Made:
 
 
 def hear(config: StepsConfig, path: str) -> npt.NDArray[np.float32]:
-    """The recording in a file as the recipe wants it, [T]."""
+    """Decode and process a recording as the recipe says, [T]."""
     content = read_file(path, "audio")
     return voice(config, decode_voice(content, sample_rate=config.sample_rate, min_seconds=config.min_seconds))
 
 
 def voice(config: StepsConfig, wav_T: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A mono recording at the recipe's rate as the recipe wants it."""
+    """Process a mono recording at the recipe's rate as the recipe says."""
     rate, vad, loudness = config.sample_rate, config.vad, config.loudness
     if vad is not None:
         wav_T = only_speech(wav_T, rate, mode=vad.mode, margin=vad.margin, keep=vad.keep)
@@ -236,37 +237,37 @@ def voice(config: StepsConfig, wav_T: npt.NDArray[np.float32]) -> npt.NDArray[np
 
 
 def side(config: StepsConfig) -> int:
-    """Of an aligned photo in pixels; for pSp not smaller than pSp sees."""
+    """Side of an aligned photo in pixels; with pSp at least pSp's input size."""
     return max(config.size, _PSP_SIDE) if config.psp is not None else config.size
 
 
 def find_face(config: StepsConfig, photo: Image.Image, choice: align.FaceChoice, point: Points | None) -> align.Face:
-    """The face of a photo that is meant."""
+    """Find the faces in a photo and choose one; UnusableError if there is none."""
     faces = align.find_faces(photo, config.min_confidence, config.mtcnn)
     if not faces:
         raise UnusableError("no face was found", f"photo of {photo.width} x {photo.height} pixels")
     return align.choose_face(faces, choice, point)
 
 
-def cut_face(config: StepsConfig, photo: Image.Image, landmarks: Points) -> Picture:
+def cut_face(config: StepsConfig, photo: Image.Image, landmarks: Points) -> Pixels:
     """The face with these landmarks, aligned."""
     with decoding("face cannot be aligned"):
         return align.align_face(photo, landmarks, side(config), config.min_face)
 
 
 def read_photo(file: str | bytes, max_side: int) -> tuple[Image.Image, Points]:
-    """Any photo, by its path or its bytes, as upright 8-bit RGB, no side longer than ``max_side``; and how much shorter
-    its sides are (width, height; at most 1) than those of the upright photo as stored. Of several pictures in a file
-    the first."""
+    """Read a photo, given as path or bytes, as upright 8-bit RGB with no side longer than ``max_side``; returns also
+    the scale of width and height (at most 1) relative to the stored photo, turned upright. Uses the first of several
+    pictures in a file."""
     content = file if isinstance(file, bytes) else read_file(file, "photo")
     with warnings.catch_warnings(), decoding("photo cannot be decoded"):
-        warnings.simplefilter("ignore")  # Pillow warns of large photos and odd metadata; MAX_PIXELS is what counts
+        warnings.simplefilter("ignore")  # Pillow warns of large photos and odd metadata; MAX_PIXELS is the limit here
         try:
             with Image.open(io.BytesIO(content), formats=_known_pictures()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnusableError("photo is too large", f"{image.width} x {image.height} pixels")
                 stored = image.size
-                image.draft("RGB", (max_side, max_side))  # lets a JPEG decode at a fraction of its size
+                image.draft("RGB", (max_side, max_side))  # decodes a JPEG at a fraction of its size
                 image.load()
                 orientation = _orientation(image)
                 upright = _to_rgb(image)
@@ -282,23 +283,23 @@ def read_photo(file: str | bytes, max_side: int) -> tuple[Image.Image, Points]:
 
 @functools.cache
 def _known_pictures() -> tuple[str, ...]:
-    """Those of :data:`PICTURES` that this Pillow has."""
+    """The formats in :data:`PICTURES` that this Pillow supports."""
     Image.init()
     return tuple(kind for kind in PICTURES if kind in Image.OPEN)
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation of a loaded picture, 1 to 8. Cameras and programs write EXIF that cannot be read: no other tag
-    is looked at, and where this one cannot be read the picture is taken as it lies."""
+    """The EXIF orientation of a loaded picture, 1 to 8. EXIF is often malformed, so no other tag is read, and an
+    unreadable orientation counts as upright."""
     try:
         told = image.getexif().get(ExifTags.Base.Orientation)
         return int(told) if told in _TURNS else 1
-    except Exception:  # whatever Pillow's reader of EXIF stumbles over
+    except Exception:  # Pillow's EXIF reader can raise anything
         return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("F", "I") and image.format != "PPM":  # PPM says what its largest value is
+    if image.mode in ("F", "I") and image.format != "PPM":  # PPM gives its maximum value
         kind = "floating point" if image.mode == "F" else "32 bits"
         raise UnusableError("photo has no range of values", f"{kind} a pixel; save it with 8 or 16 bits a channel")
     if image.mode == "I" or image.mode.startswith("I;16"):  # Pillow's own conversion would clip instead of scale
@@ -314,7 +315,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_file(path: str, what: str) -> bytes:
-    """The bytes of an input; ``what`` names it in a reason."""
+    """The bytes of an input file; ``what`` names its kind in the reason of an UnusableError."""
     if not store.exists(path):
         raise UnusableError(f"{what} is missing", path)
     try:

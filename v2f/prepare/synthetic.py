@@ -1,7 +1,7 @@
-"""The converter of the synthetic world: people who can be made again from the recipe alone.
+"""The converter of the synthetic world: people who are reproducible from the recipe alone.
 
-One sample is one clip and ``photos`` photos of a person. Clip c has the photos c * photos and on, so that a person's
-samples show different photos. Without torch, so that packing processes start fast.
+One sample is one clip and ``photos`` photos of a person. Clip c has the photos from c * photos on, so that a person's
+samples show different photos. Does not import torch, so that packing processes start fast.
 
 Shape letters: N samples, P photos.
 """
@@ -16,32 +16,34 @@ import numpy.typing as npt
 from pydantic import Field
 
 from v2f.config import Config
-from v2f.data.sample import AudioFormat, PhotoFormat, encode
+from v2f.data.encoding import encode
+from v2f.data.sample import AudioFormat, PhotoFormat
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan
 from v2f.world import world_hash
 from v2f.world.people import CLIP, FACE, PHOTO, VERSION, VOICE, World, WorldConfig
 from v2f.world.portraits import render_portraits
 
-_FIRST = {"train": 0, "valid": 8_000_000, "test": 9_000_000}  # so another number of people changes no person
+# first numbers of people, so that changing their count does not change a person
+_FIRST = {"train": 0, "valid": 8_000_000, "test": 9_000_000}
 _MOST = {"train": 8_000_000, "valid": 1_000_000, "test": 1_000_000}
 
 
 class Crowd(Config):
-    """How many people, with how many clips each."""
+    """The number of people, and of clips per person."""
 
     people: int = Field(ge=0)
     clips: int = Field(1, ge=1, le=10_000)
 
 
 class SyntheticConfig(Config):
-    """Which people of which world, and what of each."""
+    """Which people of which world, and how many clips and photos of each."""
 
     world: WorldConfig = WorldConfig()
     train: Crowd
     valid: Crowd = Crowd(people=0)
     test: Crowd = Crowd(people=0)
-    seen: Crowd = Field(Crowd(people=0), description="the first so many trained people, with clips not trained on")
+    seen: Crowd = Field(Crowd(people=0), description="the first people of train, with clips that are not in train")
     photos: int = Field(1, ge=1, le=100, description="photos of the person in each sample")
     seconds: float = Field(2.0, ge=0.1, le=60.0)
     size: int = Field(64, ge=32, le=1024, description="side of a photo in pixels")
@@ -54,7 +56,7 @@ SAMPLE_RATE = 16000
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Converts nothing into people."""
+    """Renders synthetic people."""
 
     config: SyntheticConfig
 
@@ -80,7 +82,9 @@ class Synthetic:
         return []
 
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
-        from v2f.world.voices import render_voices  # here: it imports scipy.signal, which other packs do without
+        from v2f.world.voices import (
+            render_voices,
+        )  # imported late: it imports scipy.signal
 
         config, world = self.config, World(self.config.world)
         id_N = np.array([item.what[0] for item in items], dtype=np.int64)
@@ -130,7 +134,7 @@ def _item(split: str, person: int, clip: int) -> Item:
 
 
 def _content(seed: int, person: int, clip: int) -> int:
-    """What seeds the words and the noise of a clip, below 2**63."""
+    """The seed of the words and the noise of a clip, below 2**63."""
     return int.from_bytes(sha256(f"{seed}/{person}/{clip}".encode()).digest()[:8], "big") >> 1
 
 

@@ -1,6 +1,8 @@
-"""``v2f shards verify``: every byte, every sample and every promise of a data set, each problem by shard and key.
+"""``v2f shards verify``: checks every byte, every sample and the consistency of a data set, and reports problems by
+shard and key.
 
-With ``--absent ID`` also that nothing in it names that person, however spelled: manifest, index, keys, JSONs, reports.
+With ``--absent ID``, also checks that nothing names that person, in any spelling: manifest, index, keys, JSONs,
+reports.
 """
 
 import hashlib
@@ -28,7 +30,7 @@ from v2f.storage.term import FOLDER
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a shard, or with one sample of it (or, where ``shard`` is empty, with the whole)."""
+    """A problem of a shard, or of one of its samples; with an empty ``shard``, of the whole data set."""
 
     shard: str
     key: str
@@ -40,10 +42,10 @@ class Problem:
 
 
 def verify(root: str, absent: Sequence[str] = ()) -> list[Problem]:
-    """All problems of the data set under ``root``, printed one a line; none means that every byte is as packed, and
-    that it names none of the identities ``absent``.
+    """All problems of the data set under ``root``, also printed, one per line. None means that every byte is as packed,
+    and that it names none of the identities ``absent``.
 
-    A manifest or index that cannot be used at all is a :class:`V2FError`.
+    V2FError if the manifest or the index cannot be used at all.
     """
     dataset = open_dataset(root)
     problems = []
@@ -70,7 +72,7 @@ def _problems(dataset: Dataset, absent: Sequence[str], bar: "tqdm[Any]") -> Iter
     for name in store.names(dataset.root):
         if name == REMOVING:
             yield Problem("", "", "removing people was not finished here; run the same `v2f shards remove` again")
-        elif name not in known and not is_record(name):  # these, finishing the pack removes
+        elif name not in known and not is_record(name):  # records are removed when the pack is finished
             if foreign is None or not foreign.shares_folder:
                 yield Problem("", "", f"{name} does not belong to the data set; move it elsewhere")
         elif absent and name not in (MANIFEST, FOLDER) and name not in binary:
@@ -97,7 +99,7 @@ def _problems(dataset: Dataset, absent: Sequence[str], bar: "tqdm[Any]") -> Iter
 
 
 def _reported(content: bytes, identity: str) -> bool:
-    """Whether a report of packing (JSON, or JSON lines) names a person; what is neither could name anybody."""
+    """Whether a report of packing (JSON, or JSON lines) names a person; True if it cannot be parsed."""
     text = content.decode("utf-8", "replace")
     try:
         return _names(json.loads(text), identity)
@@ -109,8 +111,8 @@ def _reported(content: bytes, identity: str) -> bool:
 
 
 def _names(value: Any, identity: str) -> bool:
-    """Whether plain JSON names a person: a key or a text in it is the identity, or a path with a folder called so, in
-    whatever spelling."""
+    """Whether plain JSON names a person: a key or string is the identity, or a path with a folder of that name, in any
+    spelling."""
     if isinstance(value, dict):
         return any(_names(part, identity) for pair in value.items() for part in pair)
     if isinstance(value, list):
@@ -121,7 +123,7 @@ def _names(value: Any, identity: str) -> bool:
 
 
 def _key_names(key: str, owner: str, identity: str) -> bool:
-    """Whether a sample's key names a person, and not only because its owner's name holds the other's."""
+    """Whether a sample's key names a person, and not only because its owner's name contains that name."""
     owned = f"-{_as_in_keys(owner)}-"
     spelled = {_as_in_keys(normalize(form, identity)) for form in ("NFC", "NFD")} - {""}
     return any(f"-{wanted}-" in f"-{key}-" and f"-{wanted}-" not in owned for wanted in spelled)
@@ -162,18 +164,18 @@ def _people(dataset: Dataset) -> Iterator[Problem]:
 
 
 class _Stream:
-    """A shard read once, front to back, with its checksum and its length; memory: one piece, and one sample."""
+    """A shard read once from front to back, with its checksum and length; holds one piece and one sample in memory."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._pieces = store.chunks(path)
-        self._piece, self._begins = memoryview(b""), 0  # what is held, and where in the shard it begins
+        self._piece, self._begins = memoryview(b""), 0  # the current piece, and its offset in the shard
         self._digest = hashlib.sha256()
         self.bytes = 0
 
     def sample(self, start: int, length: int) -> bytes:
-        """As many of the ``length`` bytes from ``start`` on as there are."""
-        if start < self._begins:  # an index that goes back: these bytes have passed
+        """The ``length`` bytes from ``start`` on, or fewer at the end of the shard."""
+        if start < self._begins:  # the index goes backwards: these bytes were read already
             there = max(0, min(length, store.size(self._path) - start)) if start >= 0 else 0
             return store.read_range(self._path, start, there) if there else b""
         found: list[memoryview] = []
@@ -185,7 +187,7 @@ class _Stream:
                 return b"".join(found)
 
     def has_more(self, start: int) -> bool:
-        """Whether from ``start`` on there is anything but zeros. Reads to the end, in any case."""
+        """Whether anything but zeros follows ``start``. Always reads to the end."""
         more = False
         while True:
             more = more or bool(np.frombuffer(self._piece, np.uint8)[max(0, start - self._begins) :].any())
@@ -193,7 +195,7 @@ class _Stream:
                 return more
 
     def sha256(self) -> str:
-        """Of all that was read."""
+        """The SHA-256 of everything read."""
         return self._digest.hexdigest()
 
     def _next(self) -> bool:
@@ -233,7 +235,8 @@ def _shard(dataset: Dataset, number: int, shard: Shard, first: int, absent: Sequ
 def _sample(
     dataset: Dataset, number: int, shard: Shard, row: int, raw: bytes, gap: int, absent: Sequence[str]
 ) -> Iterator[Problem]:
-    """What is wrong with one sample, whose bytes are ``raw``, ``gap`` bytes behind the one before."""
+    """The problems of one sample with the bytes ``raw``, which starts ``gap`` bytes after the end of the previous
+    one."""
     index = dataset.index
     key = bytes(index.key[row]).decode("ascii", "replace")
     if gap and dataset.manifest.foreign is None:
@@ -247,7 +250,7 @@ def _sample(
     else:
         identity = dataset.manifest.identities[index.identity[row]]
         try:
-            sample = Sample.from_tar(key, dataset.ours(row, raw))
+            sample = Sample.from_tar(key, dataset.in_our_schema(row, raw))
             _check(dataset, sample, shard.split, identity)
         except V2FError as error:
             yield Problem(shard.name, key, str(error).removeprefix(f"sample {key}: "))
@@ -261,7 +264,7 @@ def _sample(
 
 
 def _check(dataset: Dataset, sample: Sample, split: str, identity: str) -> None:
-    """Decode all that a sample holds; :class:`V2FError` where it is not what schema and manifest promise."""
+    """Decode everything in a sample; :class:`V2FError` if it does not match the schema and the manifest."""
     if sample.identity != identity:
         raise V2FError(f"its JSON says {sample.identity!r}, the manifest {identity!r}")
     if sample.meta["split"] != split:

@@ -1,9 +1,9 @@
-"""Cuts out of videos that lie locally or in a store: the sound between two seconds, the pictures at some of them.
+"""Reading parts of local or remote videos: the sound between two times, and pictures at given times.
 
     video --seek, decode--> wav_T [T]
                       \\---> RGB pictures
 
-A remote video is read in ranges, so that a segment of three seconds does not cost the whole file.
+A remote video is read in ranges, so that a segment of three seconds does not require the whole file.
 
 Shape letters: T samples.
 """
@@ -22,24 +22,23 @@ from v2f.errors import V2FError
 from v2f.storage import local as files
 from v2f.storage import store
 
-_READ = 1 << 20  # bytes that are asked of a store at once
-_LATE_S = 0.5  # a video's last picture stands for seconds that are so little beyond it
+_READ = 1 << 20  # bytes per request to a store
+_LATE_S = 0.5  # a video's last picture is used for times up to this much later
 
 
 @contextmanager
 def opened(path: str | bytes) -> Iterator[Any]:
-    """The PyAV container of a video, by its path or its bytes; whatever FFmpeg cannot read of it is an
-    :class:`UnusableError`."""
-    if isinstance(path, bytes):  # somebody's upload: it may name no file at all
+    """Open the PyAV container of a video, given as path or bytes; any FFmpeg error is an :class:`UnusableError`."""
+    if isinstance(path, bytes):  # an upload may not refer to any file
         with _decoded(io.BytesIO(path), "none") as container:
             yield container
         return
     local = store.local_path(path)
     try:
-        # FFmpeg takes names for addresses, and playlists for orders to read other files: neither is meant
+        # FFmpeg would treat names as URLs and follow playlists to other files; neither is allowed
         if local is not None:
             with store.explained(path, "read"):
-                files.check_file(local)  # FFmpeg would wait for a FIFO
+                files.check_file(local)  # FFmpeg would block on a FIFO
         file: Any = f"file:{os.path.abspath(local)}" if local is not None else io.BufferedReader(_Remote(path), _READ)
         with _decoded(file, "file") as container:
             yield container
@@ -49,7 +48,7 @@ def opened(path: str | bytes) -> Iterator[Any]:
 
 @contextmanager
 def _decoded(file: Any, protocols: str) -> Iterator[Any]:
-    """``protocols``: by which what the file names may be read."""
+    """``protocols``: those that FFmpeg may use for files that the video refers to."""
     import av
 
     with (
@@ -57,12 +56,12 @@ def _decoded(file: Any, protocols: str) -> Iterator[Any]:
         av.open(file, "r", options={"protocol_whitelist": protocols}, metadata_errors="ignore") as container,
     ):
         for stream in container.streams.video:
-            stream.codec_context.thread_count = 1  # the packing processes share the cores already
+            stream.codec_context.thread_count = 1  # packing processes use all cores already
         yield container
 
 
 def pictures(container: Any, seconds: Sequence[float]) -> list[Image.Image]:
-    """The RGB pictures that a video shows at ``seconds``."""
+    """The RGB pictures of a video at the times ``seconds``."""
     if not container.streams.video:
         raise UnusableError("video cannot be decoded", "the file has no pictures")
     stream = container.streams.video[0]
@@ -76,26 +75,26 @@ def _check_size(shown: Any) -> None:
 
 
 def _picture(container: Any, stream: Any, second: float) -> Image.Image:
-    """The last picture that begins at ``second`` or before."""
+    """The last picture that starts at or before ``second``."""
     import av
 
     origin = (container.start_time or 0) / av.time_base
     container.seek(int(second * av.time_base) + (container.start_time or 0))
     shown = None
     for frame in container.decode(stream):
-        if shown is not None and (frame.time or 0.0) - origin > second + 1e-3:  # containers round to milliseconds
+        if shown is not None and (frame.time or 0.0) - origin > second + 1e-3:  # containers round times to milliseconds
             break
         shown = frame
     else:
         if shown is None or (shown.time or 0.0) - origin + _LATE_S < second:
             raise UnusableError("the video ends before the segment does", f"there is no picture at {second:.2f} s")
-    _check_size(shown)  # a stream may change its size
+    _check_size(shown)  # the size may change within a stream
     image: Image.Image = shown.to_image()
     return image
 
 
 class _Remote(io.RawIOBase):
-    """A stored file as FFmpeg reads it."""
+    """A remote file as a seekable stream for FFmpeg."""
 
     def __init__(self, path: str):
         self._path, self._size, self._at = path, store.size(path), 0

@@ -1,14 +1,14 @@
-"""The converter of VoxCeleb1 and VoxCeleb2: voices from there, faces from VGGFace1 and VGGFace2, tied by the published
-metadata.
+"""The converter of VoxCeleb1 and VoxCeleb2: their voices, and faces from VGGFace1 and VGGFace2, matched by the
+published metadata.
 
-    voices  ROOT/.../idXXXXX/VIDEO/UTT.wav | m4a     one sample a clip
+    voices  ROOT/.../idXXXXX/VIDEO/UTT.wav | m4a     one sample per clip
     meta    vox1_meta.csv, vox2_meta.csv             idXXXXX -> A.J._Buckley or n000012; dev or test
-    faces   ROOT/.../A.J._Buckley/*.jpg              VGGFace1, or whatever has a folder for each name
-            ROOT/.../n000012/*.jpg                   VGGFace2; a folder may have the idXXXXX as its name, too
+    faces   ROOT/.../A.J._Buckley/*.jpg              VGGFace1, or any set with a folder for each name
+            ROOT/.../n000012/*.jpg                   VGGFace2; a folder may also be named idXXXXX
 
-The people of both are disjoint, so one recipe may hold both. Other sounds and photos below the roots are left out, and
-counted. A person's clips get the person's photos in turn (both in
-the order of a hash), so that they show different photos. A photo without a usable face is replaced by the next.
+The people of the two corpora are disjoint, so one recipe may use both. Other sounds and photos below the roots are left
+out and counted. A person's photos are dealt to the person's clips in turn (both in the order of a hash), so that clips
+show different photos. A photo without a usable face is replaced by the next.
 """
 
 import csv
@@ -30,14 +30,14 @@ from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan, share, steps, yields
 from v2f.prepare.names import is_text, on_disk, same, tidy
 from v2f.prepare.splits import Shares, Subset, deal
-from v2f.prepare.steps import Picture, Raw, StepsConfig
+from v2f.prepare.steps import Pixels, RawSample, StepsConfig
 from v2f.storage import store
 
 _CLIP = re.compile(r"(?:.*/)?(id\d{5})/([A-Za-z0-9_-]{1,40})/([A-Za-z0-9_-]{1,20})\.(?i:wav|flac|m4a)")
 _SOUND = re.compile(r".+\.(?:wav|flac|m4a|mp[34]|aac|og[ga]|opus|aiff?|wma|amr|caf|webm|mkv)", re.IGNORECASE)
 _PHOTO = re.compile(r".+\.(?:jpe?g|png|webp|bmp|tiff?)", re.IGNORECASE)
 _PICTURE = re.compile(r".+\.(?:gif|hei[cf]|avif|jfif|jp2|jxl|p[pgn]m|tga|svg)", re.IGNORECASE)
-_COLUMNS = {  # as published, without case and spaces; vox2_meta.csv has a space before most of its commas
+_COLUMNS = {  # published names without case and spaces; vox2_meta.csv has a space before most commas
     "voxceleb1id": "id",
     "voxceleb2id": "id",
     "vggface1id": "face",
@@ -50,7 +50,7 @@ _COLUMNS = {  # as published, without case and spaces; vox2_meta.csv has a space
 
 
 class VoxCelebConfig(StepsConfig):
-    """Which clips and photos; and, as ``StepsConfig`` has it, what is made of them."""
+    """Which clips and photos to use, and (``StepsConfig``) how to process them."""
 
     voices: list[Place] = Field(min_length=1, description="folders that hold idXXXXX/VIDEO/UTT.wav|m4a, at any depth")
     meta: list[Place] = Field(min_length=1, description="vox1_meta.csv, vox2_meta.csv")
@@ -73,24 +73,24 @@ class VoxCelebConfig(StepsConfig):
 
 
 @dataclass(frozen=True)
-class Person:
+class Speaker:
     """One line of the metadata."""
 
     id: str
-    names: tuple[str, ...]  # of the folders with the person's photos
+    names: tuple[str, ...]  # of folders with the person's photos
     tested: bool
-    known: Mapping[str, str] = field(default_factory=dict)  # gender, nationality: goes into the samples
+    known: Mapping[str, str] = field(default_factory=dict)  # gender, nationality: stored in the samples
 
 
 @dataclass(frozen=True)
 class _Photo:
-    name: str  # relative to its root, as names compare
+    name: str  # relative to its root, in NFC
     path: str
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """What a sample is made from: a recording, the photos to try in this order, and what is known of the person."""
+    """The inputs of a sample: a recording, the photos to try in order, and facts about the person."""
 
     name: str
     path: str
@@ -100,14 +100,14 @@ class _Clip:
 
 @dataclass(frozen=True)
 class VoxCeleb:
-    """Converts clips of people of whom there are photos."""
+    """Converts the clips of people with photos."""
 
     config: VoxCelebConfig
 
     def plan(self) -> Plan:
         config = self.config
         texts = {path: store.read_bytes(on_disk(path)) for path in config.meta}
-        people: dict[str, Person] = {}
+        people: dict[str, Speaker] = {}
         for path, text in texts.items():
             for person in read_meta(text, path, config.splits == "published"):
                 if people.setdefault(person.id, person) != person:
@@ -154,10 +154,10 @@ class VoxCeleb:
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
         return steps.make(self.config, "voxceleb", items, self.config.align == "mtcnn", self._read)
 
-    def _read(self, item: Item) -> Raw:
+    def _read(self, item: Item) -> RawSample:
         clip: _Clip = item.what
         wav_T = steps.hear(self.config, clip.path)
-        photos_HWC: list[Picture] = []
+        photos_HWC: list[Pixels] = []
         names: list[str] = []
         rejected: list[LeftOut] = []
         for photo in clip.photos:
@@ -171,9 +171,9 @@ class VoxCeleb:
         if not photos_HWC:
             reasons = Counter(each.reason for each in rejected).most_common()
             raise UnusableError("none of its photos can be used", ", ".join(f"{n} x {why}" for why, n in reasons))
-        return Raw(item, wav_T, photos_HWC, {"audio": clip.name, "images": names, **clip.known}, tuple(rejected))
+        return RawSample(item, wav_T, photos_HWC, {"audio": clip.name, "images": names, **clip.known}, tuple(rejected))
 
-    def _face(self, path: str) -> Picture:
+    def _face(self, path: str) -> Pixels:
         config = self.config
         photo, _ = steps.read_photo(path, config.max_side)
         if config.align == "none":
@@ -181,8 +181,8 @@ class VoxCeleb:
         return steps.cut_face(config, photo, steps.find_face(config, photo, config.face, None).landmarks)
 
     def _clips(self) -> tuple[dict[str, list[_Clip]], list[LeftOut]]:
-        """The recordings of each id; and what is left out: those that are there twice (as wav and m4a, or below two
-        roots), and sounds that are no clips."""
+        """The recordings of each id; and those left out: duplicates (as wav and m4a, or below two roots), and sounds
+        that are not clips."""
         clips: dict[str, list[_Clip]] = defaultdict(list)
         left_out = []
         first: dict[str, str] = {}
@@ -201,8 +201,8 @@ class VoxCeleb:
                 clips[id].append(_Clip(clip, path, (), {}))
         return clips, left_out
 
-    def _photos(self, people: Mapping[str, Person]) -> tuple[dict[str, list[_Photo]], list[LeftOut]]:
-        """The photos of each id; and those of nobody, a line for each folder."""
+    def _photos(self, people: Mapping[str, Speaker]) -> tuple[dict[str, list[_Photo]], list[LeftOut]]:
+        """The photos of each id; and those that belong to nobody, one entry per folder."""
         exact = {name: person.id for person in people.values() for name in (person.id, *person.names)}
         loose: dict[str, set[str]] = defaultdict(set)
         for name, id in exact.items():
@@ -230,8 +230,9 @@ class VoxCeleb:
             left_out.append(LeftOut(folder, identity, why, detail, 0, len(names)))
         return photos, left_out
 
-    def _with_photos(self, person: Person, clips: list[_Clip], photos: list[_Photo]) -> list[_Clip]:
-        """The clips with their photos and the spare ones: on a ring, each clip's begin where the last one's end."""
+    def _with_photos(self, person: Speaker, clips: list[_Clip], photos: list[_Photo]) -> list[_Clip]:
+        """The clips with their photos and spare ones, dealt around a ring: each clip continues after the previous
+        one."""
         seed, wanted = str(self.config.seed), self.config.photos
         ring = sorted(photos, key=lambda photo: share(seed, "photo", person.id, photo.name))
         dealt = []
@@ -242,8 +243,8 @@ class VoxCeleb:
         return dealt
 
 
-def read_meta(text: bytes, path: str, needs_set: bool) -> list[Person]:
-    """The people in vox1_meta.csv (tabs), vox2_meta.csv (commas) or its fuller sibling that has names, too."""
+def read_meta(text: bytes, path: str, needs_set: bool) -> list[Speaker]:
+    """The people in vox1_meta.csv (tabs), vox2_meta.csv (commas), or the variant of the latter with names."""
     try:
         head, *lines = re.split(r"\r\n|\r|\n", text.decode("utf-8-sig"))
         rows = csv.reader(lines, delimiter="\t" if "\t" in head else ",", strict=True)
@@ -268,23 +269,23 @@ def read_meta(text: bytes, path: str, needs_set: bool) -> list[Person]:
             raise V2FError(f"{path}: line {number}: the set {values['set']!r} is neither dev nor test")
         names = tuple(dict.fromkeys(values[column] for column in ("face", "name") if values.get(column)))
         known = {column: values[column] for column in ("gender", "nationality") if values.get(column)}
-        people.append(Person(values["id"], names, values.get("set", "").lower() == "test", known))
+        people.append(Speaker(values["id"], names, values.get("set", "").lower() == "test", known))
     return people
 
 
 def _trimmed(row: list[str], least: int = 0) -> list[str]:
-    """A row without the empty fields at its end, of which ``least`` fields stay."""
+    """A row without empty fields at its end, but with at least ``least`` fields."""
     filled = max((at for at, value in enumerate(row, start=1) if value.strip()), default=0)
     return row[: max(filled, least)]
 
 
 def _as_published(name: str) -> bool:
-    """Sorts a clip behind another of its name whose extension is written as VoxCeleb writes it."""
+    """A sort key that puts lowercase extensions, as VoxCeleb uses them, first."""
     return not name.rpartition(".")[2].islower()
 
 
 def _no_clip(name: str, path: str) -> LeftOut:
-    """Why the file ``name`` of a root is none of its clips, though it is a sound."""
+    """Why the sound file ``name`` of a root is not a clip."""
     folders = name.split("/")[:-1]
     id = next((folder for folder in reversed(folders) if re.fullmatch(r"id\d{5}", folder)), "".join(folders[:1]))
     if not is_text(name):
@@ -295,7 +296,7 @@ def _no_clip(name: str, path: str) -> LeftOut:
 
 
 def _owner(name: str, exact: Mapping[str, str], loose: Mapping[str, set[str]]) -> tuple[str, str]:
-    """The id of the person whose folder a photo lies in, or why it is nobody's."""
+    """The id of the person whose folder a photo is in, or why it belongs to nobody."""
     why = "the folder is of nobody in the metadata"
     for folder in name.split("/")[:-1]:
         owners = {exact[folder]} if folder in exact else loose.get(_loose(folder), set())
@@ -307,7 +308,7 @@ def _owner(name: str, exact: Mapping[str, str], loose: Mapping[str, set[str]]) -
 
 
 def _loose(name: str) -> str:
-    """A name as people write it: without case, dots, spaces and lines."""
+    """A name reduced to its letters and digits, without case."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 

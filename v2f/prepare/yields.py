@@ -1,9 +1,9 @@
-"""What became of a corpus: how many samples were kept, what was left out for which reasons, and that for each person.
+"""The yield of a corpus: how many samples were kept, and what was left out for which reasons, in total and by person.
 
     {"kept": {"samples", "people", "splits"}, "left_out": {"samples", "reasons"}, "rejected_photos": {reason: photos},
      "people": {identity: {"kept": samples, "left_out": {reason: samples}}}}
 
-The counts depend on the recipe alone, neither on the number of processes nor on that of parts.
+The counts depend on the recipe alone, not on the number of processes or parts.
 """
 
 import json
@@ -17,13 +17,13 @@ from v2f.storage import store
 
 YIELD = "yield.json"
 LEFT_OUT = "left_out.jsonl"
-_SHOWN = 20  # lines that are printed for each reason; left_out.jsonl has all
+_SHOWN = 20  # lines printed per reason; left_out.jsonl has all
 
 
 def yield_report(
     kept: Mapping[tuple[str, str], int], left_out: Sequence[LeftOut], rejected: Iterable[LeftOut] = ()
 ) -> dict[str, Any]:
-    """``kept``: samples by (split, identity). A photo that was ``rejected`` for several samples counts once."""
+    """The report. ``kept``: samples by (split, identity). A photo ``rejected`` for several samples counts once."""
     people: dict[str, dict[str, Any]] = defaultdict(lambda: {"kept": 0, "left_out": Counter()})
     splits: Counter[str] = Counter()
     for (split, identity), samples in kept.items():
@@ -60,32 +60,33 @@ def to_json(report: Mapping[str, Any]) -> bytes:
 def write_left_out(
     root: str, left_out: Iterable[LeftOut], put: Callable[[str, bytes], None] = store.write_bytes
 ) -> None:
-    """A line of JSON for each input that was left out, beside the data; ``put`` writes a file."""
+    """Write one line of JSON for each input that was left out; ``put`` writes a file."""
     said = "".join(json.dumps(vars(each), ensure_ascii=False) + "\n" for each in left_out)
     put(store.join(root, LEFT_OUT), said.encode())
 
 
 def read_left_out(root: str) -> list[LeftOut]:
-    """What :func:`write_left_out` wrote; empty where there is no such list."""
+    """Read the list that :func:`write_left_out` wrote; empty if there is none."""
     path = store.join(root, LEFT_OUT)
     if not store.exists(path):
         return []
     try:
-        # not splitlines: a name may hold a separator of lines that JSON lets stand
+        # not splitlines: a name may contain line separators that JSON does not escape
         return [LeftOut(**json.loads(line)) for line in store.read_bytes(path).decode().split("\n") if line]
     except (ValueError, TypeError) as error:
         raise V2FError(f"{path}: this is no list of what was left out ({error}); restore or remove it") from error
 
 
 def why(left_out: Sequence[LeftOut]) -> str:
-    """In a line why inputs were left out: the reasons with their counts, and the first input of the most frequent."""
+    """One line on why inputs were left out: the reasons with their counts, and the first input of the most frequent
+    one."""
     counts = Counter(each.reason for each in left_out).most_common()
     first = next((f"; the first: {each}" for each in left_out if each.reason == counts[0][0]), "")
     return ", ".join(f"{count} x {reason}" for reason, count in counts) + first
 
 
 def lines(report: Mapping[str, Any], worst: int = 5) -> list[str]:
-    """The report as text; ``worst``: so many of the people who lost most are named."""
+    """The report as text; ``worst``: how many of the people with the most losses to name."""
     kept, lost = report["kept"], report["left_out"]
     everything = kept["samples"] + lost["samples"]
     share = f" ({kept['samples'] / everything:.1%})" if everything else ""
@@ -107,7 +108,8 @@ def lines(report: Mapping[str, Any], worst: int = 5) -> list[str]:
 
 
 def examples(left_out: Sequence[LeftOut]) -> list[str]:
-    """A line for each input that was left out; of many with the same reason the first, and how many more."""
+    """A line for each input that was left out; of many with the same reason, the first ones and the number of
+    others."""
     by_reason: dict[str, list[LeftOut]] = defaultdict(list)
     for each in left_out:
         by_reason[each.reason].append(each)

@@ -19,8 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from v2f import metrics, weights
-from v2f.data.transforms import Noise as Drawn
-from v2f.data.transforms import Photo
+from v2f.data.transforms import NoiseVector, Photo
 from v2f.errors import V2FError
 from v2f.nn import widened
 from v2f.nn.dcgan import Discriminator, Generator, doublings
@@ -106,7 +105,7 @@ class FaceGAN(Judged):
 
     def transforms(self) -> dict[str, Transform]:
         c = self.config
-        return {"image": Photo(c.image_size, c.share), "noise": Drawn(c.noise)}
+        return {"image": Photo(c.image_size, c.share), "noise": NoiseVector(c.noise)}
 
     def asks(self) -> Mapping[str, Kind]:
         return {"noise": Noise(self.config.noise)}

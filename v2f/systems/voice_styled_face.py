@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f import config, metrics, weights
-from v2f.data.transforms import Codes, Embedding, Photo, Waveform
+from v2f.data.transforms import Photo, StoredCodes, StoredEmbedding, Waveform
 from v2f.errors import V2FError
 from v2f.nn import face_box, losses
 from v2f.nn.mapping import StyleMapping
@@ -147,10 +147,10 @@ class VoiceStyledFace(Styled, Judged):
         c = self.config
         read: dict[str, Transform] = {"wav": Waveform(c.seconds, c.sample_rate), "image": Photo(c.image_size)}
         if isinstance(c.frozen.codes, Precomputed):
-            read["codes"] = Codes(self.generator.n_latent, self.generator.style_dim, draws_as="image")
+            read["codes"] = StoredCodes(self.generator.n_latent, self.generator.style_dim, draws_as="image")
         if c.frozen.embeddings is not None and c.losses.id:
             net = weights.described("identity", c.frozen.identity, self.weights.get("identity"))
-            read["embedding"] = Embedding(net, draws_as="image")
+            read["embedding"] = StoredEmbedding(net, draws_as="image")
         return read
 
     def asks(self) -> Mapping[str, Kind]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from v2f.console import say
-from v2f.data.quarantine import Entry
+from v2f.data.quarantine import QuarantinedSample
 from v2f.errors import V2FError
 from v2f.storage import local as files
 from v2f.storage import store
@@ -45,7 +45,7 @@ def share_quarantine(job: Job) -> None:
             )
 
 
-def _append(folder: Path, entries: list[Entry], stream: str) -> None:
+def _append(folder: Path, entries: list[QuarantinedSample], stream: str) -> None:
     path, of = folder / LIST, {"stream": stream} if stream else {}
     try:
         files.append_line(path, "\n".join(json.dumps(asdict(entry) | of) for entry in entries))

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from v2f import generate
 from v2f.data import media
-from v2f.data.audio import HARDLY_SPEECH, Likeness, decode_voice, likeness
+from v2f.data.audio import HARDLY_SPEECH, Likeness, decode_voice, likeness, resample
 from v2f.data.sample import MAX_SECONDS
-from v2f.data.transforms import resample
 from v2f.errors import V2FError
 from v2f.evaluation.observers import first_observer
 from v2f.keyed import keyed_rng

@@ -21,7 +21,7 @@ from torch import Tensor
 from v2f import generate
 from v2f.data.loader import read_usable
 from v2f.data.manifest import open_dataset
-from v2f.data.transforms import Codes
+from v2f.data.transforms import StoredCodes
 from v2f.errors import V2FError
 from v2f.evaluation.observers import Observer, observers_of
 from v2f.runs.run import Run
@@ -123,7 +123,7 @@ def measure(run: Run, system: System, observer: Observer | None, people: int = P
     read = system.transforms()
     asks_codes = isinstance(system, Styled) and "image" in read
     wanted = {key: read[key] for key in ("wav", "image") if key == "wav" or asks_codes}
-    wanted |= {key: each for key, each in read.items() if isinstance(each, Codes)}
+    wanted |= {key: each for key, each in read.items() if isinstance(each, StoredCodes)}
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:people]
     whole, first, second, sounds = [], [], [], []
     residual: list[Tensor] = []
