@@ -1,4 +1,4 @@
-"""One audio file in, one PNG that says what it is out; anything else is one clear line and no file."""
+"""An audio file becomes a PNG that says what it is; anything else gives a one-line error and no file."""
 
 import datetime
 import io
@@ -52,7 +52,7 @@ def test_channels_are_mixed_and_the_rate_is_converted(made: Made, tmp_path: Path
 
 
 def test_sound_of_a_video_file_is_heard(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "voice.m4a"  # AAC: libsndfile does not read it
+    path = tmp_path / "voice.m4a"  # AAC, which libsndfile does not read
     tone = 0.5 * np.sin(2 * np.pi * 200 * np.arange(16000) / 16000).astype(np.float32)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="stereo")
@@ -65,7 +65,7 @@ def test_sound_of_a_video_file_is_heard(tmp_path: Path, made: Made, monkeypatch:
     monkeypatch.setattr(FakeSystem, "sample", lambda self, batch: heard.append(batch["wav"]) or sample(self, batch))
     generate(made[0], str(path), str(tmp_path / "face.png"), system=made[1])
     assert heard[0].shape == (1, round(SECONDS * RATE))
-    assert np.abs(np.fft.rfft(heard[0][0].numpy())).argmax() / SECONDS == 200  # Hz: at the system's own rate
+    assert np.abs(np.fft.rfft(heard[0][0].numpy())).argmax() / SECONDS == 200  # Hz, at the system's own sample rate
     assert float(heard[0].square().mean().sqrt()) == pytest.approx(0.5 / 2**0.5, rel=0.1)
 
 
@@ -82,7 +82,7 @@ def test_codes_of_a_long_clip_are_averaged_without_its_pauses(made: Made, tmp_pa
     soundfile.write(tmp_path / "v.wav", np.concatenate([speech, pause, speech / 2]), RATE, subtype="FLOAT")
     generate(made[0], str(tmp_path / "v.wav"), str(tmp_path / "face.png"), system=system)
     made_level = np.asarray(Image.open(tmp_path / "face.png")).mean() / 127.5 - 1
-    assert made_level == pytest.approx(0.27, abs=0.02)  # of speech alone; with the pauses it would be 0.1
+    assert made_level == pytest.approx(0.27, abs=0.02)  # the mean of the speech; it would be 0.1 with the pauses
 
 
 def test_windows_cover_a_long_clip_and_repeat_a_short_one() -> None:

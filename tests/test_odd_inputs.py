@@ -1,5 +1,5 @@
-"""Whatever a file holds, it costs at most itself: no exception but our own, no memory or time without a bound, and the
-other inputs of a pack stored bit for bit as without it."""
+"""A bad file affects only itself: it raises only our own exceptions, takes bounded memory and time, and the other
+inputs of a pack are stored bit for bit as without it."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ from v2f.prepare.pack import PackConfig, pack
 from v2f.runs.run import Run
 from v2f.web.answer import Listener
 
-MOST_MB, MOST_S = 1500, 30.0  # what a handful of small files may take; a decompression bomb takes more
+MOST_MB, MOST_S = 1500, 30.0  # limits for a handful of small files; a decompression bomb takes more
 EXTENSIONS = (
     "wav",
     "flac",
@@ -66,7 +66,7 @@ def sound(kind: str) -> bytes:
 
 @cache
 def photo(kind: str, mode: str) -> bytes:
-    """A photo of that kind, in that mode where the kind has it."""
+    """A photo in this format, in this mode if the format supports it."""
     y, x = np.mgrid[:24, :32]
     deep = Image.fromarray((x * 2000).astype(np.uint16))
     plain = Image.fromarray(np.stack([8 * x, 9 * y, 0 * x], axis=2).astype(np.uint8))
@@ -96,7 +96,7 @@ def overwritten(content: bytes, share: float, by: bytes) -> bytes:
 
 
 def spoiled(whole: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Contents that were cut, spliced, overwritten or made up; early bytes, which are headers, more often."""
+    """Contents that are cut, spliced, overwritten or random; the first bytes, which are headers, more often."""
     places = shares | shares.map(lambda share: share**4)
     return st.one_of(
         whole,
@@ -131,7 +131,7 @@ def float_wav(samples: list[float]) -> bytes:
 
 
 def wav_header(channels: int, rate: int, bits: int, size: int) -> bytes:
-    """A WAV whose header says anything, over a second of sound."""
+    """A WAV with an arbitrary header, followed by sound."""
     frame = channels * bits // 8
     form = struct.pack("<HHIIHH", 1, channels, rate, rate * frame % 2**32, frame % 65536, bits)
     head = b"RIFF" + struct.pack("<I", size) + b"WAVEfmt " + struct.pack("<I", 16) + form
@@ -166,7 +166,7 @@ def bounded() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import_module("scipy.signal")  # what that takes is not the inputs'
+    import_module("scipy.signal")  # imported here, so that its memory and time are not counted
     folder = tmp_path_factory.mktemp("good")
     soundfile.write(folder / "good.wav", tone(0.6), 16000)
     portrait(0, size=96).save(folder / "good.png")
@@ -174,7 +174,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def packed(folder: Path, rows: list[str], align: str) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """The samples' bytes by their key, and what was left out."""
+    """Each sample's bytes by key, and the records of what was left out."""
     (folder / "pairs.csv").write_text("\n".join(["audio,image,identity", *rows]) + "\n")
     people = {"train": 1.0, "valid": 0.0, "test": 0.0}
     config = {
@@ -208,7 +208,7 @@ def costs_only_itself(good: Path, odd_sounds: list[bytes], odd_photos: list[byte
     with bounded():
         found, left_out = packed(good, rows, align)
     assert found.items() >= alone.items()
-    assert len(found) + len(left_out) == len(rows)  # none is lost without a word
+    assert len(found) + len(left_out) == len(rows)  # none is lost silently
     assert all(each["reason"] and each["name"].startswith("line ") for each in left_out)
 
 

@@ -1,4 +1,4 @@
-"""Which differences are larger than noise, on constructed numbers whose truth is known; and what differs, in words."""
+"""Which differences are larger than noise, on constructed numbers with a known truth; and what differs between runs."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def write_run(
     by: Sequence[str] = ("judge",),
     referee: Mapping[str, Any] | None = None,
 ) -> str:
-    """A run's folder as training and ``v2f eval`` leave it, with the shares of each split's people, as ``by`` tells."""
+    """A run's folder as training and ``v2f eval`` leave it; ``shares``: split -> metric -> share of each person."""
     path.mkdir(parents=True)
     values: dict[str, Any] = {"name": path.name, "seed": seed, "system": {"name": "fake", "kind": kind}}
     values |= {"data": {"path": "data", "batch": 8}, "train": {"steps": 1}}
@@ -79,7 +79,7 @@ def write_run(
 
 
 def drawn(*key: int, shift: float = 0.0) -> Shares:
-    """Shares of people, part of which is the same for all runs: some people are hard for everyone."""
+    """People's shares, which are correlated between runs because some people are hard for every run."""
     hard_N = keyed_rng(77).normal(size=PEOPLE)
     rng = keyed_rng(*key)
     return {name: 0.3 + 0.1 * hard_N + 0.05 * rng.normal(size=PEOPLE) + shift for name in KEYS}
@@ -127,7 +127,7 @@ def test_noise_of_training_alone_gives_the_pooled_t_test_of_the_seeds() -> None:
 
 
 def test_where_nothing_differs_little_is_called_larger_than_noise(tmp_path: Path) -> None:
-    """Fourteen tests a comparison: uncorrected, about half of the comparisons would have a false one."""
+    """There are 14 tests per comparison: uncorrected, about half of the comparisons would have a false positive."""
     comparisons = 40
     wrong = 0
     for number in range(comparisons):
@@ -140,7 +140,7 @@ def test_where_nothing_differs_little_is_called_larger_than_noise(tmp_path: Path
             for run in range(2)
         ]
         wrong += bool(compared(*folders).larger)
-    assert wrong <= 5  # 5 % are 2
+    assert wrong <= 5  # 5 % of 40 is 2
 
 
 def test_a_difference_is_found_though_the_intervals_overlap(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_difference_is_found_though_the_intervals_overlap(tmp_path: Path) -> N
     low, high = (subject.value("test", metric) for subject in found.subjects)
     assert low is not None
     assert high is not None
-    assert low.high > high.low  # of the two runs by themselves
+    assert low.high > high.low  # the intervals of the two runs overlap
     assert {o.metric.key for o in found.larger} >= {"R@1", "margin"}
     assert found.tests == len(KEYS)
     assert outcome(found, "R@10").difference.value == pytest.approx(0.045, abs=0.015)
@@ -233,7 +233,7 @@ def seeds(tmp_path: Path, name: str, kind: str, values: list[float], key: int) -
 
 
 def test_what_another_seed_would_change_is_noise(tmp_path: Path) -> None:
-    """The seeds of one recipe differ by far more than people explain: two single runs would mislead."""
+    """The seeds of a recipe differ by much more than people explain, so two single runs would mislead."""
     low, high = [0.0, 0.1, 0.2], [0.06, 0.26, 0.16]
     one, other = seeds(tmp_path, "one", "copy", low, 1), seeds(tmp_path, "other", "constant", high, 2)
     single = compared(one[0], other[1])
@@ -265,7 +265,7 @@ def test_a_difference_beyond_the_seeds_is_found_and_one_run_borrows_their_spread
     found = compared(*one, other, near)
     judged = {(o.one.letters, o.other.letters): o.larger for o in found.outcomes if o.metric.key == "R@1"}
     assert judged == {("A+B+C", "D"): True, ("A+B+C", "E"): False, ("D", "E"): True}
-    assert len(compared(one[0], near).larger) > 0  # without what the seeds tell
+    assert len(compared(one[0], near).larger) > 0  # without the variance between seeds
 
 
 # -------------------------------------------------------------------------------------- what can be compared
@@ -296,7 +296,7 @@ def test_what_was_not_measured_alike_is_not_tested_and_says_why(tmp_path: Path) 
         assert way_out in note
     judged = compared(base, former).subjects[1]
     value = judged.value("test", JUDGED[0])
-    assert value is not None  # the number and its interval are there all the same
+    assert value is not None  # the number and its interval are still shown
     assert value.low < value.value < value.high
 
 
@@ -305,14 +305,14 @@ def test_a_number_that_is_not_defined_is_not_tested(tmp_path: Path) -> None:
         write_run(tmp_path / name, {"test": {"R@1": np.array([0.5, 1.0]), "energy": np.array([np.nan, np.nan])}})
         for name in ("one", "other")
     )
-    for folder in (one, other):  # as evaluation writes it
+    for folder in (one, other):  # as the evaluation writes it
         path = Path(folder, "eval-people.json")
         path.write_text(path.read_text().replace("NaN", "null"))
         measured = json.loads(Path(folder, "eval.json").read_text())
         measured["people"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
         Path(folder, "eval.json").write_text(json.dumps(measured))
     found = compared(one, other)
-    assert outcome(found, "R@1").p == 1.0  # two people can show nothing
+    assert outcome(found, "R@1").p == 1.0  # two people are too few to show anything
     assert outcome(found, "energy").why_not == "some numbers are not defined for A: too few people"
 
 
@@ -339,7 +339,7 @@ def test_runs_that_have_not_seen_as_much_are_named(tmp_path: Path) -> None:
     [
         ({"seed": 1}, True),
         ({"seed": 1, "config": {"tracking": {"experiment": "x"}, "out": "elsewhere"}}, True),
-        ({"seed": 0}, False),  # no second draw of the noise of training
+        ({"seed": 0}, False),  # the same seed is not a second draw of the noise of training
         ({"seed": 1, "kind": "constant"}, False),
         ({"seed": 1, "config": {"train": {"steps": 2}}}, False),
         ({"seed": 1, "info": {"code": "other"}}, False),
@@ -373,7 +373,7 @@ def test_what_differs_is_told_by_key_and_what_does_not_matter_apart(tmp_path: Pa
     assert facts["changed over resumes"] == ("nothing", "train.steps: 5 -> 7 at step 4")
     alike = {row.key: row.known for row in found.alike}
     assert alike["device"] == ["cpu"]
-    assert alike["version of numpy"] == ["1"]  # the other does not tell
+    assert alike["version of numpy"] == ["1"]  # the other run does not record it
     assert alike["ranks of each start"] == ["1 at step 0, 2 at step 4"]
 
 

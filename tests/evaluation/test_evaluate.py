@@ -1,4 +1,4 @@
-"""Evaluation of systems whose results are known beforehand, over data sets packed for the test."""
+"""Evaluation of systems with known results, on data sets that are packed for the test."""
 
 import hashlib
 import json
@@ -91,7 +91,7 @@ def test_each_persons_share_is_kept_beside_it(tmp_path: Path) -> None:
         assert shares["identity_distance_ratio"].mean() == pytest.approx(voice["identity_distance_ratio"])
         assert shares["nearest"].mean() == pytest.approx(voice["picture"]["nearest"])
         assert shares["energy"].mean() == pytest.approx(voice["picture"]["energy"], abs=0.01)
-    assert b"id0" not in content  # numbers, and no names of people
+    assert b"id0" not in content  # numbers instead of names of people
 
 
 def test_too_small_a_gallery_is_said_and_not_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +191,7 @@ def test_what_the_generator_allows_is_the_other_photo_through_its_codes(tmp_path
     run, _fake = make_run(tmp_path / "run", tmp_path / "data")
     test = evaluate(run, system=Inverting(run.config.system), progress=False, device="cpu")["splits"]["test"]
     assert test["by"]["judge"]["lines"]["generator"]["R@1"]["value"] > 0.9
-    # The codes average the noise of the photo away, which the photo itself keeps.
+    # the codes average out the noise of the photo
     picture = (
         test["by"]["judge"]["lines"]["generator"]["picture"]["nearest"],
         test["by"]["judge"]["lines"]["photo"]["picture"]["nearest"],
@@ -249,7 +249,7 @@ def test_a_row_does_not_depend_on_its_company() -> None:
         return in_batches(lambda x: (net(x),), part, torch.device("cpu"))[0]
 
     whole = together(rows)
-    for cut in (1, 7, 33):  # read in other batches: bit-equal
+    for cut in (1, 7, 33):  # bit-identical with other batches
         pieces = np.concatenate([together(rows[:cut]), together(rows[cut:])])
         assert np.array_equal(pieces, whole)
 
@@ -294,7 +294,7 @@ def test_what_was_not_trained_on_is_said_of_a_mix_as_of_one_data_set(
     mix = [{"path": str(folders["one"])}, {"path": str(folders["two"]), "split": "train"}]
     assert notes(trained(mix=mix)) == [False, False, True]
     make_data(folders["two"], {"train": [8], "test": range(2)})
-    assert notes(trained(mix=mix)) == [True, True, True]  # which of the two was replaced cannot be told
+    assert notes(trained(mix=mix)) == [True, True, True]  # nobody can tell which of the two was replaced
     (folders["two"] / "manifest.json").rename(tmp_path / "gone")
     del folders["two"]
     assert notes(trained(mix=mix)) == [True, True]
@@ -307,5 +307,7 @@ def test_a_diverged_system_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_system_without_voice_or_noise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeSystem, "asks", lambda self: {})
-    with pytest.raises(V2FError, match=r"no face of a voice: this system asks for nothing, and makes face \(Picture\)"):
+    with pytest.raises(
+        V2FError, match=r"no face from a voice: this system asks for nothing, and makes face \(Picture\)"
+    ):
         measured(tmp_path)

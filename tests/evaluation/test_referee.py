@@ -1,4 +1,4 @@
-"""The referee: another opinion than the judge's, which nothing in a training asks."""
+"""The referee: a second opinion besides the judge's, which no part of training uses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ from v2f.weights import FaceNetWeights, Frozen, IRSE50Weights, Judges, StandIn, 
 
 
 def reaches(net: Any, made_B3HW: Tensor, photo_N3HW: Tensor, k: int = 10) -> float:
-    """R@K by a net: the share of pictures whose own person, the photo of the same number, is among the K nearest."""
+    """R@K by a net: the share of pictures whose own person (the photo with the same index) is among the K nearest."""
     with torch.no_grad():
         cosine_BN = net(made_B3HW) @ net(photo_N3HW).T
     rank_B = (cosine_BN > cosine_BN.diagonal()[:, None]).sum(1)
@@ -37,11 +37,11 @@ def reaches(net: Any, made_B3HW: Tensor, photo_N3HW: Tensor, k: int = 10) -> flo
 
 
 def test_a_picture_made_to_please_the_judge_does_not_please_the_referee() -> None:
-    """A hundred steps of gradient ascent on the pixels of other people's photos, towards a person's embedding."""
-    people = render(HELD_OUT, 100, 2, seed=7)  # of a world that no net of ours knows
+    """A hundred steps of gradient ascent on the pixels of other people's photos, toward a person's embedding."""
+    people = render(HELD_OUT, 100, 2, seed=7)  # of a world that none of our nets was trained on
     photo_N3HW, other_N3HW = people.images(slice(0, None, 2)), people.images(slice(1, None, 2))
     judge, second = standins.load("identity"), standins.load("referee")
-    start_B3HW = other_N3HW[-32:]  # towards the first 32 people, from what the last 32 look like
+    start_B3HW = other_N3HW[-32:]  # toward the first 32 people, starting from photos of the last 32
     with torch.no_grad():
         wanted_BD = judge(photo_N3HW[:32])
     made = start_B3HW.clone().requires_grad_(True)
@@ -52,9 +52,9 @@ def test_a_picture_made_to_please_the_judge_does_not_please_the_referee() -> Non
         loss.backward()
         optimizer.step()
     made = made.detach().clamp(-1, 1)
-    assert reaches(judge, other_N3HW, photo_N3HW) > 0.98  # both know a person's other photo
+    assert reaches(judge, other_N3HW, photo_N3HW) > 0.98  # both recognize another photo of the person
     assert reaches(second, other_N3HW, photo_N3HW) > 0.98
-    assert reaches(judge, start_B3HW, photo_N3HW) < 0.25  # chance: these are others
+    assert reaches(judge, start_B3HW, photo_N3HW) < 0.25  # about chance, because these are other people
     assert reaches(judge, made, photo_N3HW, k=1) == 1
     assert reaches(second, made, photo_N3HW) < 0.35
     assert reaches(second, made, photo_N3HW, k=1) < 0.05
@@ -73,7 +73,7 @@ def test_the_referee_is_of_other_people_and_another_make_than_the_judge() -> Non
 def test_a_training_knows_no_referee(
     name: str, run_values: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Building, losses, meters, ``best``, the stop: none of them loads it."""
+    """Building a system, losses, meters, ``best`` and early stopping never load the referee."""
     asked: list[str] = []
     real = standins.load
     monkeypatch.setattr(standins, "load", lambda kind, *more: (asked.append(kind), real(kind, *more))[1])
@@ -121,7 +121,8 @@ def test_both_tell_every_number_the_referee_first(
         assert sent[f"eval/test/{by}/recall_at_5"] == test["voice"]["R@5"]["value"]
         assert sent[f"eval/test/{by}/U2_recall_at_1"] == test["U2"]["R@1"]["value"]
         assert sent[f"eval/test/{by}/energy"] == test["voice"]["picture"]["energy"]
-    assert client.get_metric_history(kept.info.run_id, "eval/test/referee/margin")[0].step == 16  # samples, as all
+    point = client.get_metric_history(kept.info.run_id, "eval/test/referee/margin")[0]
+    assert point.step == 16  # in samples, like all steps
 
 
 def test_numbers_of_a_run_that_mlflow_does_not_have_are_not_sent(tmp_path: Path) -> None:

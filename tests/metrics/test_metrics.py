@@ -1,4 +1,4 @@
-"""Retrieval against galleries that are really drawn, collapse meters and the picture measure on known cases."""
+"""Retrieval compared with galleries that are actually drawn; collapse meters and picture distances on known cases."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def people(n: int, noise: float, clips: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reference embeddings [n,16], noisy queries of each person, and whose they are."""
+    """Reference embeddings [n,16], noisy queries of each person, and each query's person."""
     rng = keyed_rng(seed, 1)
     reference = unit(rng.normal(size=(n, 16)))
     person = np.repeat(np.arange(n), clips)
@@ -36,7 +36,7 @@ def people(n: int, noise: float, clips: int = 1, seed: int = 0) -> tuple[np.ndar
 
 
 def drawn_recall(query: np.ndarray, reference: np.ndarray, person: np.ndarray, gallery: int, k: int) -> float:
-    """R@k over 400 galleries that are drawn for each query; ties broken by a random number."""
+    """R@k over 400 galleries drawn for each query; ties are broken at random."""
     rng, hits = keyed_rng(3), 0.0
     for row, own in zip(query, person, strict=True):
         cosine = reference @ row
@@ -82,7 +82,7 @@ def test_one_face_for_everyone_is_exactly_chance(everybody_alike: bool) -> None:
 
 def test_every_person_weighs_the_same() -> None:
     reference = np.eye(4)
-    # Person 0 is found with all of nine clips, person 1 with none of its one.
+    # person 0 is found with all nine clips, person 1 not with its only one
     query, person = np.concatenate([np.eye(4)[[0] * 9], np.eye(4)[[2]]]), np.array([0] * 9 + [1])
     result = retrieval(query, reference, person, gallery=4, ks=(1,))
     assert result.recall[1].value == pytest.approx(0.5)
@@ -92,7 +92,7 @@ def test_every_person_weighs_the_same() -> None:
 def test_interval_covers_people_and_not_clips() -> None:
     query, reference, person = people(100, noise=0.6)
     once = retrieval(query, reference, person, gallery=50).recall[1]
-    # The same clip fifty times tells nothing new.
+    # the same clip fifty times adds no information
     again = retrieval(np.repeat(query, 50, 0), reference, np.repeat(person, 50), gallery=50).recall[1]
     assert once.low < once.value < once.high
     assert again.high - again.low == pytest.approx(once.high - once.low, rel=1e-6)
@@ -222,7 +222,7 @@ def test_a_broken_embedding_is_one_clear_line() -> None:
 
 
 def test_frechet_distance_of_normal_distributions_is_its_formula() -> None:
-    """Of N(m, diag(s^2)) and N(m', diag(s'^2)): |m - m'|^2 + |s - s'|^2."""
+    """For N(m, diag(s^2)) and N(m', diag(s'^2)), it is |m - m'|^2 + |s - s'|^2."""
     rng = keyed_rng(41)
     made = rng.normal(size=(20_000, 3)) * [1.0, 2.0, 0.5] + [0.0, 1.0, 0.0]
     real = rng.normal(size=(20_000, 3)) * [1.0, 1.0, 1.5]
@@ -241,7 +241,7 @@ def test_frechet_distance_of_a_set_to_itself_is_zero_also_with_fewer_rows_than_f
 
 
 def jackknifed(number: Callable[[np.ndarray], float], people: int) -> np.ndarray:
-    """Pseudo-values by computing the number anew without each person."""
+    """Pseudo-values, by computing the number again without each person."""
     everyone = np.arange(people)
     whole = number(everyone)
     return np.array([people * whole - (people - 1) * number(np.delete(everyone, p)) for p in everyone])
@@ -277,7 +277,7 @@ def test_the_shares_are_the_jackknifes() -> None:
 
 
 def test_the_spread_of_the_shares_is_how_sure_the_number_is() -> None:
-    """Of a mean over pairs, each person's own mean would promise half the true uncertainty."""
+    """For a mean over pairs, the means of each person's pairs would give half the true uncertainty."""
     drawn = [keyed_rng(22, i).normal(0.5, 1.0, size=(30, 4)) for i in range(400)]
     shares = [metrics.identity_distance_shares(rows, np.arange(30)) for rows in drawn]
     promised = np.mean([share_N.std(ddof=1) / 30**0.5 for share_N in shares])

@@ -165,7 +165,7 @@ def test_a_diverged_run_is_named_and_the_others_are_shown(tmp_path: Path, two: l
     voice = tmp_path / "v.wav"
     soundfile.write(voice, np.full(RATE, level(7), np.float32), RATE)
     page = page_of(tmp_path, *two, broken, recordings=[str(voice)])
-    assert "C shows no faces: the system made a picture that is not finite" in page.text
+    assert "C shows no faces: the system's picture is not finite: its training diverged" in page.text
     assert len(pictures(page)) == 2
 
 

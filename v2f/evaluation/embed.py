@@ -1,16 +1,16 @@
-"""``v2f embed``: what a run's nets say of every recording and photo of a folder, as arrays to work with elsewhere.
+"""``v2f embed``: embeddings of every recording and photo in a folder, as arrays for other programs.
 
     photo     --middle square, the side of the training--> identity embeddings [E], by the judge and by the referee
-    recording --windows--> the mean of their w+ [L,D] --> the face that is made of it --> the same embeddings
+    recording --windows--> the mean of their w+ [L,D] --> the face made from it --> the same embeddings
 
-Files are read a few at a time, and rows go to the disk as they come: a folder may be of any size.
+Files are read a few at a time and rows are written as they are ready, so a folder can have any size.
 
 NPZ (readable with ``allow_pickle=False``): ``photo_file`` [P], ``photo_judge`` and ``photo_referee`` [P,E];
 ``recording_file`` and ``recording_doubt`` [R], ``recording_w`` [R,L,D], ``recording_judge`` and ``recording_referee``
-[R,E]; ``left_out_file`` and ``left_out_why``; ``about``, a JSON. Parquet: a row for each file (``kind``, ``file``,
-``doubt``, ``judge``, ``referee``, ``w`` flat), and in the file's metadata ``about`` and ``left_out``. What there is
-none of (a referee, codes w+, photos) is no array, and null in Parquet. ``doubt`` says why a sound is hardly speech, so
-that its face means nothing.
+[R,E]; ``left_out_file`` and ``left_out_why``; ``about``, in JSON. Parquet: a row for each file (``kind``, ``file``,
+``doubt``, ``judge``, ``referee``, ``w`` flat), and ``about`` and ``left_out`` in the file's metadata. If there is no
+referee, no codes w+ or no photos, the NPZ has no such array and the Parquet file has nulls. ``doubt``: why a sound is
+hardly speech, so that its face means nothing; empty if it is speech.
 
 Shape letters: P photos, R recordings, E embedding width, L styles, D style width, T samples, H side.
 """
@@ -46,18 +46,18 @@ from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.system import Picture, System, device_of
 
-Kind = Literal["photo", "recording"]
+FileKind = Literal["photo", "recording"]
 Columns = Mapping[str, NDArray[np.float32]]
 
 _RECORDINGS = 8  # at once; each may have 64 windows
-_SHOWN = 5
+_PRINTED = 5  # of the files that were left out
 
 T = TypeVar("T")
 
 
 @dataclass
 class Embedded:
-    """How many rows were written of each kind, and which files have none, with the reason."""
+    """How many rows of each kind were written, and which files were left out, with the reason."""
 
     photos: int = 0
     recordings: int = 0
@@ -67,34 +67,34 @@ class Embedded:
 def embed(
     run: Run, folder: str, output: str, *, which: str | int = "latest", device: str | None = None, quiet: bool = False
 ) -> Embedded:
-    """Write what the nets of ``run`` say of all files below ``folder`` to ``output`` (``.npz`` or ``.parquet``).
+    """Write the embeddings of all files below ``folder`` to ``output`` (``.npz`` or ``.parquet``).
 
-    A photo is taken as it is, so it should be cut as the data set's are. ``device``: None takes the GPU if there is
-    one. What cannot be read, or is neither a recording nor a photo by its name, is left out, named and counted. The
-    whole file or nothing is written. V2FError where the run makes no face of a voice or no net looks at faces, where
-    no file can be read, or for another suffix.
+    Photos are not aligned, so they should be cropped like those of the data set. ``device``: None uses the GPU if there
+    is one. Files that cannot be read, or whose names are those of neither a recording nor a photo, are left out, named
+    and counted. The output is written completely or not at all. V2FError if the run makes no face from a voice, if no
+    net looks at its faces, if no file can be read, or for another suffix.
     """
     table = _table_for(output)
     float32_products(tf32=False)
     system = run.system(which=which).to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    hears = generate.voice_input(run, system)
+    voice_input = generate.voice_input(run, system)
     observers, second = observers_of(run, system)
     if not observers:
-        raise V2FError(f"{run.path}: no net looks at its faces, so there is nothing to embed them by")
+        raise V2FError(f"{run.path}: no net looks at its faces, so they cannot be embedded")
     names = store.tree(folder)
     done = Embedded()
     bar = tqdm(total=len(names), unit="file", desc=f"embedding {folder}", disable=True if quiet else None)
     with store.replacing(output) as temporary, bar, table(temporary) as rows:
-        readers = _Readers(folder, system, hears.sample_rate, done, bar)
+        readers = _Readers(folder, system, voice_input.sample_rate, done, bar)
         for photos in _parts(readers.photos(names), BATCH):
             found = look(observers, np.stack([photo for _, photo in photos]), device_of(system))
             rows.add("photo", [name for name, _ in photos], {by: one.emb_MD for by, one in found.items()})
             done.photos += len(photos)
-        for heard in _parts(readers.recordings(names), _RECORDINGS):
-            columns = _of_voices(system, observers, [wav for _, wav in heard], hears.frames)
-            doubts = [likeness(wav, hears.sample_rate).doubt or "" for _, wav in heard]
-            rows.add("recording", [name for name, _ in heard], columns, doubts)
-            done.recordings += len(heard)
+        for recordings in _parts(readers.recordings(names), _RECORDINGS):
+            columns = _of_voices(system, observers, [wav for _, wav in recordings], voice_input.frames)
+            doubts = [likeness(wav, voice_input.sample_rate).doubt or "" for _, wav in recordings]
+            rows.add("recording", [name for name, _ in recordings], columns, doubts)
+            done.recordings += len(recordings)
         if not done.photos + done.recordings:
             first = next((f"; {name}: {why}" for name, why in done.left_out.items()), "")
             raise V2FError(f"{folder}: none of {len(names)} files is a recording or a photo that can be read{first}")
@@ -103,22 +103,22 @@ def embed(
         about |= {"stand_ins": list(system.stand_ins), "disclaimer": generate.DISCLAIMER}
         rows.finish(about, done.left_out)
     if not quiet:
-        _tell(output, done)
+        _print_summary(output, done)
     return done
 
 
-def _tell(output: str, done: Embedded) -> None:
+def _print_summary(output: str, done: Embedded) -> None:
     print(f"{output}: {done.photos:,} photos, {done.recordings:,} recordings; {len(done.left_out):,} files left out")
-    for name, why in islice(done.left_out.items(), _SHOWN):
+    for name, why in islice(done.left_out.items(), _PRINTED):
         print(f"left out: {name}: {why}")
-    if len(done.left_out) > _SHOWN:
-        print(f"... and {len(done.left_out) - _SHOWN:,} more, which the file names")
+    if len(done.left_out) > _PRINTED:
+        print(f"... and {len(done.left_out) - _PRINTED:,} more, listed in {output}")
 
 
 def _of_voices(
     system: System, observers: Sequence[Observer], wav_R: Sequence[NDArray[np.float32]], frames: int
 ) -> Columns:
-    """w+ of voices, and what the observers see of the faces that are made of them."""
+    """w+ of voices, and the embeddings of the faces made from them."""
     w_RLD, face_R3HH = generate.faces_of(system, wav_R, frames)
     found = looks(observers, in_batches(lambda img: seen(observers, img), face_R3HH.cpu(), device_of(system)))
     columns: dict[str, NDArray[np.float32]] = {by: one.emb_MD for by, one in found.items()}
@@ -126,14 +126,15 @@ def _of_voices(
 
 
 def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    there = iter(items)
-    while part := list(islice(there, size)):
+    """``items`` in lists of ``size``."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
         yield part
 
 
 @dataclass
 class _Readers:
-    """Reads files one by one; what it cannot read it puts into ``done.left_out``."""
+    """Reads files one by one; files that it cannot read go into ``done.left_out``."""
 
     folder: str
     system: System
@@ -142,9 +143,9 @@ class _Readers:
     bar: "tqdm[Any]"
 
     def photos(self, names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """Names of photos, and their pixels uint8 [3,H,H]; also leaves out what is of neither kind."""
+        """Names of photos, and their pixels uint8 [3,H,H]; also leaves out the files that are of neither kind."""
         kind = next(iter(self.system.makes().values()))
-        assert isinstance(kind, Picture), "the system makes a face of a voice"
+        assert isinstance(kind, Picture), "the system makes a face from a voice"
         size = kind.size
 
         def pixels(content: bytes) -> NDArray[np.uint8]:
@@ -153,11 +154,11 @@ class _Readers:
 
         for name in names:
             if not is_text(name):
-                self._leave_out(printable(name), "its name is no text")
+                self._leave_out(printable(name), "its name is not text")
             elif PICTURE.fullmatch(name):
                 yield from self._read(name, pixels)
             elif not SOUND.fullmatch(name):
-                self._leave_out(name, "by its name neither a recording nor a photo")
+                self._leave_out(name, "its name is that of neither a recording nor a photo")
 
     def recordings(self, names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Names of recordings, and their waveforms [T]."""
@@ -171,13 +172,13 @@ class _Readers:
                 yield from self._read(name, waveform)
 
     def _read(self, name: str, decode: Callable[[bytes], T]) -> Iterator[tuple[str, T]]:
-        """A file's name and its content; nothing where it cannot be read."""
+        """A file's name and decoded content; nothing if it cannot be read."""
         try:
             found = decode(store.read_bytes(store.join(self.folder, name)))
         except UnusableError as error:
             self._leave_out(name, str(error))
         except V2FError as error:
-            if error.again:  # the store is away, not the file
+            if error.again:  # the store cannot be reached; the file may be fine
                 raise
             self._leave_out(name, str(error))
         else:
@@ -193,7 +194,7 @@ class _Readers:
 
 
 class _Table(abc.ABC):
-    """Where rows go: a file that is whole after :meth:`finish`."""
+    """A file of rows, which is complete after :meth:`finish`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -206,12 +207,12 @@ class _Table(abc.ABC):
         self._open.close()
 
     @abc.abstractmethod
-    def add(self, kind: Kind, files: Sequence[str], columns: Columns, doubts: Sequence[str] | None = None) -> None:
-        """Rows of files; each column is float32 with the files in front."""
+    def add(self, kind: FileKind, files: Sequence[str], columns: Columns, doubts: Sequence[str] | None = None) -> None:
+        """Add a row for each file; the first axis of each column is that of ``files``."""
 
     @abc.abstractmethod
     def finish(self, about: Mapping[str, Any], left_out: Mapping[str, str]) -> None:
-        """The last call: what the rows are, and which files have none."""
+        """Write what the rows are and which files have none, and complete the file."""
 
 
 def _table_for(output: str) -> type[_Table]:
@@ -228,7 +229,7 @@ def _table_for(output: str) -> type[_Table]:
 
 
 class _Npz(_Table):
-    """Columns lie in files of their own until the end, when their lengths are known."""
+    """Columns are kept in temporary files until :meth:`finish`, when their lengths are known."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -237,7 +238,7 @@ class _Npz(_Table):
         self._raw: dict[str, IO[bytes]] = {}
         self._shape: dict[str, tuple[int, ...]] = {}
 
-    def add(self, kind: Kind, files: Sequence[str], columns: Columns, doubts: Sequence[str] | None = None) -> None:
+    def add(self, kind: FileKind, files: Sequence[str], columns: Columns, doubts: Sequence[str] | None = None) -> None:
         self._words[f"{kind}_file"] += files
         self._words["recording_doubt"] += doubts or []
         for column, values in columns.items():
@@ -266,14 +267,14 @@ class _Npz(_Table):
 
 
 class _Parquet(_Table):
-    """A group of rows for each batch."""
+    """A row group for each batch."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._writer: Any = None
         self._w_shape: tuple[int, ...] | None = None
 
-    def add(self, kind: Kind, files: Sequence[str], columns: Columns, doubts: Sequence[str] | None = None) -> None:
+    def add(self, kind: FileKind, files: Sequence[str], columns: Columns, doubts: Sequence[str] | None = None) -> None:
         import pyarrow as pa
 
         if self._writer is None:
@@ -296,5 +297,5 @@ class _Parquet(_Table):
         self._writer = self._open.enter_context(pq.ParquetWriter(self._path, pa.schema([*words, *numbers])))
 
     def finish(self, about: Mapping[str, Any], left_out: Mapping[str, str]) -> None:
-        told = {"about": dict(about) | {"w_shape": self._w_shape}, "left_out": dict(left_out)}
-        self._writer.add_key_value_metadata({k: json.dumps(v, ensure_ascii=False) for k, v in told.items()})
+        metadata = {"about": dict(about) | {"w_shape": self._w_shape}, "left_out": dict(left_out)}
+        self._writer.add_key_value_metadata({k: json.dumps(v, ensure_ascii=False) for k, v in metadata.items()})

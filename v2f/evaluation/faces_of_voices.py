@@ -38,7 +38,18 @@ from v2f.evaluation.observers import (
     looks,
     seen,
 )
-from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, percent, print_remarks
+from v2f.evaluation.protocol import (
+    SPLITS,
+    Job,
+    Measured,
+    Metric,
+    Protocol,
+    number,
+    of_each,
+    percent,
+    print_remarks,
+    summary_of,
+)
 from v2f.system import Noise, Picture, Sound, Styled, System, device_of, of_kind, to_picture
 from v2f.world import bounds, world_hash
 from v2f.world.people import VOICE, World, WorldConfig
@@ -88,7 +99,7 @@ def heard_and_drawn(system: System) -> tuple[str, Sound, str, Picture]:
     others = [kind for kind in system.asks().values() if not isinstance(kind, Sound | Noise)]
     if len(heard) != 1 or others or not drawn:
         asks, makes = _names_of(system.asks()), _names_of(system.makes())
-        raise V2FError(f"no face of a voice: this system asks for {asks}, and makes {makes}")
+        raise V2FError(f"no face from a voice: this system asks for {asks}, and makes {makes}")
     return *heard[0], *drawn[0]
 
 
@@ -239,7 +250,7 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
         "what": SPLITS[name],
         "people": people,
         "clips": len(person_M),
-        "left_out": {"samples": len(clips.left_out), "first": clips.left_out[:5]},
+        "left_out": summary_of(clips.left_out),
         "gallery": gallery if people > 1 else None,
         "gallery_too_small": people < metrics.GALLERY,
         "chance": {f"R@{k}": v for k, v in metrics.chance(gallery).items()} if people > 1 else None,

@@ -26,7 +26,8 @@ from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import Photo, Waveform, bound
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, first_observer, in_batches, seen
-from v2f.evaluation.protocol import Job, Measured, Metric, Protocol, number, of_each, percent, print_remarks
+from v2f.evaluation.protocol import Job, Measured, Metric, Protocol, number, of_each, percent, print_remarks, summary_of
+from v2f.metrics.arrays import distances
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, of_kind, to_picture
 
 HELD_OUT = ("test", "valid")
@@ -85,16 +86,16 @@ class Labelled(Protocol):
         chance = float((share_K**2).sum())
         by: dict[str, dict[str, Any]] = {who: {"lines": {}} for who in shown}
         each: dict[str, dict[str, NDArray[np.float64]]] = {}
-        for line, (features, wanted_M) in sets.items():
+        for line, (features, requested_M) in sets.items():
             for who, made_MP in features.items():
-                by[who]["lines"][line], shares = _numbers_of(made_MP, wanted_M, shown[who], label_N)
+                by[who]["lines"][line], shares = _numbers_of(made_MP, requested_M, shown[who], label_N)
                 if line == self.own:
                     each[who] = shares
         result: dict[str, Any] = {
             "what": f"held-out samples ({name})",
             "people": len(label_N),
             "labels": len(share_K),
-            "left_out": {"samples": len(left_out), "first": left_out[:5]},
+            "left_out": summary_of(left_out),
             "chance": {"accuracy": chance},
             "by": by,
             "notes": notes,
@@ -238,15 +239,18 @@ def spectra(wav_MT: Tensor, rate: int) -> NDArray[np.float32]:
 
 
 def _numbers_of(
-    made_MP: NDArray[np.float32], wanted_M: NDArray[np.int64], real_NP: NDArray[np.float32], label_N: NDArray[np.int64]
+    made_MP: NDArray[np.float32],
+    requested_M: NDArray[np.int64],
+    real_NP: NDArray[np.float32],
+    label_N: NDArray[np.int64],
 ) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-    """The numbers of outputs that were made for the labels ``wanted_M``, and each output's share."""
+    """The numbers of outputs that were made for the labels ``requested_M``, and each output's share."""
     scale_P = real_NP.std(0)
     scale_P = np.where(scale_P > 1e-6, scale_P, np.inf).astype(np.float64)
     made, real = made_MP / scale_P, real_NP / scale_P
-    hit_M = (voted(made, real, label_N) == wanted_M).astype(np.float64)
+    hit_M = (voted(made, real, label_N) == requested_M).astype(np.float64)
     picture = metrics.picture_distance(made_MP, real_NP)
-    within = metrics.ratio(_within(made, wanted_M), _within(real, label_N))
+    within = metrics.ratio(_within(made, requested_M), _within(real, label_N))
     numbers = {
         "accuracy": metrics.over_people(hit_M).as_dict(),
         "picture": picture.as_dict(),
@@ -273,8 +277,7 @@ def _within(rows_MP: NDArray[np.float64], label_M: NDArray[np.int64]) -> float:
     for label in np.unique(label_M):
         own = rows_MP[label_M == label]
         if len(own) > 1:
-            square = ((own**2).sum(1)[:, None] + (own**2).sum(1)[None]) - 2 * own @ own.T
-            means.append(np.sqrt(np.maximum(square, 0))[~np.eye(len(own), dtype=bool)].mean())
+            means.append(distances(own, own)[~np.eye(len(own), dtype=bool)].mean())
     return float(np.mean(means)) if means else float("nan")
 
 

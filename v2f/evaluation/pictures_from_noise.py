@@ -19,7 +19,7 @@ from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import NoiseVector, Photo
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, Looks, first_observer, in_batches, looks, seen
-from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, print_remarks
+from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, print_remarks, summary_of
 from v2f.system import Noise, Picture, System, Transform, device_of, of_kind, to_picture
 
 
@@ -132,7 +132,7 @@ class PicturesFromNoise(Protocol):
         result = {
             "what": SPLITS[name],
             "people": len(photos),
-            "left_out": {"samples": len(left_out), "first": left_out[:5]},
+            "left_out": summary_of(left_out),
             "by": by,
             "notes": notes,
         }

@@ -113,6 +113,11 @@ def of_each(people: list[int], each: Mapping[Any, dict[str, NDArray[np.float64]]
     return {"people": people, "shares": shares}
 
 
+def summary_of(left_out: list[str]) -> dict[str, Any]:
+    """What ``eval.json`` holds about samples that were left out: their number and the first reasons."""
+    return {"samples": len(left_out), "first": left_out[:5]}
+
+
 def print_remarks(split: dict[str, Any], console: Console) -> None:
     """Print what was left out, the notes and the verdict below the tables of a split."""
     left_out = split["left_out"]
