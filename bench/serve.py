@@ -1,10 +1,10 @@
-"""How long the page to speak into takes, warm: from a clip that is sent to the HTML that answers it.
+"""How long the served page takes to answer a clip, from upload to HTML, after a warm-up.
 
     python bench/serve.py runs/quickstart                # about two minutes
 
-The page is served for real on loopback, and clips of the synthetic world are sent as a browser sends them: an upload,
-a call, the stream of events until it is answered. Writes bench/results/serve.json; exit code 1 if the median answer to
-clips of some length took 3 s or more.
+The page is served on loopback, and clips of the synthetic world are sent as a browser sends them: an upload, a call,
+the stream of events until the answer. Writes bench/results/serve.json; exit code 1 if the median answer to clips of any
+length takes 3 s or more.
 """
 
 import argparse
@@ -33,8 +33,10 @@ MOST_S = 3.0
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run_path", metavar="RUN")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 2.0, 5.0, 10.0, 30.0], help="of the clips")
-    parser.add_argument("--clips", type=int, default=9, help="of each length, after two that warm up")
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[1.0, 2.0, 5.0, 10.0, 30.0], help="lengths of the clips"
+    )
+    parser.add_argument("--clips", type=int, default=9, help="clips of each length, after two for warm-up")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter()
@@ -61,7 +63,7 @@ def main() -> int:
 
 
 def _timed(url: str, folder: Path, seconds: float, clips: int) -> dict[str, float]:
-    """Median, least and largest seconds to the answer over clips of different voices."""
+    """Median, smallest and largest seconds to the answer, over clips of different voices."""
     took = []
     for key in range(clips + 2):
         path = folder / "voice.wav"
@@ -75,7 +77,7 @@ def _timed(url: str, folder: Path, seconds: float, clips: int) -> dict[str, floa
 
 
 def ask(url: str, clip: bytes) -> str:
-    """The HTML that answers a clip, asked for as Gradio's page does."""
+    """The HTML that answers a clip, requested as Gradio's page does."""
     with urllib.request.urlopen(f"{url}/config", timeout=30) as answer:
         config = json.load(answer)
     asked = next(each for each in config["dependencies"] if each["targets"][0][1] == "upload")

@@ -1,10 +1,10 @@
-"""How long somebody waits who only asks for help, or for one face: nearly all of it are imports.
+"""How long `v2f --help` and `v2f generate` take: nearly all of the time goes into imports.
 
     python bench/startup.py                # under a minute
 
-`v2f --help`, and `v2f generate` of a clip of 2 s by the quickstart's system with its first weights, each a process of
-its own. Writes bench/results/startup.json; exit code 1 if the median help took 0.5 s or more, or the median face 3 s of
-CPU or more. On a machine that is busy with something else the seconds mean nothing: the load is in the result.
+It times `v2f --help`, and `v2f generate` for a clip of 2 s with the untrained system of the quickstart, each in a new
+process. Writes bench/results/startup.json; exit code 1 if the median help takes 0.5 s or more, or the median face 3 s
+of CPU or more. On a busy machine the seconds mean nothing; the result includes the load.
 """
 
 import argparse
@@ -33,7 +33,7 @@ HELP_S, FACE_CPU_S = 0.5, 3.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--times", type=int, default=9, help="of each, after one that warms up")
+    parser.add_argument("--times", type=int, default=9, help="runs of each, after one warm-up")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def _timed(arguments: Sequence[str], times: int) -> dict[str, dict[str, float]]:
-    """Median, least and largest seconds of a command, by the clock and of CPU, of all its threads and processes."""
+    """Median, smallest and largest wall-clock and CPU seconds of a command, over all its threads and processes."""
     walls, computed = [], []
     for _ in range(times + 1):
         begun, before = time.perf_counter(), os.times()

@@ -1,4 +1,4 @@
-"""What a command imports before it does anything: seconds that everybody waits, each time. See bench/startup.py."""
+"""What a command imports before it does anything, which costs seconds at each call. See bench/startup.py."""
 
 import json
 import os
@@ -27,7 +27,7 @@ OWN |= {"v2f.storage", "v2f.storage.address", "v2f.training", "v2f.training.comm
 
 
 def imported(*command: str) -> set[str]:
-    """The modules that a command of v2f has imported when it is done."""
+    """The modules that a command of v2f has imported by its end."""
     env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}  # another test's command
     done = subprocess.run([sys.executable, "-c", RUNS, *command], capture_output=True, text=True, timeout=120, env=env)
     code, waiting, modules = json.loads(done.stdout.splitlines()[-1])
@@ -70,7 +70,7 @@ def test_a_face_is_drawn_without_what_only_training_measuring_and_serving_need(t
 
 
 def test_the_worlds_sources_are_read_once(monkeypatch):
-    """Each stand-in's weights are held against them; parsing them takes as long as drawing the face."""
+    """Each stand-in's weights are checked against them; parsing them takes as long as drawing the face."""
     first = world.world_hash()
     monkeypatch.setattr(world, "normalised", lambda source: pytest.fail("read again"))
     assert world.world_hash() == first

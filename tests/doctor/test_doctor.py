@@ -204,7 +204,7 @@ def test_gpus_that_cannot_see_each_other_are_named() -> None:
 @pytest.mark.parametrize(
     ("built", "cards", "driver", "hidden", "told"),
     [
-        (None, 2, (13, 0), None, "install the registry's ordinary torch"),
+        (None, 2, (13, 0), None, "install the default torch package"),
         ("13.0", 2, (12, 8), None, "update the driver to one that supports CUDA 13; this one supports 12.8"),
         ("13.0", 2, (13, 0), "9", "CUDA_VISIBLE_DEVICES is '9'"),
         ("13.0", 2, None, None, "in a container, check that its runtime passes in GPUs"),

@@ -139,11 +139,11 @@ def test_a_port_that_is_taken_and_a_name_that_nobody_knows(monkeypatch: pytest.M
         taken.listen()
         found = lines(machine.network(Setup(), port=taken.getsockname()[1]))
     assert found[1].verdict == "look"
-    assert "is taken" in found[1].found
+    assert "is in use" in found[1].found
     monkeypatch.setattr(socket, "gethostname", lambda: "nobody.invalid")
     found = lines(machine.network(Setup(), port=0))
     assert found[0].verdict == "look"
-    assert "nobody.invalid is not known" in found[0].found
+    assert "nobody.invalid does not resolve" in found[0].found
     assert found[1].verdict == "ok"
 
 

@@ -1,4 +1,4 @@
-"""A pre-flight names the device that is wrong, the one that is slow, and the rank that hangs; and nobody else."""
+"""A pre-flight names the device that is wrong, the one that is slow and the rank that hangs, and no others."""
 
 import dataclasses
 import datetime
@@ -32,7 +32,7 @@ def quick(monkeypatch):
 
 
 def cluster(hosts: int = 3, per_host: int = 2) -> list[RankReport]:
-    """Ranks that are right and alike."""
+    """Ranks with correct and similar results."""
     return [
         RankReport(
             rank=rank,

@@ -443,7 +443,7 @@ def test_what_cannot_be_exported_is_told_in_one_line(run_folder: str, tiny_shard
 def test_wrong_words_for_a_checkpoint_are_wrong_usage(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["checkpoint", "export", "run", "-o", "out", "--checkpoint", "newest"])
-    assert "'newest' is neither best nor latest nor a step" in capsys.readouterr().err
+    assert "'newest' is not best, latest or a step" in capsys.readouterr().err
 
 
 def test_runs_and_exports_may_lie_in_an_object_store(

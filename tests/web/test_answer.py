@@ -1,4 +1,4 @@
-"""What the page to speak into says of a clip: the run's face, honest draws around it, and measures that can say no."""
+"""The answer to a clip: the run's face, honest samples around it, and measures that may speak against it."""
 
 import base64
 import io

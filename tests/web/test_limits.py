@@ -1,4 +1,4 @@
-"""What the gate before the page lets through: the page's own routes, small bodies, uploads of this page, a rate."""
+"""What the gate before the page lets through: the page's own routes, small bodies, its own uploads, a limited rate."""
 
 import json
 import os

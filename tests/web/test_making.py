@@ -1,4 +1,4 @@
-"""The page of a run that makes something else than a face of a voice: what it asks for, what it refuses, what stays."""
+"""The page of a run that makes something other than a face from a voice: widgets, refusals, what it keeps."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The page to speak into, as a visitor has it: a real server and a real Chromium; a clip in, a face or a word out."""
+"""The served page as a visitor sees it, with a real server and a real Chromium: a clip in, a face or a refusal out."""
 
 import base64
 import io

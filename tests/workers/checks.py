@@ -1,4 +1,4 @@
-"""Checks of the doctor that go wrong: each is run in a process of its own, as the real ones are."""
+"""Checks for the doctor that fail in various ways; each runs in a process of its own, as the real ones do."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def good(setup: Setup) -> Iterator[Any]:
 
 def hangs(setup: Setup) -> Iterator[Any]:
     yield Finding("hangs", "ok", "the first half")
-    subprocess.Popen([sys.executable, "-c", WAITS])  # holds the pipes, too
+    subprocess.Popen([sys.executable, "-c", WAITS])  # keeps the pipes open, too
     yield "waiting for s3://key:hush-hush@bucket"
     threading.Event().wait()
 

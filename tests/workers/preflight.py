@@ -1,7 +1,7 @@
-"""A pre-flight on ranks that are not alike: what its arguments name happens to one of them.
+"""A pre-flight with faulty ranks, which the arguments name.
 
-``RANK:slow`` does each product ``TIMES`` times over, ``RANK:wrong`` gets one entry of every large product wrong,
-``RANK:stuck`` never comes out of its copy; ``hosts`` puts each rank on a host of its own. ``--`` ends them.
+``RANK:slow`` computes each product ``TIMES`` times, ``RANK:wrong`` gets one entry of every large product wrong,
+``RANK:stuck`` never finishes its copy; ``hosts`` gives each rank its own host name. ``--`` ends these arguments.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import torch
 
 from v2f.preflight import command, workloads
 
-# Small work, so that a machine with other things to do gives many measurements of it, and a median that holds.
+# Small workloads, so that even a busy machine measures each many times, and the median is stable.
 workloads.SIDE_N["cpu"], workloads.COPIED["cpu"] = 256, 1 << 20
 TIMES = 60
 

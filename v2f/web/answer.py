@@ -173,17 +173,17 @@ def _retrieval(run: Run) -> dict[str, Any] | None:
 def _speech(like: Likeness) -> Gauge:
     share = like.share
     words = (
-        "Hardly: music, noise and animals are given a face, too, and it means nothing."
+        "Hardly: music, noise and animals get a face, too, but it means nothing."
         if share < HARDLY_SPEECH
-        else "Hardly: it is as steady as noise or a tone. Those are given a face, too, and it means nothing."
+        else "Hardly: it is as steady as noise or a tone. Those get a face, too, but it means nothing."
         if like.steady
         else "Most of it could be."
         if share >= 0.6
-        else "Part of it could be; what lies between is heard as well."
+        else "Part of it could be; the rest is heard as well."
     )
     detail = (
-        f"{100 * share:.0f} % of the clip, by WebRTC’s voice activity detector, which takes steady noise and tones for "
-        f"speech, too; its level varies by {number(like.swing, 2)} dB, that of speech by more than 3"
+        f"{100 * share:.0f} % of the clip, by WebRTC’s voice activity detector, which also takes steady noise and "
+        f"tones for speech; its level varies by {number(like.swing, 2)} dB, that of speech by more than 3"
     )
     return Gauge(
         "Is it speech?", words, detail, bool(like.doubt), value=share, limit=HARDLY_SPEECH, limit_words="hardly speech"
@@ -196,8 +196,8 @@ def _sounds_known(known: Reference, far: float) -> Gauge:
     low, high = np.quantile(known.sound_N, [0.05, 0.95]).tolist()
     doubtful = far > most
     words = (
-        "Unlike every voice this run knows: another kind of voice, microphone, room or noise. It draws all the same, "
-        "and has no grounds for it."
+        "Unlike every voice this run knows: another kind of voice, microphone, room or noise. It draws a face "
+        "anyway, but has no basis for it."
         if doubtful
         else "It sounds like voices this run knows."
         if far <= high
@@ -216,15 +216,15 @@ def _sounds_known(known: Reference, far: float) -> Gauge:
 def _steady(halves_N: NDArray[np.float64], strangers: float, apart: float) -> Gauge:
     low, middle, high = np.quantile(halves_N, [0.1, 0.5, 0.9]).tolist()
     if strangers <= high:
-        words = "Nothing can be said: this run draws nearly the same face for everyone."
+        words = "Unknown: this run draws nearly the same face for everyone."
     elif apart <= middle:
-        words = "Steady: its first and its second half lead to nearly the same face."
+        words = "Steady: the first and the second half lead to nearly the same face."
     elif apart <= high:
-        words = "As steady as usual: what is said moves the face a little."
+        words = "As steady as usual: what is said changes the face a little."
     elif apart < strangers:
-        words = "Unsteady: its two halves lead to faces farther apart than usual. Try a longer clip, without noise."
+        words = "Unsteady: the two halves lead to faces that differ more than usual. Try a longer clip, without noise."
     else:
-        words = "Its two halves lead to two different people. Read nothing into this face."
+        words = "The two halves lead to two different people. Read nothing into this face."
     detail = (
         f"the faces of the two halves are {number(apart, 2)} apart, usually {number(low, 2)} to {number(high, 2)}; "
         f"two people’s {number(strangers, 2)} (1 − cosine of identity embeddings)"
