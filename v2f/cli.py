@@ -15,7 +15,7 @@ from v2f.storage.address import argument
 from v2f.training import command as train_command
 
 if TYPE_CHECKING:
-    from v2f.weights import Judges
+    from v2f.weights import JudgeConfig
 
 _DATA = "a data set's folder or s3:// prefix"
 _RUN = "a run: its folder, its s3:// prefix, or its MLflow run id"
@@ -530,7 +530,7 @@ def _recipes_copy(args: argparse.Namespace) -> None:
     print("\n".join(copy(args.name, args.folder)))
 
 
-def _needs(arguments: Sequence[str]) -> "dict[str, Judges]":
+def _needs(arguments: Sequence[str]) -> "dict[str, JudgeConfig]":
     """The frozen nets that recipes of runs name, with overrides; a system without such a group needs none."""
     from v2f.runs.run import load_config
 

@@ -287,7 +287,7 @@ def test_what_does_not_fit_is_one_line_and_fills_nothing(
 def test_another_shape_is_named(source: str, tiny_shards: str) -> None:
     wider = SMALL["face_gan"] | {"width": 16}
     config = gan(tiny_shards, "unused", system=wider, init_from=[{"run": source, "module": "generator"}])
-    with pytest.raises(V2FError, match=r"'generator\.linear\.weight' has the shape \[\d+, 6\], \[\d+, 6\] is wanted"):
+    with pytest.raises(V2FError, match=r"'generator\.linear\.weight' has the shape \[\d+, 6\], expected \[\d+, 6\]"):
         starting(config)
 
 

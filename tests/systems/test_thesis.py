@@ -30,7 +30,7 @@ from v2f.system import to_picture
 from v2f.systems.voice_styled_face import VoiceStyledFace
 from v2f.training.trainer import fit
 from v2f.web.report import report
-from v2f.weights import IRSE50Weights, LPIPSWeights, PSPCodes, StyleGAN2Weights
+from v2f.weights import IRSE50Weights, LPIPSWeights, PSPEncoderWeights, StyleGAN2Weights
 from v2f.weights.nvidia import convert
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
@@ -109,7 +109,7 @@ def test_the_recipes_have_the_coefficients_of_the_thesis(name: str, column: int)
     assert (terms["style"] > 0, c.optimizer.weight_decay > 0, c.optimizer.clip is not None) == (bool(column),) * 3
     assert isinstance(c.frozen.identity, IRSE50Weights)
     assert isinstance(c.frozen.perceptual, LPIPSWeights)
-    assert isinstance(c.frozen.codes, PSPCodes) if column else c.frozen.codes is None
+    assert isinstance(c.frozen.codes, PSPEncoderWeights) if column else c.frozen.codes is None
     schedule = c.optimizer.schedule
     assert (schedule.decay, schedule.factor) == ("exponential", 0.95)
     assert config.data.batch == 16

@@ -11,18 +11,18 @@ from torch import nn
 
 from v2f import standins, weights
 from v2f.errors import V2FError
-from v2f.weights import Brought, Judges
+from v2f.weights import JudgeConfig, UserWeights
 
 
-def load(judges: Judges, judge_sha256: str | None = None) -> tuple[nn.Module, str | None]:
+def load(judges: JudgeConfig, judge_sha256: str | None = None) -> tuple[nn.Module, str | None]:
     """The referee beside the nets of ``judges``, frozen, and its file's SHA-256 (None: the stand-in).
 
     Its ``look`` takes pictures [B,3,H,W] in [-1,1] of any size and gives embeddings [B,E] of length one and maps
     [B,C,h,w]. ``judge_sha256``: the file of the identity net that the run was trained against. V2FError where the
     weights are missing or do not fit, or where the file is the judge's own.
     """
-    net = judges.second_opinion
-    if not isinstance(net, Brought):
+    net = judges.effective_referee
+    if not isinstance(net, UserWeights):
         return standins.load("referee"), None
     try:
         module, digest = weights.read(net, weights.locate(judges.path, net))

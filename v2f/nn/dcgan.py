@@ -39,7 +39,7 @@ def doublings(size: int) -> int:
     return count
 
 
-class Generator(nn.Module):
+class DCGANGenerator(nn.Module):
     """Noise [B,Z] -> pictures [B,3,size,size] in (-1,1). ``width``: channels of the last map before the picture."""
 
     def __init__(self, noise: int, size: int, width: int, bn_group: int) -> None:
@@ -64,7 +64,7 @@ class Generator(nn.Module):
         return x.tanh()
 
 
-class Discriminator(nn.Module):
+class DCGANDiscriminator(nn.Module):
     """Pictures [B,3,size,size] -> logits [B] of being real. ``width``: channels of the first map, without a norm."""
 
     def __init__(self, size: int, width: int, bn_group: int) -> None:

@@ -63,7 +63,7 @@ class Unit(nn.Module):
         return x_BOHW
 
 
-class Trunk(nn.Module):
+class IRSE50Trunk(nn.Module):
     """The input layer and the 24 units."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Trunk(nn.Module):
         return found
 
 
-class IRSE50(Trunk):
+class IRSE50(IRSE50Trunk):
     """Whose face is it? Picture [B,3,112,112] in [-1,1] -> embedding [B,512] of length one, in float32.
 
     43,797,696 parameters, 397 keys. The weights were trained on aligned faces whose channels are blue, green, red.

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2f.nn import add_stretched, widened
-from v2f.nn.irse import STAGES, Trunk
+from v2f.nn.irse import STAGES, IRSE50Trunk
 from v2f.nn.stylegan2 import EqualLinear, Generator
 
 SIDE = 256  # pixels of the picture that the encoder takes
@@ -44,7 +44,7 @@ class Map2Style(nn.Module):
         return style_BD
 
 
-class GradualStyleEncoder(Trunk):
+class GradualStyleEncoder(IRSE50Trunk):
     """Picture [B,3,256,256] in [-1,1] -> offsets of the styles from the mean style, [B,L,512] in float32.
 
     267,136,704 parameters and 621 keys at 18 styles (a generator of 1024 px).
@@ -91,8 +91,8 @@ class PSP(nn.Module):
         return self.pictures(self.codes(img_B3HW))
 
 
-class Codes(nn.Module):
-    """The codes of a pSp without its decoder: [B,3,H,W] -> w+ [B,L,D], as of :meth:`PSP.codes`."""
+class PSPCodeEncoder(nn.Module):
+    """A pSp without its decoder: [B,3,H,W] -> w+ [B,L,D], as of :meth:`PSP.codes`."""
 
     latent_avg: Tensor
 

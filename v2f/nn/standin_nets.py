@@ -37,7 +37,7 @@ class Residual(nn.Module):
         return F.leaky_relu(x_BCHW + self.conv2(F.leaky_relu(self.conv1(x_BCHW), SLOPE)), SLOPE)
 
 
-class Trunk(nn.Module):
+class StandInTrunk(nn.Module):
     """[B,3,64,64] -> four maps: [B,C0,32,32], [B,C1,16,16], [B,C2,8,8], [B,C3,4,4], each behind a leaky ReLU."""
 
     def __init__(self, channels: list[int]) -> None:
@@ -70,7 +70,7 @@ class IdentityNet(nn.Module):
 
     def __init__(self, channels: list[int], embedding: int = 128) -> None:
         super().__init__()
-        self.trunk = Trunk(channels)
+        self.trunk = StandInTrunk(channels)
         self.head = nn.Linear(self.trunk.values, embedding)
 
     def raw(self, img_B3HW: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class PerceptualNet(nn.Module):
 
     def __init__(self, channels: list[int], factors: int) -> None:
         super().__init__()
-        self.trunk = Trunk(channels)
+        self.trunk = StandInTrunk(channels)
         self.hidden = nn.Linear(self.trunk.values, 192)
         self.head = nn.Linear(192, factors)
 
@@ -158,7 +158,7 @@ class CodeEncoder(nn.Module):
 
     def __init__(self, channels: list[int], n_styles: int, style_dim: int) -> None:
         super().__init__()
-        self.trunk = Trunk(channels)
+        self.trunk = StandInTrunk(channels)
         self.hidden = nn.Linear(self.trunk.values, 256)
         self.head = nn.Linear(256, n_styles * style_dim)
         self.n_styles = n_styles

@@ -154,16 +154,16 @@ class ModulatedConv(nn.Module):
         return F.conv2d(x_BIHW, weight, padding=self.padding)
 
 
-class Noise(nn.Module):
-    """Noise with one learned strength for all channels (StyleGAN2, section 2.1 and figure 2)."""
+class NoiseStrength(nn.Module):
+    """One learned strength of the noise, for all channels (StyleGAN2, section 2.1 and figure 2)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
 
-class Activate(nn.Module):
-    """A bias for each channel; the leaky ReLU behind it has no parameters."""
+class ChannelBias(nn.Module):
+    """A bias for each channel, added before the leaky ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -176,8 +176,8 @@ class StyledConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, style_dim: int, up: bool = False) -> None:
         super().__init__()
         self.conv = ModulatedConv(inputs, outputs, 3, style_dim, up)
-        self.noise = Noise()
-        self.activate = Activate(outputs)
+        self.noise = NoiseStrength()
+        self.activate = ChannelBias(outputs)
 
     def forward(self, x_BIHW: Tensor, w_BD: Tensor, noise_B1HW: Tensor) -> Tensor:
         style_BI = self.conv.modulation(w_BD)
@@ -234,12 +234,12 @@ def _deduced(state: Mapping[str, Tensor], where: str, prefix: str) -> dict[str, 
     """
     wrong = f"{where}: these are not the weights of a StyleGAN2 generator:"
 
-    def shape(name: str, wanted: str) -> torch.Size:
+    def shape(name: str, expected: str) -> torch.Size:
         if name not in state:
             raise V2FError(f"{wrong} the tensor {prefix + name!r} is missing")
         found = state[name].shape
-        if len(found) != wanted.count(",") + 1 or 0 in found:
-            raise V2FError(f"{wrong} {prefix + name!r} has the shape {list(found)}, {wanted} is wanted")
+        if len(found) != expected.count(",") + 1 or 0 in found:
+            raise V2FError(f"{wrong} {prefix + name!r} has the shape {list(found)}, expected {expected}")
         return found
 
     def highest(pattern: str) -> int:
@@ -258,7 +258,7 @@ def _deduced(state: Mapping[str, Tensor], where: str, prefix: str) -> dict[str, 
         r = next(r for r in widths if rule[r] != widths[r])
         name = f"{names[r.bit_length() - 3]}.conv.weight"
         found = f"{prefix + name!r} has {widths[r]} channels"
-        raise V2FError(f"{wrong} {found}, {rule[r]} go with the other resolutions' channels")
+        raise V2FError(f"{wrong} {found}, expected {rule[r]} from the channels of the other resolutions")
     return {
         "size": max(widths),
         "style_dim": shape("conv1.conv.modulation.weight", "[C, D]")[1],

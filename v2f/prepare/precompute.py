@@ -31,7 +31,7 @@ from v2f.data.manifest import MANIFEST, Dataset, open_dataset, read_manifest, wr
 from v2f.data.sample import CODES, EMBEDDING, PHOTOS, Members, Sample, encode_codes, encode_embedding, split_members
 from v2f.data.transforms import square, to_rgb
 from v2f.errors import V2FError
-from v2f.nn.psp import PSP, Codes
+from v2f.nn.psp import PSP, PSPCodeEncoder
 from v2f.prepare import parts
 from v2f.prepare.parts import WHOLE, Packing, Part, ShardRecord
 from v2f.prepare.processes import cores, looking, one_thread, pool, torch_device
@@ -39,7 +39,7 @@ from v2f.prepare.yields import LEFT_OUT, YIELD
 from v2f.storage import store
 from v2f.storage.lease import Lease
 from v2f.system import to_picture
-from v2f.weights import FaceNetWeights, IRSE50Weights, PSPCodes, StandIn, described, locate, read
+from v2f.weights import FaceNetWeights, IRSE50Weights, PSPEncoderWeights, StandInWeights, described, locate, read
 
 _MOST_WITH_WEIGHTS = 4  # processes, where nobody says how many: each holds the nets, with pSp 1.2 GB
 
@@ -50,8 +50,8 @@ class PrecomputeConfig(Config):
     """Which nets, named as in a run's recipe (``system.frozen``), and how they are run."""
 
     path: Place = Field("weights", description="folder or s3:// mirror in which files are looked for by their names")
-    identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = None
-    codes: Annotated[StandIn | PSPCodes, Field(discriminator="net")] | None = None
+    identity: Annotated[StandInWeights | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = None
+    codes: Annotated[StandInWeights | PSPEncoderWeights, Field(discriminator="net")] | None = None
     batch: int = Field(32, ge=1, description="photos at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     workers: int | None = Field(None, ge=1, description="processes on a CPU; null: one for each core, at most 4")
@@ -171,7 +171,7 @@ def _work(
 ) -> Iterator[int]:
     """Write the shards with these numbers; each number when its shard is there."""
     most = 1 if device == "cuda" else cores()
-    if not all(isinstance(named, StandIn) for named in _named(config).values()):
+    if not all(isinstance(named, StandInWeights) for named in _named(config).values()):
         most = min(most, _MOST_WITH_WEIGHTS)
     workers = min(config.workers or most, len(numbers))
     what = (owner, source.root, source.fingerprint, out, config, device)
@@ -262,11 +262,11 @@ def _loaded(config_json: str, device: str) -> dict[Role, tuple[nn.Module, str | 
     found: dict[Role, tuple[nn.Module, str | None]] = {}
     for role, named in _named(config).items():
         digest: str | None = None
-        if isinstance(named, StandIn):
+        if isinstance(named, StandInWeights):
             net = standins.load(role)
         else:
             net, digest = read(named, locate(config.path, named))
-            net = Codes(net) if isinstance(net, PSP) else net
+            net = PSPCodeEncoder(net) if isinstance(net, PSP) else net
         found[role] = (net.eval().requires_grad_(False).to(device), digest)
     return found
 

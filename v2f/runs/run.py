@@ -40,7 +40,7 @@ from v2f.system import System, SystemConfig, trained
 from v2f.systems import SYSTEMS
 from v2f.tracking.tracker import folder_of
 from v2f.weights.runs import MODULE as MODULE_NAME
-from v2f.weights.runs import OfRun, Which, read_by
+from v2f.weights.runs import RunModule, Which, read_by
 
 MODEL = "model.safetensors"
 EVALUATION = "eval.json"
@@ -339,7 +339,7 @@ def reading_runs(tracking_uri: str | None = None) -> contextlib.AbstractContextM
     return read_by(functools.partial(_module_of_run, tracking_uri=tracking_uri))
 
 
-def _module_of_run(net: OfRun, tracking_uri: str | None) -> tuple[nn.Module, str]:
+def _module_of_run(net: RunModule, tracking_uri: str | None) -> tuple[nn.Module, str]:
     run = Run.open(net.path, tracking_uri)
     found = run.pretrained(net.module, net.which)
     return pretrained.put(build_system(run.config), net.module, found), found.sha256

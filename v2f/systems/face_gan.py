@@ -23,7 +23,7 @@ from v2f.data.transforms import Noise as Drawn
 from v2f.data.transforms import Photo
 from v2f.errors import V2FError
 from v2f.nn import widened
-from v2f.nn.dcgan import Discriminator, Generator, doublings
+from v2f.nn.dcgan import DCGANDiscriminator, DCGANGenerator, doublings
 from v2f.system import (
     Batch,
     Judged,
@@ -39,7 +39,7 @@ from v2f.system import (
     to_picture,
     weighted,
 )
-from v2f.weights import Judges
+from v2f.weights import JudgeConfig
 
 
 def _adam(module: str) -> Optimizer:
@@ -64,13 +64,15 @@ class FaceGAN(Judged):
         )
         smooth: float = Field(0.0, ge=0, lt=0.5, description="the discriminator's target for photos is 1 - smooth")
         every: int = Field(1, gt=0, description="steps of the discriminator for one of the generator")
-        frozen: Judges = Field(Judges(), description="what looks at pictures for meters and evaluation; no loss does")
+        frozen: JudgeConfig = Field(
+            JudgeConfig(), description="what looks at pictures for meters and evaluation; no loss does"
+        )
         discriminator: Optimizer = _adam("discriminator")
         generator: Optimizer = _adam("generator")
         ema: int | None = Field(None, gt=0, description="half-life of the generator's moving average, in samples")
 
         @property
-        def nets(self) -> Judges:
+        def nets(self) -> JudgeConfig:
             return self.frozen
 
         @field_validator("image_size")
@@ -88,8 +90,8 @@ class FaceGAN(Judged):
         nets = weights.load_judges(config.frozen)
         self.identity, self.perceptual = freeze(nets.identity), freeze(nets.perceptual)
         self.stand_ins, self.weights = nets.stand_ins, nets.sha256
-        self.generator = Generator(config.noise, config.image_size, config.width, config.bn_group)
-        self.discriminator = Discriminator(config.image_size, config.width, config.bn_group)
+        self.generator = DCGANGenerator(config.noise, config.image_size, config.width, config.bn_group)
+        self.discriminator = DCGANDiscriminator(config.image_size, config.width, config.bn_group)
 
     def phases(self) -> list[Phase]:
         c = self.config

@@ -41,7 +41,7 @@ from v2f.system import (
     to_picture,
     weighted,
 )
-from v2f.weights import LEAST_SIDE, Frozen, LPIPSWeights, Precomputed, StyleGAN2Weights
+from v2f.weights import LEAST_SIDE, FrozenConfig, LPIPSWeights, Precomputed, StyleGAN2Weights
 
 
 class Terms(config.Config):
@@ -88,13 +88,13 @@ class VoiceStyledFace(Styled, Judged):
         image_size: int = Field(256, gt=0, description="the generator's picture is average-pooled to this")
         encoder: WaveformEncoder.Config = WaveformEncoder.Config()
         mapping: StyleMapping.Config = StyleMapping.Config()
-        frozen: Frozen = Frozen()
+        frozen: FrozenConfig = FrozenConfig()
         losses: Terms = Terms()
         optimizer: Optimizer = Optimizer(lr={"encoder": 1e-3, "mapping": 1e-3})
         ema: int | None = Field(None, gt=0, description="half-life of the moving average of the weights, in samples")
 
         @property
-        def nets(self) -> Frozen:
+        def nets(self) -> FrozenConfig:
             return self.frozen
 
         @model_validator(mode="after")
