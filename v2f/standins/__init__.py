@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from v2f.errors import V2FError
 from v2f.nn.standin_nets import CodeEncoder, IdentityNet, PerceptualNet, RefereeNet
 from v2f.nn.stylegan2 import Generator
-from v2f.world import people, world_hash
+from v2f.world import people, recorded_hash
 
 Kind = Literal["generator", "identity", "perceptual", "codes", "referee"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -65,10 +65,10 @@ def info(kind: Kind, folder: Path = WEIGHTS) -> StandIn:
         raise V2FError(f"{path}: not a stand-in's weights ({error}); make them again: {_command(kind)}") from error
     if about.kind != kind:
         raise V2FError(f"{path}: holds the stand-in {about.kind!r}, not {kind!r}; make it again: {_command(kind)}")
-    if about.world_hash != world_hash():
+    if about.world_hash != recorded_hash():
         raise V2FError(
             f"{path}: was trained on world {about.world_version} ({about.world_hash[:12]}), this is world "
-            f"{people.VERSION} ({world_hash()[:12]}); train the stand-ins for it: {_command('all')}"
+            f"{people.VERSION} ({recorded_hash()[:12]}); train the stand-ins for it: {_command('all')}"
         )
     return about
 

@@ -18,7 +18,7 @@ from v2f.config import Config
 from v2f.errors import V2FError
 
 VERSION = "1"
-"""Changes whenever a person, a portrait or a voice changes; ``v2f.world.WORLD_HASHES`` holds each version's hash."""
+"""Changes whenever a person, a portrait or a voice changes; ``v2f.world.OUTPUT_HASHES`` has each version's hash."""
 
 LIMIT = 2.2
 """Every factor is a standard normal number cut off at plus and minus this."""
@@ -119,19 +119,19 @@ class World:
 
     def voice(self, ids: np.ndarray) -> np.ndarray:
         """The voice factors of the people ``ids`` (integers [N]): float32 [N,V]."""
-        return _numbers((self.config.seed, 1), (ids,), len(VOICE))
+        return _factors((self.config.seed, 1), (ids,), len(VOICE))
 
     def face(self, ids: np.ndarray) -> np.ndarray:
         """The face factors of the people ``ids`` (integers [N]): float32 [N,F], the voice's six first."""
-        return self._face(self.voice(ids), _numbers((self.config.seed, 2), (ids,), len(FACE)))
+        return self._face(self.voice(ids), _factors((self.config.seed, 2), (ids,), len(FACE)))
 
     def photo(self, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """The nuisance of photo ``numbers[i]`` of person ``ids[i]``: float32 [N,P]."""
-        return _numbers((self.config.seed, 3), (ids, numbers), len(PHOTO))
+        return _factors((self.config.seed, 3), (ids, numbers), len(PHOTO))
 
     def clip(self, ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """The nuisance of clip ``numbers[i]`` of person ``ids[i]``: float32 [N,C]."""
-        return _numbers((self.config.seed, 4), (ids, numbers), len(CLIP))
+        return _factors((self.config.seed, 4), (ids, numbers), len(CLIP))
 
     def expected_face(self, voice_NV: np.ndarray) -> np.ndarray:
         """The mean face of everybody who has this voice: float32 [N,F], what the voice leaves open at 0."""
@@ -140,13 +140,13 @@ class World:
     def posterior_face(self, voice_NV: np.ndarray, draws: int, key: int = 0) -> np.ndarray:
         """Faces of people who share a voice: float32 [draws,N,F], a pure function of (seed, key, draw, row)."""
         draw_D, row_N = np.arange(draws), np.arange(len(voice_NV))
-        own = _numbers((self.config.seed, 5, key), (draw_D[:, None], row_N[None, :]), len(FACE))
+        own = _factors((self.config.seed, 5, key), (draw_D[:, None], row_N[None, :]), len(FACE))
         return self._face(np.broadcast_to(voice_NV, (draws, *np.shape(voice_NV))), own)
 
     def any_photo(self, people: int, draws: int, key: int = 0) -> np.ndarray:
         """Nuisance of photos that nobody in the world has: float32 [draws,people,P]; goes with ``posterior_face``."""
         indices = (np.arange(draws)[:, None], np.arange(people)[None, :])
-        return _numbers((self.config.seed, 6, key), indices, len(PHOTO))
+        return _factors((self.config.seed, 6, key), indices, len(PHOTO))
 
     def _face(self, voice: np.ndarray, own: np.ndarray) -> np.ndarray:
         """The face of (voice [...,V], independent numbers [...,F]): the first ``visible`` columns are correlated."""
@@ -155,7 +155,7 @@ class World:
         return face
 
 
-def _numbers(key: tuple[int, ...], indices: tuple[np.ndarray, ...], columns: int) -> np.ndarray:
+def _factors(key: tuple[int, ...], indices: tuple[np.ndarray, ...], columns: int) -> np.ndarray:
     """Truncated standard normal numbers, float32 [..., columns]: a pure function of (key, indices, column).
 
     A hash, and not a ``numpy`` generator: it needs no generator for each person, and numpy does not promise
@@ -163,18 +163,18 @@ def _numbers(key: tuple[int, ...], indices: tuple[np.ndarray, ...], columns: int
     """
     state = np.zeros((1,), np.uint64)
     for part in key:
-        state = _mix(state ^ np.uint64(part))
+        state = split_mix(state ^ np.uint64(part))
     for index in indices:
         index = np.asarray(index)
         if not np.issubdtype(index.dtype, np.integer) or (index.size and int(index.min()) < 0):
             raise V2FError("people, photos and clips are counted by non-negative integers; pass such an array")
-        state = _mix(state ^ index.astype(np.uint64))
-    state = _mix(state[..., None] ^ np.arange(columns, dtype=np.uint64))
+        state = split_mix(state ^ index.astype(np.uint64))
+    state = split_mix(state[..., None] ^ np.arange(columns, dtype=np.uint64))
     uniform = ((state >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return _truncated_normal(uniform).astype(np.float32)
+    return _quantile(uniform).astype(np.float32)
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
+def split_mix(state: np.ndarray) -> np.ndarray:
     """One step of SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", fig. 17)."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -186,7 +186,7 @@ _TAIL = 0.013903447513498597
 """The normal distribution's mass below -LIMIT."""
 
 
-def _truncated_normal(uniform: np.ndarray) -> np.ndarray:
+def _quantile(uniform: np.ndarray) -> np.ndarray:
     """Quantiles of the standard normal distribution within +-LIMIT; absolute error below 4.5e-4.
 
     Hastings 1955, "Approximations for digital computers", sheet 68 (Abramowitz and Stegun 26.2.23).
