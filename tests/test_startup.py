@@ -53,7 +53,7 @@ NOT_TO_DRAW += (
 )
 NOT_TO_DRAW += (
     " v2f.evaluation v2f.engine v2f.prepare v2f.training.trainer v2f.web v2f.world.fingerprint v2f.world.portraits"
-    " v2f.world.voices"
+    " v2f.world.syllables v2f.world.voices"
 )
 
 

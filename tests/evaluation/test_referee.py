@@ -19,7 +19,7 @@ from v2f.evaluation.evaluate import evaluate, points
 from v2f.evaluation.observers import observers_of, told_first
 from v2f.nn.frozen import FaceIdentity
 from v2f.runs.run import Run, RunConfig
-from v2f.standins.train import HELD_OUT, REFEREE_SEED, SEED, render, seed_of
+from v2f.standins.portraits import HELD_OUT, REFEREE_SEED, SEED, render, seed_of
 from v2f.systems import SYSTEMS
 from v2f.tracking.tracker import note
 from v2f.training.trainer import fit

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 import safetensors.torch
 import torch
+from bare import BareSystem
 from systems.small import SMALL
 from torch import Tensor
 
@@ -337,7 +338,7 @@ def test_a_run_is_named_by_its_id_too(source: str, tiny_shards: str, monkeypatch
 # --------------------------------------------------------------------------------- a frozen net that is of a run
 
 
-class Painter(System):
+class Painter(BareSystem):
     """Trains a generator that can take the stand-in's place."""
 
     class Config(SystemConfig):
@@ -350,11 +351,6 @@ class Painter(System):
 
     def phases(self) -> list[Phase]:
         return [Phase(name="all", modules={"decoder": self.decoder}, optimizer=Optimizer(lr={"decoder": 1.0}), ema=8)]
-
-    def loss(self, phase: str, batch: Any, step: int) -> Any:
-        raise NotImplementedError
-
-    sample = meters = transforms = asks = makes = loss  # type: ignore[assignment]
 
 
 @pytest.fixture

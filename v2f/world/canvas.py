@@ -1,6 +1,6 @@
-"""A batch of pictures being painted: opacities of shapes, colors, and the canvas that they are laid on.
+"""A canvas for a batch of pictures, with the opacities of shapes and the colors to paint on it.
 
-Only +, -, *, /, square roots, minima and maxima touch a pixel; see :mod:`v2f.world.portraits`.
+Pixels are computed with +, -, *, /, square roots, minima and maxima only; see :mod:`v2f.world.portraits`.
 
 Shapes: N portraits, H = W = size; a face's number is [N,1,1], a field over the picture [N,H,W] or a box of it.
 Places are in picture widths, x to the right and y down; colors are sRGB in 0..1.
@@ -15,14 +15,14 @@ Color = tuple[Tone, Tone, Tone]
 
 
 class Canvas:
-    """A picture being painted: colors [N,H,W] each, and the box of it that is painted on."""
+    """Pictures being painted: three planes [N,H,W] for red, green and blue."""
 
     def __init__(self, n: int, size: int) -> None:
         self.size = size
         self.rgb = [np.empty((n, size, size), np.float32) for _ in range(3)]
 
     def box(self, x0: float, y0: float, x1: float, y1: float) -> Box:
-        """The index of the pixels of a box given in picture widths."""
+        """The index of the pixels in a box given in picture widths."""
         s = self.size
         return slice(None), slice(int(y0 * s), -int(-y1 * s // 1)), slice(int(x0 * s), -int(-x1 * s // 1))
 
@@ -32,13 +32,13 @@ class Canvas:
             plane[:] = value * light
 
     def paint(self, cover: Field, color: Color, light: Tone = 1.0, box: Box = ()) -> None:
-        """Lay ``color * light`` over the box with the opacity ``cover`` (0..1)."""
+        """Paint ``color * light`` over the box with the opacity ``cover`` (0..1)."""
         for plane, value in zip(self.rgb, color, strict=True):
             part = plane[box]
             part += cover * (value * light - part)
 
     def shade(self, cover: Field, color: Color, box: Box = ()) -> None:
-        """Multiply the box by ``color`` where ``cover`` is 1, leave it where 0."""
+        """Multiply the box by ``color`` where ``cover`` is 1; leave it unchanged where 0."""
         for plane, value in zip(self.rgb, color, strict=True):
             part = plane[box]
             part *= 1.0 + cover * (value - 1.0)
@@ -55,14 +55,14 @@ def ramp(x: Field, low: float, high: float) -> Field:
 
 
 def blob(dx: Field, dy: Field, rx: Tone, ry: Tone) -> Field:
-    """A soft spot: 1 in its middle, 0 from the ellipse (rx, ry) on."""
+    """A soft spot: 1 in its center, 0 outside the ellipse (rx, ry)."""
     u, v = dx * (1.0 / rx), dy * (1.0 / ry)
     t = np.maximum(1.0 - u * u - v * v, 0.0)
     return t * t
 
 
 def ellipse(dx: Field, dy: Field, rx: Tone, ry: Tone) -> Field:
-    """About the distance to the edge of an ellipse, positive inside."""
+    """Approximate distance to the edge of an ellipse, positive inside."""
     u, v = dx * (1.0 / rx), dy * (1.0 / ry)
     r = np.sqrt(u * u + v * v)
     return (1.0 - r) * np.minimum(rx, ry)

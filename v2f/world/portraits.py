@@ -3,8 +3,8 @@
 Every shape is a formula of the pixel's place, so a portrait is the same picture at any size, with smooth edges.
 Frame as in FFHQ (Karras et al. 2019, app. A): eyes near (0.38, 0.47) and (0.62, 0.47), chin near 0.85.
 
-Only +, -, *, /, square roots, minima and maxima touch a pixel: IEEE 754 fixes those to the bit, so that a portrait
-does not depend on its batch, on the length of a vector register or on a library's version of ``exp``.
+Pixels are computed with +, -, *, /, square roots, minima and maxima only: IEEE 754 defines those to the bit, so a
+portrait does not depend on its batch, on the width of vector registers or on a library's version of ``exp``.
 
 Shapes: N portraits, H = W = size; a face's number is [N,1,1], a field over the picture [N,H,W] or a box of it.
 Places are in picture widths, x to the right and y down; colors are sRGB in 0..1.
@@ -17,10 +17,10 @@ from v2f.world.canvas import Canvas, Field, Tone, blob, color_at, ellipse, gray,
 from v2f.world.people import FACE, PHOTO
 
 _PIXELS = 1 << 15
-"""Pixels drawn at a time: a field of them stays in a core's cache."""
+"""Pixels drawn at a time: a field of that size fits a core's cache."""
 
 _SHARED = 0.92
-"""Strength of the six factors that a voice shows, beside those of the face alone."""
+"""Strength of the six factors shared with the voice, relative to those of the face alone."""
 
 _SKIN = ((0.99, 0.86, 0.77), (0.95, 0.77, 0.63), (0.84, 0.63, 0.47), (0.66, 0.46, 0.32), (0.40, 0.26, 0.17))
 _HAIR = ((0.08, 0.07, 0.08), (0.17, 0.11, 0.08), (0.36, 0.22, 0.13), (0.58, 0.40, 0.22), (0.86, 0.70, 0.42))
@@ -30,7 +30,7 @@ _CLOTHES = ((0.62, 0.20, 0.18), (0.70, 0.52, 0.24), (0.26, 0.46, 0.34), (0.20, 0
 
 
 def render_portraits(face_NF: np.ndarray, photo_NP: np.ndarray, size: int = 64) -> np.ndarray:
-    """The portraits of ``face_NF`` under the nuisance ``photo_NP``: uint8 RGB [N,size,size,3].
+    """Portraits of the faces ``face_NF`` with the nuisance ``photo_NP``: uint8 RGB [N,size,size,3].
 
     A row of zeros in ``photo_NP`` is the neutral photo. Row i depends on row i of the arguments only.
     """
@@ -42,7 +42,7 @@ def render_portraits(face_NF: np.ndarray, photo_NP: np.ndarray, size: int = 64) 
             f" got {list(face_NF.shape)} and {list(photo_NP.shape)}"
         )
     if size < 32:
-        raise V2FError(f"a portrait of {size} pixels is too small to be a face; ask for a size of 32 or more")
+        raise V2FError(f"a portrait of {size} pixels is too small to show a face; pass a size of 32 or more")
     out = np.empty((n, size, size, 3), np.uint8)
     step = max(1, _PIXELS // size**2)
     for start in range(0, n, step):
@@ -83,7 +83,7 @@ class _Portraits:
         return unit(distance * self.ink + 0.5)
 
     def stroke(self, distance: Field, width: Tone) -> Field:
-        """Opacity of a line: its share of a pixel, however thin."""
+        """Opacity of a line: its share of each pixel, however thin it is."""
         half = 0.5 * width
         return unit((distance + half) * self.ink + 0.5) - unit((distance - half) * self.ink + 0.5)
 
@@ -131,7 +131,7 @@ class _Portraits:
         self.dark_skin = dark_skin
 
     def _set_measures(self) -> None:
-        """The sizes and places of the head's parts."""
+        """The sizes and places of parts of the head."""
         length, softness, f = self.length, self.softness, self.f
         cheek = 0.217 + 0.010 * length + 0.004 * softness
         chin = 0.825 + 0.024 * length
