@@ -106,9 +106,9 @@ def identity_net(spec: str) -> tuple[nn.Module, dict[str, Any]]:
     values = parse_yaml(f"{{{spec}}}", "--identity")
     if values.get("net") == "ir_se50":
         values["channels"] = "bgr"  # trained so, whatever the recipe feeds it
-    frozen = build(weights.Frozen, {"identity": values}, "--identity")
+    frozen = build(weights.FrozenConfig, {"identity": values}, "--identity")
     about: dict[str, Any] = {"net": frozen.identity.net, "trained": values.get("channels", "rgb")}
-    if isinstance(frozen.identity, weights.StandIn):
+    if isinstance(frozen.identity, weights.StandInWeights):
         return standins.load("identity"), about
     net, about["sha256"] = weights.read(frozen.identity, weights.locate(frozen.path, frozen.identity))
     return net.eval().requires_grad_(False), about

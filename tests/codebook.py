@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bare import BareSystem
 from torch import Tensor, nn
 
 from v2f.engine import Engine
 from v2f.nn.batchnorm import GhostBatchNorm
 from v2f.nn.statistics import Drawn, Keeps, Turn
-from v2f.system import Batch, Losses, Optimizer, Phase, Stepped, System, weighted
+from v2f.system import Batch, Losses, Optimizer, Phase, Stepped, weighted
 
 X, N, D, K = 5, 3, 2, 6
 GROUP, BATCH, STEPS = 4, 16, 12
@@ -91,9 +92,9 @@ def k_means(vector_MD: Tensor) -> Tensor:
     return mean_KD
 
 
-class Quantised(System):
-    """An encoder with batch norm, the codebook, a decoder; ``told`` is what ``after_step`` has seen, ``noise`` a number
-    that it draws."""
+class Quantised(BareSystem):
+    """An encoder with batch norm, the codebook, a decoder. ``told``: the arguments of ``after_step``; ``noise``:
+    a number that it draws."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,21 +123,6 @@ class Quantised(System):
     def after_step(self, phase: str, stepped: Stepped) -> None:
         self.told.append(stepped)
         self.decoder.noise.fill_(stepped.rng(NOISE).random())
-
-    def asks(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def makes(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def sample(self, batch: Batch) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def meters(self, batches: Any) -> dict[str, float]:
-        raise NotImplementedError
-
-    def transforms(self) -> dict[str, Any]:
-        return {}
 
 
 def batches(rank: int = 0, world_size: int = 1, start: int = 0) -> Iterator[Batch]:

@@ -24,7 +24,7 @@ def test_every_recipe_is_listed_with_what_it_is_and_whether_it_needs_weights(cap
         assert len(line.split(maxsplit=1)[1]) > 20, f"{path} does not begin with what it is"
         if path.startswith("launch/recipes/"):
             system = load_config(str(REPOSITORY / path)).system
-            brought = bool(hasattr(system, "frozen") and system.frozen.brought())
+            brought = bool(hasattr(system, "frozen") and system.frozen.user_weights())
             assert ("your weights" in line, "no weights" in line) == (brought, not brought), path
 
 

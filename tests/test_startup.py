@@ -11,8 +11,6 @@ import pytest
 import soundfile
 from untrained import export
 
-from v2f import world
-
 RUNS = """
 import json, os, sys
 from v2f.cli import main
@@ -55,7 +53,8 @@ NOT_TO_DRAW += (
     " pandas requests rich scipy sklearn sympy torch._dynamo torch._inductor torchaudio torchvision transformers"
 )
 NOT_TO_DRAW += (
-    " v2f.evaluation v2f.engine v2f.prepare v2f.training.trainer v2f.web v2f.world.portraits v2f.world.voices"
+    " v2f.evaluation v2f.engine v2f.prepare v2f.training.trainer v2f.web v2f.world.fingerprint v2f.world.portraits"
+    " v2f.world.syllables v2f.world.voices"
 )
 
 
@@ -67,10 +66,3 @@ def test_a_face_is_drawn_without_what_only_training_measuring_and_serving_need(t
     assert face.exists()
     assert "torch" in modules
     assert modules & set(NOT_TO_DRAW.split()) == set()
-
-
-def test_the_worlds_sources_are_read_once(monkeypatch):
-    """Each stand-in's weights are checked against them; parsing them takes as long as drawing the face."""
-    first = world.world_hash()
-    monkeypatch.setattr(world, "normalised", lambda source: pytest.fail("read again"))
-    assert world.world_hash() == first

@@ -4,14 +4,14 @@ Letters: B batch, X a sample's numbers, Z noise.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bare import BareSystem
 from torch import Tensor, nn
 
 from v2f.nn.batchnorm import GhostBatchNorm
-from v2f.system import Batch, Losses, Optimizer, Phase, System, weighted
+from v2f.system import Batch, Losses, Optimizer, Phase, weighted
 
 X, Z, WIDTH = 3, 4, 24
 GROUP = 4  # samples that batch norm covers; over two single numbers it would make a sign of them
@@ -32,7 +32,7 @@ class Net(nn.Module):
         return self.layers(x) + self.frozen
 
 
-class TwoPhases(System):
+class TwoPhases(BareSystem):
     """``shared``: the generator's phase trains the discriminator, too."""
 
     def __init__(self, shared: bool = False) -> None:
@@ -58,21 +58,6 @@ class TwoPhases(System):
         real = weighted(F.softplus(-self.d(batch["x"])).mean(dim=1), batch["weight"])
         fake = weighted(F.softplus(self.d(fake_BX)).mean(dim=1), batch["weight"])
         return {"total": real + fake, "real": real, "fake": fake}
-
-    def asks(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def makes(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def sample(self, batch: Batch) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def meters(self, batches: Any) -> dict[str, float]:
-        raise NotImplementedError
-
-    def transforms(self) -> dict[str, Any]:
-        return {}
 
 
 def batches(batch: int, rank: int = 0, world_size: int = 1, start: int = 0) -> Iterator[Batch]:

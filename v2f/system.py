@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from v2f.config import Config
 from v2f.nn.statistics import Turn
-from v2f.weights import Judges
+from v2f.weights import JudgeConfig
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -99,7 +99,7 @@ class SystemConfig(Config):
     name: str
 
     @property
-    def nets(self) -> Judges | None:
+    def nets(self) -> JudgeConfig | None:
         """The frozen nets that it names; None: it names none."""
         return None
 

@@ -20,12 +20,12 @@ from v2f.evaluation.observers import first_observer, observers_of
 from v2f.nn.frozen import FaceIdentity
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run
-from v2f.standins.train import HELD_OUT, REFEREE_SEED, SEED, render, seed_of
+from v2f.standins.portraits import HELD_OUT, REFEREE_SEED, SEED, render, seed_of
 from v2f.systems import SYSTEMS
 from v2f.tracking.mlflow_client import log_metrics
 from v2f.training.trainer import fit
 from v2f.web.report import report
-from v2f.weights import FaceNetWeights, Frozen, IRSE50Weights, Judges, StandIn, files
+from v2f.weights import FaceNetWeights, FrozenConfig, IRSE50Weights, JudgeConfig, StandInWeights, files
 
 
 def reaches(net: Any, made_B3HW: Tensor, photo_N3HW: Tensor, k: int = 10) -> float:
@@ -132,25 +132,25 @@ def test_numbers_of_a_run_that_mlflow_does_not_have_are_not_sent(tmp_path: Path)
 @pytest.mark.parametrize(
     ("identity", "named", "taken"),
     [
-        (StandIn(), None, StandIn()),
+        (StandInWeights(), None, StandInWeights()),
         (IRSE50Weights(net="ir_se50", channels="rgb"), None, FaceNetWeights(net="facenet")),
         (FaceNetWeights(net="facenet"), None, IRSE50Weights(net="ir_se50", channels="bgr")),
-        (StandIn(), FaceNetWeights(net="facenet", file="a.pt"), FaceNetWeights(net="facenet", file="a.pt")),
+        (StandInWeights(), FaceNetWeights(net="facenet", file="a.pt"), FaceNetWeights(net="facenet", file="a.pt")),
     ],
 )
 def test_it_is_the_one_that_is_named_or_of_the_other_kind(identity: Any, named: Any, taken: Any) -> None:
-    judges = Judges(identity=identity, referee=named)
-    assert judges.second_opinion == taken
-    assert "referee" not in judges.brought()
-    assert ("referee" in judges.wanted()) == (not isinstance(taken, StandIn))
+    judges = JudgeConfig(identity=identity, referee=named)
+    assert judges.effective_referee == taken
+    assert "referee" not in judges.user_weights()
+    assert ("referee" in judges.user_weights(with_referee=True)) == (not isinstance(taken, StandInWeights))
 
 
 def test_the_net_of_the_losses_is_no_referee(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"frozen\.referee is ir_se50, which the losses look at .* name facenet"):
-        Judges.model_validate(
+        JudgeConfig.model_validate(
             {"identity": {"net": "ir_se50", "channels": "rgb"}, "referee": {"net": "ir_se50", "channels": "bgr"}}
         )
-    judges = Frozen.model_validate({"path": str(random_weights), "referee": {"net": "facenet"}})
+    judges = FrozenConfig.model_validate({"path": str(random_weights), "referee": {"net": "facenet"}})
     digest = files.sha256_of(str(random_weights / "20180402-114759-vggface2.pt"))
     with pytest.raises(V2FError, match=r"system\.frozen\.referee: its file is that of system\.frozen\.identity"):
         referee.load(judges, digest)
@@ -159,7 +159,7 @@ def test_the_net_of_the_losses_is_no_referee(random_weights: Path, monkeypatch: 
 @pytest.mark.parametrize(("net", "channels"), [("facenet", [256, 256, 896, 1792]), ("ir_se50", [64, 128, 256, 512])])
 def test_a_net_that_is_brought_looks_as_it_embeds(random_weights: Path, net: str, channels: list[int]) -> None:
     identity = {"net": "facenet"} if net == "ir_se50" else {"net": "ir_se50", "channels": "rgb"}
-    second, digest = referee.load(Judges.model_validate({"path": str(random_weights), "identity": identity}))
+    second, digest = referee.load(JudgeConfig.model_validate({"path": str(random_weights), "identity": identity}))
     assert isinstance(second, FaceIdentity)
     assert digest is not None
     picture = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -3,14 +3,14 @@ import torch
 
 from v2f.errors import V2FError
 from v2f.nn.batchnorm import GhostBatchNorm
-from v2f.nn.dcgan import Discriminator, Generator, doublings
+from v2f.nn.dcgan import DCGANDiscriminator, DCGANGenerator, doublings
 
 
 @pytest.mark.parametrize(("size", "least"), [(28, 7), (32, 4), (64, 4), (16, 4), (40, 5), (24, 6)])
 def test_sides_halve_and_double_to_one_least_side(size: int, least: int) -> None:
     steps = doublings(size)
     assert size == least << steps
-    generator, discriminator = Generator(6, size, 4, bn_group=2), Discriminator(size, 4, bn_group=2)
+    generator, discriminator = DCGANGenerator(6, size, 4, bn_group=2), DCGANDiscriminator(size, 4, bn_group=2)
     picture = generator(torch.randn(4, 6))
     assert picture.shape == (4, 3, size, size)
     assert picture.abs().max() < 1
@@ -25,7 +25,7 @@ def test_other_sides_are_refused_with_the_nearest_right_ones(size: int) -> None:
 
 def test_the_nets_of_64_px_are_those_of_the_paper() -> None:
     """Figure 1 of Radford et al.: 1024 maps of 4 px, then 512, 256, 128; 5 x 5 kernels, norms but at the pictures."""
-    generator, discriminator = Generator(100, 64, 128, bn_group=2), Discriminator(64, 128, bn_group=2)
+    generator, discriminator = DCGANGenerator(100, 64, 128, bn_group=2), DCGANDiscriminator(64, 128, bn_group=2)
     convs = [*generator.convs]
     assert [(c.in_channels, c.out_channels) for c in convs] == [(1024, 512), (512, 256), (256, 128), (128, 3)]
     assert {c.kernel_size for c in [*convs, *discriminator.convs]} == {(5, 5)}
@@ -40,7 +40,7 @@ def test_the_nets_of_64_px_are_those_of_the_paper() -> None:
 
 def test_weights_begin_small_and_gains_near_one() -> None:
     torch.manual_seed(0)
-    net = Discriminator(32, 32, bn_group=2)
+    net = DCGANDiscriminator(32, 32, bn_group=2)
     assert net.convs[1].weight.std().item() == pytest.approx(0.02, rel=0.05)
     gains = torch.cat([m.weight for m in net.modules() if isinstance(m, GhostBatchNorm)])
     assert gains.mean().item() == pytest.approx(1, abs=0.01)
@@ -49,7 +49,10 @@ def test_weights_begin_small_and_gains_near_one() -> None:
 
 def test_a_cut_between_groups_changes_nothing() -> None:
     torch.manual_seed(0)
-    generator, discriminator = Generator(6, 28, 4, bn_group=4).double(), Discriminator(28, 4, bn_group=4).double()
+    generator, discriminator = (
+        DCGANGenerator(6, 28, 4, bn_group=4).double(),
+        DCGANDiscriminator(28, 4, bn_group=4).double(),
+    )
     z = torch.randn(8, 6, dtype=torch.float64)
     whole = discriminator(generator(z))
     parts = torch.cat([discriminator(generator(part)) for part in z.split(4)])

@@ -8,7 +8,7 @@ from nn import slow_irse
 from torch import Tensor, nn
 
 from bench.random_weights import psp
-from v2f.nn.psp import PSP, Codes, GradualStyleEncoder
+from v2f.nn.psp import PSP, GradualStyleEncoder, PSPCodeEncoder
 from v2f.nn.strict import misfit
 from v2f.nn.stylegan2 import Generator
 
@@ -146,7 +146,7 @@ def test_the_mean_styles_move_with_the_net_but_are_no_part_of_its_state():
 
 def test_the_codes_of_a_psp_without_its_decoder():
     net = narrow_psp()
-    codes = Codes(net)
+    codes = PSPCodeEncoder(net)
     img = torch.rand(2, 3, 100, 100)
     assert torch.equal(codes(img), net.codes(img))
     assert (codes.n_styles, codes.style_dim) == (8, 6)

@@ -430,20 +430,20 @@ def test_weights_that_do_not_fit_are_named() -> None:
     assert refused({}, without="style.2.weight") == " of 32 px: the tensor 'style.2.weight' is missing"
     assert refused({}, without="noises.noise_6") == " of 32 px: the tensor 'noises.noise_6' is missing"
     latent_avg = refused({"latent_avg": torch.zeros(12)})
-    assert latent_avg == " of 32 px: the tensor 'latent_avg' is not known"
+    assert latent_avg == " of 32 px: the tensor 'latent_avg' is unknown"
     far = "to_rgbs.999999999.bias"  # no reason to build a generator of that size
-    assert refused({far: torch.zeros(1, 3, 1, 1)}) == f" of 32 px: the tensor '{far}' is not known"
+    assert refused({far: torch.zeros(1, 3, 1, 1)}) == f" of 32 px: the tensor '{far}' is unknown"
 
     def changed(name: str, value: Tensor) -> str:
         return refused({name: value})
 
     kernel = changed("convs.0.conv.blur.kernel", torch.zeros(3, 3))
-    assert kernel == " of 32 px: 'convs.0.conv.blur.kernel' has the shape [3, 3], [4, 4] is wanted"
+    assert kernel == " of 32 px: 'convs.0.conv.blur.kernel' has the shape [3, 3], expected [4, 4]"
     double = changed("conv1.noise.weight", torch.zeros(1, dtype=torch.float64))
-    assert double == " of 32 px: 'conv1.noise.weight' is float64, float32 is wanted"
+    assert double == " of 32 px: 'conv1.noise.weight' is float64, expected float32"
     flat = changed("conv1.conv.modulation.weight", torch.zeros(10))
-    assert flat == ": 'conv1.conv.modulation.weight' has the shape [10], [C, D] is wanted"
+    assert flat == ": 'conv1.conv.modulation.weight' has the shape [10], expected [C, D]"
     none = changed("to_rgb1.conv.weight", torch.zeros(1, 3, 0, 1, 1))
-    assert none == ": 'to_rgb1.conv.weight' has the shape [1, 3, 0, 1, 1], [1, 3, C, 1, 1] is wanted"
+    assert none == ": 'to_rgb1.conv.weight' has the shape [1, 3, 0, 1, 1], expected [1, 3, C, 1, 1]"
     odd = changed("to_rgbs.0.conv.weight", torch.zeros(1, 3, 7, 1, 1))
-    assert odd == ": 'to_rgbs.0.conv.weight' has 7 channels, 10 go with the other resolutions' channels"
+    assert odd == ": 'to_rgbs.0.conv.weight' has 7 channels, expected 10 from the channels of the other resolutions"

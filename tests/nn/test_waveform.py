@@ -161,11 +161,11 @@ def test_runs_in_bfloat16() -> None:
 
 
 def test_configurations_that_cannot_be_are_refused() -> None:
-    with pytest.raises(V2FError, match="one entry a stage"):
+    with pytest.raises(V2FError, match="one entry per stage"):
         small(blocks=[1, 2, 3])
     with pytest.raises(V2FError, match="odd"):
         small(kernel=4)
     with pytest.raises(V2FError, match="at least 3"):
         small(channels=[4, 8], blocks=[1, 1], strides=[2, 2])
-    with pytest.raises(V2FError, match=r"\[batch, samples\], got \[2, 1, 600\]"):
+    with pytest.raises(V2FError, match=r"of shape \[batch, samples\], got \[2, 1, 600\]"):
         small()(torch.zeros(2, 1, 600))

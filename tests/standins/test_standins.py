@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from v2f import standins
 from v2f.errors import V2FError
 from v2f.standins import KINDS, WEIGHTS, Kind, factor_latent
-from v2f.standins.train import HELD_OUT, Portraits, explained, psnr, render
+from v2f.standins.measures import explained, psnr
+from v2f.standins.portraits import HELD_OUT, Portraits, render
 from v2f.world import world_hash
 
 
@@ -106,11 +107,11 @@ def copy_with(folder: Path, metadata: dict[str, str | None], drop: str | None = 
     ("metadata", "drop", "message"),
     [
         ({"world_hash": "0" * 64}, None, "was trained on world .* train the stand-ins for it: python -m"),
-        ({"kind": "codes"}, None, "holds the stand-in 'codes', not 'identity'"),
-        ({"world_hash": None}, None, "not a stand-in's weights"),
-        ({"config": "{"}, None, "not a stand-in's weights"),
-        ({"config": json.dumps({"chanels": [1]})}, None, "do not fit .*chanels"),
-        ({}, "head.bias", "do not fit .*head.bias"),
+        ({"kind": "codes"}, None, "contains the stand-in 'codes', not 'identity'"),
+        ({"world_hash": None}, None, "not a stand-in's file"),
+        ({"config": "{"}, None, "not a stand-in's file"),
+        ({"config": json.dumps({"chanels": [1]})}, None, "cannot be loaded .*chanels"),
+        ({}, "head.bias", "these are not the weights of the stand-in identity: the tensor 'head.bias' is missing"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(
@@ -122,10 +123,10 @@ def test_files_that_do_not_fit_are_refused(
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(V2FError, match=r"codes.safetensors: the stand-in's weights are missing; make them: python -m"):
+    with pytest.raises(V2FError, match=r"codes.safetensors: the stand-in's weights are missing; train them: python -m"):
         standins.load("codes", tmp_path)
     (tmp_path / "codes.safetensors").write_bytes(b"not weights")
-    with pytest.raises(V2FError, match="not a stand-in's weights"):
+    with pytest.raises(V2FError, match="not a stand-in's file"):
         standins.load("codes", tmp_path)
-    with pytest.raises(V2FError, match="no stand-in is called 'voice'"):
+    with pytest.raises(V2FError, match="no stand-in is named 'voice'"):
         standins.load("voice")  # type: ignore[arg-type]

@@ -12,7 +12,10 @@ from safetensors import safe_open
 from v2f import standins
 from v2f.errors import V2FError
 from v2f.standins import KINDS, factor_latent
-from v2f.standins.train import HELD_OUT, LANES, TRAIN, Portraits, batches, explained, main, picture_loss, psnr, render
+from v2f.standins.measures import explained, picture_loss, psnr
+from v2f.standins.portraits import HELD_OUT, Portraits, batches, render
+from v2f.standins.train import LANES, main
+from v2f.standins.trainings import TRAIN
 from v2f.world import world_hash
 
 
@@ -95,6 +98,6 @@ def test_measures_by_hand() -> None:
 
 def test_arguments_that_make_no_sense_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["face"]) == 1
-    assert "no stand-in is called 'face'" in capsys.readouterr().err
+    assert "no stand-in is named 'face'" in capsys.readouterr().err
     assert main(["identity", "--people", "5"]) == 1
-    assert "give at least 96" in capsys.readouterr().err
+    assert "use at least 96" in capsys.readouterr().err

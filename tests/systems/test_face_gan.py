@@ -1,4 +1,4 @@
-"""S3: its losses are the equations', its two troubles are provoked and called by their names, and health is not."""
+"""Face GAN: its losses follow the equations; both failures are provoked and named, and healthy training is not."""
 
 import math
 from collections import deque

@@ -32,7 +32,7 @@ from v2f.system import to_picture
 from v2f.systems.voice_styled_face import VoiceStyledFace
 from v2f.training.trainer import fit
 from v2f.web.report import report
-from v2f.weights import IRSE50Weights, LPIPSWeights, PSPCodes, StyleGAN2Weights
+from v2f.weights import IRSE50Weights, LPIPSWeights, PSPEncoderWeights, StyleGAN2Weights
 from v2f.weights.nvidia import convert
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
@@ -111,7 +111,7 @@ def test_the_recipes_have_the_coefficients_of_the_thesis(name: str, column: int)
     assert (terms["style"] > 0, c.optimizer.weight_decay > 0, c.optimizer.clip is not None) == (bool(column),) * 3
     assert isinstance(c.frozen.identity, IRSE50Weights)
     assert isinstance(c.frozen.perceptual, LPIPSWeights)
-    assert isinstance(c.frozen.codes, PSPCodes) if column else c.frozen.codes is None
+    assert isinstance(c.frozen.codes, PSPEncoderWeights) if column else c.frozen.codes is None
     schedule = c.optimizer.schedule
     assert (schedule.decay, schedule.factor) == ("exponential", 0.95)
     assert config.data.batch == 16
@@ -173,7 +173,7 @@ def test_the_final_system_takes_a_step_and_draws_at_both_sizes(
             pictures[size] = picture.resize((256, 256), Image.Resampling.BOX).tobytes()
     difference = [abs(a - b) for a, b in zip(pictures[1024], pictures[256], strict=True)]
     assert sum(difference) / len(difference) < 3  # one face, drawn at two sizes
-    with pytest.raises(V2FError, match="a generator of 1024 px gives no picture of 300 px"):
+    with pytest.raises(V2FError, match="a generator of 1024 px cannot draw a picture of 300 px"):
         generate(run, str(clip), str(tmp_path / "no.png"), size=300, system=system)
 
 
@@ -194,10 +194,10 @@ def test_a_run_of_the_first_split_is_refused_under_the_corrected_one_and_goes_on
     told = (
         "its encoder has blocks 8/9/7/8, kernel 7 and leaky_relu in the stem, this configuration has blocks 11/9/6/6, "
         r"kernel 9 and prelu in the stem \(the split of launch/recipes/thesis-\*.yaml was corrected from the one to "
-        r"the other\); go on with what it was trained with, the config.yaml of its run"
+        r"the other\); use the config.yaml of its run"
     )
     for allow_changes in (False, True):
-        with pytest.raises(V2FError, match=f"^{newest}: {told}.* or train anew under another name$"):
+        with pytest.raises(V2FError, match=f"^{newest}: {told}.* or start a new training under another name$"):
             fit(values(CORRECTED, steps=2), resume="auto", allow_changes=allow_changes)
     export(str(folder), str(tmp_path / "export"))
     assert sum(Run.open(str(tmp_path / "export")).system().config.encoder.blocks) == 32  # type: ignore[attr-defined]
@@ -296,7 +296,7 @@ def test_the_style_loss_takes_the_codes_of_the_shards_as_it_takes_those_of_a_net
 
 
 def test_the_style_loss_wants_codes_and_a_system_with_wrong_ones_is_refused() -> None:
-    with pytest.raises(V2FError, match=r"losses\.style wants the reference's codes: name frozen\.codes"):
+    with pytest.raises(V2FError, match=r"losses\.style needs the reference's codes: set frozen\.codes"):
         recipe("thesis-final", "system.frozen.codes=null")
     with pytest.raises(
         V2FError, match=r"unknown key 'system\.frozen\.identity\.chanels'; did you mean 'system\.frozen"

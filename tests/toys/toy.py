@@ -1,5 +1,6 @@
 """What the toys share: one linear net, one phase, the mean squared error to a target. Each toy is a kind of system."""
 
+import abc
 from collections.abc import Iterable
 from typing import Literal
 
@@ -23,7 +24,7 @@ class ToyConfig(SystemConfig):
 
 
 class Toy(System):
-    """Abstract: a toy says what its net reads (:meth:`inputs`) and what that is to become (:meth:`target`)."""
+    """Abstract: a toy defines what its net reads (:meth:`inputs`) and what it should output (:meth:`target`)."""
 
     Config = ToyConfig
     sizes: tuple[int, int]
@@ -33,13 +34,13 @@ class Toy(System):
         inputs, outputs = self.sizes
         self.net = nn.Linear(inputs, outputs)
 
+    @abc.abstractmethod
     def inputs(self, batch: Batch) -> Tensor:
         """[B, inputs]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def target(self, batch: Batch) -> Tensor:
         """[B, outputs] in [-1, 1]."""
-        raise NotImplementedError
 
     def phases(self) -> list[Phase]:
         return [Phase(name="all", modules={"net": self.net}, optimizer=Optimizer(lr={"net": 3e-2}), ema=32)]
@@ -56,7 +57,7 @@ class Toy(System):
 
 
 class Seeing(Judged):
-    """Its judge sees pixels, so that every number is a function of the picture alone."""
+    """Its judge sees pixels, so every number is a function of the picture alone."""
 
     def embed(self, img_B3HW: Tensor) -> Tensor:
         return F.normalize(F.adaptive_avg_pool2d(img_B3HW, 4).flatten(1) + 1e-3)

@@ -11,7 +11,7 @@ import torch
 
 from v2f.errors import V2FError
 from v2f.storage import store
-from v2f.weights import Frozen, IRSE50Weights, StandIn, load, locate
+from v2f.weights import FrozenConfig, IRSE50Weights, StandInWeights, load, locate
 from v2f.weights.files import SUMS, find, read, sha256_of, sums_beside
 
 
@@ -43,14 +43,14 @@ def test_a_file_is_found_by_its_own_path_or_by_the_first_of_its_names(root: str)
 
 def test_what_is_not_there_says_where_it_was_looked_for_and_how_to_get_it(root: str) -> None:
     put(root, "b.pt")
-    with pytest.raises(V2FError, match=r"it holds none of a\.pt, c\.safetensors; get a from there$"):
+    with pytest.raises(V2FError, match=r"contains none of a\.pt, c\.safetensors; get a from there$"):
         find(root, ["a.pt", "c.safetensors"], "get a from there")
-    with pytest.raises(V2FError, match=r"nowhere: there is no such folder; get a from there$"):
+    with pytest.raises(V2FError, match=r"nowhere: no such folder; get a from there$"):
         find(store.join(root, "nowhere"), ["a.pt"], "get a from there")
-    with pytest.raises(V2FError, match=r"a\.pt: there is no such file of weights; get a from there$"):
+    with pytest.raises(V2FError, match=r"a\.pt: no such weights file; get a from there$"):
         find(store.join(root, "a.pt"), ["a.pt"], "get a from there")
     store.write_bytes(store.join(root, "a.txt"), b"x")
-    with pytest.raises(V2FError, match=r"a\.txt: no folder of weights, nor a file that ends in \.pt"):
+    with pytest.raises(V2FError, match=r"a\.txt: neither a folder of weights nor a file that ends in \.pt"):
         find(store.join(root, "a.txt"), ["a.pt"], "?")
 
 
@@ -65,7 +65,7 @@ def test_reading_gives_the_tensors_and_the_checksum(root: str) -> None:
 def test_a_checksum_that_the_configuration_names_must_hold(root: str) -> None:
     path = put(root)
     with pytest.raises(
-        V2FError, match=r"its SHA-256 is \w{16}\.\.\., the configuration says 0{16}\.\.\.: it is damaged"
+        V2FError, match=r"its SHA-256 is \w{16}\.\.\., but the configuration says 0{16}\.\.\.; the file is damaged"
     ):
         read(path, "0" * 64)
 
@@ -79,7 +79,7 @@ def test_a_checksum_beside_the_file_must_hold(root: str) -> None:
     with pytest.raises(V2FError, match=r"SHA256SUMS says \w{16}\.\.\."):
         read(path)
     store.write_bytes(store.join(root, SUMS), b"what is this\n")
-    with pytest.raises(V2FError, match=r"SHA256SUMS: line 1 is no line of sha256sum"):
+    with pytest.raises(V2FError, match=r"SHA256SUMS: line 1 is not in the format of sha256sum"):
         read(path)
 
 
@@ -90,14 +90,14 @@ def test_safetensors_are_read_and_a_damaged_one_is_named(root: str) -> None:
     store.write_bytes(path, save({"x": torch.arange(3.0)}))
     torch.testing.assert_close(read(path)[0]["x"], torch.arange(3.0))
     store.write_bytes(path, save({"x": torch.arange(3.0)})[:-4])
-    with pytest.raises(V2FError, match=r"a\.safetensors: it is cut, or no safetensors file"):
+    with pytest.raises(V2FError, match=r"a\.safetensors: truncated, or not a safetensors file"):
         read(path)
 
 
 def test_a_pickle_of_whole_networks_is_sent_to_the_converter(root: str) -> None:
     path = store.join(root, "ffhq.pkl")
     store.write_bytes(path, b"\x80\x04N.")
-    with pytest.raises(V2FError, match=r"ffhq\.pkl: a pickle of whole networks is not loaded.*v2f weights convert"):
+    with pytest.raises(V2FError, match=r"ffhq\.pkl: a pickle of whole networks cannot be loaded.*v2f weights convert"):
         read(path)
 
 
@@ -113,32 +113,32 @@ def test_a_net_is_looked_for_in_the_folder_under_its_own_or_its_usual_name(tmp_p
 def test_all_files_are_looked_for_before_one_is_read(random_weights: Path) -> None:
     values = {"path": str(random_weights), "generator": {"net": "stylegan2"}, "identity": {"net": "facenet"}}
     values |= {"perceptual": {"net": "lpips", "file": "no.pth"}, "codes": {"net": "psp", "file": "nothing.pt"}}
-    with pytest.raises(V2FError, match=r"system\.frozen\.perceptual: .*no\.pth.* \(missing, too: codes; `v2f weights`"):
-        load(Frozen.model_validate(values))
+    with pytest.raises(V2FError, match=r"system\.frozen\.perceptual: .*no\.pth.* \(also missing: codes; `v2f weights`"):
+        load(FrozenConfig.model_validate(values))
 
 
 def test_a_generator_of_a_size_that_nobody_publishes_wants_its_file() -> None:
-    with pytest.raises(ValueError, match="no generator of 64 px is published for FFHQ: name the file of yours"):
-        Frozen.model_validate({"generator": {"net": "stylegan2", "size": 64}})
-    Frozen.model_validate({"generator": {"net": "stylegan2", "size": 64, "file": "own.pt"}})
+    with pytest.raises(ValueError, match="no FFHQ generator of 64 px is published: name your own file"):
+        FrozenConfig.model_validate({"generator": {"net": "stylegan2", "size": 64}})
+    FrozenConfig.model_validate({"generator": {"net": "stylegan2", "size": 64, "file": "own.pt"}})
 
 
 def test_without_weights_every_net_is_a_stand_in_and_said_to_be_one() -> None:
-    nets = load(Frozen())
+    nets = load(FrozenConfig())
     assert nets.stand_ins == ["generator", "identity", "perceptual", "codes"]
     assert nets.sha256 == {}
-    assert load(Frozen(codes=None)).codes is None
+    assert load(FrozenConfig(codes=None)).codes is None
 
 
 def test_codes_for_another_number_of_styles_than_the_generator_has_are_refused(random_weights: Path) -> None:
-    frozen = {"path": str(random_weights), "generator": StandIn(), "codes": {"net": "psp"}}
-    with pytest.raises(V2FError, match="gives codes of 18 styles x 512, the generator of 64 px takes 10 x"):
-        load(Frozen.model_validate(frozen))
+    frozen = {"path": str(random_weights), "generator": StandInWeights(), "codes": {"net": "psp"}}
+    with pytest.raises(V2FError, match="its codes have 18 styles x 512, but the generator of 64 px takes 10 x"):
+        load(FrozenConfig.model_validate(frozen))
 
 
 def test_a_file_that_two_nets_share_is_one_net_with_one_checksum(random_weights: Path) -> None:
     values = {"path": str(random_weights), "generator": {"net": "psp"}, "codes": {"net": "psp"}}
-    nets = load(Frozen.model_validate(values))
+    nets = load(FrozenConfig.model_validate(values))
     assert nets.stand_ins == ["identity", "perceptual"]
     assert nets.sha256["generator"] == nets.sha256["codes"] == sha256_of(str(random_weights / "psp_ffhq_encode.pt"))
     assert nets.codes is not None

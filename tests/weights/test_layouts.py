@@ -18,20 +18,20 @@ from v2f.config import build
 from v2f.errors import V2FError
 from v2f.nn.stylegan2 import Generator
 from v2f.weights import (
-    Brought,
     FaceNetWeights,
     IRSE50Weights,
     LPIPSWeights,
-    PSPCodes,
-    PSPDecoder,
+    PSPDecoderWeights,
+    PSPEncoderWeights,
     StyleGAN2Weights,
+    UserWeights,
     load_mtcnn,
     load_psp,
     locate,
     read,
 )
 
-LAYOUTS: dict[str, tuple[type[Brought], dict[str, Any], str, str | None, str]] = {
+LAYOUTS: dict[str, tuple[type[UserWeights], dict[str, Any], str, str | None, str]] = {
     # configuration, file, where the state_dict lies in it, a tensor of it
     "stylegan2": (
         StyleGAN2Weights,
@@ -40,8 +40,14 @@ LAYOUTS: dict[str, tuple[type[Brought], dict[str, Any], str, str | None, str]] =
         "g_ema",
         "convs.3.conv.modulation.weight",
     ),
-    "psp decoder": (PSPDecoder, {"net": "psp"}, "psp_ffhq_encode.pt", "state_dict", "decoder.to_rgbs.2.bias"),
-    "psp encoder": (PSPCodes, {"net": "psp"}, "psp_ffhq_encode.pt", "state_dict", "encoder.styles.9.convs.4.weight"),
+    "psp decoder": (PSPDecoderWeights, {"net": "psp"}, "psp_ffhq_encode.pt", "state_dict", "decoder.to_rgbs.2.bias"),
+    "psp encoder": (
+        PSPEncoderWeights,
+        {"net": "psp"},
+        "psp_ffhq_encode.pt",
+        "state_dict",
+        "encoder.styles.9.convs.4.weight",
+    ),
     "ir_se50": (
         IRSE50Weights,
         {"net": "ir_se50", "channels": "bgr"},
@@ -69,7 +75,7 @@ LAYOUTS: dict[str, tuple[type[Brought], dict[str, Any], str, str | None, str]] =
 LAYOUT = pytest.mark.parametrize("name", LAYOUTS)
 
 
-def net_of(name: str) -> Brought:
+def net_of(name: str) -> UserWeights:
     kind, values, *_ = LAYOUTS[name]
     return build(kind, values, "test")
 
@@ -124,10 +130,10 @@ def with_code(state: dict[str, Any], tensor: str, marker: Path) -> None:
 
 BREAKS: dict[Callable[[dict[str, Any], str, Path], None], str] = {
     missing: r"the tensor '{0}' is missing",
-    extra: r"the tensor '{0}_2' is not known",
-    misshapen: r"'{0}' has the shape \[5, .*\] is wanted",
-    of_another_type: r"'{0}' is float16, float32 is wanted",
-    with_code: r"refused, nothing of it was run: it holds (posix|nt)\.system",
+    extra: r"the tensor '{0}_2' is unknown",
+    misshapen: r"'{0}' has the shape \[5, .*\], expected \[",
+    of_another_type: r"'{0}' is float16, expected float32",
+    with_code: r"refused, and nothing of it was run: contains (posix|nt)\.system",
 }
 
 
@@ -177,7 +183,7 @@ def test_tensors_without_usable_numbers_are_refused(
     state = dict(state_in(content, name))
     damage(state, tensor)
     torch.save(state if inside is None else {**content, inside: state}, tmp_path / file)
-    with pytest.raises(V2FError, match=r"holds (no plain array of numbers|numbers that are not finite)") as caught:
+    with pytest.raises(V2FError, match=r"is not a plain array of numbers|contains numbers that are not fin") as caught:
         read(net_of(name), str(tmp_path / file))
     assert tensor in str(caught.value)
 
@@ -220,7 +226,7 @@ def test_a_cut_download_is_one_line(random_weights: Path, tmp_path: Path) -> Non
     whole = (random_weights / "squeezenet1_1-b8a52dc0.pth").read_bytes()
     path = tmp_path / "squeezenet1_1-b8a52dc0.pth"
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(V2FError, match="it is cut, or no file that torch"):
+    with pytest.raises(V2FError, match="truncated, or not written by torch"):
         read(net_of("lpips squeeze"), str(path))
 
 
@@ -250,17 +256,17 @@ def test_a_generator_takes_its_mean_style_from_the_file_or_else_draws_it(random_
 
 def test_a_generator_of_another_size_than_the_recipe_says_is_refused(random_weights: Path) -> None:
     net = StyleGAN2Weights(net="stylegan2", size=256)
-    with pytest.raises(V2FError, match=r"a generator of 1024 px, system\.frozen\.generator\.size says 256"):
+    with pytest.raises(V2FError, match=r"holds a generator of 1024 px, but system\.frozen\.generator\.size is 256"):
         read(net, str(random_weights / "stylegan2-ffhq-config-f.pt"))
 
 
 @pytest.mark.parametrize(
     ("value", "told"),
     [
-        (torch.tensor(0.1), r"latent_avg is \[\] torch\.float32, \[512\] torch\.float32 is wanted"),
+        (torch.tensor(0.1), r"latent_avg is \[\] torch\.float32, expected \[512\] torch\.float32"),
         (torch.zeros(512, dtype=torch.float64), r"latent_avg is \[512\] torch\.float64"),
-        (torch.full((512,), float("nan")), "latent_avg holds no finite numbers"),
-        (torch.zeros(512, device="meta"), "latent_avg holds no finite numbers"),
+        (torch.full((512,), float("nan")), "latent_avg is not an array of finite numbers"),
+        (torch.zeros(512, device="meta"), "latent_avg is not an array of finite numbers"),
         ([0.0] * 512, "latent_avg is list"),
     ],
 )
@@ -280,18 +286,18 @@ def test_a_psp_of_another_kind_says_so_itself(random_weights: Path, tmp_path: Pa
     for name, value in others.items():
         torch.save(content | {"opts": kind(**{name: value})}, tmp_path / "psp.pt")
         with pytest.raises(V2FError, match=rf"this pSp was trained with {name}="):
-            read(PSPCodes(net="psp"), str(tmp_path / "psp.pt"))
+            read(PSPEncoderWeights(net="psp"), str(tmp_path / "psp.pt"))
 
 
 def test_a_psp_that_is_taken_for_a_generator_says_what_it_is(random_weights: Path) -> None:
-    with pytest.raises(V2FError, match=r"no file of StyleGAN2 alone; if it is pSp's, say so: generator\.net is psp"):
+    with pytest.raises(V2FError, match=r"not a StyleGAN2 file; if it is a pSp file, set generator\.net to psp"):
         read(net_of("stylegan2"), str(random_weights / "psp_ffhq_encode.pt"))
 
 
 def test_a_folder_gives_the_psp_that_is_asked_for(random_weights: Path, tmp_path: Path) -> None:
     shutil.copyfile(random_weights / "psp_ffhq_encode.pt", tmp_path / "psp_ffhq_encode.pt")
     assert load_psp(str(tmp_path), model="encode")[1] == load_psp(str(random_weights), model="encode")[1]
-    with pytest.raises(V2FError, match=r"it holds none of psp_ffhq_frontalization\.pt; get psp-ffhq-frontalization"):
+    with pytest.raises(V2FError, match=r"contains none of psp_ffhq_frontalization\.pt; get psp-ffhq-frontalization"):
         load_psp(str(tmp_path))
 
 
@@ -310,11 +316,11 @@ def test_the_mean_styles_of_psp_are_checked_too(random_weights: Path, tmp_path: 
     content = torch.load(random_weights / "psp_ffhq_encode.pt", weights_only=True)
     path = tmp_path / "psp.pt"
     torch.save({key: value for key, value in content.items() if key != "latent_avg"}, path)
-    with pytest.raises(V2FError, match=r"psp\.pt: has no 'latent_avg'; it holds state_dict"):
-        read(PSPCodes(net="psp"), str(path))
+    with pytest.raises(V2FError, match=r"psp\.pt: has no 'latent_avg'; it contains state_dict"):
+        read(PSPEncoderWeights(net="psp"), str(path))
     torch.save(content | {"latent_avg": torch.zeros(14, 512)}, path)
-    with pytest.raises(V2FError, match=r"psp\.pt: latent_avg is \[14, 512\] torch\.float32, \[18, 512\] torch"):
-        read(PSPCodes(net="psp"), str(path))
+    with pytest.raises(V2FError, match=r"psp\.pt: latent_avg is \[14, 512\] torch\.float32, expected \[18, 512\]"):
+        read(PSPEncoderWeights(net="psp"), str(path))
 
 
 def test_identity_nets_are_called_as_their_weights_were_trained(random_weights: Path) -> None:

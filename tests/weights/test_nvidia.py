@@ -24,7 +24,7 @@ from torch import nn
 
 from v2f.errors import V2FError
 from v2f.nn.stylegan2 import Generator
-from v2f.weights import nvidia
+from v2f.weights import nvidia, pickles
 from v2f.weights.nvidia import convert, read_pickle, to_rosinality
 
 
@@ -160,37 +160,41 @@ CHANGES: list[tuple[str, Callable[[Any], None], str]] = [
     ("mapping.fc1", lambda m: without(m, "bias"), r"G_ema\.mapping\.fc1\.bias is missing"),
     ("synthesis.b8.conv0", lambda m: without(m, "noise_const"), r"G_ema\.synthesis\.b8\.conv0\.noise_const is missing"),
     ("synthesis", lambda m: without(m, "b8"), r"G_ema\.synthesis\.b8 is missing"),
-    ("mapping", set_to(extra=nn.Parameter(torch.zeros(2))), r"G_ema\.mapping has the unknown extra"),
-    ("mapping", set_to(embed=fake.linear(2, 6)), r"G_ema\.mapping has the unknown embed"),
+    ("mapping", set_to(extra=nn.Parameter(torch.zeros(2))), r"G_ema\.mapping has the unknown entry extra"),
+    ("mapping", set_to(embed=fake.linear(2, 6)), r"G_ema\.mapping has the unknown entry embed"),
     (
         "synthesis.b8.conv1",
         set_to(bias=nn.Parameter(torch.zeros(1, 12))),
-        r"b8\.conv1\.bias is \[1, 12\], 1 dimensions",
+        r"b8\.conv1\.bias has the shape \[1, 12\], expected 1 dimensions",
     ),
-    ("synthesis.b8.conv1", lambda m: as_half(m, "weight"), r"b8\.conv1\.weight is torch\.HalfStorage, float32"),
+    (
+        "synthesis.b8.conv1",
+        lambda m: as_half(m, "weight"),
+        r"conv1\.weight is torch\.HalfStorage, expected float32",
+    ),
     ("synthesis.b8.conv1", set_to(noise_strength=None), r"b8\.conv1\.noise_strength is missing"),
-    ("", set_to(c_dim=3), r"G_ema\.c_dim is 3, 0 is wanted"),
-    ("", set_to(img_channels=1), r"G_ema\.img_channels is 1, 3 is wanted"),
-    ("", set_to(img_resolution=48), r"G_ema\.img_resolution is 48, a power of two"),
+    ("", set_to(c_dim=3), r"G_ema\.c_dim is 3, expected 0"),
+    ("", set_to(img_channels=1), r"G_ema\.img_channels is 1, expected 3"),
+    ("", set_to(img_resolution=48), r"G_ema\.img_resolution is 48, expected a power of two"),
     ("", set_to(img_resolution=2**20), r"G_ema\.img_resolution is 1048576"),
-    ("mapping", set_to(num_layers=10**9), r"num_layers is 1000000000, 1 to 64"),
-    ("mapping.fc0", set_to(bias_gain=0.1), r"fc0\.bias_gain is 0\.1, 0\.01 is wanted"),
-    ("mapping.fc0", set_to(activation="relu"), r"fc0\.activation is relu, 'lrelu' is wanted"),
-    ("synthesis.b8", set_to(architecture="resnet"), r"b8\.architecture is resnet, 'skip' is wanted"),
-    ("synthesis.b8.conv0", set_to(up=1), r"b8\.conv0\.up is 1, 2 is wanted"),
+    ("mapping", set_to(num_layers=10**9), r"num_layers is 1000000000, expected 1 to 64"),
+    ("mapping.fc0", set_to(bias_gain=0.1), r"fc0\.bias_gain is 0\.1, expected 0\.01"),
+    ("mapping.fc0", set_to(activation="relu"), r"fc0\.activation is relu, expected 'lrelu'"),
+    ("synthesis.b8", set_to(architecture="resnet"), r"b8\.architecture is resnet, expected 'skip'"),
+    ("synthesis.b8.conv0", set_to(up=1), r"b8\.conv0\.up is 1, expected 2"),
     ("synthesis.b8.conv0", set_to(use_noise=False), r"b8\.conv0\.use_noise is False"),
     ("synthesis.b8.conv0", set_to(activation="swish"), r"b8\.conv0\.activation is swish"),
-    ("synthesis.b8", set_to(resample_filter=torch.ones(4, 4) / 16), r"b8\.resample_filter is another filter"),
+    ("synthesis.b8", set_to(resample_filter=torch.ones(4, 4) / 16), r"b8\.resample_filter is a different filter"),
     ("synthesis.b8.conv0", set_to(conv_clamp=10**600), r"conv_clamp is 10000"),
     (
         "synthesis.b4",
         set_to(kind="SynthesisBlockNoUp\n"),
-        r"b4 is of the class SynthesisBlockNoUp\\n, SynthesisBlock is",
+        r"b4 has the class SynthesisBlockNoUp\\n, expected SynthesisBlock",
     ),
     (
         "synthesis",
         set_to(input=fake.Net("SynthesisInput", size=np.array([36, 36]))),
-        "a StyleGAN3 generator; only StyleGAN2",
+        "a StyleGAN3 generator, only StyleGAN2",
     ),
 ]
 
@@ -228,25 +232,25 @@ def test_a_mean_style_of_another_width_is_refused(tmp_path: Path) -> None:
     g, source = fake.generator(8), tmp_path / "a.pkl"
     g.mapping.w_avg = torch.zeros(5)
     source.write_bytes(fake.pickled(g))
-    with pytest.raises(V2FError, match=r"w_avg is \[5\], \[6\] is wanted"):
+    with pytest.raises(V2FError, match=r"w_avg has the shape \[5\], expected \[6\]"):
         convert(str(source), str(tmp_path / "out.safetensors"))
 
 
 def test_files_and_names_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(V2FError, match=r"let the name end in \.safetensors"):
+    with pytest.raises(V2FError, match=r"choose a name that ends in \.safetensors"):
         convert(str(tmp_path / "a.pkl"), str(tmp_path / "out.pt"))
     with pytest.raises(V2FError, match="no such file"):
         convert(str(tmp_path / "a.pkl"), str(tmp_path / "out.safetensors"))
     saved = io.BytesIO()
     torch.save({"g_ema": {}}, saved)
     for content in (saved.getvalue(), b"", b"<html>", b"cos\nsystem\n(S'true'\ntR."):
-        with pytest.raises(V2FError, match=r"a\.pkl: this is no pickle"):
+        with pytest.raises(V2FError, match=r"a\.pkl: not a pickle"):
             read_pickle(content, "a.pkl")
     for content in ({"G": 1}, [1], None, 3):
-        with pytest.raises(V2FError, match="holds no G_ema"):
+        with pytest.raises(V2FError, match="contains no G_ema"):
             read_pickle(pickle.dumps(content), "a.pkl")
     for inside in (None, 5, {}, torch.zeros(2)):
-        with pytest.raises(V2FError, match="G_ema is no module of NVIDIA's"):
+        with pytest.raises(V2FError, match="G_ema is not a module of NVIDIA's"):
             read_pickle(fake.pickled(inside), "a.pkl")
     with pytest.raises(V2FError, match=r"TensorFlow pickle; convert it with legacy\.py"):
         read_pickle(b"\x80\x03cdnnlib.tflib.network\nNetwork\n)\x81}q\x00b.", "a.pkl")
@@ -255,7 +259,7 @@ def test_files_and_names_of_another_kind(tmp_path: Path) -> None:
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "a.pkl", "wb") as file:
         file.truncate(nvidia.LARGEST_FILE + 1)  # a hole: it takes no space
-    with pytest.raises(V2FError, match="more than 2 GiB"):
+    with pytest.raises(V2FError, match="larger than 2 GiB"):
         convert(str(tmp_path / "a.pkl"), str(tmp_path / "out.safetensors"))
 
 
@@ -272,7 +276,7 @@ class Deed:
         return os.mkdir, (str(self.path),)
 
 
-def refused(data: bytes, marker: Path, message: str = "refused, nothing of it was run") -> None:
+def refused(data: bytes, marker: Path, message: str = "refused, and nothing of it was run") -> None:
     """Reading ``data`` is refused in one line, and what it would do has not been done."""
     with pytest.raises(V2FError, match=message) as caught:
         read_pickle(data, "a.pkl")
@@ -344,7 +348,7 @@ NAMES = [
     ("numpy", "load"),
     ("numpy.core.multiarray", "scalar.__self__"),
     ("copyreg", "_reconstructor"),
-    ("v2f.weights.nvidia", "_Machine"),
+    ("v2f.weights.pickles", "StackMachine"),
     ("torch", "FloatStorage"),  # inside a storage only
     ("codecs", "decode"),
     ("os\x1b[2J", "system\r\x07" + 500 * "A"),
@@ -407,7 +411,7 @@ STATES = {
 def test_no_state_is_set(thing: str, tmp_path: Path) -> None:
     state = b"N}" + text("__code__") + text("x") + b"s\x86b."
     before = vars(OrderedDict).copy(), vars(torch._utils._rebuild_tensor_v2).copy()
-    refused(b"\x80\x02" + STATES[thing] + state, tmp_path / "done", "refused|cut or damaged")
+    refused(b"\x80\x02" + STATES[thing] + state, tmp_path / "done", "refused|truncated or damaged")
     assert (dict(vars(OrderedDict)), vars(torch._utils._rebuild_tensor_v2)) == before
 
 
@@ -476,7 +480,7 @@ def test_code_in_the_bytes_of_a_storage_is_refused(place: str, tmp_path: Path) -
     for content in hostile:
         tensor = Tensors(Bytes(content), 0, (6,), (1,), False, OrderedDict())
         data = mean_style(tensor) if place == "G_ema" else fake.pickled(fake.generator(8), D={"x": tensor})
-        refused(data, marker, "refused, nothing of it was run|cut or damaged")
+        refused(data, marker, "refused, and nothing of it was run|truncated or damaged")
 
 
 @pytest.mark.parametrize(
@@ -501,7 +505,7 @@ def test_code_in_the_bytes_of_a_storage_is_refused(place: str, tmp_path: Path) -
 def test_a_storage_has_to_be_whole(edit: Callable[[bytes], bytes]) -> None:
     assert storage(edit=edit) != storage()
     data = mean_style(Tensors(Bytes(storage(edit=edit)), 0, (6,), (1,), False, OrderedDict()))
-    with pytest.raises(V2FError, match="cut or damaged"):
+    with pytest.raises(V2FError, match="truncated or damaged"):
         read_pickle(data, "a.pkl")
 
 
@@ -526,10 +530,10 @@ BLOB = Bytes(storage())
         ((BLOB, 0.0, (6,), (1,)), "is damaged"),
         ((b"bytes", 0, (6,), (1,)), "is damaged"),
         ((None, 0, (6,), (1,)), "is damaged"),
-        ((BLOB, 0, (6,), ()), r".*, 1 dimensions are wanted"),
-        ((BLOB, 0, (1,) * 5000, (1,) * 5000), r".*, 1 dimensions are wanted"),
-        ((BLOB, 0), "is no tensor"),
-        ((), "is no tensor"),
+        ((BLOB, 0, (6,), ()), r".*, expected 1 dimensions"),
+        ((BLOB, 0, (1,) * 5000, (1,) * 5000), r".*, expected 1 dimensions"),
+        ((BLOB, 0), "is not a tensor"),
+        ((), "is not a tensor"),
     ],
 )
 def test_a_tensor_stays_inside_its_storage(args: tuple[Any, ...], message: str) -> None:
@@ -593,11 +597,11 @@ def test_small_files_stay_small(bomb: str) -> None:
 
 
 def test_the_number_of_instructions_is_bounded(good: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia, "MOST_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(pickles, "MOST_INSTRUCTIONS", 1000)
     with pytest.raises(V2FError, match="has more than 1,000 instructions"):
         read_pickle(good, "a.pkl")
     outside = sum(1 for _ in pickletools.genops(good))
-    monkeypatch.setattr(nvidia, "MOST_INSTRUCTIONS", outside)
+    monkeypatch.setattr(pickles, "MOST_INSTRUCTIONS", outside)
     with pytest.raises(V2FError, match="has more than"):  # those inside the storages count too
         read_pickle(good, "a.pkl")
 
@@ -605,7 +609,7 @@ def test_the_number_of_instructions_is_bounded(good: bytes, monkeypatch: pytest.
 def test_a_cut_file_is_named_and_read_no_further(good: bytes) -> None:
     chance = random.Random(0)
     for end in [1, 2, 3, len(good) - 1, *(chance.randrange(len(good)) for _ in range(40))]:
-        with pytest.raises(V2FError, match=r"a\.pkl: the pickle is cut or damaged"):
+        with pytest.raises(V2FError, match=r"a\.pkl: the pickle is truncated or damaged"):
             read_pickle(good[:end], "a.pkl")
 
 

@@ -15,7 +15,7 @@ from v2f.cli import main
 from v2f.errors import V2FError
 from v2f.nn.frozen import LPIPS
 from v2f.nn.stylegan2 import Generator
-from v2f.weights import Frozen, commands, load
+from v2f.weights import FrozenConfig, commands, load
 from v2f.weights.catalogue import CATALOGUE
 from v2f.weights.files import SUMS, sha256_of
 
@@ -26,11 +26,11 @@ NEEDED += ("facenet-vggface2",)  # the referee of `v2f eval`
 ALEX = "alexnet-owt-7be5be79.pth"
 
 
-def frozen(path: Path, **roles: object) -> Frozen:
-    return Frozen.model_validate({"path": str(path), **roles})
+def frozen(path: Path, **roles: object) -> FrozenConfig:
+    return FrozenConfig.model_validate({"path": str(path), **roles})
 
 
-def shown(needs: dict[str, Frozen], load: bool = False) -> tuple[int, str]:
+def shown(needs: dict[str, FrozenConfig], load: bool = False) -> tuple[int, str]:
     text = io.StringIO()
     missing = commands.show(needs, load, Console(file=text, width=250))
     return missing, text.getvalue()
@@ -61,7 +61,10 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
             assert published.licence.split(",")[0].split(";")[0] in text
     for user in ("thesis-final: generator", "thesis-small: identity", "thesis-voxceleb2: codes"):
         assert user in text
-    assert "use the stand-ins in the package: face-gan, large-batch, pairs, quickstart, synthetic" in text
+    assert (
+        "no weights needed, these use the package's stand-ins: face-gan, large-batch, pairs, quickstart, synthetic"
+        in text
+    )
     assert "missing or refused: 6; see docs/weights.md" in text
     assert main(["weights", "table", "launch/recipes/quickstart.yaml"]) == 0
 
@@ -72,14 +75,14 @@ def test_the_table_tells_how_a_file_was_verified(alex: Path) -> None:
     missing, text = shown(needs)
     assert missing == 0
     assert digest[:16] in text
-    unknown = "NOT the file that is known under this name"  # random numbers are not ImageNet's
-    assert commands.rows(needs)[0].state == unknown
+    unknown = "NOT the file published under this name"  # random numbers are not ImageNet's
+    assert commands.required_weights(needs)[0].state == unknown
     pinned = {"a": frozen(alex, perceptual={"net": "lpips", "sha256": digest})}
-    assert commands.rows(pinned, load=True)[0].state == f"{unknown}; as the recipe says; loaded strictly"
+    assert commands.required_weights(pinned, load=True)[0].state == f"{unknown}; as in the recipe; loaded strictly"
     (alex / SUMS).write_text(f"{digest}  {ALEX}\n")
-    assert commands.rows(needs)[0].state == f"{unknown}; as SHA256SUMS says"
+    assert commands.required_weights(needs)[0].state == f"{unknown}; as in SHA256SUMS"
     (alex / SUMS).write_text(f"{'0' * 64}  {ALEX}\n")
-    (row,) = commands.rows(needs)
+    (row,) = commands.required_weights(needs)
     assert row.state.startswith("REFUSED: its SHA-256 is")
     assert "SHA256SUMS says 0000" in row.state
     assert shown(needs)[0] == 1
@@ -96,8 +99,8 @@ def test_a_file_with_the_published_checksum_is_said_to_be_the_published_one(
 def test_loading_for_the_table_finds_what_the_checksum_cannot(alex: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, alex / ALEX)
     needs = {"a": frozen(alex, perceptual={"net": "lpips"})}
-    assert commands.rows(needs)[0].good
-    (row,) = commands.rows(needs, load=True)
+    assert commands.required_weights(needs)[0].good
+    (row,) = commands.required_weights(needs, load=True)
     assert not row.good
     assert row.state.startswith("REFUSED: these are not the weights of torchvision's alexnet")
     assert shown(needs, load=True)[0] == 1
@@ -109,7 +112,7 @@ def test_each_file_that_recipes_name_has_a_line_of_its_own(alex: Path) -> None:
         "b": frozen(alex, perceptual={"net": "lpips"}),
         "c": frozen(alex, perceptual={"net": "lpips", "file": "nothere.pth"}),
     }
-    first, second = commands.rows(needs)
+    first, second = commands.required_weights(needs)
     assert (first.needed_by, first.good) == (["a: perceptual", "b: perceptual"], True)
     assert (second.needed_by, second.state) == (["c: perceptual"], "missing")
     assert shown(needs)[0] == 1
@@ -182,8 +185,8 @@ def test_a_mirror_holds_what_a_recipe_names_itself_and_says_what_it_is_not(
     load(frozen(tmp_path / "mirror", perceptual={"net": "lpips", "file": "mine.pth"}))
     (alex / "mine.pth").rename(alex / ALEX)
     assert commands.mirror(str(tmp_path / "mirror"), {"a": frozen(alex, perceptual={"net": "lpips"})}, str(alex)) == 0
-    assert "NOT the file that is known under this name" in capsys.readouterr().out
-    with pytest.raises(V2FError, match="nowhere: there is no such folder of weights; name one with --from"):
+    assert "NOT the file published under this name" in capsys.readouterr().out
+    with pytest.raises(V2FError, match="nowhere: no such folder of weights; name one with --from"):
         commands.mirror(str(tmp_path / "mirror"), needs, "nowhere")
 
 
@@ -207,11 +210,11 @@ def test_nothing_is_fetched_unless_asked_and_then_only_what_is_known(
     assert commands.mirror(target, needs, str(tmp_path / "none"), download=True) == 0
     assert asked == [ALEX]
     monkeypatch.setitem(CATALOGUE, "lpips-alex", replace(here, sha256="00000000"))
-    with pytest.raises(V2FError, match="00000000 is known; not kept"):
+    with pytest.raises(V2FError, match="expected 00000000; the file was discarded"):
         commands.mirror(str(tmp_path / "other"), needs, str(tmp_path / "none"), download=True)
     assert not (tmp_path / "other").exists()
     monkeypatch.setitem(CATALOGUE, "lpips-alex", replace(here, direct=lambda: (alex / "no.pth").as_uri()))
-    with pytest.raises(V2FError, match=r"cannot be fetched .* get it by hand: get lpips-alex"):
+    with pytest.raises(V2FError, match=r"download failed .* download it by hand: get lpips-alex"):
         commands.mirror(str(tmp_path / "third"), needs, str(tmp_path / "none"), download=True)
 
 
@@ -236,7 +239,7 @@ def test_convert_makes_weights_of_a_pickle_that_a_recipe_can_use(
 def test_a_mirror_converts_a_pickle_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(CATALOGUE["stylegan2-ffhq-256"], files=("small.safetensors",))
     monkeypatch.setitem(CATALOGUE, "stylegan2-ffhq-256", small)
-    monkeypatch.setattr(commands, "_any", lambda published: frozen(tmp_path, generator=net).generator)
+    monkeypatch.setattr(commands, "_default_config", lambda published: frozen(tmp_path, generator=net).generator)
     net = {"net": "stylegan2", "size": 32, "file": "small.safetensors"}
     needed = {"net": "stylegan2", "size": 256}
     have = tmp_path / "have"

@@ -229,16 +229,16 @@ def test_room_and_microphone_and_effort_are_heard() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"voice_NV": np.zeros((2, 5))}, r"voice_NV has shape \(2, 5\); give \[N,6\]: pitch"),
-        ({"clip_NC": np.zeros(6)}, r"clip_NC has shape \(6,\); give \[N,6\]: loudness"),
-        ({"clip_NC": np.zeros((3, 6))}, "give as many rows of each"),
-        ({"voice_NV": np.full((2, 6), np.nan)}, "voice_NV holds a value outside -4..4"),
-        ({"clip_NC": np.full((2, 6), 9.0)}, "clip_NC holds a value outside -8..8"),
-        ({"keys_N": np.array([1, -1])}, "keys_N has to hold integers from 0 on"),
-        ({"keys_N": np.array([1.0, 2.0])}, "keys_N has to hold integers from 0 on"),
-        ({"sample_rate": 22050}, "sample_rate 22050; give a multiple of 1000 Hz"),
-        ({"seconds": 0.0}, "seconds 0.0; give 0.05 to 600"),
-        ({"seconds": float("nan")}, "seconds nan; give 0.05 to 600"),
+        ({"voice_NV": np.zeros((2, 5))}, r"voice_NV has shape \(2, 5\); pass \[N,6\]: pitch"),
+        ({"clip_NC": np.zeros(6)}, r"clip_NC has shape \(6,\); pass \[N,6\]: loudness"),
+        ({"clip_NC": np.zeros((3, 6))}, "pass as many rows of each"),
+        ({"voice_NV": np.full((2, 6), np.nan)}, "voice_NV has a value outside -4..4"),
+        ({"clip_NC": np.full((2, 6), 9.0)}, "clip_NC has a value outside -8..8"),
+        ({"keys_N": np.array([1, -1])}, "keys_N has other values than non-negative integers"),
+        ({"keys_N": np.array([1.0, 2.0])}, "keys_N has other values than non-negative integers"),
+        ({"sample_rate": 22050}, "sample_rate is 22050; pass a multiple of 1000 Hz"),
+        ({"seconds": 0.0}, "seconds is 0.0; pass 0.05 to 600"),
+        ({"seconds": float("nan")}, "seconds is nan; pass 0.05 to 600"),
     ],
 )
 def test_what_cannot_be_rendered_is_one_clear_error(change: dict[str, Any], message: str) -> None:

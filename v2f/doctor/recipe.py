@@ -86,15 +86,15 @@ def data(config: "RunConfig") -> Iterator[Step]:
 def weights(name: str, config: "RunConfig") -> Iterator[Step]:
     """Whether the weights of the recipe's frozen nets are there, with the known checksums."""
     from v2f.runs.run import reading_runs
-    from v2f.weights.commands import rows
+    from v2f.weights.commands import required_weights
 
     frozen = config.system.nets
-    if frozen is None or not (frozen.wanted() or frozen.of_runs()):
+    if frozen is None or not (frozen.user_weights(with_referee=True) or frozen.run_modules()):
         yield Finding("weights", "ok", "none needed: the recipe uses the package's stand-ins, or no frozen nets")
         return
     yield f"reading the weights in {without_credentials(frozen.path)}"
     with reading_runs(config.tracking.uri):
-        found = rows({name: frozen})
+        found = required_weights({name: frozen})
     for row in found:
         who = ", ".join(row.needed_by)
         if row.path is None or row.sha256 is None:

@@ -72,7 +72,7 @@ def observers_of(run: Run, system: System) -> tuple[list[Observer], dict[str, An
         net, digest = referee.load(nets, system.weights.get("identity"))
     except V2FError as error:
         return judges, {"why_not": f"{error}; these numbers come from the nets that the losses look at"}
-    second = weights.described("referee", nets.second_opinion, digest)
+    second = weights.described("referee", nets.effective_referee, digest)
     return [Observer("referee", cast(Any, net.to(device_of(system))).look), *judges], second
 
 

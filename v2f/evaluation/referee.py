@@ -12,18 +12,18 @@ from torch import nn
 
 from v2f import standins, weights
 from v2f.errors import V2FError
-from v2f.weights import Brought, Judges
+from v2f.weights import JudgeConfig, UserWeights
 
 
-def load(judges: Judges, judge_sha256: str | None = None) -> tuple[nn.Module, str | None]:
+def load(judges: JudgeConfig, judge_sha256: str | None = None) -> tuple[nn.Module, str | None]:
     """The referee that ``judges`` configures, frozen, and the SHA-256 of its file (None: the stand-in).
 
     Its ``look`` takes pictures [B,3,H,W] in [-1,1] of any size and returns embeddings [B,E] of length one and maps
     [B,C,h,w]. ``judge_sha256``: the file of the identity net that the run was trained against. V2FError if the weights
     are missing or do not fit, or if the file is that of the judge.
     """
-    net = judges.second_opinion
-    if not isinstance(net, Brought):
+    net = judges.effective_referee
+    if not isinstance(net, UserWeights):
         return standins.load("referee"), None
     try:
         module, digest = weights.read(net, weights.locate(judges.path, net))

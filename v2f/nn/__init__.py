@@ -1,4 +1,4 @@
-"""Networks in plain PyTorch: they know tensors, not batches, losses, files or ranks."""
+"""Networks in plain PyTorch. They depend on tensors only, not on batches, losses, files or ranks."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,23 +11,23 @@ BOX = (35, 223, 32, 220)  # pSp's face box in a picture of 256 px: rows from, to
 
 
 def float32_products(tf32: bool) -> None:
-    """How a GPU multiplies float32 in this process: exactly, or with inputs rounded to TF32's 10 bits of mantissa.
+    """Set whether GPUs round the inputs of float32 products to TF32's 10 bits of mantissa, for this process.
 
-    torch alone would round those of convolutions and not those of matrix products; a CPU never rounds.
+    By default torch rounds those of convolutions but not those of matrix products; a CPU never rounds.
     """
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bfloat16; a CPU without them takes many times as long as for float32."""
+    """Whether a device has bfloat16 instructions; a CPU without them is many times slower than with float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def widened(x: Tensor) -> Tensor:
-    """``x`` in float32 where it is narrower, as under autocast: for norms, means and distances."""
+    """``x``, converted to float32 if its dtype is narrower, as under autocast: for norms, means and distances."""
     return x.float() if x.dtype.itemsize < 4 else x
 
 
@@ -40,7 +40,7 @@ def face_box(img_BCHW: Tensor) -> Tensor:
 
 
 def add_stretched(x_BCHW: Tensor, deeper_BChw: Tensor) -> Tensor:
-    """``x`` plus the deeper map, stretched to its sides linearly with the corners aligned, as in pSp's pyramid."""
+    """``x`` plus the deeper map, resized bilinearly with aligned corners, as in pSp's pyramid."""
     return x_BCHW + F.interpolate(deeper_BChw, size=x_BCHW.shape[2:], mode="bilinear", align_corners=True)
 
 
@@ -49,9 +49,9 @@ def feature_distance(
 ) -> Tensor:
     """LPIPS of two lists of feature maps [B,C,H,W]: [B] (Zhang et al. 2018, arXiv 1801.03924, eq. 1).
 
-    ``sum_l mean_hw sum_c w_lc (f_lc - g_lc)^2``, each feature vector of length one over the channels. ``weights``:
-    w_l [C] >= 0 of each layer, as the learned weights are published, so they multiply the square; None is all ones.
-    Epsilon stands under the root, so that a feature of zeros has a gradient.
+    ``sum_l mean_hw sum_c w_lc (f_lc - g_lc)^2``, with every feature vector over the channels scaled to length one.
+    ``weights``: w_l [C] >= 0 of each layer, multiplied with the square as the published weights are; None: all ones.
+    Epsilon is inside the square root, so that a feature of zeros has a gradient.
     """
     total: Tensor | None = None
     for layer, (f, g) in enumerate(zip(features, others, strict=True)):
@@ -60,7 +60,7 @@ def feature_distance(
             square_BCHW = square_BCHW * weights[layer][:, None, None]
         distance_B = square_BCHW.sum(dim=1).mean(dim=(1, 2))
         total = distance_B if total is None else total + distance_B
-    assert total is not None, "a distance needs a layer"
+    assert total is not None, "a distance needs at least one layer"
     return total
 
 

@@ -1,11 +1,11 @@
-"""Ghost batch norm: statistics over fixed groups of consecutive samples, committed once a step.
+"""Ghost batch norm: statistics over fixed groups of consecutive samples, committed once per step.
 
-Batch norm couples the samples of a batch, so its result would depend on how a global batch is cut into ranks and
+Batch norm couples the samples of a batch, so its result would depend on how a global batch is split into ranks and
 micro-batches. Here the statistics cover fixed groups of ``group`` consecutive batch entries (Hoffer, Hubara, Soudry
-2017, arXiv 1705.08741, algorithm 1), and any cut between groups gives the same outputs and gradients.
+2017, arXiv 1705.08741, algorithm 1), so any split between groups gives the same outputs and gradients.
 
-The running statistics follow the same rule (:mod:`v2f.nn.statistics`): a forward in training only *collects* the mean
-and the variance of each group, and a step commits the mean of those of all micro-batches and ranks, once.
+The same holds for the running statistics (:mod:`v2f.nn.statistics`): a forward pass in training only *collects* the
+mean and variance of each group; the step commits their mean over all micro-batches and ranks once.
 
 Letters: B batch, G groups, C channels.
 """
@@ -25,8 +25,8 @@ from v2f.nn.statistics import Keeps
 class GhostBatchNorm(Keeps):
     """Batch norm of [B,C,...] (any number of axes behind C) over groups of ``group`` samples.
 
-    ``B`` is a multiple of ``group`` in training, else :class:`V2FError`. Evaluation uses the running statistics.
-    They stay in float32 (or float64) when the module is cast to half precision; so do the sums of a forward under
+    In training ``B`` must be a multiple of ``group``, else :class:`V2FError`. Evaluation uses the running statistics.
+    They stay in float32 (or float64) when the module is cast to half precision, as do the sums of a forward pass under
     autocast. Parameters and buffers are named as in ``torch.nn.BatchNorm1d``, without ``num_batches_tracked``.
     """
 
@@ -36,7 +36,7 @@ class GhostBatchNorm(Keeps):
     def __init__(self, channels: int, group: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
         if group < 1:
-            raise V2FError(f"batch norm: bn_group is {group}; a group holds at least one sample")
+            raise V2FError(f"batch norm: bn_group is {group}; set it to at least one")
         self.channels = channels
         self.group = group
         self.eps = eps
@@ -66,12 +66,12 @@ class GhostBatchNorm(Keeps):
         if len(x) % self.group or len(x) == 0:
             raise V2FError(
                 f"batch norm covers groups of {self.group} samples, this batch has {len(x)}: "
-                f"choose a batch (on each rank, in each micro-batch) that is a multiple of bn_group"
+                f"set the batch size of each rank and micro-batch to a multiple of bn_group"
             )
-        values = self.group * x[0, 0].numel()  # behind one mean
+        values = self.group * x[0, 0].numel()  # in each mean
         if values < 2:
             raise V2FError(
-                "batch norm has one value per channel, so no variance: choose longer clips or a larger bn_group"
+                "batch norm has only one value per channel, so no variance: use longer clips or a larger bn_group"
             )
         parts = [
             torch.native_batch_norm(chunk, weight, bias, None, None, True, 0.0, self.eps)
@@ -91,7 +91,7 @@ class GhostBatchNorm(Keeps):
         self._count += len(parts)
 
     def collected(self) -> tuple[Tensor, Tensor, int]:
-        """Since the last commit: the sum of the group means [C], that of the unbiased group variances [C], and G."""
+        """Since the last commit: the sums of the group means [C] and of the unbiased group variances [C], and G."""
         if self._sums is None:
             zeros = torch.zeros_like(self.running_mean)
             return zeros, zeros, 0
@@ -104,7 +104,7 @@ class GhostBatchNorm(Keeps):
 
     @torch.no_grad()
     def commit(self, sums: Tensor) -> None:
-        """Moves the running statistics towards the step's mean and variance; without a group they stay."""
+        """Move the running statistics towards the step's mean and variance; unchanged if there was no group."""
         mean_C, var_C, count = sums.split([self.channels, self.channels, 1])
         if count.item() > 0:
             self.running_mean.lerp_((mean_C / count).to(self.running_mean), self.momentum)
@@ -117,10 +117,10 @@ class GhostBatchNorm(Keeps):
 
 
 def ghost_norms(module: nn.Module) -> list[GhostBatchNorm]:
-    """The ghost norms of a module tree, each once, in the order of definition (the same on every rank)."""
+    """The ghost norms of a module tree, without duplicates, in the order of definition (the same on every rank)."""
     return [m for m in module.modules() if isinstance(m, GhostBatchNorm)]
 
 
 def common_group(modules: Iterable[nn.Module]) -> int:
-    """The least number of samples in which every ghost norm of the modules has whole groups; 1 without any."""
+    """The smallest number of samples that divides into whole groups for every ghost norm of the modules; 1 if none."""
     return math.lcm(*(norm.group for module in modules for norm in ghost_norms(module)))

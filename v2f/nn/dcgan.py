@@ -5,8 +5,8 @@
 
 Radford, Metz, Chintala 2016, "Unsupervised representation learning with deep convolutional generative adversarial
 networks" (arXiv 1511.06434, section 3): kernels of 5 x 5, strides instead of pooling, batch norm everywhere but at
-the pictures, channels doubling where the side halves. With leaky ReLU in both nets, as *Generisanje lica koriscenjem
-GAN neuronskih mreza* (2020) has it. The side is 4 to 7 times a power of two: 28 = 7 * 4, 64 = 4 * 16.
+the pictures, channels doubling where the side halves. Both nets have leaky ReLU, as in *Generisanje lica koriscenjem
+GAN neuronskih mreza* (2020). The side is 4 to 7 times a power of two: 28 = 7 * 4, 64 = 4 * 16.
 
 Letters: B batch, Z noise, C channels, S least side, H side of the picture.
 """
@@ -22,11 +22,11 @@ from v2f.nn.batchnorm import GhostBatchNorm
 
 KERNEL = 5
 SLOPE = 0.2
-LEAST = range(4, 8)  # sides of the map that stands for the whole picture
+LEAST = range(4, 8)  # sides of the smallest map
 
 
 def doublings(size: int) -> int:
-    """How often a map of 4 to 7 px doubles to become ``size`` px; V2FError where it never does."""
+    """The number of times a map of 4 to 7 px doubles to reach ``size`` px; V2FError if it never does."""
     count = 0
     while size % 2 == 0 and size >= 2 * LEAST.start:
         size //= 2
@@ -34,12 +34,12 @@ def doublings(size: int) -> int:
     if count == 0 or size not in LEAST:
         sides = sorted(side * 2**n for side in LEAST for n in (2, 3, 4))
         raise V2FError(
-            f"a DCGAN makes pictures whose side is 4 to 7 times a power of two, such as {', '.join(map(str, sides))}"
+            f"the side of a DCGAN's pictures must be 4 to 7 times a power of two, such as {', '.join(map(str, sides))}"
         )
     return count
 
 
-class Generator(nn.Module):
+class DCGANGenerator(nn.Module):
     """Noise [B,Z] -> pictures [B,3,size,size] in (-1,1). ``width``: channels of the last map before the picture."""
 
     def __init__(self, noise: int, size: int, width: int, bn_group: int) -> None:
@@ -49,7 +49,7 @@ class Generator(nn.Module):
         self.side = size >> steps
         self.linear = nn.Linear(noise, channels[0] * self.side**2, bias=False)
         self.norms = nn.ModuleList(GhostBatchNorm(c, bn_group) for c in channels)
-        # padding 2 and one more row and column at the end: twice the side exactly
+        # padding 2 and one more row and column at the end: exactly twice the side
         self.convs = nn.ModuleList(
             nn.ConvTranspose2d(i, o, KERNEL, stride=2, padding=2, output_padding=1, bias=n == steps - 1)
             for n, (i, o) in enumerate(pairwise([*channels, 3]))
@@ -64,7 +64,7 @@ class Generator(nn.Module):
         return x.tanh()
 
 
-class Discriminator(nn.Module):
+class DCGANDiscriminator(nn.Module):
     """Pictures [B,3,size,size] -> logits [B] of being real. ``width``: channels of the first map, without a norm."""
 
     def __init__(self, size: int, width: int, bn_group: int) -> None:
@@ -89,7 +89,7 @@ class Discriminator(nn.Module):
 
 @torch.no_grad()
 def initialise(net: nn.Module) -> None:
-    """Weights from N(0, 0.02), those of the norms from N(1, 0.02), biases zero (section 4 of the paper)."""
+    """Weights from N(0, 0.02), the norms' weights from N(1, 0.02), biases zero (section 4 of the paper)."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.02)

@@ -1,7 +1,7 @@
-"""The frozen networks that users bring, as the losses and the evaluation want them.
+"""Frozen networks with weights that the user provides, in the form that losses and evaluation use.
 
-Each takes pictures [B,3,H,W] of any size, red, green, blue, in [-1,1], and lets gradients through to them. Where no
-weights are named, the stand-ins of :mod:`v2f.nn.standin_nets` answer to the same calls.
+Each takes RGB pictures [B,3,H,W] of any size in [-1,1] and passes gradients through to them. If no weights are
+configured, the stand-ins of :mod:`v2f.nn.standin_nets` take their place, with the same methods.
 
 Letters: B batch, C channels, H/W pixels.
 """
@@ -17,9 +17,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from v2f.errors import V2FError
 from v2f.nn import face_box, perceptual_distance, widened
-from v2f.nn.strict import misfit
+from v2f.nn.strict import check, fill
 
 Backbone = Literal["alex", "vgg", "squeeze"]
 CLASSIFIERS: dict[Backbone, Callable[[], nn.Module]] = {
@@ -30,13 +29,13 @@ CLASSIFIERS: dict[Backbone, Callable[[], nn.Module]] = {
 
 
 class FaceIdentity(nn.Module):
-    """A face identity net behind the preparation that its weights were trained with: [B,3,H,W] -> [B,E], length one.
+    """A face identity net, with the preprocessing of its training: [B,3,H,W] -> [B,E] of length one.
 
-    ``crop`` cuts to pSp's face box; then the picture is average-pooled to ``size`` px, its channels are turned to
-    ``channels``, and it is multiplied by ``scale``. IR-SE50 takes 112 px and a scale of 1 (pSp's identity loss crops
-    and gives it "rgb", though it was trained on "bgr"); facenet takes 160 px and, for (x - 127.5) / 128 of numbers
-    up to 255, a scale of 127.5 / 128. The embedding is in float32. ``taps``: the parts of ``net`` whose outputs are the
-    maps of :meth:`look`.
+    With ``crop`` the picture is cut to pSp's face box; it is then average-pooled to ``size`` px, its channels are
+    ordered as ``channels``, and it is multiplied by ``scale``. IR-SE50 takes 112 px and a scale of 1 (pSp's identity
+    loss crops and feeds it "rgb", though it was trained on "bgr"); facenet takes 160 px and a scale of 127.5 / 128,
+    which is (x - 127.5) / 128 for numbers up to 255. The embedding is float32. ``taps``: the submodules of ``net``
+    whose outputs are the maps of :meth:`look`.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class FaceIdentity(nn.Module):
         self.taps = tuple(taps)
 
     def look(self, img_B3HW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The embedding, and the maps [B,C,h,w] that led to it, shallow ones first."""
+        """The embedding, and the maps [B,C,h,w] of the taps, shallow ones first."""
         maps: list[Tensor] = []
         hooks = [
             self.net.get_submodule(tap).register_forward_hook(lambda _, __, output: maps.append(output))
@@ -79,10 +78,10 @@ class FaceIdentity(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """LPIPS 0.1 (Zhang et al. 2018, arXiv 1801.03924): maps of a classifier of photos, weighted as people see.
+    """LPIPS 0.1 (Zhang et al. 2018, arXiv 1801.03924): maps of an image classifier with perceptual channel weights.
 
-    The weights of the channels come with the package ``lpips``; the classifier's are brought by
-    :meth:`load_backbone`, before which nothing can be computed. :meth:`forward` gives the maps, [B,C,H,W] each.
+    The channel weights come with the package ``lpips``; :meth:`load_backbone` must load the classifier's before
+    anything is computed. :meth:`forward` gives the maps, [B,C,H,W] each.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -100,21 +99,19 @@ class LPIPS(nn.Module):
         self.layers = net.L
 
     def load_backbone(self, state: Mapping[str, Tensor], where: str) -> None:
-        """Takes copies of torchvision's tensors; ``where`` (a file) begins the V2FError if they are others.
+        """Loads copies of torchvision's tensors; V2FError, which begins with ``where`` (a file), if they do not fit.
 
-        ``features.*`` are needed; ``classifier.*`` may be there and are not kept, but have to fit if they are.
+        ``features.*`` are required; ``classifier.*`` are optional, checked if present, and not kept.
         """
         with torch.device("meta"):
             wanted = CLASSIFIERS[self.backbone]().state_dict()
         if not any(name.startswith("classifier.") for name in state):
             wanted = {name: tensor for name, tensor in wanted.items() if name.startswith("features.")}
-        wrong = misfit(wanted, state)
-        if wrong is not None:
-            network = CLASSIFIERS[self.backbone].__name__
-            raise V2FError(f"{where}: these are not the weights of torchvision's {network}: {wrong}")
-        # the package cuts the classifier's layers into slices, and leaves them their numbers: sliceS.N.weight
-        own = {name: state[f"features.{name.partition('.')[2]}"].clone() for name in self.features.state_dict()}
-        self.features.load_state_dict(own, assign=True)
+        network = f"torchvision's {CLASSIFIERS[self.backbone].__name__}"
+        check(wanted, state, where, network)
+        # the package cuts the classifier's layers into slices and keeps their numbers: sliceS.N.weight
+        own = {name: state[f"features.{name.partition('.')[2]}"] for name in self.features.state_dict()}
+        fill(self.features, own, where, network)
 
     def forward(self, img_B3HW: Tensor) -> list[Tensor]:
         return list(self.features(self.scaling(_channels_last(img_B3HW))))
@@ -126,5 +123,5 @@ class LPIPS(nn.Module):
 
 
 def _channels_last(x_BCHW: Tensor) -> Tensor:
-    """In the layout in which convolutions are fastest, on a CPU by a tenth to a half."""
+    """The memory layout with the fastest convolutions, on a CPU by a tenth to a half."""
     return x_BCHW.contiguous(memory_format=torch.channels_last)

@@ -1,10 +1,10 @@
-"""IR-SE50: a face identity net, and the body that pSp's encoder shares with it. Written from the papers.
+"""IR-SE50: a face identity net whose body pSp's encoder shares. Written from the papers.
 
     picture [B,3,H,W] -> input layer [B,64,H,W] -> 24 units [B,512,H/16,W/16] -> output layer -> embedding [B,512]
 
-ArcFace (Deng et al. 2019, arXiv 1801.07698, section 3.1) gives the improved residual unit and the head, squeeze and
-excitation is from Hu et al. 2018 (arXiv 1709.01507, section 3). A ``state_dict`` has the keys and shapes of the
-widespread ``model_ir_se50.pth``, so that it loads with ``strict=True``. Outputs are those of evaluation mode.
+The improved residual unit and the head are from ArcFace (Deng et al. 2019, arXiv 1801.07698, section 3.1), squeeze and
+excitation from Hu et al. 2018 (arXiv 1709.01507, section 3). A ``state_dict`` has the keys and shapes of the widely
+used ``model_ir_se50.pth``, which therefore loads strictly. The nets are meant for evaluation mode.
 
 Letters: B batch, C channels, H/W pixels.
 """
@@ -25,7 +25,7 @@ SIDE = 112  # pixels of the picture that the identity net takes
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a number in (0,1) that depends on the means of all: [B,C,H,W] -> [B,C,H,W]."""
+    """Scales each channel by a number in (0,1) computed from the means of all channels: [B,C,H,W] -> [B,C,H,W]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -38,13 +38,13 @@ class SqueezeExcite(nn.Module):
 
 
 class Unit(nn.Module):
-    """Residual unit [B,I,H,W] -> [B,O,H/stride,W/stride], the stride in its second convolution."""
+    """Residual unit [B,I,H,W] -> [B,O,H/stride,W/stride]; the second convolution has the stride."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.shortcut_layer: nn.Module
         if inputs == outputs:
-            self.shortcut_layer = nn.MaxPool2d(1, stride)  # takes every stride-th pixel
+            self.shortcut_layer = nn.MaxPool2d(1, stride)  # keeps every stride-th pixel
         else:
             self.shortcut_layer = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
@@ -63,7 +63,7 @@ class Unit(nn.Module):
         return x_BOHW
 
 
-class Trunk(nn.Module):
+class IRSE50Trunk(nn.Module):
     """The input layer and the 24 units."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Trunk(nn.Module):
         self.body = nn.Sequential(*units)
 
     def maps(self, img_B3HW: Tensor, after: Sequence[int]) -> list[Tensor]:
-        """The maps behind the units that ``after`` names, in rising order; what lies behind the last is not run."""
+        """The maps after the units with the numbers ``after``, in ascending order; later units are not run."""
         x = self.input_layer(img_B3HW.contiguous(memory_format=torch.channels_last))
         found = []
         for number, unit in enumerate(islice(self.body, max(after) + 1)):
@@ -89,10 +89,10 @@ class Trunk(nn.Module):
         return found
 
 
-class IRSE50(Trunk):
-    """Whose face is it? Picture [B,3,112,112] in [-1,1] -> embedding [B,512] of length one, in float32.
+class IRSE50(IRSE50Trunk):
+    """The identity of a face: picture [B,3,112,112] in [-1,1] -> embedding [B,512] of length one, in float32.
 
-    43,797,696 parameters, 397 keys. The weights were trained on aligned faces whose channels are blue, green, red.
+    43,797,696 parameters, 397 keys. The published weights were trained on aligned faces in BGR channel order.
     """
 
     def __init__(self) -> None:

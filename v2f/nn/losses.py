@@ -1,9 +1,9 @@
-"""The losses of S1, each with its equation; every function gives one value a sample, [B].
+"""The losses of the voice-styled-face system, each with its equation; every function returns one value per sample, [B].
 
-The system weights them, ``sum(weight * loss) / B``, so that a quarantined sample can be left out. ``y`` is the
-reference, ``y^`` the output; a gradient flows to the output only. The cropped losses are these of two face boxes
+The system weights them, ``sum(weight * loss) / B``, so that quarantined samples can be excluded. ``y`` is the
+reference, ``y^`` the output; gradients flow to the output only. The cropped losses apply these functions to face boxes
 (:func:`v2f.nn.face_box`). Sources: *Voice Styled Face* (a master's thesis, 2022) for the list, pSp (Richardson et al.
-2021, arXiv 2008.00951, section 3.2 and its code) for what it leaves open.
+2021, arXiv 2008.00951, section 3.2 and its code) for details that the thesis omits.
 
 Letters: B batch, C channels, H/W pixels, L styles, D style width, E embedding.
 """
@@ -20,7 +20,7 @@ Embedder = Callable[[Tensor], Tensor]
 
 
 class Perceptual(Protocol):
-    """A frozen net that says how far pictures are apart: :class:`v2f.nn.frozen.LPIPS`, or its stand-in."""
+    """A frozen net that measures the distance of pictures: :class:`v2f.nn.frozen.LPIPS`, or its stand-in."""
 
     def distance(self, output_B3HW: Tensor, reference_B3HW: Tensor, /) -> Tensor: ...
 
@@ -42,8 +42,8 @@ def l1(output: Tensor, reference: Tensor) -> Tensor:
 def perceptual(net: Perceptual, output: Tensor, reference: Tensor) -> Tensor:
     """LPIPS, ``sum_l mean_hw |w_l (f_l(y^) - f_l(y))|^2`` over the layers of ``net``: pictures [B,3,H,W] -> [B].
 
-    ``f_l``: the map of layer l, each of its vectors of length one over the channels; ``w_l``: a weight a channel. See
-    :func:`v2f.nn.feature_distance`, whose weights are the squares of these.
+    ``f_l``: the map of layer l, with every vector over the channels scaled to length one; ``w_l``: one weight per
+    channel. See :func:`v2f.nn.feature_distance`, whose weights are the squares of these.
     """
     return net.distance(output, reference.detach())
 
@@ -52,7 +52,8 @@ def identity(net: Embedder, output: Tensor, reference_BE: Tensor) -> Tensor:
     """``1 - cos(R(y^), R(y))`` with a frozen identity net R: pictures [B,3,H,W] and embeddings R(y) [B,E] -> [B] in
     [0,2].
 
-    R crops and pools as it needs; pSp's, IR-SE50, sees the face box at 112 px (:class:`v2f.nn.frozen.FaceIdentity`).
+    R does its own cropping and pooling; pSp's net, IR-SE50, sees the face box at 112 px
+    (:class:`v2f.nn.frozen.FaceIdentity`).
     """
     return 1 - torch.cosine_similarity(net(output), reference_BE.detach(), dim=1)
 
@@ -63,5 +64,5 @@ def w_norm(w_BLD: Tensor, mean_w: Tensor) -> Tensor:
 
 
 def style(w_BLD: Tensor, codes_BLD: Tensor) -> Tensor:
-    """``mean (w+ - codes)^2`` to the codes that an encoder of pictures gives the reference: [B,L,D] twice -> [B]."""
+    """``mean (w+ - codes)^2``, where a picture encoder computed the codes of the reference: [B,L,D] twice -> [B]."""
     return _mean((w_BLD - codes_BLD.detach()).square())

@@ -1,4 +1,4 @@
-"""From the voice encoder's three maps to a style for each layer of the generator (S1's mapping networks).
+"""The mapping networks of the voice-styled-face system: the voice encoder's three maps -> a style for each layer.
 
 Letters: B batch, C channels, T frames, L styles, D style width.
 """
@@ -38,7 +38,7 @@ class Vec2Style(nn.Module):
         x = x_BCT[:, :, None]
         for conv in self.convs:
             x = F.leaky_relu(conv(x), SLOPE)
-        # The same numbers; ONNX has no adaptive pooling, and amax has another gradient where values are equal.
+        # Equal results; ONNX has no adaptive pooling, and amax has another gradient for ties.
         loudest_BC = x.amax((2, 3)) if torch.compiler.is_exporting() else F.adaptive_max_pool2d(x, 1).flatten(1)
         w_BD: Tensor = self.linear(loudest_BC)
         return w_BD
@@ -48,10 +48,9 @@ class StyleMapping(nn.Module):
     """Three maps (shallow, middle, deep), each [B,C,T_i] -> styles w [B,L,D], a :class:`Vec2Style` for each.
 
     Styles 0 to 2 (coarse) read the deep map, 3 to 6 the middle one, 7 and on (fine) the shallow one, as in pSp.
-    18 full-size styles have 33,057,792 parameters. The result is an offset: where the generator's mean style is
-    added, all that varies comes from the voice.
+    18 full-size styles have 33,057,792 parameters. The result is an offset from the generator's mean style.
 
-    The styles run one after the other: merged into grouped convolutions they were no faster, on one core or two.
+    The styles run one after another: grouped convolutions were not faster, on one core or two.
     """
 
     class Config(Config):
@@ -61,15 +60,15 @@ class StyleMapping(nn.Module):
         kernel: Annotated[int, Field(ge=1)] = 3
         stride: Annotated[int, Field(ge=1)] = 2
         coarse: Annotated[int, Field(ge=0)] = 3  # styles from the deep map
-        middle: Annotated[int, Field(ge=0)] = 4  # styles from the middle map; the rest reads the shallow one
+        middle: Annotated[int, Field(ge=0)] = 4  # styles from the middle map; the others read the shallow one
         init_gain: Annotated[float, Field(gt=0)] = (
-            1.0  # of the last layers' first weights; small: all begin at the mean face
+            1.0  # factor on the last layers' initial weights; if small, all faces start as the mean face
         )
 
     def __init__(self, config: "StyleMapping.Config", channels: int, n_styles: int, style_dim: int) -> None:
         super().__init__()
         if config.kernel % 2 == 0:
-            raise V2FError(f"mapping: kernel {config.kernel} is even; an odd one keeps the length")
+            raise V2FError(f"mapping: kernel {config.kernel} is even; set an odd one, which keeps the length")
         self.config = config
         self.styles = nn.ModuleList(
             Vec2Style(channels, style_dim, config.convs, config.kernel, config.stride, config.init_gain)

@@ -1,4 +1,4 @@
-"""pSp: the styles of a face's picture, and the picture that StyleGAN2 draws of them. Written from the paper.
+"""pSp: a picture of a face -> styles -> the picture that StyleGAN2 generates from them. Written from the paper.
 
     picture [B,3,256,256] -> IR-SE50's units -> maps at 64, 32 and 16 px -> a small net for each style -> offsets
     offsets + mean styles -> w+ [B,L,512] -> StyleGAN2 -> picture [B,3,256,256]
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2f.nn import add_stretched, widened
-from v2f.nn.irse import STAGES, Trunk
+from v2f.nn.irse import STAGES, IRSE50Trunk
 from v2f.nn.stylegan2 import EqualLinear, Generator
 
 SIDE = 256  # pixels of the picture that the encoder takes
@@ -28,7 +28,7 @@ SLOPE = 0.01  # of the leaky ReLU
 
 
 class Map2Style(nn.Module):
-    """One style of one square map [B,512,S,S]: as many halvings as make it one pixel, then a linear layer: [B,512]."""
+    """One style from one square map [B,512,S,S]: halved down to one pixel, then a linear layer: [B,512]."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Map2Style(nn.Module):
         return style_BD
 
 
-class GradualStyleEncoder(Trunk):
+class GradualStyleEncoder(IRSE50Trunk):
     """Picture [B,3,256,256] in [-1,1] -> offsets of the styles from the mean style, [B,L,512] in float32.
 
     267,136,704 parameters and 621 keys at 18 styles (a generator of 1024 px).
@@ -68,7 +68,7 @@ class GradualStyleEncoder(Trunk):
 
 
 class PSP(nn.Module):
-    """Encoder, decoder and the mean styles [L,512], which lie beside the authors' ``state_dict`` and so beside ours."""
+    """Encoder, decoder and the mean styles [L,512], outside the ``state_dict`` as in the authors' files."""
 
     latent_avg: Tensor
 
@@ -79,20 +79,20 @@ class PSP(nn.Module):
         self.register_buffer("latent_avg", latent_avg_LD, persistent=False)
 
     def codes(self, img_B3HW: Tensor) -> Tensor:
-        """w+ [B,L,D] of pictures [B,3,H,W] in [-1,1]; other sides than 256 px are brought to that first."""
+        """w+ [B,L,D] of pictures [B,3,H,W] in [-1,1], which are resized to 256 px first."""
         return _codes(self.encoder, self.latent_avg, img_B3HW)
 
     def pictures(self, w_BLD: Tensor, size: int = SIDE) -> Tensor:
-        """What the generator draws of w+ [B,L,D] with its fixed noise, average-pooled: [B,3,size,size], not clipped."""
+        """The generator's pictures of w+ [B,L,D] with its fixed noise, average-pooled: [B,3,size,size], not clipped."""
         return F.adaptive_avg_pool2d(self.decoder.synthesis(w_BLD), size)
 
     def forward(self, img_B3HW: Tensor) -> Tensor:
-        """What pSp makes of pictures: [B,3,H,W] -> [B,3,256,256]."""
+        """Pictures encoded and generated again: [B,3,H,W] -> [B,3,256,256]."""
         return self.pictures(self.codes(img_B3HW))
 
 
-class Codes(nn.Module):
-    """The codes of a pSp without its decoder: [B,3,H,W] -> w+ [B,L,D], as of :meth:`PSP.codes`."""
+class PSPCodeEncoder(nn.Module):
+    """A pSp without its decoder: [B,3,H,W] -> w+ [B,L,D], as :meth:`PSP.codes`."""
 
     latent_avg: Tensor
 
@@ -108,7 +108,7 @@ class Codes(nn.Module):
 
 def _codes(encoder: nn.Module, latent_avg_LD: Tensor, img_B3HW: Tensor) -> Tensor:
     if min(img_B3HW.shape[-2:]) >= SIDE:
-        img_B3HW = F.adaptive_avg_pool2d(img_B3HW, SIDE)  # every pixel counts; at 256 px it changes nothing
+        img_B3HW = F.adaptive_avg_pool2d(img_B3HW, SIDE)  # averages over all pixels; no change at 256 px
     else:
         img_B3HW = F.interpolate(img_B3HW, (SIDE, SIDE), mode="bilinear")
     w_BLD: Tensor = encoder(img_B3HW) + latent_avg_LD

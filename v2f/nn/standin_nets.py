@@ -1,7 +1,7 @@
-"""Small frozen networks for the synthetic world, in the places of the ones that users bring.
+"""Small frozen networks for the synthetic world, in place of published ones.
 
-They stand in for a face identity network, LPIPS' backbone, pSp and a second identity network, on 64 px pictures. All
-take pictures [B,3,H,W] in [-1,1] of any size and see them at 64 px (by the mean over areas).
+They replace a face identity net, LPIPS' backbone, pSp and a second identity net. All take pictures [B,3,H,W] in [-1,1]
+of any size and resize them to 64 px (by the mean over areas).
 
 Letters: B batch, C channels, H/W pixels, E embedding width, L styles, D style width.
 """
@@ -19,14 +19,14 @@ SLOPE = 0.2
 
 
 def to_input(img_B3HW: Tensor) -> Tensor:
-    """A picture of any size at 64 px, channels last (several times as fast on a CPU)."""
+    """A picture of any size, resized to 64 px, in channels-last layout (several times as fast on a CPU)."""
     if img_B3HW.shape[-2:] != (SIZE, SIZE):
         img_B3HW = F.interpolate(img_B3HW, (SIZE, SIZE), mode="area")
     return img_B3HW.contiguous(memory_format=torch.channels_last)
 
 
 class Residual(nn.Module):
-    """``act(x + conv(act(conv(x))))``; the second convolution starts small, so it trains without normalisation."""
+    """``act(x + conv(act(conv(x))))``; the second convolution starts with small weights, so no norm is needed."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class Residual(nn.Module):
         return F.leaky_relu(x_BCHW + self.conv2(F.leaky_relu(self.conv1(x_BCHW), SLOPE)), SLOPE)
 
 
-class Trunk(nn.Module):
-    """[B,3,64,64] -> four maps: [B,C0,32,32], [B,C1,16,16], [B,C2,8,8], [B,C3,4,4], each behind a leaky ReLU."""
+class StandInTrunk(nn.Module):
+    """[B,3,64,64] -> four maps: [B,C0,32,32], [B,C1,16,16], [B,C2,8,8], [B,C3,4,4], each after a leaky ReLU."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
         widths = [3, *channels]
         self.down = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(widths))
-        # at 32 px a block would cost more than all others together, at 4 px it has nothing to add
+        # at 32 px a block would cost more than all others together, at 4 px it does not help
         self.block = nn.ModuleList([nn.Identity(), Residual(channels[1]), Residual(channels[2]), nn.Identity()])
         self.values = channels[3] * 16
         for module in self.modules():
@@ -66,15 +66,15 @@ class Trunk(nn.Module):
 
 
 class IdentityNet(nn.Module):
-    """Whose face is it? Picture [B,3,H,W] -> embedding [B,E] of length one; the cosine tells people apart."""
+    """The identity of a face: picture [B,3,H,W] -> embedding [B,E] of length one, compared by cosine."""
 
     def __init__(self, channels: list[int], embedding: int = 128) -> None:
         super().__init__()
-        self.trunk = Trunk(channels)
+        self.trunk = StandInTrunk(channels)
         self.head = nn.Linear(self.trunk.values, embedding)
 
     def raw(self, img_B3HW: Tensor) -> Tensor:
-        """The embedding before its length is set to one, in float32."""
+        """The embedding before it is scaled to length one, in float32."""
         x_BE: Tensor = self.head(self.trunk(img_B3HW)[-1].flatten(1))
         return widened(x_BE)
 
@@ -83,11 +83,11 @@ class IdentityNet(nn.Module):
 
 
 class RefereeNet(nn.Module):
-    """The second opinion on whose face it is: picture [B,3,H,W] -> embedding [B,E] of length one.
+    """A second opinion on the identity of a face: picture [B,3,H,W] -> embedding [B,E] of length one.
 
-    What pleases :class:`IdentityNet` need not please this one, so it is built otherwise in all that can be chosen:
-    5 x 5 and 3 x 3 convolutions with group norm (Wu and He 2018) and ReLU, pooling in place of strides, and mean and
-    maximum over the picture in place of a flattened map.
+    It should not share the weaknesses of :class:`IdentityNet`, so every design choice is different: 5 x 5 and 3 x 3
+    convolutions with group norm (Wu and He 2018) and ReLU, pooling instead of strides, and mean and maximum over the
+    picture instead of a flattened map.
     """
 
     def __init__(self, channels: list[int], embedding: int = 128, groups: int = 8) -> None:
@@ -108,7 +108,7 @@ class RefereeNet(nn.Module):
         self.head = nn.Linear(2 * width, embedding)
 
     def look(self, img_B3HW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The embedding and what led to it: with four stages the maps [B,C0,32,32], ..., [B,C3,4,4]."""
+        """The embedding, and the stages' maps: with four stages [B,C0,32,32], ..., [B,C3,4,4]."""
         x = to_input(img_B3HW)
         maps = []
         for stage in self.stages:
@@ -124,13 +124,13 @@ class RefereeNet(nn.Module):
 class PerceptualNet(nn.Module):
     """Features for a perceptual distance: picture [B,3,H,W] -> maps at 32, 16, 8 and 4 px.
 
-    It was trained to tell every factor of a portrait, those of the photo included, so nothing that is seen is
-    lost on it. :meth:`factors` gives that estimate [B,factors].
+    It was trained to estimate every factor of a portrait, including those of the photo, so that no visible difference
+    escapes it. :meth:`factors` returns that estimate, [B,factors].
     """
 
     def __init__(self, channels: list[int], factors: int) -> None:
         super().__init__()
-        self.trunk = Trunk(channels)
+        self.trunk = StandInTrunk(channels)
         self.hidden = nn.Linear(self.trunk.values, 192)
         self.head = nn.Linear(192, factors)
 
@@ -139,7 +139,7 @@ class PerceptualNet(nn.Module):
         return maps
 
     def distance(self, output_B3HW: Tensor, reference_B3HW: Tensor) -> Tensor:
-        """How far two pictures are apart in the maps, all channels alike: [B]; a gradient flows to the output only."""
+        """The distance of two pictures in the maps, all channels alike: [B]; gradients flow to the output only."""
         return perceptual_distance(self, output_B3HW, reference_B3HW)
 
     def factors(self, img_B3HW: Tensor) -> Tensor:
@@ -149,16 +149,16 @@ class PerceptualNet(nn.Module):
 
 
 class CodeEncoder(nn.Module):
-    """The styles of a picture: [B,3,H,W] -> w+ [B,L,D], the place of pSp's encoder.
+    """The styles of a picture: [B,3,H,W] -> w+ [B,L,D], in place of pSp's encoder.
 
-    The result is the generator's mean style plus an offset, as pSp's is.
+    The result is the generator's mean style plus an offset, as in pSp.
     """
 
     latent_avg: Tensor
 
     def __init__(self, channels: list[int], n_styles: int, style_dim: int) -> None:
         super().__init__()
-        self.trunk = Trunk(channels)
+        self.trunk = StandInTrunk(channels)
         self.hidden = nn.Linear(self.trunk.values, 256)
         self.head = nn.Linear(256, n_styles * style_dim)
         self.n_styles = n_styles

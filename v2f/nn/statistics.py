@@ -1,17 +1,17 @@
-"""Statistics over the samples of a step: collected by forwards, added up over ranks, committed once.
+"""Statistics over the samples of a step: collected in forward passes, summed over ranks, committed once.
 
-A forward sees one micro-batch of one rank, it may run twice (activation checkpointing), and its step may be skipped.
-So a module that keeps something of the samples it saw (the running statistics of batch norm, a codebook that follows
-its vectors) is a :class:`Keeps`. Whoever owns the step does with all of them::
+A forward pass sees one micro-batch of one rank, may run twice (activation checkpointing), and its step may be skipped.
+A module with statistics of the samples it saw (the running statistics of batch norm, a codebook that follows its
+vectors) is therefore a :class:`Keeps`. The owner of the step calls, for all of them::
 
     begin(module, turn)        # before the first micro-batch
-    ...                        # the forwards collect
+    ...                        # the forward passes collect
     sums = collect(module)     # a flat float64 tensor for each
     all_reduce(sums)           # sum over ranks
-    commit(module, sums)       # or discard(module) for a step that is skipped
+    commit(module, sums)       # or discard(module) if the step is skipped
 
-Sums do not depend on how a global batch is cut into ranks and micro-batches, but for rounding. Where a sum is not
-enough (k-means that starts a codebook, the revival of dead codes), :class:`Drawn` picks single vectors by a key.
+Except for rounding, sums do not depend on how a global batch is split into ranks and micro-batches. Where a sum is not
+enough (k-means that initializes a codebook, the revival of dead codes), :class:`Drawn` picks single vectors by a key.
 
 Letters: B micro-batch, N vectors of a sample, D width, K drawn vectors.
 """
@@ -32,26 +32,26 @@ _SLOTS, _PLACES = 0x536C6F74, 0x506C6163  # streams of :class:`Drawn`
 
 
 def recomputing() -> bool:
-    """Whether this forward runs inside a backward, as activation checkpointing does a second time."""
+    """Whether this forward pass runs inside a backward pass, which is how activation checkpointing recomputes."""
     return bool(torch._C._current_graph_task_id() != -1)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """A step of a phase, as all ranks know it before it begins."""
+    """A step of a phase, as all ranks know it before it starts."""
 
     seed: int
     step: int
     slot: int
-    """The first slot of the global batch; of several streams, of the first one's."""
+    """The first slot of the global batch; with several streams, of the first stream's."""
     slots: int
-    """How many slots it has; they are consecutive."""
+    """Number of its slots, which are consecutive."""
     streams: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """``slot`` and ``slots`` of each stream, where there are several."""
+    """``slot`` and ``slots`` of each stream, if there are several."""
 
     def of(self: AnyTurn, stream: str) -> AnyTurn:
-        """The same step as a stream counts it, whose batches may be of another size: for what sees samples of it alone,
-        such as a :class:`Drawn`. KeyError where there is none of that name."""
+        """The same step in the slots of one stream, whose batches may have another size: for modules that see only its
+        samples, such as a :class:`Drawn`. KeyError if there is no such stream."""
         slot, slots = self.streams[stream]
         return replace(self, slot=slot, slots=slots)
 
@@ -61,40 +61,40 @@ class Turn:
 
 
 class Keeps(nn.Module, abc.ABC):
-    """A module that keeps statistics over samples, in buffers; a forward collects where :attr:`collecting` says so.
+    """A module that keeps statistics over samples in buffers; a forward pass collects if :attr:`collecting`.
 
-    Everything but the forward is called on all ranks alike. What it depends on must be alike there, too: buffers,
-    the turn, reduced sums.
+    All methods but the forward pass are called on all ranks alike and may depend only on values that are equal there:
+    buffers, the turn, reduced sums.
     """
 
     @property
     def collecting(self) -> bool:
-        """Whether this forward counts: one of a training, and no second one of the same samples."""
+        """Whether this forward pass counts: in training, and not a recomputation of the same samples."""
         return self.training and not recomputing()
 
     def begin(self, turn: Turn) -> None:
-        """A step begins, and nothing is collected yet; a module that draws slots does it here (of the stream whose
-        samples it sees, by :meth:`Turn.of`)."""
+        """Called when a step starts, with nothing collected yet; a module that draws slots draws them here, those of
+        the stream whose samples it sees (:meth:`Turn.of`)."""
 
     @abc.abstractmethod
     def sums(self) -> Tensor:
-        """What was collected since the last commit or discard: flat, float64, on the module's device; zeros for
-        nothing. As many numbers on all ranks, and such that those of two ranks may be added."""
+        """The values collected since the last commit or discard: flat, float64, on the module's device; zeros if there
+        are none. All ranks return equally many numbers, which may be added."""
 
     @abc.abstractmethod
     def commit(self, sums: Tensor) -> None:
-        """Move the buffers by the :meth:`sums` of all ranks, added up, and forget what was collected."""
+        """Update the buffers by the total of :meth:`sums` over all ranks, and reset the collected values."""
 
     @abc.abstractmethod
     def discard(self) -> None:
-        """Forget what was collected: the step is skipped, or its statistics are not wanted."""
+        """Reset the collected values: the step is skipped, or its statistics are not needed."""
 
 
 class Drawn:
-    """Single vectors of a step's global batch, the same whatever ranks and micro-batches: their slots are keyed.
+    """Single vectors of a step's global batch, independent of ranks and micro-batches: their slots are keyed.
 
-    Slots are drawn without repetition, from the beginning again where more are wanted than there are; and so are the
-    vectors of a slot. ``purpose``: one number for each use, so that two do not draw alike.
+    Slots are drawn without repetition; if more are requested than there are, the sequence starts again. So are the
+    vectors of a slot. ``purpose``: a number for each use, so that two uses draw differently.
     """
 
     def __init__(self, width: int, purpose: int) -> None:
@@ -104,7 +104,7 @@ class Drawn:
         self._found: Tensor | None = None  # [K, 1+D]: 1 and the vector, or zeros
 
     def begin(self, turn: Turn, count: int) -> None:
-        """Draw ``count`` vectors of this step; 0 draws none, and then they cost nothing."""
+        """Draw ``count`` vectors of this step; 0 draws none, at no cost."""
         self._seed, self._count, self._found, self._rows = turn.seed, count, None, {}
         if count:
             rng = keyed_rng(_SLOTS, self._purpose, turn.seed, turn.slot)
@@ -114,7 +114,7 @@ class Drawn:
 
     @torch.no_grad()
     def collect(self, x_BND: Tensor, slot_B: Tensor, weight_B: Tensor) -> None:
-        """Take the drawn vectors that are in this micro-batch; not those of a slot of weight 0 (promise 2)."""
+        """Store the drawn vectors of this micro-batch, except those of a quarantined slot, whose weight is 0."""
         if not self._rows:
             return
         samples, places, rows = [], [], []
@@ -132,18 +132,18 @@ class Drawn:
             self._found[rows, 1:] = x_BND[samples, places].double()
 
     def sums(self, device: torch.device) -> Tensor:
-        """For :meth:`Keeps.sums`, flat: K (1 + D) numbers. A vector is on one rank, so that the sum is exact."""
+        """For :meth:`Keeps.sums`, flat: K (1 + D) numbers. A vector is on one rank only, so the sum is exact."""
         found = self._nothing(device) if self._found is None else self._found
         return found.flatten()
 
     def read(self, sums: Tensor) -> Tensor:
-        """The vectors [K', D] in float64 of the added :meth:`sums`, in the order in which they were drawn. There are
-        fewer than were wanted where slots weigh 0, or a sample has too few."""
+        """The vectors [K', D] in float64 from the total of :meth:`sums`, in the order of the draw. There are fewer than
+        requested if slots have the weight 0 or a sample has too few vectors."""
         found_KE = sums.view(-1, 1 + self.width)
         return found_KE[found_KE[:, 0] > 0, 1:]
 
     def discard(self) -> None:
-        """Forget the vectors and the draw."""
+        """Reset the vectors and the draw."""
         self._count, self._found, self._rows = 0, None, {}
 
     def _nothing(self, device: torch.device) -> Tensor:
@@ -151,30 +151,30 @@ class Drawn:
 
 
 def keepers(module: nn.Module) -> dict[str, Keeps]:
-    """The modules of a tree that keep statistics, by name: each once, in the order of definition (on all ranks)."""
+    """Name -> module that keeps statistics, without duplicates, in the order of definition (on all ranks)."""
     return {name: m for name, m in module.named_modules() if isinstance(m, Keeps)}
 
 
 def begin(module: nn.Module, turn: Turn) -> None:
-    """A step begins: what a step that was broken off has left is forgotten."""
+    """Start a step; values left by an interrupted step are discarded."""
     for keeper in keepers(module).values():
         keeper.discard()
         keeper.begin(turn)
 
 
 def collect(module: nn.Module) -> dict[str, Tensor]:
-    """What each of them has collected on this rank, to be added up over the ranks."""
+    """The values that each module has collected on this rank, to be summed over ranks."""
     return {name: keeper.sums() for name, keeper in keepers(module).items()}
 
 
 def commit(module: nn.Module, sums: Mapping[str, Tensor]) -> None:
-    """Commit what :func:`collect` has given, added up over the ranks."""
+    """Commit the values of :func:`collect`, summed over ranks."""
     with torch.no_grad():
         for name, keeper in keepers(module).items():
             keeper.commit(sums[name])
 
 
 def discard(module: nn.Module) -> None:
-    """Forget what all of them have collected."""
+    """Discard the collected values of all modules."""
     for keeper in keepers(module).values():
         keeper.discard()

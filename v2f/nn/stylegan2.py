@@ -1,4 +1,4 @@
-"""StyleGAN2's generator, written from the papers, with the parameter names that public weights use.
+"""StyleGAN2's generator, written from the papers, with the parameter names of the public weights.
 
     z [B,D] -> mapping -> w [B,D] -> one copy a layer, w+ [B,L,D] -> synthesis -> picture [B,3,H,W], about [-1,1]
     state_dict of the public layout -> Generator.fitting -> the generator of that size and width, with these weights
@@ -24,7 +24,7 @@ from v2f.errors import V2FError
 from v2f.nn.strict import fill
 
 SLOPE = 0.2  # of the leaky ReLU, everywhere
-GAIN = math.sqrt(2.0)  # keeps the variance behind that leaky ReLU
+GAIN = math.sqrt(2.0)  # keeps the variance after that leaky ReLU
 TAPS = (1.0, 3.0, 3.0, 1.0)  # the resampling filter (StyleGAN2, appendix B)
 EPS = 1e-8
 
@@ -39,9 +39,9 @@ class PixelNorm(nn.Module):
 class EqualLinear(nn.Module):
     """A linear layer with equalised learning rate (Karras et al. 2018, section 4.1).
 
-    The stored weight is N(0, 1) / lr_mul and is scaled by ``lr_mul / sqrt(inputs)`` when used, so that Adam
-    moves every layer at the same relative rate, times ``lr_mul``. Autocast leaves it alone: styles are small
-    tensors, and the eight bits of bfloat16 would show in the picture.
+    The stored weight is N(0, 1) / lr_mul and is scaled by ``lr_mul / sqrt(inputs)`` when used, so that Adam moves
+    every layer at the same relative rate, times ``lr_mul``. It is excluded from autocast: styles are small tensors, and
+    the eight bits of bfloat16 would be visible in the picture.
     """
 
     def __init__(
@@ -61,27 +61,27 @@ class EqualLinear(nn.Module):
 
 
 def fir_kernel(gain: float) -> Tensor:
-    """The separable low-pass filter as [4,4], its sum ``gain`` (4 where zeros were put between the pixels)."""
+    """The separable low-pass filter [4,4] with the sum ``gain`` (4 if zeros were inserted between the pixels)."""
     taps = torch.tensor(TAPS)
     return torch.outer(taps, taps) * (gain / taps.sum() ** 2)
 
 
 def upfirdn(x_BCHW: Tensor, kernel_KK: Tensor, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)) -> Tensor:
-    """Zeros between the pixels, zeros (or, negative, a cut) around, the filter, every ``down``-th pixel (appendix B).
+    """Upsample, pad (or crop, if negative), filter, downsample (appendix B).
 
-    ``up - 1`` zeros follow each pixel, ``pad`` is (before, after) in both directions, the filter is convolved (not
-    correlated) with each channel. H -> ``(H up + before + after - K) // down + 1``. In the precision of ``x``,
-    whatever autocast says: the picture that the resolutions add up to passes through here.
+    ``up - 1`` zeros are inserted after each pixel, ``pad`` is (before, after) in both directions, the filter is
+    convolved (not correlated) with each channel. H -> ``(H up + before + after - K) // down + 1``. It runs in the
+    precision of ``x`` even under autocast, because the sum over resolutions passes through here.
     """
     channels, taps = x_BCHW.shape[1], kernel_KK.shape[0]
     with torch.autocast(x_BCHW.device.type, enabled=False):
         kernel_KK = kernel_KK.to(x_BCHW.dtype)
         if up == 1:
-            even = max(min(pad), 0)  # what the convolution pads by itself costs no copy
+            even = max(min(pad), 0)  # the convolution's own padding costs no copy
             x_BCHW = _framed(x_BCHW, pad[0] - even, pad[1] - even)
             kernel = kernel_KK.flip(0, 1).expand(channels, 1, taps, taps)
             return F.conv2d(x_BCHW, kernel, stride=down, padding=even, groups=channels)
-        # a transposed convolution gives every place that the filter touches; the frame asks for fewer (or more)
+        # a transposed convolution returns every place that the filter touches; crop (or pad) to those requested
         before, after = pad[0] - taps + 1, pad[1] - taps + up
         even = max(-max(before, after), 0)
         kernel = kernel_KK.expand(channels, 1, taps, taps)
@@ -90,12 +90,12 @@ def upfirdn(x_BCHW: Tensor, kernel_KK: Tensor, up: int = 1, down: int = 1, pad: 
 
 
 def _framed(x_BCHW: Tensor, before: int, after: int) -> Tensor:
-    """Zeros around a picture, or a cut where negative."""
+    """Pad a picture with zeros, or crop it if negative."""
     return F.pad(x_BCHW, (before, after) * 2) if before or after else x_BCHW
 
 
 class Blur(nn.Module):
-    """The low-pass filter behind a transposed convolution: [B,C,2H+1,2W+1] -> [B,C,2H,2W]."""
+    """The low-pass filter after a transposed convolution: [B,C,2H+1,2W+1] -> [B,C,2H,2W]."""
 
     kernel: Tensor
 
@@ -108,7 +108,7 @@ class Blur(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles a picture: zeros between the pixels, then the low-pass filter. [B,C,H,W] -> [B,C,2H,2W]."""
+    """Doubles a picture: inserts zeros between the pixels, then filters. [B,C,H,W] -> [B,C,2H,2W]."""
 
     kernel: Tensor
 
@@ -121,12 +121,12 @@ class Upsample(nn.Module):
 
 
 class ModulatedConv(nn.Module):
-    """Convolution with a weight that each sample's style scales (StyleGAN2, section 2.2, eq. 1 to 3).
+    """Convolution whose weight is scaled by each sample's style (StyleGAN2, section 2.2, eq. 1 to 3).
 
     ``w'_oik = s_i w_oik``, then ``w''_oik = w'_oik / sqrt(sum_ik w'_oik^2 + eps)``. A convolution is linear, so
     ``s`` may scale the input's channels and ``1 / sqrt(...)`` the output's: one dense convolution with the shared
-    weight for the whole batch in place of one group a sample. :meth:`forward` leaves the second factor to its
-    caller, who has another multiplication to merge it with.
+    weight for the whole batch instead of one group per sample. :meth:`forward` leaves the second factor to its caller,
+    which merges it with another multiplication.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, style_dim: int, up: bool = False) -> None:
@@ -154,16 +154,16 @@ class ModulatedConv(nn.Module):
         return F.conv2d(x_BIHW, weight, padding=self.padding)
 
 
-class Noise(nn.Module):
-    """Noise with one learned strength for all channels (StyleGAN2, section 2.1 and figure 2)."""
+class NoiseStrength(nn.Module):
+    """One learned strength of the noise, for all channels (StyleGAN2, section 2.1 and figure 2)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
 
-class Activate(nn.Module):
-    """A bias for each channel; the leaky ReLU behind it has no parameters."""
+class ChannelBias(nn.Module):
+    """A bias for each channel, added before the leaky ReLU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -176,13 +176,13 @@ class StyledConv(nn.Module):
     def __init__(self, inputs: int, outputs: int, style_dim: int, up: bool = False) -> None:
         super().__init__()
         self.conv = ModulatedConv(inputs, outputs, 3, style_dim, up)
-        self.noise = Noise()
-        self.activate = Activate(outputs)
+        self.noise = NoiseStrength()
+        self.activate = ChannelBias(outputs)
 
     def forward(self, x_BIHW: Tensor, w_BD: Tensor, noise_B1HW: Tensor) -> Tensor:
         style_BI = self.conv.modulation(w_BD)
         with torch.autocast(x_BIHW.device.type, enabled=False):
-            # a positive gain passes through the leaky ReLU, so it is put where the tensors are small
+            # a positive gain commutes with the leaky ReLU, so it is applied where the tensors are small
             gain_BO = self.conv.demodulation(style_BI) * GAIN
             offset = (self.noise.weight * noise_B1HW + self.activate.bias[:, None, None]) * GAIN
         x_BOHW = self.conv(x_BIHW, style_BI)
@@ -191,7 +191,7 @@ class StyledConv(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """What a resolution adds to the picture: modulated 1x1 convolution, not demodulated (StyleGAN2, section 4.1)."""
+    """A resolution's part of the picture: modulated 1x1 convolution, not demodulated (StyleGAN2, section 4.1)."""
 
     def __init__(self, inputs: int, style_dim: int, up: bool = True) -> None:
         super().__init__()
@@ -202,12 +202,12 @@ class ToRGB(nn.Module):
 
     def forward(self, x_BIHW: Tensor, w_BD: Tensor, skip_B3HW: Tensor | None) -> Tensor:
         rgb_B3HW: Tensor = self.conv(x_BIHW, self.conv.modulation(w_BD))
-        rgb_B3HW = rgb_B3HW.to(self.bias.dtype) + self.bias  # the sum over resolutions keeps the full precision
+        rgb_B3HW = rgb_B3HW.to(self.bias.dtype) + self.bias  # the sum over resolutions stays in full precision
         return rgb_B3HW if skip_B3HW is None else rgb_B3HW + self.upsample(skip_B3HW)
 
 
 class ConstantInput(nn.Module):
-    """The learned 4x4 start of every picture (StyleGAN, section 2)."""
+    """The learned 4x4 input of every picture (StyleGAN, section 2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -217,8 +217,8 @@ class ConstantInput(nn.Module):
 def channels_at(resolution: int, channel_multiplier: float, channel_max: int | None) -> int:
     """Channels of a resolution's layers: 512 up to 32 px, then ``16384 multiplier / resolution``.
 
-    With ``channel_max`` the second rule holds at every resolution and ``channel_max`` bounds it, which tapers a
-    narrow generator from its first layers on.
+    With ``channel_max`` the second rule applies to every resolution, bounded by ``channel_max``, which tapers a narrow
+    generator from its first layers on.
     """
     tapered = int(16384 * channel_multiplier) // resolution
     if channel_max is None:
@@ -229,27 +229,27 @@ def channels_at(resolution: int, channel_multiplier: float, channel_max: int | N
 def _deduced(state: Mapping[str, Tensor], where: str, prefix: str) -> dict[str, Any]:
     """The arguments of the :class:`Generator` whose ``state_dict`` has these names and shapes.
 
-    Size, style width and layers of the mapping are read off; the channels must follow :func:`channels_at`. What the
-    weights do not tell is ``lr_mlp``, which is 0.01 in every public generator. Errors as for ``Generator.fitting``.
+    Size, style width and layers of the mapping network are read off; the channels must follow :func:`channels_at`.
+    ``lr_mlp`` cannot be deduced; it is 0.01 in every public generator. Errors as for ``Generator.fitting``.
     """
     wrong = f"{where}: these are not the weights of a StyleGAN2 generator:"
 
-    def shape(name: str, wanted: str) -> torch.Size:
+    def shape(name: str, expected: str) -> torch.Size:
         if name not in state:
             raise V2FError(f"{wrong} the tensor {prefix + name!r} is missing")
         found = state[name].shape
-        if len(found) != wanted.count(",") + 1 or 0 in found:
-            raise V2FError(f"{wrong} {prefix + name!r} has the shape {list(found)}, {wanted} is wanted")
+        if len(found) != expected.count(",") + 1 or 0 in found:
+            raise V2FError(f"{wrong} {prefix + name!r} has the shape {list(found)}, expected {expected}")
         return found
 
     def highest(pattern: str) -> int:
-        """The highest number that a name has, so that a gap is found as a gap; 0 where there is none."""
+        """The highest number in a matching name, so that gaps are reported as missing; 0 if none matches."""
         return max((int(found[1]) for name in state if (found := re.match(pattern, name))), default=0)
 
     names = ["to_rgb1", *(f"to_rgbs.{i}" for i in range(highest(r"to_rgbs\.(\d)\.") + 1))]
     widths = {4 * 2**i: shape(f"{name}.conv.weight", "[1, 3, C, 1, 1]")[2] for i, name in enumerate(names)}
     for channel_max, tapering in ((None, [r for r in widths if r > 32]), (max(widths.values()), list(widths))):
-        # the largest product is the least base that gives every width its channels, if any base does
+        # the largest product is the smallest base that explains all widths, if any base does
         base = max((widths[r] * r for r in tapering), default=2 * 16384)
         rule = {r: channels_at(r, base / 16384, channel_max) for r in widths}
         if rule == widths:
@@ -258,7 +258,7 @@ def _deduced(state: Mapping[str, Tensor], where: str, prefix: str) -> dict[str, 
         r = next(r for r in widths if rule[r] != widths[r])
         name = f"{names[r.bit_length() - 3]}.conv.weight"
         found = f"{prefix + name!r} has {widths[r]} channels"
-        raise V2FError(f"{wrong} {found}, {rule[r]} go with the other resolutions' channels")
+        raise V2FError(f"{wrong} {found}, expected {rule[r]} from the channels of the other resolutions")
     return {
         "size": max(widths),
         "style_dim": shape("conv1.conv.modulation.weight", "[C, D]")[1],
@@ -275,8 +275,8 @@ class Generator(nn.Module):
     parameters, 18 styles and 17 noise maps; 256 px has 30,034,338 and 14. ``channel_max`` below the multiplier's
     own width makes a narrow generator (see :func:`channels_at`).
 
-    ``latent_avg`` [D], the mean style, moves with the module but is no part of its ``state_dict``: public weights
-    keep it beside the ``state_dict``, and so must whoever loads them.
+    ``latent_avg`` [D], the mean style, moves with the module but is not part of its ``state_dict``: public files store
+    it beside the ``state_dict``, and the loading code must set it.
     """
 
     latent_avg: Tensor
@@ -292,7 +292,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         if size < 8 or size & (size - 1):
-            raise V2FError(f"generator: size {size} is not a power of two from 8 on; use 64, 256 or 1024, for example")
+            raise V2FError(f"generator: size {size} is not a power of two from 8 up; use 64, 256 or 1024, for example")
         log_size = size.bit_length() - 1
         resolutions = [2**i for i in range(2, log_size + 1)]
         width = {r: channels_at(r, channel_multiplier, channel_max) for r in resolutions}
@@ -322,19 +322,19 @@ class Generator(nn.Module):
 
     @classmethod
     def fitting(cls, state: Mapping[str, Tensor], where: str, prefix: str = "") -> "Generator":
-        """The generator that a float32 ``state_dict`` fits, with a copy of it; ``latent_avg`` is left at zero.
+        """The generator that fits a float32 ``state_dict``, with a copy of its tensors; ``latent_avg`` stays zero.
 
-        ``where`` begins the one line of the :class:`V2FError` about the first name that is missing, unknown, or of
-        another shape or type. ``prefix``: what the names have before them in the file.
+        A one-line :class:`V2FError`, which begins with ``where``, reports the first name that is missing, unknown, or
+        of another shape or dtype. ``prefix``: prefix of the names in the file.
         """
-        with torch.device("meta"):  # no time for random weights that are replaced at once
+        with torch.device("meta"):  # skips drawing random weights that would be replaced
             generator = cls(**_deduced(state, where, prefix))
         fill(generator, state, where, f"a StyleGAN2 generator of {generator.size} px", prefix)
         generator.latent_avg = torch.zeros(generator.style_dim, device=generator.input.input.device)
         return generator
 
     def mapping(self, z_BD: Tensor) -> Tensor:
-        """The latent's style: z [B,D] -> w [B,D] (StyleGAN, section 2)."""
+        """The style of a latent: z [B,D] -> w [B,D] (StyleGAN, section 2)."""
         w_BD: Tensor = self.style(z_BD)
         return w_BD
 
@@ -343,11 +343,11 @@ class Generator(nn.Module):
         return w_BD[:, None].expand(-1, self.n_latent, -1)
 
     def fixed_noise(self) -> list[Tensor]:
-        """The registered noise maps, [1,1,H,W] each, from 4 px on."""
+        """The registered noise maps, [1,1,H,W] each, starting at 4 px."""
         return [self.noises.get_buffer(f"noise_{i}") for i in range(self.n_noises)]
 
     def random_noise(self, batch: int, generator: torch.Generator | None = None) -> list[Tensor]:
-        """Fresh noise maps [B,1,H,W], drawn where ``generator`` lives and moved to the weights."""
+        """New noise maps [B,1,H,W], drawn on the device of ``generator`` and moved to that of the weights."""
         device = generator.device if generator is not None else None
         return [
             torch.randn(batch, *n.shape[1:], generator=generator, device=device, dtype=n.dtype).to(n.device)
@@ -357,8 +357,8 @@ class Generator(nn.Module):
     def synthesis(self, w: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
         """The picture of w+ [B,L,D], or of w [B,D] for every layer: [B,3,H,W], about [-1,1] and not clipped.
 
-        ``noise`` holds one [1 or B,1,H,W] map a layer; without it the registered maps are used, so that the same
-        styles give the same picture.
+        ``noise``: one [1 or B,1,H,W] map per layer; None: the registered maps, so that the same styles give the same
+        picture.
         """
         w_BLD = self.expand(w) if w.ndim == 2 else w
         if w_BLD.ndim != 3 or w_BLD.shape[1:] != (self.n_latent, self.style_dim):
@@ -384,7 +384,7 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def mean_w(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """The mean style [D] of ``n`` latents z ~ N(0, I): the centre for truncation and for W-norm."""
+        """The mean style [D] of ``n`` latents z ~ N(0, I): the center for truncation and for W-norm."""
         device = generator.device if generator is not None else None
         total = torch.zeros(self.style_dim, dtype=torch.float64)
         for start in range(0, n, 4096):
@@ -394,5 +394,5 @@ class Generator(nn.Module):
 
 
 def truncate(w: Tensor, mean: Tensor, psi: float) -> Tensor:
-    """Styles drawn towards the mean style: ``mean + psi (w - mean)`` (StyleGAN, appendix B)."""
+    """Styles moved towards the mean style: ``mean + psi (w - mean)`` (StyleGAN, appendix B)."""
     return torch.lerp(mean.expand_as(w), w, psi)

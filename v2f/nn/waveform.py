@@ -1,12 +1,12 @@
-"""The voice encoder of S1: a 1-D ResNet on the raw wave, read out at three depths (a pyramid as in pSp).
+"""The voice encoder of the voice-styled-face system: a 1-D ResNet on the raw wave with maps at three depths, as in pSp.
 
     wave [B,T] -> stem -> stages of residual blocks -> three maps [B,C,T_i], shallow (long), middle, deep (short)
 
-*Voice Styled Face* (a master's thesis, 2022) names the parts; its two parameter counts leave one split of them. Table
-5.1 gives the 32 blocks, 37,511,616. The whole system has 101,138,892, which is 199,424 more than the table adds up to:
-the stem (1,792) and the laterals (197,632). ``bench/encoder_split.py`` looks through all splits. The defaults of
-:class:`WaveformEncoder.Config` are this encoder, 37,711,040 in all; how it shortens the signal is reconstructed, and
-then a forward pass over 6 s takes 182 GFLOP (a multiply-add is 2; ``torch.utils.flop_counter``):
+*Voice Styled Face* (a master's thesis, 2022) names the parts, and its two parameter counts allow only one architecture.
+Table 5.1 gives 37,511,616 parameters for the 32 blocks. The whole system has 101,138,892, which is 199,424 more than
+the table's sum: the stem (1,792) and the laterals (197,632). ``bench/encoder_split.py`` searches all architectures. The
+defaults of :class:`WaveformEncoder.Config` are this encoder, with 37,711,040 parameters; its strides are reconstructed.
+A forward pass over 6 s then takes 182 GFLOP (a multiply-add counts as 2; ``torch.utils.flop_counter``):
 
 - stem: convolution of 25 taps without bias, batch norm, PReLU with a slope for each channel;
 - stages of 11, 9, 6, 6 blocks with 64, 128, 256, 512 channels, 9 taps, convolutions without bias;
@@ -14,7 +14,7 @@ then a forward pass over 6 s takes 182 GFLOP (a multiply-add is 2; ``torch.utils
   ArcFace's improved residual block), batch norm; times ``residual_scale``; plus the shortcut;
 - shortcut: convolution of 1 tap with the stride, and batch norm, where the channels change; else max-pool by the
   stride; nothing where neither changes;
-- maps are taken behind the last three stages. The deepest has the width of the laterals already and takes none; 1x1
+- maps are taken after the last three stages. The deepest already has the output width and needs no lateral; 1x1
   laterals *with* bias bring 256 and 128 channels to 512. Each deeper map is stretched to the next length and added.
 
 Letters: B batch, T samples or frames, C/I/O channels. Inside, a signal is [B,C,1,T] with channels last, in which the
@@ -37,11 +37,11 @@ from v2f.nn import add_stretched
 from v2f.nn.batchnorm import GhostBatchNorm
 
 Activation = Literal["prelu", "leaky_relu"]
-SLOPE = 0.25  # of the leaky ReLU: where PReLU starts (He et al. 2015, arXiv 1502.01852, section 2.1)
+SLOPE = 0.25  # of the leaky ReLU: the initial slope of PReLU (He et al. 2015, arXiv 1502.01852, section 2.1)
 
 
 class Conv(nn.Conv1d):
-    """``Conv1d`` with "same" padding that works on [B,C,1,T]; its parameters are those of ``Conv1d``."""
+    """``Conv1d`` with "same" padding for [B,C,1,T]; its parameters are those of ``Conv1d``."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=bias)
@@ -63,10 +63,10 @@ def activation(name: Activation, channels: int) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Residual block [B,I,1,T] -> [B,O,1,ceil(T / stride)], scaled by a constant before the sum.
+    """Residual block [B,I,1,T] -> [B,O,1,ceil(T / stride)], scaled by a constant before the addition.
 
-    The scaling is Szegedy et al. 2016 (arXiv 1602.07261, section 3.3). In the thesis it "did not help much" by itself;
-    the gradients stopped exploding only together with L2 and clipping.
+    The scaling is from Szegedy et al. 2016 (arXiv 1602.07261, section 3.3). According to the thesis it "did not help
+    much" by itself; gradients stopped exploding only with L2 and clipping as well.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, config: "WaveformEncoder.Config") -> None:
@@ -117,9 +117,9 @@ class WaveformEncoder(nn.Module):
         @model_validator(mode="after")
         def _fits(self) -> "WaveformEncoder.Config":
             if not len(self.channels) == len(self.blocks) == len(self.strides):
-                raise ValueError("channels, blocks and strides need one entry a stage")
+                raise ValueError("channels, blocks and strides need one entry per stage")
             if self.kernel % 2 == 0 or self.stem_kernel % 2 == 0:
-                raise ValueError("kernel and stem_kernel are odd, so that a convolution keeps the length")
+                raise ValueError("kernel and stem_kernel must be odd, so that a convolution keeps the length")
             return self
 
     def __init__(self, config: "WaveformEncoder.Config") -> None:
@@ -153,7 +153,7 @@ class WaveformEncoder(nn.Module):
 
     def forward(self, wav_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if wav_BT.ndim != 2:
-            raise V2FError(f"encoder: a batch of waves is [batch, samples], got {list(wav_BT.shape)}")
+            raise V2FError(f"encoder: expected waves of shape [batch, samples], got {list(wav_BT.shape)}")
         x = self.stem(_channels_last(wav_BT))
         depths = []
         for stage in self.stages:
@@ -166,7 +166,7 @@ class WaveformEncoder(nn.Module):
 
 
 class Split(NamedTuple):
-    """Where the parameters of an encoder are: what the thesis's counts leave to be found."""
+    """The part of an encoder's architecture that the thesis does not state, derived from its parameter counts."""
 
     blocks: tuple[int, ...]
     kernel: int
@@ -177,8 +177,8 @@ class Split(NamedTuple):
 
 
 def other_split(config: WaveformEncoder.Config, shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """Why an encoder whose tensors, by name, have these shapes is not that of ``config``, and the way out; None where
-    both have one split, or the tensors are no encoder's."""
+    """Why an encoder with these tensor shapes, by name, does not fit ``config``, and what to do; None if both have the
+    same split, or if the tensors are not an encoder's."""
     weight = shapes.get("stages.0.0.body.1.weight")
     if not weight:
         return None
@@ -186,21 +186,21 @@ def other_split(config: WaveformEncoder.Config, shapes: Mapping[str, Sequence[in
     blocks = Counter(int(stage) for stage, _ in places)
     stem: Activation = "prelu" if "stem.2.weight" in shapes else "leaky_relu"
     found = Split(tuple(blocks[stage] for stage in sorted(blocks)), weight[-1], stem)
-    wanted = Split(tuple(config.blocks), config.kernel, config.stem_activation)
-    if found == wanted:
+    expected = Split(tuple(config.blocks), config.kernel, config.stem_activation)
+    if found == expected:
         return None
-    corrected = found[1:] == (7, "leaky_relu") and wanted[1:] == (9, "prelu")
+    corrected = found[1:] == (7, "leaky_relu") and expected[1:] == (9, "prelu")
     why = " (the split of launch/recipes/thesis-*.yaml was corrected from the one to the other)" if corrected else ""
     return (
-        f"its encoder has {found}, this configuration has {wanted}{why}; go on with what it was trained with, the "
-        "config.yaml of its run (a checkpoint's record holds it, too: state.config), or train anew under another name"
+        f"its encoder has {found}, this configuration has {expected}{why}; use the config.yaml of its run (also in a "
+        "checkpoint's record: state.config), or start a new training under another name"
     )
 
 
 def _channels_last(wav_BT: Tensor) -> Tensor:
-    """[B,T] -> [B,1,1,T] whose strides *say* channels last: with one channel the usual conversion does nothing,
-    and every layer behind would fall back to the slow layout."""
-    if torch.compiler.is_exporting():  # the graph has no layout of its own, and ONNX no strides
+    """[B,T] -> [B,1,1,T] with channels-last strides, set explicitly: with one channel the usual conversion does
+    nothing, and all later layers would use the slow layout."""
+    if torch.compiler.is_exporting():  # a graph has no memory layout, and ONNX no strides
         return wav_BT[:, None, None]
     samples = wav_BT.shape[1]
     return wav_BT.contiguous().as_strided((len(wav_BT), 1, 1, samples), (samples, 1, samples, 1))

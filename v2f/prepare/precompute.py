@@ -33,7 +33,7 @@ from v2f.data.sample import CODES, EMBEDDING, PHOTOS, Members, Sample, split_mem
 from v2f.data.shards import write_shard
 from v2f.data.transforms import square, to_rgb
 from v2f.errors import V2FError
-from v2f.nn.psp import PSP, Codes
+from v2f.nn.psp import PSP, PSPCodeEncoder
 from v2f.prepare import parts
 from v2f.prepare.parts import WHOLE, Packing, Part, ShardRecord
 from v2f.prepare.processes import cores, inference, one_thread, pool, torch_device
@@ -41,7 +41,7 @@ from v2f.prepare.yields import LEFT_OUT, YIELD
 from v2f.storage import store
 from v2f.storage.lease import Lease
 from v2f.system import to_picture
-from v2f.weights import FaceNetWeights, IRSE50Weights, PSPCodes, StandIn, described, locate, read
+from v2f.weights import FaceNetWeights, IRSE50Weights, PSPEncoderWeights, StandInWeights, described, locate, read
 
 _MOST_WITH_WEIGHTS = 4  # processes by default: each holds the networks, with pSp 1.2 GB
 
@@ -52,8 +52,8 @@ class PrecomputeConfig(Config):
     """Which networks, named as in a run's recipe (``system.frozen``), and how to run them."""
 
     path: Place = Field("weights", description="folder or s3:// mirror with the files, which are found by name")
-    identity: Annotated[StandIn | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = None
-    codes: Annotated[StandIn | PSPCodes, Field(discriminator="net")] | None = None
+    identity: Annotated[StandInWeights | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = None
+    codes: Annotated[StandInWeights | PSPEncoderWeights, Field(discriminator="net")] | None = None
     batch: int = Field(32, ge=1, description="photos at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     workers: int | None = Field(None, ge=1, description="processes on a CPU; null: one for each core, at most 4")
@@ -175,7 +175,7 @@ def _work(
 ) -> Iterator[int]:
     """Write the shards with these numbers; yields each number when its shard is written."""
     most = 1 if device == "cuda" else cores()
-    if not all(isinstance(named, StandIn) for named in _named(config).values()):
+    if not all(isinstance(named, StandInWeights) for named in _named(config).values()):
         most = min(most, _MOST_WITH_WEIGHTS)
     workers = min(config.workers or most, len(numbers))
     what = (owner, source.root, source.fingerprint, out, config, device)
@@ -266,11 +266,11 @@ def _loaded(config_json: str, device: str) -> dict[Role, tuple[nn.Module, str | 
     found: dict[Role, tuple[nn.Module, str | None]] = {}
     for role, named in _named(config).items():
         digest: str | None = None
-        if isinstance(named, StandIn):
+        if isinstance(named, StandInWeights):
             net = standins.load(role)
         else:
             net, digest = read(named, locate(config.path, named))
-            net = Codes(net) if isinstance(net, PSP) else net
+            net = PSPCodeEncoder(net) if isinstance(net, PSP) else net
         found[role] = (net.eval().requires_grad_(False).to(device), digest)
     return found
 

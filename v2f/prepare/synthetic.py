@@ -20,7 +20,7 @@ from v2f.data.encoding import encode
 from v2f.data.sample import AudioFormat, PhotoFormat
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan
-from v2f.world import world_hash
+from v2f.world import recorded_hash, world_hash
 from v2f.world.people import CLIP, FACE, PHOTO, VERSION, VOICE, World, WorldConfig
 from v2f.world.portraits import render_portraits
 
@@ -110,7 +110,7 @@ class Synthetic:
                 "person": int(id_N[n]),
                 "clip": int(number_N[n]),
                 "photos": photo_NP[n].tolist(),
-                "world": {"version": VERSION, "hash": world_hash(), **config.world.model_dump()},
+                "world": {"version": VERSION, "hash": recorded_hash(), **config.world.model_dump()},
             }
             members = encode(
                 item.key,

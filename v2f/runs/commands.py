@@ -11,7 +11,7 @@ from v2f.options import RUN, add_checkpoint
 from v2f.storage.address import argument
 
 if TYPE_CHECKING:
-    from v2f.weights import Judges
+    from v2f.weights import JudgeConfig
 
 
 def add_track(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +147,7 @@ def _add_recipes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help=text)
 
 
-def _needs(arguments: Sequence[str]) -> "dict[str, Judges]":
+def _needs(arguments: Sequence[str]) -> "dict[str, JudgeConfig]":
     """Name of a recipe -> its frozen nets. ``arguments``: recipes and overrides; a system without such nets is left
     out."""
     from v2f.runs.config import load_config

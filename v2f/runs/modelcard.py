@@ -9,7 +9,7 @@ from torch import Tensor
 from v2f.runs import datacard
 from v2f.runs.config import RunConfig, what_is
 from v2f.runs.run import MODEL, told_source
-from v2f.weights import Brought, OfRun
+from v2f.weights import RunModule, UserWeights
 
 CARD = "README.md"
 _LOADED = {
@@ -37,9 +37,9 @@ def card(
     system = config.system.name
     numbers = sum(tensor.numel() for tensor in weights.values())
     frozen = config.system.nets
-    brought: dict[str, Brought | OfRun] = {}
+    brought: dict[str, UserWeights | RunModule] = {}
     if frozen is not None:
-        brought = {**frozen.brought(), **frozen.of_runs()}
+        brought = {**frozen.user_weights(), **frozen.run_modules()}
     lines = [
         f"# {config.name}",
         "",
@@ -127,7 +127,7 @@ def _numbers(about: Mapping[str, Any], evaluated: Mapping[str, Any]) -> list[str
     return lines or ["Nothing was measured before this checkpoint; measure it with `v2f eval`."]
 
 
-def _nets(about: Mapping[str, Any], brought: Mapping[str, Brought | OfRun]) -> list[str]:
+def _nets(about: Mapping[str, Any], brought: Mapping[str, UserWeights | RunModule]) -> list[str]:
     lines = []
     stand_ins = about.get("stand_ins", "none")
     if stand_ins != "none":

@@ -30,7 +30,7 @@ from v2f.storage.credentials import without_credentials
 from v2f.storage.records import Record, problem_of
 from v2f.system import System, trained
 from v2f.tracking.mlflow_client import run_folder
-from v2f.weights.runs import OfRun, read_by
+from v2f.weights.runs import RunModule, read_by
 
 MODEL = "model.safetensors"
 EVALUATION = "eval.json"
@@ -57,7 +57,7 @@ def reading_runs(tracking_uri: str | None = None) -> contextlib.AbstractContextM
     return read_by(functools.partial(_module_of_run, tracking_uri=tracking_uri))
 
 
-def _module_of_run(net: OfRun, tracking_uri: str | None) -> tuple[nn.Module, str]:
+def _module_of_run(net: RunModule, tracking_uri: str | None) -> tuple[nn.Module, str]:
     run = Run.open(net.path, tracking_uri)
     found = run.pretrained(net.module, net.which)
     return pretrained.put(build_system(run.config), net.module, found), found.sha256

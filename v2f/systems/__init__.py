@@ -1,4 +1,4 @@
-"""The systems: the only table of their names. One file a system; no system imports another."""
+"""The table of systems, the only one. One file per system; no system imports another."""
 
 from v2f.system import System
 from v2f.systems.face_gan import FaceGAN

@@ -1,10 +1,10 @@
-"""S3, Face GAN: small faces from noise, by a generator and a discriminator that play against each other.
+"""Face GAN: small faces from noise, by a generator and a discriminator that play against each other.
 
     z [B,Z] -> generator -> picture [B,3,H,H] -> discriminator -> logit [B] <- discriminator <- photo [B,3,H,H]
 
-After *Generisanje lica koriscenjem GAN neuronskih mreza* (2020), a DCGAN on faces cut to 28 px, which shows two ways
-in which such a game goes wrong: a generator that makes a few faces only, and a discriminator that wins. Both are
-looked for here and called by their names (:func:`v2f.metrics.gan_verdict`).
+After *Generisanje lica koriscenjem GAN neuronskih mreza* (2020), a DCGAN on faces of 28 px, which shows two failures of
+adversarial training: a generator that produces only a few faces, and a discriminator that wins. Both are detected and
+named here (:func:`v2f.metrics.gan_verdict`).
 
 Shape letters: B batch, Z noise, H side of the picture, N people.
 """
@@ -22,7 +22,7 @@ from v2f import metrics, weights
 from v2f.data.transforms import NoiseVector, Photo
 from v2f.errors import V2FError
 from v2f.nn import widened
-from v2f.nn.dcgan import Discriminator, Generator, doublings
+from v2f.nn.dcgan import DCGANDiscriminator, DCGANGenerator, doublings
 from v2f.system import (
     Batch,
     Judged,
@@ -38,11 +38,11 @@ from v2f.system import (
     to_picture,
     weighted,
 )
-from v2f.weights import Judges
+from v2f.weights import JudgeConfig
 
 
 def _adam(module: str) -> Optimizer:
-    """DCGAN's (section 4)."""
+    """DCGAN's optimizer (section 4)."""
     return Optimizer(lr={module: 2e-4}, betas=[0.5, 0.999])
 
 
@@ -53,23 +53,25 @@ class FaceGAN(Judged):
 
     class Config(SystemConfig):
         name: Literal["face_gan"]
-        image_size: int = Field(28, description="side of the pictures: 4 to 7 times a power of two")
-        share: float = Field(1.0, gt=0, le=1, description="of a photo's side, kept around its middle: only the face")
+        image_size: int = Field(28, description="side of the pictures in pixels: 4 to 7 times a power of two")
+        share: float = Field(1.0, gt=0, le=1, description="share of a photo's side, kept around its center")
         noise: int = Field(100, gt=0, description="width of z")
         width: int = Field(64, gt=0, description="channels of the largest maps")
-        bn_group: int = Field(16, gt=0, description="samples that a mean of batch norm covers")
+        bn_group: int = Field(16, gt=0, description="samples in each mean of batch norm")
         loss: Literal["non_saturating", "minimax"] = Field(
             "non_saturating", description="the generator maximises log D(G(z)), or minimises log(1 - D(G(z)))"
         )
         smooth: float = Field(0.0, ge=0, lt=0.5, description="the discriminator's target for photos is 1 - smooth")
-        every: int = Field(1, gt=0, description="steps of the discriminator for one of the generator")
-        frozen: Judges = Field(Judges(), description="what looks at pictures for meters and evaluation; no loss does")
+        every: int = Field(1, gt=0, description="discriminator steps per generator step")
+        frozen: JudgeConfig = Field(
+            JudgeConfig(), description="what looks at pictures for meters and evaluation; no loss does"
+        )
         discriminator: Optimizer = _adam("discriminator")
         generator: Optimizer = _adam("generator")
         ema: int | None = Field(None, gt=0, description="half-life of the generator's moving average, in samples")
 
         @property
-        def nets(self) -> Judges:
+        def nets(self) -> JudgeConfig:
             return self.frozen
 
         @field_validator("image_size")
@@ -87,8 +89,8 @@ class FaceGAN(Judged):
         nets = weights.load_judges(config.frozen)
         self.identity, self.perceptual = freeze(nets.identity), freeze(nets.perceptual)
         self.stand_ins, self.weights = nets.stand_ins, nets.sha256
-        self.generator = Generator(config.noise, config.image_size, config.width, config.bn_group)
-        self.discriminator = Discriminator(config.image_size, config.width, config.bn_group)
+        self.generator = DCGANGenerator(config.noise, config.image_size, config.width, config.bn_group)
+        self.discriminator = DCGANDiscriminator(config.image_size, config.width, config.bn_group)
 
     def phases(self) -> list[Phase]:
         c = self.config
@@ -117,9 +119,9 @@ class FaceGAN(Judged):
         return self._discriminate(batch) if phase == "discriminator" else self._deceive(batch)
 
     def _discriminate(self, batch: Batch) -> Losses:
-        """- log D(x) - log(1 - D(G(z))), and the shares of photos and of generated pictures that D takes for such.
+        """- log D(x) - log(1 - D(G(z))), and the shares of photos and generated pictures that D classifies correctly.
 
-        Photos and generated pictures pass D apart, so that batch norm sees one kind at a time.
+        Photos and generated pictures pass D separately, so that batch norm sees one kind at a time.
         """
         with torch.no_grad():
             made = self.generator(batch["noise"])
@@ -137,7 +139,7 @@ class FaceGAN(Judged):
         }
 
     def _deceive(self, batch: Batch) -> Losses:
-        """- log D(G(z)), or log(1 - D(G(z))) as the minimax game has it (Goodfellow et al. 2014, section 3)."""
+        """- log D(G(z)), or log(1 - D(G(z))) of the minimax game (Goodfellow et al. 2014, section 3)."""
         logit_B = widened(self.discriminator(self.generator(batch["noise"])))
         saturating = self.config.loss == "minimax"
         return {"total": weighted(-F.softplus(logit_B) if saturating else F.softplus(-logit_B), batch["weight"])}
@@ -151,7 +153,7 @@ class FaceGAN(Judged):
 
     @torch.no_grad()
     def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """As many generated pictures as there are people to compare them with."""
+        """Meters of as many generated pictures as there are people to compare them with."""
         made, photos, made_identity, photo_identity = [], [], [], []
         seen: set[int] = set()
         for batch in batches:

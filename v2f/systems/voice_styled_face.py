@@ -1,11 +1,11 @@
-"""S1, Voice Styled Face: speech in, a face out that shares what the voice betrays.
+"""Voice Styled Face: from speech to a face that shares what the voice reveals.
 
     waveform [B,1,T] -> encoder -> 3 maps -> a mapping per style -> w+ [B,L,D] -> frozen StyleGAN2 -> picture
 
-After a master's thesis of 2022 that joins a 1-D residual network to StyleGAN2 in the manner of pSp
-(Richardson et al. 2021, "Encoding in Style"). Encoder and mapping are trained; generator, identity net,
-perceptual net and code encoder are frozen: weights that the user brings (``frozen``), or the stand-ins of the
-synthetic world, which are called stand-ins wherever the run is shown.
+After a master's thesis (2022) that connects a 1-D residual network to StyleGAN2 in the manner of pSp (Richardson et al.
+2021, "Encoding in Style"). Encoder and mapping are trained; generator, identity net, perceptual net and code encoder
+are frozen: weights that the user provides (``frozen``), or the stand-ins of the synthetic world, which are labeled as
+stand-ins wherever the run is shown.
 
 Shape letters: B batch, T waveform samples, L styles, D style width, E embedding, H W picture.
 """
@@ -41,11 +41,11 @@ from v2f.system import (
     to_picture,
     weighted,
 )
-from v2f.weights import LEAST_SIDE, Frozen, LPIPSWeights, Precomputed, StyleGAN2Weights
+from v2f.weights import LEAST_SIDE, FrozenConfig, LPIPSWeights, Precomputed, StyleGAN2Weights
 
 
 class Terms(config.Config):
-    """The coefficient of each loss (SYSTEMS: L = sum of lambda_i L_i); a term at 0 is not computed."""
+    """The coefficient of each loss, L = sum of lambda_i L_i; a term with the coefficient 0 is not computed."""
 
     mse: float = Field(1.0, ge=0)
     l1: float = Field(0.0, ge=0)
@@ -58,12 +58,12 @@ class Terms(config.Config):
 
     @property
     def look_at_the_face(self) -> bool:
-        """Whether some loss needs the picture; w_norm and style do without the generator."""
+        """Whether a loss needs the picture; w_norm and style do not need the generator."""
         return any((self.mse, self.l1, self.lpips, self.id, self.mse_crop, self.lpips_crop))
 
 
 class VoiceToStyles(nn.Module):
-    """Waves [B,T] -> w+ [B,L,D]: the generator's mean style plus what the voice adds to it (as in pSp)."""
+    """Waves [B,T] -> w+ [B,L,D]: the generator's mean style plus an offset from the voice (as in pSp)."""
 
     def __init__(self, encoder: WaveformEncoder, mapping: StyleMapping, mean_style: Tensor) -> None:
         super().__init__()
@@ -83,26 +83,24 @@ class VoiceStyledFace(Styled, Judged):
 
     class Config(SystemConfig):
         name: Literal["voice_styled_face"]
-        seconds: float = Field(6.0, gt=0, description="clip that the encoder hears; shorter ones are repeated")
+        seconds: float = Field(6.0, gt=0, description="length of the encoder's input; shorter clips are repeated")
         sample_rate: int = Field(16_000, gt=0)
         image_size: int = Field(256, gt=0, description="the generator's picture is average-pooled to this")
         encoder: WaveformEncoder.Config = WaveformEncoder.Config()
         mapping: StyleMapping.Config = StyleMapping.Config()
-        frozen: Frozen = Frozen()
+        frozen: FrozenConfig = FrozenConfig()
         losses: Terms = Terms()
         optimizer: Optimizer = Optimizer(lr={"encoder": 1e-3, "mapping": 1e-3})
         ema: int | None = Field(None, gt=0, description="half-life of the moving average of the weights, in samples")
 
         @property
-        def nets(self) -> Frozen:
+        def nets(self) -> FrozenConfig:
             return self.frozen
 
         @model_validator(mode="after")
         def _fits(self) -> "VoiceStyledFace.Config":
             if self.losses.style and self.frozen.codes is None:
-                raise ValueError(
-                    "losses.style wants the reference's codes: name frozen.codes, or set losses.style to 0"
-                )
+                raise ValueError("losses.style needs the reference's codes: set frozen.codes, or set losses.style to 0")
             generator, perceptual, side = self.frozen.generator, self.frozen.perceptual, self.image_size
             if isinstance(generator, StyleGAN2Weights) and generator.size % side:
                 raise ValueError(f"image_size {side} does not divide the generator's {generator.size} px")
@@ -111,8 +109,8 @@ class VoiceStyledFace(Styled, Judged):
             least = LEAST_SIDE[perceptual.backbone] if isinstance(perceptual, LPIPSWeights) else 1
             if side < least:
                 raise ValueError(
-                    f"image_size {self.image_size}: LPIPS would see {side} px, its backbone needs {least}; take a "
-                    "larger one, or the stand-in"
+                    f"image_size {self.image_size}: LPIPS would see {side} px, its backbone needs {least}; set a "
+                    "larger image_size, or use the stand-in"
                 )
             return self
 
@@ -126,7 +124,7 @@ class VoiceStyledFace(Styled, Judged):
         self.stand_ins, self.weights = nets.stand_ins, nets.sha256
         if self.generator.size % config.image_size:
             raise V2FError(
-                f"system.image_size: {config.image_size} does not divide the {self.generator.size} px of the generator"
+                f"system.image_size: {config.image_size} does not divide the generator's {self.generator.size} px"
             )
         styles, width = self.generator.n_latent, self.generator.style_dim
         self.encoder = WaveformEncoder(config.encoder)
@@ -173,15 +171,15 @@ class VoiceStyledFace(Styled, Judged):
         )
 
     def styles(self, wav_BT: Tensor) -> Tensor:
-        """w+ [B, L, D] of voices: the generator's mean style plus what the voice adds to it (as in pSp)."""
+        """w+ [B, L, D] of voices: the generator's mean style plus an offset from the voice (as in pSp)."""
         return self.generator.latent_avg + self.mapping(self.encoder(wav_BT))
 
     def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
-        """Pictures [B, 3, S, S] of w+, average-pooled to ``size``, None: to ``image_size``."""
+        """Pictures [B, 3, S, S] of w+, average-pooled to ``size``; None: ``image_size``."""
         size = self.config.image_size if size is None else size
         if size > self.generator.size or self.generator.size % size:
             raise V2FError(
-                f"a generator of {self.generator.size} px gives no picture of {size} px, but of one half, ..."
+                f"a generator of {self.generator.size} px cannot draw a picture of {size} px; use a divisor of its size"
             )
         return F.adaptive_avg_pool2d(self.generator.synthesis(w_BLD), size)
 
@@ -191,7 +189,7 @@ class VoiceStyledFace(Styled, Judged):
 
     @torch.no_grad()
     def invert(self, img_B3HW: Tensor) -> Tensor:
-        assert self.codes is not None, "inverts says whether there is a net"
+        assert self.codes is not None, "check inverts first"
         w_BLD: Tensor = self.codes(img_B3HW)
         return w_BLD
 
@@ -232,7 +230,7 @@ class VoiceStyledFace(Styled, Judged):
                 parts["lpips_crop"] = weighted(losses.perceptual(self.perceptual, cropped, cropped_reference), weight)
         if t.style:
             codes = self.reference_codes(batch, reference)
-            assert codes is not None, "the configuration asks for codes where losses.style needs them"
+            assert codes is not None, "the configuration requires codes if losses.style is set"
             parts["style"] = weighted(losses.style(w, codes), weight)
         total = sum((getattr(t, name) * value for name, value in parts.items()), w.new_zeros(()))
         return {"total": total, **parts}

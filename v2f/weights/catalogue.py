@@ -1,6 +1,6 @@
-"""What is known of the weights that users bring: names of files, where their authors publish them, licences, checksums.
+"""The published weights that users can provide: file names, where their authors publish them, licenses, checksums.
 
-Nothing of it ships with the package, and nothing is fetched unless ``v2f weights mirror --download`` is asked to.
+None of them ships with the package, and only ``v2f weights mirror --download`` fetches any.
 """
 
 from collections.abc import Callable
@@ -20,18 +20,18 @@ class Published:
     name: str
     what: str
     files: tuple[str, ...]
-    """Names under which it is looked for, the usual one first; ``.safetensors`` are made by ``v2f weights convert``."""
+    """File names to search for, the usual one first; ``v2f weights convert`` writes the ``.safetensors``."""
     page: str
     licence: str
     sha256: str | None = None
-    """Of the first file, or its first digits."""
+    """Checksum of the first file, or its first digits."""
     sha256_source: str = "its authors publish none"
     direct: Callable[[], str] | None = None
-    """The address of the first file, where there is one that answers without a browser."""
+    """The address of the first file, if it can be downloaded without a browser."""
 
     @cached_property
     def way_out(self) -> str:
-        """How to get it, as the end of an error's line."""
+        """How to get it, to end an error message with."""
         how = "; convert it with `v2f weights convert`" if self.files[0].endswith(".safetensors") else ""
         return f"get {self.name} from {self.page}{how}; see docs/weights.md"
 

@@ -1,4 +1,4 @@
-"""``v2f weights``: what recipes need and what of it is there; a mirror for a site without the internet.
+"""``v2f weights``: which weights recipes need, which of them exist; a mirror for a site without internet access.
 
 recipes -> needs (role, kind of net) -> files, by name -> checksum -> table | mirror: files, SHA256SUMS, LICENCES.txt
 """
@@ -18,20 +18,20 @@ from v2f.errors import V2FError
 from v2f.storage import store
 from v2f.storage.local import scratch_folder
 from v2f.weights import (
-    Brought,
     FaceNetWeights,
     IRSE50Weights,
-    Judges,
+    JudgeConfig,
     LPIPSWeights,
-    PSPCodes,
+    PSPEncoderWeights,
     StyleGAN2Weights,
+    UserWeights,
     files,
     locate,
     read,
 )
 from v2f.weights.catalogue import CATALOGUE, Published
 from v2f.weights.nvidia import convert
-from v2f.weights.runs import OfRun, read_module
+from v2f.weights.runs import RunModule, read_module
 
 LICENCES = "LICENCES.txt"
 PACKAGED = {
@@ -42,59 +42,61 @@ HEADINGS = ("weights", "for", "file", "SHA-256", "verified", "licence")
 WIDE = 120  # columns of a terminal from which on a table reads better than a list
 _BLOCK = 1 << 20
 
-Needs = Mapping[str, Judges]
-"""Name of a recipe -> the frozen nets that it names."""
+Needs = Mapping[str, JudgeConfig]
+"""Name of a recipe -> its frozen nets."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One set of weights: who needs it, and the file that is there for it, if one is."""
+class RequiredWeights:
+    """One set of weights: the roles that need it, and its file, if there is one."""
 
     published: Published
     needed_by: list[str]
     path: str | None
     sha256: str | None
     state: str
-    """In words: what the checksum agrees with, ``missing``, or why the file is refused."""
+    """In words: what the checksum matches, ``missing``, or why the file is refused."""
     good: bool
     of_run: bool = False
-    """Whether it is a module of a run, and ``path`` that run."""
+    """Whether it is a module of a run; ``path`` is then the run."""
 
 
-def rows(needs: Needs, load: bool = False) -> list[Row]:
-    """What each recipe needs, in the order of the catalogue, and then modules of runs, which
-    :func:`v2f.runs.run.reading_runs` lets be read. With ``load``, files are also loaded, strictly, as those always are.
+def required_weights(needs: Needs, load: bool = False) -> list[RequiredWeights]:
+    """The weights that recipes need, in the order of the catalogue, followed by modules of runs.
+
+    With ``load``, files are also loaded, strictly; modules of runs always are. Call it inside
+    :func:`v2f.runs.run.reading_runs` if there are modules of runs.
     """
-    wanted: dict[tuple[str, str | None, str | None, str | None], list[tuple[str, Brought]]] = {}
+    users_of: dict[tuple[str, str | None, str | None, str | None], list[tuple[str, UserWeights]]] = {}
     for recipe, frozen in needs.items():
-        for role, net in frozen.wanted().items():
+        for role, net in frozen.user_weights(with_referee=True).items():
             try:
                 path = locate(frozen.path, net)
             except V2FError:
                 path = None
             own = net.file if path is None else None
-            wanted.setdefault((net.published.name, path, own, net.sha256), []).append((f"{recipe}: {role}", net))
+            users_of.setdefault((net.published.name, path, own, net.sha256), []).append((f"{recipe}: {role}", net))
     order = list(CATALOGUE)
     found = []
-    for (name, path, own, _), users in sorted(wanted.items(), key=lambda item: order.index(item[0][0])):
+    for (name, path, own, _), users in sorted(users_of.items(), key=lambda item: order.index(item[0][0])):
         published, who = CATALOGUE[name], [user for user, _ in users]
         if path is None:
-            found.append(Row(published, who, own, None, "missing", False))
+            found.append(RequiredWeights(published, who, own, None, "missing", False))
             continue
         try:
             digest = read(users[0][1], path)[1] if load else files.sha256_of(path)
-            agrees = _agreement(published, path, digest, users[0][1].sha256)
-            state, good = agrees + ("; loaded strictly" if load else ""), True
+            matches = _checksum_matches(published, path, digest, users[0][1].sha256)
+            state, good = matches + ("; loaded strictly" if load else ""), True
         except V2FError as error:
             digest, state, good = None, f"REFUSED: {str(error).removeprefix(f'{path}: ')}", False
-        found.append(Row(published, who, path, digest, state, good))
-    return found + _rows_of_runs(needs)
+        found.append(RequiredWeights(published, who, path, digest, state, good))
+    return found + _run_modules(needs)
 
 
-def _rows_of_runs(needs: Needs) -> list[Row]:
-    users: dict[OfRun, list[str]] = {}
+def _run_modules(needs: Needs) -> list[RequiredWeights]:
+    users: dict[RunModule, list[str]] = {}
     for recipe, frozen in needs.items():
-        for role, net in frozen.of_runs().items():
+        for role, net in frozen.run_modules().items():
             users.setdefault(net, []).append(f"{recipe}: {role}")
     found = []
     for net, who in users.items():
@@ -103,29 +105,29 @@ def _rows_of_runs(needs: Needs) -> list[Row]:
             digest = read_module(net, net.published.name)[1]
         except V2FError as error:
             state = f"REFUSED: {str(error).removeprefix(f'{net.published.name}: ')}"
-        found.append(Row(net.published, who, net.path, digest, state, digest is not None, of_run=True))
+        found.append(RequiredWeights(net.published, who, net.path, digest, state, digest is not None, of_run=True))
     return found
 
 
-def _agreement(published: Published, path: str, digest: str, wanted: str | None) -> str:
-    """What the checksum of a file agrees with, in words; V2FError where the recipe or SHA256SUMS say another."""
-    files.check(path, digest, wanted)
+def _checksum_matches(published: Published, path: str, digest: str, configured: str | None) -> str:
+    """What the checksum of a file matches, in words; V2FError if the recipe or SHA256SUMS has another."""
+    files.check(path, digest, configured)
     folder, _, name = path.rpartition("/")
     words = []
     if published.sha256 is not None and name == published.files[0]:
         known = digest.startswith(published.sha256)
-        words.append("as published" if known else "NOT the file that is known under this name")
-    if wanted is not None:
-        words.append("as the recipe says")
+        words.append("as published" if known else "NOT the file published under this name")
+    if configured is not None:
+        words.append("as in the recipe")
     if name in files.sums_beside(folder or "."):
-        words.append(f"as {files.SUMS} says")
+        words.append(f"as in {files.SUMS}")
     return "; ".join(words) or "no checksum is known"
 
 
 def show(needs: Needs, load: bool = False, console: Console | None = None) -> int:
-    """Print the table; the number of sets that are missing or refused."""
+    """Print the table and return the number of sets that are missing or refused."""
     console = console or Console(width=None)
-    found = rows(needs, load)
+    found = required_weights(needs, load)
     lines = [_line(row) for row in found]
     lines += [
         (name, user, where, "", "comes with the package", licence) for name, (user, where, licence) in PACKAGED.items()
@@ -148,15 +150,19 @@ def show(needs: Needs, load: bool = False, console: Console | None = None) -> in
     for published in dict.fromkeys([row.published for row in found] + [optional]):
         source = f"checksum: {published.sha256_source}"
         console.print(f"{published.name}: {published.what}\n  {published.page}; {source}", soft_wrap=True)
-    stood_in = [recipe for recipe, frozen in needs.items() if not frozen.wanted() and not frozen.of_runs()]
+    stood_in = [
+        recipe
+        for recipe, frozen in needs.items()
+        if not frozen.user_weights(with_referee=True) and not frozen.run_modules()
+    ]
     if stood_in:
-        console.print(f"need nothing, they use the stand-ins in the package: {', '.join(stood_in)}", soft_wrap=True)
+        console.print(f"no weights needed, these use the package's stand-ins: {', '.join(stood_in)}", soft_wrap=True)
     bad = sum(not row.good for row in found)
     console.print(f"missing or refused: {bad}; see docs/weights.md" if bad else "nothing is missing", soft_wrap=True)
     return bad
 
 
-def _line(row: Row) -> tuple[str, ...]:
+def _line(row: RequiredWeights) -> tuple[str, ...]:
     """A row of the table: weights, for, file, SHA-256, verified, licence."""
     is_file = row.good and row.path and not row.of_run
     there = f"{row.path}, {store.size(row.path) / 1e6:.0f} MB" if is_file and row.path else row.path
@@ -172,46 +178,46 @@ def _line(row: Row) -> tuple[str, ...]:
 
 
 def mirror(target: str, needs: Needs, source: str, download: bool = False) -> int:
-    """Copy what the recipes need from the folder ``source`` to the folder or prefix ``target``; the number missing.
+    """Copy the weights that recipes need from ``source`` to the folder or prefix ``target``; the number missing.
 
-    What else of the catalogue lies in ``source`` is taken along (pSp for frontalisation, say), and so is a file that a
-    recipe names. Every file is loaded strictly before it is copied. A pickle of NVIDIA's is converted on the way.
-    ``download`` fetches what is needed and has an address that answers without a browser. ``target`` then holds the
-    files, ``SHA256SUMS`` and ``LICENCES.txt``; recipes use it as ``system.frozen.path``.
+    Other files of the catalogue in ``source`` are copied as well (pSp for frontalization, for example), and so are
+    files that a recipe names. Every file is loaded strictly before it is copied. NVIDIA's pickles are converted.
+    ``download`` fetches needed files that can be downloaded without a browser. ``target`` then contains the files,
+    ``SHA256SUMS`` and ``LICENCES.txt``; recipes use it as ``system.frozen.path``.
     """
     if not download and not store.exists(source):
-        raise V2FError(f"{source}: there is no such folder of weights; name one with --from")
-    wanted: dict[str, list[tuple[str, Brought]]] = {}
+        raise V2FError(f"{source}: no such folder of weights; name one with --from")
+    needed: dict[str, list[tuple[str, UserWeights]]] = {}
     for frozen in needs.values():
-        for net in frozen.wanted().values():
-            wanted.setdefault(net.published.name, [])
+        for net in frozen.user_weights(with_referee=True).values():
+            needed.setdefault(net.published.name, [])
             if net.file is not None:
-                with contextlib.suppress(V2FError):  # what is not there is counted as missing below
-                    wanted[net.published.name].append((locate(frozen.path, net), net))
+                with contextlib.suppress(V2FError):  # a missing file is counted below
+                    needed[net.published.name].append((locate(frozen.path, net), net))
     sums = files.sums_beside(target)
     missing = []
     for published in CATALOGUE.values():
-        needed = published.name in wanted
+        is_needed = published.name in needed
         with scratch_folder() as scratch:
-            here = wanted.get(published.name) or [
-                (path, _any(published)) for path in _find(published, source, target, scratch, download and needed)
+            here = needed.get(published.name) or [
+                (path, _default_config(published))
+                for path in _find(published, source, target, scratch, download and is_needed)
             ]
-            missing += [published] if needed and not here else []
+            missing += [published] if is_needed and not here else []
             for path, net in here:
                 name = path.rpartition("/")[2]
                 digest = read(net, path)[1]
-                agrees = _agreement(published, path, digest, net.sha256)
+                matches = _checksum_matches(published, path, digest, net.sha256)
                 if path != store.join(target, name):
                     _copy(path, store.join(target, name), digest)
                 sums[name] = digest
                 _write_sums(target, sums)
-                print(
-                    f"{store.join(target, name)}: {published.name}, loaded strictly; SHA-256 {digest[:16]}..., {agrees}"
-                )
+                at = store.join(target, name)
+                print(f"{at}: {published.name}, loaded strictly; SHA-256 {digest[:16]}..., {matches}")
     for published in missing:
         print(f"missing: {published.way_out}")
-    for run in dict.fromkeys(net.path for frozen in needs.values() for net in frozen.of_runs().values()):
-        print(f"not mirrored: {run} is a run; take `v2f checkpoint export {run}` along")
+    for run in dict.fromkeys(net.path for frozen in needs.values() for net in frozen.run_modules().values()):
+        print(f"not mirrored: {run} is a run; copy the output of `v2f checkpoint export {run}` as well")
     if sums:
         print(f"{target}: {len(sums)} files; use it with system.frozen.path={target}")
     return len(missing)
@@ -224,14 +230,14 @@ def _write_sums(target: str, sums: Mapping[str, str]) -> None:
 
 
 def _find(published: Published, source: str, target: str, scratch: str, download: bool) -> list[str]:
-    """Where one set of weights can be had, if it can: in ``source``, in ``target``, or made in ``scratch``."""
-    beside = set(store.names(source))
+    """The files of one set of weights: from ``source``, from ``target``, or converted or downloaded to ``scratch``."""
+    available = set(store.names(source))
     for name in published.files:
-        if name in beside:
+        if name in available:
             return [store.join(source, name)]
     for name in published.files:
         pickled = name.removesuffix(".safetensors") + ".pkl"
-        if name.endswith(".safetensors") and pickled in beside:
+        if name.endswith(".safetensors") and pickled in available:
             convert(store.join(source, pickled), store.join(scratch, name))
             return [store.join(scratch, name)]
     there = set(store.names(target))
@@ -245,7 +251,7 @@ def _find(published: Published, source: str, target: str, scratch: str, download
 
 
 def _copy(source: str, target: str, digest: str) -> None:
-    """A file to another place; V2FError where other bytes arrive than were loaded."""
+    """Copy a file; V2FError if the copy's SHA-256 is not ``digest``."""
     local = store.local_path(source)
     with store.replacing(target) as temporary:
         if local is not None:
@@ -254,11 +260,11 @@ def _copy(source: str, target: str, digest: str) -> None:
             with open(temporary, "wb") as file:
                 file.write(store.read_bytes(source))
         if files.sha256_of(temporary) != digest:
-            raise V2FError(f"{source}: it changed while it was copied; run the command again")
+            raise V2FError(f"{source}: the file changed while it was copied; run the command again")
 
 
 def _fetch(published: Published, target: str) -> None:
-    """Download the published file, with a bar; V2FError where it does not come whole or is another one."""
+    """Download the published file, with a progress bar; V2FError if it arrives incomplete or is a different file."""
     assert published.direct is not None
     address = published.direct()
     try:
@@ -269,25 +275,26 @@ def _fetch(published: Published, target: str) -> None:
                 while block := answer.read(_BLOCK):
                     file.write(block)
                     bar.update(len(block))
-                come = file.tell()
-            if size and come != size:
-                raise V2FError(f"{address}: {come} of {size} bytes came; run the command again")
+                received = file.tell()
+            if size and received != size:
+                raise V2FError(f"{address}: received {received} of {size} bytes; run the command again")
             digest = files.sha256_of(temporary)
             if published.sha256 is not None and not digest.startswith(published.sha256):
                 raise V2FError(
-                    f"{address}: its SHA-256 is {digest[:16]}..., {published.sha256[:16]} is known; not kept"
+                    f"{address}: its SHA-256 is {digest[:16]}..., expected {published.sha256[:16]}; "
+                    "the file was discarded"
                 )
     except (urllib.error.URLError, OSError) as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise V2FError(
-                f"{address}: its certificate is not trusted; name the file of its CA in SSL_CERT_FILE"
+                f"{address}: its certificate is not trusted; set SSL_CERT_FILE to the file of its CA"
             ) from error
-        raise V2FError(f"{address}: cannot be fetched ({error}); get it by hand: {published.way_out}") from error
+        raise V2FError(f"{address}: download failed ({error}); download it by hand: {published.way_out}") from error
 
 
 def _licences(names: Iterable[str]) -> str:
-    """Whose the mirrored files are, for who finds them there."""
-    lines = ["Weights of third parties, mirrored for use by v2f. Each under its authors' terms:", ""]
+    """Text for the mirror that says where its files come from and under which licenses."""
+    lines = ["Weights of third parties, mirrored for use by v2f, each under its authors' terms:", ""]
     for name in sorted(names):
         for published in CATALOGUE.values():
             if name in published.files:
@@ -295,7 +302,7 @@ def _licences(names: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _any(published: Published) -> Brought:
+def _default_config(published: Published) -> UserWeights:
     """A configuration that reads this set of weights."""
     kind, _, which = published.name.partition("-")
     if kind == "stylegan2":
@@ -304,4 +311,4 @@ def _any(published: Published) -> Brought:
         return FaceNetWeights(net="facenet", trained_on=which)  # type: ignore[arg-type]
     if kind == "lpips":
         return LPIPSWeights(net="lpips", backbone=which)  # type: ignore[arg-type]
-    return PSPCodes(net="psp") if kind == "psp" else IRSE50Weights(net="ir_se50", channels="rgb")
+    return PSPEncoderWeights(net="psp") if kind == "psp" else IRSE50Weights(net="ir_se50", channels="rgb")

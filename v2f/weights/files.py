@@ -1,8 +1,8 @@
-"""Files of weights that users bring: found by name, told apart by SHA-256, read without running anything.
+"""Weight files that users provide: found by name, identified by SHA-256, read without running anything.
 
     a file, a folder or an s3:// mirror -> find -> read -> (content, checksum)
 
-Nothing here downloads. A checksum that the user names, or that a ``SHA256SUMS`` beside the file names, must hold.
+Nothing is downloaded. A checksum in the configuration, or in a ``SHA256SUMS`` beside the file, must match.
 """
 
 import argparse
@@ -31,22 +31,22 @@ _GLOBAL = re.compile(r"GLOBAL (\S+)|(?:class|function|global)s? (\S+\.\S+)")
 
 
 def find(path: str, names: Sequence[str], way_out: str) -> str:
-    """The file that ``path`` is, or the first of ``names`` that the folder or prefix ``path`` holds.
+    """``path`` if it is a file, else the first of ``names`` in the folder or prefix ``path``.
 
-    ``way_out`` ends the V2FError where there is none: it says where to get the file.
+    V2FError if there is none; ``way_out``, which says where to get the file, ends its message.
     """
     if path.lower().endswith(SUFFIXES):
         if not store.exists(path):
-            raise V2FError(f"{path}: there is no such file of weights; {way_out}")
+            raise V2FError(f"{path}: no such weights file; {way_out}")
         return path
     there = set(store.names(path))
     for name in names:
         if name in there:
             return store.join(path, name)
-    what = f"it holds none of {', '.join(names)}"
+    what = f"contains none of {', '.join(names)}"
     if there <= {path.rstrip("/").rpartition("/")[2]}:  # empty, or a file that lists itself
-        kinds = f"no folder of weights, nor a file that ends in {', '.join(SUFFIXES[:3])}"
-        what = kinds if store.exists(path) else "there is no such folder"
+        kinds = f"neither a folder of weights nor a file that ends in {', '.join(SUFFIXES[:3])}"
+        what = kinds if store.exists(path) else "no such folder"
     raise V2FError(f"{path}: {what}; {way_out}")
 
 
@@ -63,7 +63,7 @@ def sha256_of(path: str) -> str:
 
 
 def sums_beside(path: str) -> dict[str, str]:
-    """File name -> SHA-256, of the ``SHA256SUMS`` (coreutils' format) in a folder or prefix, if it has one."""
+    """File name -> SHA-256, from the ``SHA256SUMS`` (coreutils' format) in a folder or prefix; empty if it has none."""
     where = store.join(path, SUMS)
     if SUMS not in store.names(path):
         return {}
@@ -72,79 +72,81 @@ def sums_beside(path: str) -> dict[str, str]:
         match = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
         if match is None:
             raise V2FError(
-                f"{where}: line {number} is no line of sha256sum; write the file again: sha256sum * > {SUMS}"
+                f"{where}: line {number} is not in the format of sha256sum; write the file again: sha256sum * > {SUMS}"
             )
         sums[match[2]] = match[1]
     return sums
 
 
-def check(path: str, digest: str, wanted: str | None) -> None:
-    """V2FError unless ``digest``, that of ``path``, agrees with ``wanted`` and with the ``SHA256SUMS`` beside it."""
+def check(path: str, digest: str, configured: str | None) -> None:
+    """V2FError unless ``digest``, the SHA-256 of ``path``, equals the ``configured`` one and that in the ``SHA256SUMS``
+    beside the file, where there are such."""
     folder, _, name = path.rpartition("/")
-    for source, expected in (("the configuration", wanted), (SUMS, sums_beside(folder or ".").get(name))):
+    for source, expected in (("the configuration", configured), (SUMS, sums_beside(folder or ".").get(name))):
         if expected is not None and expected != digest:
             raise V2FError(
-                f"{path}: its SHA-256 is {digest[:16]}..., {source} says {expected[:16]}...: it is damaged or another "
-                "file; copy it anew, or write the new checksum there"
+                f"{path}: its SHA-256 is {digest[:16]}..., but {source} says {expected[:16]}...; the file is damaged "
+                "or a different one: copy it again, or correct the checksum"
             )
 
 
-def read(path: str, wanted: str | None = None) -> tuple[Any, str]:
-    """What a ``.pt``, ``.pth`` or ``.safetensors`` file holds, on the CPU, and its SHA-256. Loading runs nothing.
+def read(path: str, sha256: str | None = None) -> tuple[Any, str]:
+    """The content of a ``.pt``, ``.pth`` or ``.safetensors`` file, on the CPU, and its SHA-256. Loading runs no code.
 
-    A local file is read for the checksum and then for the tensors: nobody may write to it meanwhile.
+    A local file is read twice, for the checksum and for the tensors: it must not change in between. ``sha256``: the
+    configured checksum.
 
-    V2FError in one line for a checksum that differs, a file that is damaged, or one that holds anything but tensors,
-    containers and plain values (and the namespaces of options that training scripts keep beside their weights).
+    One-line V2FError for a checksum that differs, a damaged file, or one that contains anything but tensors, containers
+    and plain values (and the option namespaces that training scripts store beside their weights).
     """
     if path.lower().endswith(".pkl"):
         raise V2FError(
-            f"{path}: a pickle of whole networks is not loaded; make tensors of it: v2f weights convert {path} ..."
+            f"{path}: a pickle of whole networks cannot be loaded; convert it first: v2f weights convert {path} ..."
         )
     local = store.local_path(path)
     data = b"" if local else store.read_bytes(path)  # fetched once: for the checksum and for the tensors
     digest = sha256_of(path) if local else hashlib.sha256(data).hexdigest()
-    check(path, digest, wanted)
+    check(path, digest, sha256)
     if path.lower().endswith(".safetensors"):
         try:
             return safetensors.torch.load_file(local) if local else safetensors.torch.load(data), digest
         except (SafetensorError, OSError) as error:
-            raise V2FError(f"{path}: it is cut, or no safetensors file; copy it anew") from error
-    mapped = bool(local) and zipfile.is_zipfile(str(local))  # then only the tensors that are used come into memory
+            raise V2FError(f"{path}: truncated, or not a safetensors file; copy it again") from error
+    mapped = bool(local) and zipfile.is_zipfile(str(local))  # loads only the tensors that are used
     source: Any = local or io.BytesIO(data)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of pickles that it then refuses
+            warnings.simplefilter("ignore")  # torch warns of pickles that it then refuses
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped), digest
     except pickle.UnpicklingError as error:
         raise V2FError(f"{path}: {_refusal(error)}") from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise V2FError(f"{path}: it is cut, or no file that torch.save wrote; copy it anew") from error
+        raise V2FError(f"{path}: truncated, or not written by torch.save; copy it again") from error
 
 
 def _refusal(error: pickle.UnpicklingError) -> str:
     found = _GLOBAL.search(str(error))
     name = next((part for part in found.groups() if part), "") if found else ""
-    what = f"it holds {name.strip('.`')}, which is no tensor" if name else "it is no file of tensors, or damaged"
+    what = f"contains {name.strip('.`')}, which is not a tensor" if name else "damaged, or not a file of tensors"
     return (
-        f"refused, nothing of it was run: {what}; weights are a state_dict of tensors, "
-        "save them again so where the file is trusted"
+        f"refused, and nothing of it was run: {what}; save the weights as a state_dict of tensors, on a machine that "
+        "trusts the file"
     )
 
 
 def part(content: Any, key: str, path: str) -> Any:
-    """``content[key]``, or one line that says what a file holds instead."""
+    """``content[key]``; V2FError, which lists what the file contains, if it has no such key."""
     if not isinstance(content, Mapping) or key not in content:
-        held = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
-        raise V2FError(f"{path}: has no {key!r}; it holds {held or 'nothing'}")
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
+        raise V2FError(f"{path}: has no {key!r}; it contains {found or 'nothing'}")
     return content[key]
 
 
 def tensors(content: Any, path: str) -> dict[str, Tensor]:
-    """``content`` as a state_dict; V2FError if it is anything else."""
+    """``content`` if it is a state_dict; V2FError otherwise."""
     if not isinstance(content, Mapping) or not content:
-        raise V2FError(f"{path}: a state_dict of tensors is wanted, it holds {type(content).__name__}")
+        raise V2FError(f"{path}: expected a state_dict of tensors, found {type(content).__name__}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise V2FError(f"{path}: a state_dict of tensors is wanted, its {name!r} is {type(value).__name__}")
+            raise V2FError(f"{path}: expected a state_dict of tensors, but its {name!r} is {type(value).__name__}")
     return dict(content)

@@ -1,13 +1,13 @@
-"""What retrieval can reach in the synthetic world by one who hears everything that a voice carries.
+"""The best retrieval in the synthetic world for a listener who knows all voice factors exactly.
 
-Each bound is a set of queries, one a person, to be matched by an identity net against a real photo of each person,
-exactly as a system's outputs are:
+Each bound is a set of queries, one per person. As with a system's outputs, an identity net matches them against a real
+photo of each person:
 
-- U1: the face expected of the true voice factors, rendered as a neutral photo: one sharp, average face for a voice.
-  A system that is trained against the identity net itself can draw a face that the net finds again more often.
-- U2: the mean identity embedding over the faces that the voice leaves possible. It is the best single query under
-  the squared error, needs no picture, and lies above U1.
-- A single factor: U1 by one who hears that factor only. Were it high, the world would be a giveaway.
+- U1: the expected face given the true voice factors, rendered as a neutral photo: one sharp, average face per voice.
+  A system trained against the identity net itself can draw a face that the net recognizes more often.
+- U2: the mean identity embedding over all faces that are possible given the voice. It is the best single query under
+  squared error, needs no picture, and is higher than U1.
+- A single factor: U1 for a listener who knows that factor alone. If it were high, the task would be trivial.
 
 Shapes: N people, V voice factors, H = W = size, D the embedding's width.
 """
@@ -25,15 +25,15 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def u1_pictures(world: World, voice_NV: np.ndarray, size: int = 64) -> np.ndarray:
-    """U1's queries: the expected face of each voice in the neutral photo, uint8 [N,size,size,3]."""
+    """U1's queries: each voice's expected face in the neutral photo, uint8 [N,size,size,3]."""
     neutral = np.zeros((len(voice_NV), len(PHOTO)), np.float32)
     return render_portraits(world.expected_face(voice_NV), neutral, size)
 
 
 def factor_pictures(world: World, voice_NV: np.ndarray, factor: str, size: int = 64) -> np.ndarray:
-    """U1's queries when ``factor`` alone is known and the other voice factors stand at 0: uint8 [N,size,size,3]."""
+    """U1's queries if only ``factor`` is known and the other voice factors are 0: uint8 [N,size,size,3]."""
     if factor not in VOICE:
-        raise V2FError(f"no voice factor is called {factor!r}; there are {', '.join(VOICE)}")
+        raise V2FError(f"no voice factor is named {factor!r}; choose {', '.join(VOICE)}")
     known = np.zeros_like(voice_NV)
     column = VOICE.index(factor)
     known[:, column] = voice_NV[:, column]
@@ -43,13 +43,13 @@ def factor_pictures(world: World, voice_NV: np.ndarray, factor: str, size: int =
 def u2_embeddings(
     world: World, voice_NV: np.ndarray, embeds: Sequence[Embed], draws: int = 32, key: int = 0, size: int = 64
 ) -> list[np.ndarray]:
-    """U2's queries by each net: float32 [N,D] of length 1, the mean embedding of ``draws`` faces for each voice.
+    """U2's queries for each net: float32 [N,D] of length 1, the mean embedding of ``draws`` faces for each voice.
 
-    Monte Carlo over ``World.posterior_face`` and photos that nobody has, the same pictures for all nets; the mean is
-    taken over embeddings of length 1 and scaled back to length 1.
+    Monte Carlo over ``World.posterior_face`` and photos that belong to nobody, with the same pictures for all nets. The
+    mean is taken over embeddings of length 1 and scaled to length 1.
     """
     if draws < 1:
-        raise V2FError(f"u2_embeddings needs at least one draw a person, got draws={draws}")
+        raise V2FError(f"u2_embeddings needs at least one draw per person, got draws={draws}")
     faces, photos = world.posterior_face(voice_NV, draws, key), world.any_photo(len(voice_NV), draws, key)
     totals: list[np.ndarray | float] = [0.0] * len(embeds)
     for face_NF, photo_NP in zip(faces, photos, strict=True):
