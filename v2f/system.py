@@ -48,7 +48,7 @@ class Schedule(Config):
     @model_validator(mode="after")
     def _moves(self) -> "Schedule":
         if self.hold and not self.start:
-            raise ValueError("schedule.hold at the factor 0 would train nothing; give schedule.start")
+            raise ValueError("schedule.hold at the factor 0 would train nothing; set schedule.start")
         return self
 
     def at(self, seen: int, total: int) -> float:

@@ -266,7 +266,7 @@ def cut(folder: Path) -> dict[str, Any]:
         ({"module": "generator", "which": 7}, r"there is no checkpoint of step 7, but those of step 1, 2$"),
         ({"module": "generator", "which": "best"}, r"its train\.best names no meter"),
         ({"module": "generator", "sha256": "0" * 64}, r"the SHA-256 of its generator is [0-9a-f]{64}, not the one"),
-        (damaged, r"part-.*: damaged \(its SHA-256 differs\)"),
+        (damaged, r"part-.*: damaged \(its SHA-256 does not match\)"),
         (diverged, r"a\.pt: these are not the weights of the module 'generator\.norms\.0': "),
         (cut, r"a\.pt: it is cut, or no file that torch\.save wrote"),
     ],

@@ -39,7 +39,7 @@ def export(
     run = Run.open(name)
     folder = run.checkpoint(which)
     if store.names(out):
-        raise V2FError(f"{out}: something is there already; name a new folder")
+        raise V2FError(f"{out}: the folder is not empty; name a new one")
     graph = None if format == "safetensors" else _graph(run, which, raw, format)
     tensors, state = checkpoint.load(folder, lambda name: name.startswith(("model/", "ema/")))
     averaged = not raw and any(name.startswith("ema/") for name in tensors)

@@ -70,7 +70,7 @@ def _why(run: Run, folders: list[str]) -> list[str]:
             f"every {train.keep_every}": train.keep_every and checkpoint.step_of(folder) % train.keep_every == 0,
             f"the best {train.best.metric if train.best else ''}": folder == best,
         }
-        reasons.append(", ".join(text for text, holds in why.items() if holds) or "goes with the next save")
+        reasons.append(", ".join(text for text, holds in why.items() if holds) or "removed at the next save")
     return reasons
 
 
@@ -182,7 +182,7 @@ def _problems(folder: str) -> Iterator[str]:
             yield f"{where}: {len(tensors)} tensors, {part['tensors']} were written"
         for name, tensor in tensors.items():
             if name in shapes:
-                yield f"{where}: {name} is in another part, too"
+                yield f"{where}: {name} is in another part as well"
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 bad = int((~tensor.isfinite()).sum())
                 yield f"{where}: {name} holds {bad} numbers that are not finite; its training has diverged"
@@ -200,7 +200,7 @@ def misfits(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     weights = {name.removeprefix("model/"): shape for name, shape in shapes.items() if name.startswith("model/")}
     averages = {name.removeprefix("ema/"): shape for name, shape in shapes.items() if name.startswith("ema/")}
     if not weights:
-        yield "no weights (model/...) are in it"
+        yield "it holds no weights (model/...)"
     averaged = {name.split(".", 1)[0] for name in averages}
     for name in weights:
         if name.split(".", 1)[0] in averaged and name not in averages:
@@ -225,7 +225,7 @@ def misfits(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
                     yield f"optim/{phase}/{parameter}/{slot} has shape {list(shape)}, which no weight here has"
     for name in shapes:
         if not name.startswith(("model/", "ema/", "optim/")):
-            yield f"{name} is nothing that a checkpoint holds"
+            yield f"{name} does not belong in a checkpoint"
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -124,7 +124,7 @@ def streams_of(config: RunConfig, system: System) -> dict[str, DataConfig]:
     asked, given, name = list(system.streams()), config.data.by_stream(), config.system.name  # type: ignore[attr-defined]
     if asked == [""] and config.data.streams is not None:
         raise V2FError(
-            f"data.streams: {', '.join(given)}: the system {name} reads one stream; leave it out, and give data.path "
+            f"data.streams: {', '.join(given)}: the system {name} reads one stream; remove it, and set data.path "
             "and data.batch"
         )
     if set(asked) != set(given):
@@ -217,7 +217,7 @@ class Run:
         """What identifies the run: code version, data fingerprint, stand-ins; of an export also its step."""
         where = store.join(self.path, "run.json")
         if store.exists(where):
-            return records.read_record(where, _Info, "restore it, or remove it to go on without it")
+            return records.read_record(where, _Info, "restore it, or remove it to continue without it")
         if not self.exported:
             return {}
         try:
@@ -226,7 +226,7 @@ class Run:
             found = None
         problem = problem_of(_Info, found)
         if problem is not None:
-            raise V2FError(f"{self._model}: its notes are damaged, {problem}; copy it or export it anew")
+            raise V2FError(f"{self._model}: its notes are damaged, {problem}; copy it or export it again")
         return dict(found)
 
     @property
@@ -235,10 +235,10 @@ class Run:
         where = store.join(self.path, EVALUATION)
         if not store.exists(where):
             return None
-        way_out = f"measure the run anew with `v2f eval {self.path}`"
+        way_out = f"measure the run again with `v2f eval {self.path}`"
         found = records.read_record(where, Evaluated, way_out)
         if not all(split.get("by") for split in found["splits"].values()):
-            raise V2FError(f"{where}: an older v2f wrote it, which knew no referee; {way_out}")
+            raise V2FError(f"{where}: it was written by an older v2f that had no referee; {way_out}")
         return found
 
     @cached_property
@@ -257,7 +257,7 @@ class Run:
     def checkpoint(self, which: str | int = "latest") -> str:
         """The folder of a committed checkpoint: ``latest``, ``best`` (by ``train.best``) or that of a step."""
         if self.exported:
-            raise V2FError(f"{self.path}: an export holds the weights of one checkpoint and nothing to choose from")
+            raise V2FError(f"{self.path}: an export holds one checkpoint only; there is none to choose")
         folders = {checkpoint.step_of(folder): folder for folder in checkpoint.committed(self._checkpoints)}
         if not folders:
             raise V2FError(f"{self.path}: no committed checkpoint yet; train it first: v2f/train.py --config ...")
@@ -266,7 +266,7 @@ class Run:
         if which == "best":
             best = self.config.train.best
             if best is None:
-                raise V2FError(f"{self.path}: its train.best names no meter that a checkpoint could be the best by")
+                raise V2FError(f"{self.path}: its configuration does not set train.best; name a step, or latest")
             found, what = checkpoint.best(self._checkpoints, best.metric, best.mode), f"with a meter {best.metric!r}"
         else:
             found, what = folders.get(int(which)), f"of step {which}"
