@@ -397,7 +397,7 @@ def test_what_was_measured_of_this_step_is_on_the_card(tiny_shards: str, system:
     ("which", "told"),
     [
         (30, None),
-        (35, r"there is no checkpoint of step 35, but those of step 10, 20, 30, 40$"),
+        (35, r"there is no checkpoint of step 35; the steps with one are 10, 20, 30, 40$"),
         ("best", None),
     ],
 )

@@ -104,8 +104,8 @@ def _numbers(about: Mapping[str, Any], evaluated: Mapping[str, Any]) -> list[str
             *(f"| {name} | {_number(value)} |" for name, value in sorted(about["metrics"].items())),
         ]
     for name, split in evaluated.get("splits", {}).items():
-        told = {by: own["lines"].get("voice", {}) for by, own in split["by"].items()}
-        shares = {by: {k: v for k, v in own.items() if k.startswith("R@") and v} for by, own in told.items()}
+        measured = {by: own["lines"].get("voice", {}) for by, own in split["by"].items()}
+        shares = {by: {k: v for k, v in own.items() if k.startswith("R@") and v} for by, own in measured.items()}
         names = list(dict.fromkeys(k for own in shares.values() for k in own))
         if names:
             chance = split.get("chance") or {}
