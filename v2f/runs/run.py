@@ -109,7 +109,7 @@ def _put(config: RunConfig, system: System, into: str, found: Pretrained) -> Non
         raise
 
 
-def told_source(record: Mapping[str, Any]) -> str:
+def source_line(record: Mapping[str, Any]) -> str:
     """One line about a source that :func:`start_from` returned."""
     step = "" if record["step"] is None else f", step {record['step']}"
     averages = ", the moving averages" if record["averaged"] else ""

@@ -41,7 +41,7 @@ from v2f.runs import checkpoint
 from v2f.runs.config import DataConfig, RunConfig, changes, what_is
 from v2f.runs.folder import RunFolder
 from v2f.runs.peers import alike, check_shared
-from v2f.runs.run import build_system, check_shapes, check_weights, config_of, start_from, streams_of, told_source
+from v2f.runs.run import build_system, check_shapes, check_weights, config_of, source_line, start_from, streams_of
 from v2f.runs.saver import Saver, deal
 from v2f.storage import local as files
 from v2f.storage import store
@@ -313,7 +313,7 @@ def _prepare(
         if state.get("precision", engine.precision) != engine.precision:
             say(f"goes on in {engine.precision}: {found} was trained in {state['precision']}")
         for record in init_from if found is None else []:
-            say(f"init_from: {told_source(record)}")
+            say(f"init_from: {source_line(record)}")
         if any(difference.startswith("init_from:") for difference in changed):
             say(f"init_from is for a first start: nothing new is taken, the run goes on from {found}")
         if micro_batch not in (None, train.micro_batch):
@@ -478,7 +478,7 @@ def _start(
     store.write_bytes(store.join(folder.path, "run.json"), json.dumps(info, indent=1).encode())
     tags = {f"v2f.{k}": v for k, v in info.items() if isinstance(v, str)}
     if init_from:
-        tags["v2f.init_from"] = "; ".join(map(told_source, init_from))
+        tags["v2f.init_from"] = "; ".join(map(source_line, init_from))
     tags["v2f.out"] = folder.path if folder.remote else str(folder.local.resolve())
     return Tracker(
         str(folder.local),
