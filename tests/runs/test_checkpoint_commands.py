@@ -420,11 +420,11 @@ def test_what_cannot_be_exported_is_told_in_one_line(run_folder: str, tiny_shard
         export(run_folder, str(tmp_path))
     out = str(tmp_path / "export")
     export(run_folder, out)
-    with pytest.raises(V2FError, match="an export holds the weights of one checkpoint"):
+    with pytest.raises(V2FError, match="an export holds one checkpoint only; there is none to choose"):
         export(out, str(tmp_path / "again"))
     values = Run.open(run_folder).config.model_dump(mode="json")
     for best, reason in (
-        (None, "its train.best names no meter"),
+        (None, "its configuration does not set train.best; name a step, or latest"),
         ({"metric": "loss"}, "no checkpoint with a meter 'loss'"),
     ):
         values["train"]["best"] = best
