@@ -210,7 +210,7 @@ def test_an_override_is_a_number_a_group_or_all_that_was_typed(text, value):
 
 @pytest.mark.parametrize("text", ["[1] #2", "'a' #2", "{a: 1} # b"])
 def test_an_override_of_which_a_part_would_be_left_out_is_refused(text):
-    with pytest.raises(V2FError, match=r"'#.*' behind the value would be left out; put all of it into quotes"):
+    with pytest.raises(V2FError, match=r"'#.*' after the value would be ignored; put the whole value in quotes"):
         override({}, [f"k={text}"])
 
 

@@ -1,8 +1,8 @@
-"""What a notebook or a loop of one's own needs: a trained run as a model, data as arrays, batches exactly once.
+"""For notebooks and your own training loops: a trained run as a model, data as arrays, batches exactly once.
 
     v2f.load(RUN) -> Model --generate--> pictures, sounds, labels
     v2f.open_dataset(PATH) -> DataSet --sample--> arrays
-    v2f.Loader(PATH, ...) -> batches; its ``state`` is one integer, with which another one goes on
+    v2f.Loader(PATH, ...) -> batches; its ``state`` is one integer, from which another Loader resumes
     v2f.train(RECIPE) -> the run's folder
 
 Shape letters: T audio frames, H height, W width, C channels.
@@ -40,7 +40,7 @@ def load(run: str, which: str | int = "latest", device: str | None = None) -> "M
 
     ``run``: a folder, an ``s3://`` prefix, an MLflow run id (of the server in MLFLOW_TRACKING_URI) or an export;
     ``which``: the checkpoint, ``latest``, ``best`` or a step; ``device``: None takes the GPU if there is one. V2FError
-    in one line where there is no such run or checkpoint.
+    if there is no such run or checkpoint.
     """
     opened = Run.open(run)
     there = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,11 +49,11 @@ def load(run: str, which: str | int = "latest", device: str | None = None) -> "M
 
 @dataclass(frozen=True)
 class Model:
-    """A trained system, and what it was trained from."""
+    """A trained system and its run."""
 
     run: Run
     system: System
-    """The torch module: ``system.sample(batch)`` takes what ``system.asks()`` declares."""
+    """The torch module; the batch of ``system.sample(batch)`` holds what ``system.asks()`` declares."""
     step: int | None
 
     @property
@@ -69,11 +69,11 @@ class Model:
         label: str | None = None,
         seed: int = 0,
     ) -> Any:
-        """What the system makes of what is given, files by their path or their bytes: the first thing that it makes.
+        """The first output of the system for the given inputs; files are given by path or as bytes.
 
-        A picture comes as a Pillow image with its provenance in ``info``, a sound as float32 [T] in [-1, 1] (its rate
-        is ``system.makes()``'s), a label as a dict of shares, an embedding or tokens as an array. V2FError in one line
-        where what is given is not what is asked for, or cannot be used.
+        Returns a picture as a Pillow image with its provenance in ``info``, a sound as float32 [T] in [-1, 1] (at the
+        rate in ``system.makes()``), a label as a dict of shares, an embedding or tokens as an array. A V2FError of one
+        line if an input is missing, not asked for or unusable.
         """
         given = Given(voice=voice, photo=photo, video=video, label=label, seed=seed)
         name, kind = next(iter(self.system.makes().items()))
@@ -100,7 +100,7 @@ def _image(picture: torch.Tensor, notes: Mapping[str, str]) -> "Image":
 
 
 def open_dataset(path: str) -> "DataSet":
-    """A packed data set in a folder or under an ``s3://`` prefix; V2FError where there is none or it is damaged."""
+    """A packed data set in a folder or under an ``s3://`` prefix; V2FError if it is missing or damaged."""
     return DataSet(manifest.open_dataset(path))
 
 
@@ -117,7 +117,7 @@ class DataSet:
 
     @property
     def fingerprint(self) -> str:
-        """Of everything that the data set holds: two with the same one are the same."""
+        """The fingerprint of all the data: data sets with equal fingerprints are equal."""
         return self._dataset.fingerprint
 
     @property
@@ -131,16 +131,16 @@ class DataSet:
         return {name: self._dataset.split(name).people for name in self._dataset.splits}
 
     def keys(self, split: str) -> list[str]:
-        """The keys of a split's samples, in the order of their numbers."""
+        """The keys of a split's samples, by sample number."""
         found = self._dataset.split(split)
         return [found.key(number) for number in range(found.samples)]
 
     def sample(self, which: int | str, split: str = "train") -> dict[str, Any]:
         """A sample of a split by its number or its key.
 
-        ``key``, ``identity``, ``json`` (all that is told of it), and what it holds: ``audio`` float32 [T] in [-1, 1]
-        with ``sample_rate``, ``photos`` uint8 [H, W, C] each, arrays of one's own by their names. V2FError where there
-        is no such sample or it is damaged.
+        Returns ``key``, ``identity``, ``json`` (its metadata) and what the data set holds: ``audio`` float32 [T] in
+        [-1, 1] with ``sample_rate``, ``photos`` uint8 [H, W, C] each, custom arrays by name. V2FError if the sample is
+        missing or damaged.
         """
         found = self._dataset.split(split)
         number = self._number_of(which, split) if isinstance(which, str) else which
@@ -172,10 +172,10 @@ class Loader:
     data, ``seed`` and ``batch`` alone.
 
     A batch is a dict: each transform's output [b, ...] by its name, ``slot``, ``weight`` (0 where a damaged sample was
-    replaced), ``identity`` and ``key``. ``batch`` is the global one; rank r of ``world_size`` gets its share of it.
-    ``state`` is the number of slots that were handed out, of all ranks together: a loader that is given it as
-    ``state`` goes on at the very next sample, on any number of ranks that divides the batch and with any number of
-    ``workers`` (processes that decode; 0: in this one).
+    replaced), ``identity`` and ``key``. ``batch`` is the global batch size; each rank gets its share. ``state`` is the
+    number of slots that all ranks together have handed out: a new Loader with this ``state`` resumes at the very next
+    sample, on any number of ranks that divides the batch and with any number of ``workers`` (decoding processes; 0:
+    decode in this process).
     """
 
     def __init__(
@@ -192,7 +192,9 @@ class Loader:
         state: int = 0,
     ) -> None:
         if state % batch:
-            raise V2FError(f"state {state} is not at the end of a batch of {batch}: it belongs to another batch size")
+            raise V2FError(
+                f"state {state} is no multiple of the batch size {batch}; use the batch size that it was saved with"
+            )
         dataset = manifest.open_dataset(path)
         found = dataset.split(split)
         order = Order.for_batches(found.shard_sizes, seed=seed, batch=batch, data=found.fingerprint)
@@ -221,7 +223,7 @@ class Loader:
         return batch
 
     def close(self) -> None:
-        """End its workers."""
+        """Stop the workers."""
         self._loader.close()
 
     def __enter__(self) -> "Loader":
@@ -235,7 +237,7 @@ def train(recipe: str | Mapping[str, Any] | RunConfig, *changes: str, resume: st
     """Train a recipe, and return the run's folder: ``v2f train`` in this process, on this process's rank.
 
     ``recipe``: the path of a YAML, its content as a mapping, or a configuration; ``changes``: ``dotted.key=value``;
-    ``resume``: ``auto`` goes on where the run is there, ``none`` refuses one that is. V2FError in one line.
+    ``resume``: ``auto`` resumes an existing run, ``none`` refuses it. Errors are V2FErrors of one line.
     """
     from v2f.training.trainer import fit
 

@@ -1,7 +1,7 @@
-"""The mechanism of configuration: typed models <-> YAML, dotted overrides, errors that name the nearest key.
+"""How configurations work: typed models <-> YAML, dotted overrides, errors that name the nearest key.
 
-A class that is configured holds its own ``Config`` (a subclass of :class:`Config`); a recipe is one YAML
-file that spells a whole run. Nothing here knows what is configured.
+A configurable class has its own ``Config`` (a subclass of :class:`Config`); a recipe is a YAML file that spells a
+whole run. This module does not know what it configures.
 """
 
 import difflib
@@ -22,16 +22,16 @@ from v2f.storage.credentials import has_credentials, without_credentials
 T = TypeVar("T")
 C = TypeVar("C", bound="Config")
 Place = Annotated[str, AfterValidator(place)]
-"""A key that says where something lies."""
+"""A path, prefix or address."""
 
 
 class _MayChange:
-    """Marks a field in its annotation."""
+    """The mark that :data:`MayChange` puts on a field."""
 
 
 MayChange = Annotated[T, _MayChange()]
-"""``key: MayChange[int]``: a key that a resumed run may set differently. It changes neither the function that is
-trained nor the order of its samples."""
+"""``key: MayChange[int]``: a key that may change when a run resumes, because it affects neither the trained function
+nor the order of the samples."""
 
 
 class Config(BaseModel):
@@ -77,22 +77,22 @@ def parse_yaml(text: str, where: str) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise V2FError(f"{where}:{line} not valid YAML ({problem})") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        # PyYAML's constructors of numbers and dates, and a nesting without end
+        # from PyYAML's constructors of numbers and dates, and from endless nesting
         raise V2FError(f"{where}: not valid YAML ({type(error).__name__}: {error})".splitlines()[0]) from error
 
 
 def parse_value(text: str, where: str) -> Any:
-    """The value of one line that a user typed: a list ``[...]``, a group ``{...}``, a text in quotes, or all of it.
+    """The value of one line that a user typed: a list ``[...]``, a group ``{...}``, a quoted text, or a bare word.
 
-    What stands bare is a number, true, false or null where YAML reads it as such, else it is the text: no ``#`` ends
-    it, and no ``: ``, ``@``, ``*`` or ``&`` makes something else of it.
+    A bare word is a number, true, false or null if YAML reads it so, else the whole line is text, whatever characters
+    (``#``, ``: ``, ``@``, ``*``, ``&``) are in it.
     """
     text = text.strip()
     if not text.startswith(("[", "{", "'", '"')):
         try:
             loader = _Loader(text)
             tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-            if tag not in _BARE or ":" in text:  # 1:30 would be 90, and a date no text
+            if tag not in _BARE or ":" in text:  # else 1:30 would be 90, and a date not a string
                 return text
             return loader.construct_document(yaml.ScalarNode(tag, text))  # type: ignore[no-untyped-call]
         except (yaml.YAMLError, ValueError) as error:
@@ -101,12 +101,12 @@ def parse_value(text: str, where: str) -> Any:
     node = yaml.compose(text, Loader=_Loader)
     rest = "" if node is None else text[node.end_mark.index :].strip()
     if rest:
-        raise V2FError(f"{where}: {rest!r} behind the value would be left out; put all of it into quotes")
+        raise V2FError(f"{where}: {rest!r} after the value would be ignored; put the whole value in quotes")
     return value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds."""
+    """The mapping in a YAML file."""
     try:
         with files.opened(path, "r", encoding="utf-8") as file:
             text = file.read()
@@ -123,11 +123,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """``values`` with ``dotted.key=value`` assignments applied; for the values see :func:`parse_value`."""
+    """``values`` with ``dotted.key=value`` assignments applied; :func:`parse_value` reads each value."""
     result = _copy(values)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        assignment = without_credentials(assignment)  # from here on only shown
+        assignment = without_credentials(assignment)  # from here on for messages only
         if not equals or not key or any(not part for part in key.split(".")):
             raise V2FError(f"{assignment!r}: an override is written dotted.key=value, for example data.batch=32")
         *parents, last = key.split(".")
@@ -144,9 +144,9 @@ def override(values: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
 
 
 def build(cls: type[C], values: Any, where: str, under: str = "") -> C:
-    """A ``cls`` from plain values, or one line that names the first wrong key, its file and the nearest right key.
+    """A ``cls`` from plain values; V2FError names the first wrong key, its file and the nearest right key.
 
-    ``under``: the group that ``cls`` stands in, such as ``system.``, for the keys in that line.
+    ``under``: the group of ``cls``, such as ``system.``, which the error puts before the keys.
     """
     _refuse_credentials(values, where, under)
     try:
@@ -156,9 +156,9 @@ def build(cls: type[C], values: Any, where: str, under: str = "") -> C:
 
 
 def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
-    """A configuration is written into the run's folder, every checkpoint and the tracker, and is no place for a secret.
+    """V2FError if a value contains a password: configurations are copied to the run's folder, checkpoints and tracker.
 
-    The user of a database may stand in its address, a password may not.
+    An address may contain a user name.
     """
     if isinstance(values, dict):
         for key, value in values.items():
@@ -168,7 +168,7 @@ def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
             _refuse_credentials(value, where, f"{prefix}{number}.")
     elif isinstance(values, str) and has_credentials(values):
         raise V2FError(
-            f"{where}: {prefix.rstrip('.')}: an address carries no credentials; put them into the environment: "
+            f"{where}: {prefix.rstrip('.')}: an address carries no credentials; set them in the environment: "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) for a tracking "
             "server, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) for s3://, PGPASSWORD for "
             "PostgreSQL"
@@ -176,7 +176,7 @@ def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
 
 
 def dump_yaml(config: Config) -> str:
-    """The YAML text that :func:`build` turns into an equal configuration."""
+    """The YAML text from which :func:`build` makes an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -192,7 +192,7 @@ def fixed(config: Config) -> dict[str, Any]:
 
 
 def _free(value: Any, prefix: str) -> Iterator[str]:
-    """The dotted keys that may change, each with a dot behind it."""
+    """The dotted keys that may change, each followed by a dot."""
     if isinstance(value, Config):
         for key, field in type(value).model_fields.items():
             if any(isinstance(mark, _MayChange) for mark in field.metadata):
@@ -237,7 +237,7 @@ def _explain(cls: type[Config], error: ValidationError, where: str, under: str) 
         return f"{where}: {tag}: there is no {first['ctx']['tag']!r}, but {first['ctx']['expected_tags']}{more}"
     message = first["msg"][:1].lower() + first["msg"][1:]
     message = message.removeprefix("value error, ")
-    if isinstance(first["input"], dict) and first["type"] == "value_error":  # of a group: the message names its keys
+    if isinstance(first["input"], dict) and first["type"] == "value_error":  # about a group: the message names its keys
         return f"{where}: {dotted.rstrip('.')}: {message}{more}"
     shown = repr(first["input"])
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -245,7 +245,7 @@ def _explain(cls: type[Config], error: ValidationError, where: str, under: str) 
 
 
 def _nearest(cls: type[Config], path: list[str], siblings: list[str]) -> str | None:
-    """The nearest key among the siblings, else the nearest anywhere below ``cls``, as a dotted key."""
+    """The nearest dotted key: among the siblings, else anywhere below ``cls``."""
     close = difflib.get_close_matches(path[-1], siblings, 1, 0.6)
     if close:
         return ".".join([*path[:-1], close[0]])
@@ -269,7 +269,7 @@ def _keys_at(cls: type[Config], location: Sequence[str]) -> list[str]:
 
 
 def _models_at(cls: type[Config], location: Sequence[str]) -> list[type[Config]]:
-    """The models that a location of pydantic's may mean: beside keys it holds indices and the tags of unions."""
+    """The models that a pydantic location may refer to; besides keys it contains indices and tags of unions."""
     models = [cls]
     for part in location:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
@@ -279,7 +279,7 @@ def _models_at(cls: type[Config], location: Sequence[str]) -> list[type[Config]]
 
 
 def _shown(cls: type[Config], location: Sequence[str]) -> list[str]:
-    """A location as the user wrote it: without tags of unions and names of validators."""
+    """A location as the user wrote it, without tags of unions and names of validators."""
     path = []
     for at, part in enumerate(location):
         last = at == len(location) - 1
@@ -296,7 +296,7 @@ def _shown(cls: type[Config], location: Sequence[str]) -> list[str]:
 
 
 def _is_dict(cls: type[Config], location: Sequence[str]) -> bool:
-    """Whether the key that a location ends with holds names of the user's choice."""
+    """Whether the last key of a location is a mapping whose keys the user chooses."""
     fields = [model.model_fields.get(location[-1]) for model in _models_at(cls, location[:-1])]
     kinds = [kind for field in fields if field for kind in (field.annotation, *get_args(field.annotation))]
     return any(get_origin(kind) is dict for kind in kinds)

@@ -1,7 +1,7 @@
-"""The contract between mathematics and machinery: System, Phase, Losses.
+"""The contract between a system and the trainer: System, Phase, Losses.
 
-A system says what is trained and what the loss is; the trainer owns backward, precision, accumulation,
-clipping, freezing and time. One file a system under ``v2f/systems``, one line in its table, one recipe.
+A system defines the modules to train and the loss; the trainer owns backward, precision, accumulation, clipping,
+freezing and time. A system takes one file under ``v2f/systems``, one line in its table and one recipe.
 
 Shape letters: B batch, T waveform samples, H W picture, L styles, D width.
 """
@@ -23,15 +23,16 @@ from v2f.weights import JudgeConfig
 M = TypeVar("M", bound=nn.Module)
 
 Batch = dict[str, Any]
-"""``{transform's name: [B, ...], "slot": int64 [B], "weight": float32 [B], "identity": int64 [B], "key": [str]}``; of a
-system that reads several streams ``{stream: such a batch}``, each with its own B."""
+"""``{transform: [B, ...], "slot": int64 [B], "weight": float32 [B], "identity": int64 [B], "key": [str]}``; for a
+system of several streams ``{stream: such a batch}``, each with its own B."""
 
 Losses = dict[str, Tensor]
-"""``{"total": scalar, part: scalar, ...}``; each is sum(weight * loss per sample) / B (promise 2)."""
+"""``{"total": scalar, part: scalar, ...}``; each is sum(weight * loss per sample) / B (promise 2,
+docs/architecture.md)."""
 
 
 class Schedule(Config):
-    """A factor on the learning rate as a pure function of samples seen: hold, linear warm-up, decay.
+    """A factor on the learning rate, as a pure function of the samples seen: hold, linear warm-up, decay.
 
     The thesis's warm-up: tens of thousands of steps at a small rate (``hold`` at ``start``), a slow rise (``warmup``),
     a slow decay. ``exponential`` multiplies by ``factor`` every ``every`` samples (the thesis: x0.95 an epoch);
@@ -48,13 +49,13 @@ class Schedule(Config):
     @model_validator(mode="after")
     def _moves(self) -> "Schedule":
         if self.hold and not self.start:
-            raise ValueError("schedule.hold at the factor 0 would train nothing; give schedule.start")
+            raise ValueError("schedule.hold at the factor 0 would train nothing; set schedule.start")
         return self
 
     def at(self, seen: int, total: int) -> float:
         """The factor for the step that starts when ``seen`` of ``total`` samples have been used.
 
-        The first step of a warm-up is not at rate zero: it would move nothing.
+        The first step of a warm-up has a rate above zero; otherwise it would change nothing.
         """
         if seen < self.hold:
             return self.start
@@ -83,28 +84,28 @@ class Optimizer(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One optimizer's turn: a supervised system has one, a GAN two. Order in the list is order of execution."""
+    """One optimizer's part of a step: a supervised system has one phase, a GAN two. They run in list order."""
 
     name: str
     modules: Mapping[str, nn.Module]
     optimizer: Optimizer
     every: int = 1
     ema: int | None = None
-    """Half-life of the moving average of the weights, in samples; None keeps none."""
+    """Half-life of the moving average of the weights, in samples; None: no average."""
 
 
 class SystemConfig(Config):
-    """What the configuration of every system has."""
+    """The keys that the configuration of every system has."""
 
     name: str
 
     @property
     def nets(self) -> JudgeConfig | None:
-        """The frozen nets that it names; None: it names none."""
+        """The frozen nets that the configuration names; None if it names none."""
         return None
 
 
-# What goes in and comes out. In a batch an input has the shape that its transform gives it, with B in front.
+# Kinds of inputs and outputs. In a batch, an input has the shape that its transform gives it, with B in front.
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Picture:
     size: int
     channels: int = 3
     share: float = 1.0
-    """Of a photo's side, kept around its middle, as an input."""
+    """Share of a photo's side that an input keeps, around its center."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Label:
-    """int64 [B] as an input, scores [B,K] as an output: one of ``names``."""
+    """One of ``names``: int64 [B] as an input, scores [B,K] as an output."""
 
     names: tuple[str, ...]
 
@@ -164,7 +165,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Noise:
-    """float32 [B,Z], N(0, 1): nobody is asked for it, it is drawn."""
+    """float32 [B,Z] from N(0, 1): v2f draws it; users do not provide it."""
 
     width: int
 
@@ -180,16 +181,16 @@ def of_kind(kinds: Mapping[str, Kind], kind: type[K]) -> list[tuple[str, K]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A part of a system for programs without v2f: a graph of tensors."""
+    """A part of a system for programs without v2f, as a graph of tensors."""
 
     graph: nn.Module
-    """Takes ``inputs`` in their order and gives one tensor, the batch in front of all of them."""
+    """Takes ``inputs`` in order and returns one tensor; the first axis of all of them is the batch."""
     inputs: Mapping[str, Tensor]
-    """Name -> an example, of a batch of at least two; all axes but the batch are fixed."""
+    """Name -> an example with a batch of at least two; all other axes are fixed."""
     makes: str
-    """The name of what comes out."""
+    """The name of the output."""
     about: str
-    """What goes in and what comes out, with shapes and units, in one sentence of the model card."""
+    """Inputs and output with shapes and units, as one sentence of the model card."""
 
 
 class Transform(Protocol):
@@ -200,7 +201,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Stepped(Turn):
-    """A step that all ranks have taken: its turn (seed, step, slots), and what they have added up in it."""
+    """A step that all ranks have taken: its turn (seed, step, slots) and the statistics that they summed."""
 
     statistics: Mapping[str, Tensor]
     """``MODULE.path`` of each :class:`~v2f.nn.statistics.Keeps` that the phase trains -> its sums over all ranks and
@@ -208,104 +209,104 @@ class Stepped(Turn):
 
 
 class System(nn.Module, abc.ABC):
-    """What is trained. Abstract: final classes only below it.
+    """A trainable system. Abstract; subclasses are final.
 
-    Submodules named in a phase are trained, wrapped and saved; every other one is frozen and stays outside
-    the engine, the optimizer and the checkpoint.
+    Submodules named in a phase are trained, wrapped and saved; all others are frozen and stay outside the engine, the
+    optimizer and the checkpoint.
     """
 
     Config: ClassVar[type[SystemConfig]]
     protocol: ClassVar[str | None] = None
-    """Name of the protocol by which it is judged (:mod:`v2f.evaluation.protocols`); None: there is none yet."""
+    """Name of its evaluation protocol (:mod:`v2f.evaluation.protocols`); None: it has none yet."""
     stand_ins: Sequence[str] = ()
-    """Names of the frozen nets that are the synthetic world's, because no weights were named."""
+    """Names of the frozen nets that are stand-ins of the synthetic world, because no weights were configured."""
     weights: Mapping[str, str] = {}
-    """Role -> SHA-256 of the file that the user brought for a frozen net."""
+    """Role -> SHA-256 of the file that the user provided for a frozen net."""
 
     @abc.abstractmethod
     def phases(self) -> list[Phase]:
-        """The phases, in order of execution."""
+        """The phases, in execution order."""
 
     @abc.abstractmethod
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
-        """The losses of one micro-batch: pure, no backward, no logging."""
+        """The losses of one micro-batch; a pure function without backward or logging."""
 
     def after_step(self, phase: str, stepped: Stepped) -> None:
-        """Called on all ranks after each optimizer step that was not skipped, without gradients.
+        """Called on all ranks, without gradients, after each optimizer step that was not skipped.
 
-        It may move buffers, never parameters (a strategy holds copies of them), by what ``stepped`` and the buffers
-        say alone: all ranks must come to the same.
+        It may change buffers, never parameters (strategies hold copies of them), and may depend on ``stepped`` and the
+        buffers only: all ranks must reach the same result.
         """
 
     @abc.abstractmethod
     def asks(self) -> Mapping[str, Kind]:
-        """What :meth:`sample` needs, by its name in the batch; nothing else of a batch is looked at for its result."""
+        """The inputs of :meth:`sample`, by name in the batch; its outputs depend on nothing else in the batch."""
 
     @abc.abstractmethod
     def makes(self) -> Mapping[str, Kind]:
-        """What :meth:`sample` makes of that, by name; the first one is what the system is for."""
+        """The outputs of :meth:`sample`, by name; the first one is the purpose of the system."""
 
     @abc.abstractmethod
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """What the system makes of a batch, as :meth:`makes` declares it; of one from a data set also what it is to be
-        held against, under other names."""
+        """The outputs for a batch, as :meth:`makes` declares them; for a batch from a data set also the references to
+        compare them with, under other names."""
 
     @abc.abstractmethod
     def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Numbers that show in minutes whether it collapses (promise 7), from the validation batches."""
+        """Numbers from the validation batches that show within minutes whether training collapses (promise 7,
+        docs/architecture.md)."""
 
     def verdict(self, meters: Mapping[str, float], history: Mapping[str, Sequence[float]]) -> str | None:
-        """What is wrong with the training, in one line that begins with the trouble's name; None: nothing is seen.
+        """What is wrong with the training, in one line that begins with the problem's name; None if nothing is.
 
-        ``meters`` are those of :meth:`meters`; ``history`` holds what the run has logged by name, oldest first, the
-        last 200 points at most: means over ``train.log_every`` steps, such as ``loss/PHASE/total``.
+        ``meters``: the result of :meth:`meters`. ``history``: the logged values of the run by name, oldest first, at
+        most the last 200: means over ``train.log_every`` steps, such as ``loss/PHASE/total``.
         """
         return None
 
     def exports(self) -> Exported | None:
-        """The graph that ``v2f checkpoint export --format onnx`` (or ``torch-export``) writes; None: there is none."""
+        """The graph that ``v2f checkpoint export --format onnx`` (or ``torch-export``) writes, or None."""
         return None
 
     @classmethod
     def misfit(cls, config: Any, shapes: Mapping[str, Sequence[int]]) -> str | None:
-        """Why weights of these shapes, by ``MODULE.tensor``, are not those of a system of ``config``, and the way out;
-        None: nothing is known but the first tensor that does not fit."""
+        """Why weights of these shapes, by ``MODULE.tensor``, do not fit a system of ``config``, and what to do; None if
+        the system knows no reason."""
         return None
 
     @abc.abstractmethod
     def transforms(self) -> dict[str, Transform]:
-        """What it reads of a sample: name in the batch -> transform. Of a system that reads several streams, what it
-        reads where samples come one by one (evaluation, generation), what its first stream reads among it."""
+        """What the system reads from a sample: name in the batch -> transform. For a system of several streams: what it
+        reads where samples come one by one (evaluation, generation), including all that its first stream reads."""
 
     def streams(self) -> dict[str, dict[str, Transform]]:
-        """What training and validation read of each stream of samples: stream -> name in its batch -> transform.
+        """What training and validation read from each stream of samples: stream -> name in its batch -> transform.
 
-        The one stream without a name is what most systems read: its batch is *the* batch. Streams with names are drawn
-        independently of each other, each from its whole set and in an order of its own (``data.streams``): :meth:`loss`
-        and :meth:`meters` then get ``batch["voice"]["wav"]``, :meth:`sample` the batch of a single stream, the first.
-        All streams stand at one position, the step; a step, a schedule and every axis count the samples of the first.
-        ``identity`` is one number for a name in all streams. Loss terms are means over the B of the stream that they
-        are about, by its own ``weight``.
+        Most systems read one stream without a name; its batch is *the* batch. Named streams are drawn independently,
+        each from its whole data set and in its own order (``data.streams``): :meth:`loss` and :meth:`meters` then get
+        ``batch["voice"]["wav"]``; :meth:`sample` gets the batch of the first stream only. All streams are at the same
+        step; steps, schedules and axes count the samples of the first stream. An identity has the same number in all
+        streams. Each loss term is a mean over the B of its stream, weighted by that stream's ``weight``.
         """
         return {"": self.transforms()}
 
 
 def by_stream(batch: Batch) -> dict[str, Batch]:
-    """The batch of each stream, in the system's order; of a system that reads one, the batch itself under ""."""
+    """The batch of each stream, in the system's order; ``{"": batch}`` if the system reads one unnamed stream."""
     return {"": batch} if "slot" in batch else batch
 
 
 def first_stream(batch: Batch) -> Batch:
-    """The batch of the first stream, whose samples count."""
+    """The batch of the first stream, by which samples are counted."""
     return next(iter(by_stream(batch).values()))
 
 
 def part_of(batch: Batch, number: int, parts: int) -> Batch:
-    """The ``number``-th of ``parts`` equal stretches of the slots of every stream."""
+    """The ``number``-th of ``parts`` equal slices of every stream's slots."""
     if "slot" not in batch:
         return {stream: part_of(own, number, parts) for stream, own in batch.items()}
     size, rest = divmod(len(batch["slot"]), parts)
-    assert not rest, f"{len(batch['slot'])} slots are not cut into {parts} equal parts"
+    assert not rest, f"{len(batch['slot'])} slots do not split into {parts} equal parts"
     return {name: values[number * size : (number + 1) * size] for name, values in batch.items()}
 
 
@@ -316,43 +317,43 @@ class Judged(System):
     perceptual: Any
 
     def embed(self, img_B3HW: Tensor) -> Tensor:
-        """Whose face: identity embeddings [B,E] of length one."""
+        """Identity embeddings [B,E] of unit length."""
         embedding_BE: Tensor = self.identity(img_B3HW)
         return embedding_BE
 
     def maps(self, img_B3HW: Tensor) -> Sequence[Tensor]:
-        """What is there: feature maps [B,C,h,w] of a perceptual net."""
+        """Feature maps [B,C,h,w] of the perceptual net."""
         maps: Sequence[Tensor] = self.perceptual(img_B3HW)
         return maps
 
 
 class Styled(System):
-    """A system around a generator of styles."""
+    """A system around a style-based generator."""
 
     @abc.abstractmethod
     def styles(self, wav_BT: Tensor) -> Tensor:
-        """w+ [B,L,D] of what it hears."""
+        """The w+ [B,L,D] of voices."""
 
     @abc.abstractmethod
     def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
-        """Pictures [B,3,S,S] of w+; ``size`` None: that of the training."""
+        """Pictures [B,3,S,S] from w+; ``size`` None: the size of the training."""
 
     @property
     def inverts(self) -> bool:
-        """Whether a net of this run gives the w+ of a photo."""
+        """Whether a net of this run computes the w+ of a photo."""
         return False
 
     def invert(self, img_B3HW: Tensor) -> Tensor:
-        """w+ of real photos in [-1,1], where :attr:`inverts` says so."""
+        """The w+ of real photos in [-1,1], if :attr:`inverts`."""
         raise NotImplementedError
 
     def reference_codes(self, batch: Batch, reference_B3HW: Tensor) -> Tensor | None:
-        """w+ of a batch's photos, from its shards or by :meth:`invert`; None where neither has them."""
+        """The w+ of a batch's photos, from its shards or by :meth:`invert`; None if neither has them."""
         return self.invert(reference_B3HW) if self.inverts else None
 
 
 def trained(system: System) -> dict[str, nn.Module]:
-    """Every module that some phase trains, by name; a name stands for one module in all phases."""
+    """All modules that any phase trains, by name; a name means the same module in all phases."""
     modules: dict[str, nn.Module] = {}
     for phase in system.phases():
         for name, module in phase.modules.items():
@@ -361,28 +362,28 @@ def trained(system: System) -> dict[str, nn.Module]:
 
 
 def device_of(system: System) -> torch.device:
-    """Where a system's nets are."""
+    """The device of a system's nets."""
     return next(system.parameters(), torch.empty(0)).device
 
 
 def freeze(module: M) -> M:
-    """``module`` in eval mode for ever, without gradients for its own parameters (they still pass through it)."""
+    """Put ``module`` in eval mode permanently, without gradients for its parameters; they still pass through it."""
     module.eval().requires_grad_(False)
     module.train = _stay  # type: ignore[method-assign, assignment]
     return module
 
 
 def _stay(mode: bool = True) -> None:
-    """A frozen module's ``train``: nothing changes, whoever walks over it."""
+    """A frozen module's ``train``: does nothing, also when called through a parent module."""
 
 
 def weighted(loss_B: Tensor, weight_B: Tensor) -> Tensor:
-    """sum(w l) / B: a quarantined slot (weight 0) keeps its place in the mean (promise 2)."""
+    """sum(w l) / B: a quarantined slot (weight 0) still counts in B (promise 2, docs/architecture.md)."""
     return (loss_B * weight_B.to(loss_B.dtype)).sum() / loss_B.shape[0]
 
 
 def to_picture(img: Tensor, like: Tensor | None = None) -> Tensor:
-    """uint8 pictures as floats in [-1, 1], in ``like``'s dtype and on its device."""
+    """uint8 pictures as floats in [-1, 1], with the dtype and device of ``like``."""
     dtype = like.dtype if like is not None else torch.float32
     device = like.device if like is not None else img.device
     return img.to(device=device, dtype=dtype) / 127.5 - 1

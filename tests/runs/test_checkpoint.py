@@ -390,7 +390,7 @@ def test_an_unreadable_record_stays_while_the_best_is_kept_and_the_others_go(
         again.save(step, metrics={"margin": 0.2})
     assert steps(root) == [1, 2, 4, 5]
     (told,) = caplog.messages
-    assert f"{root}/step-00000001/checkpoint.json: damaged (it is no JSON record)" in told
+    assert f"{root}/step-00000001/checkpoint.json: damaged (it is not a JSON record)" in told
     with pytest.raises(V2FError, match=r"step-00000001/checkpoint\.json: damaged"):  # who asks for the best is told
         checkpoint.best(root, "margin", "max")
 
@@ -433,10 +433,10 @@ def spoil(folder: str, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ("flipped", r"part-00000-a-3\.safetensors: damaged \(its SHA-256 differs\)"),
-        ("cut", r"damaged \(it has \d+ bytes of \d+\)"),
-        ("gone", r"damaged \(it is not there\)"),
-        ("record", r"checkpoint\.json: damaged \(it is no JSON record\)"),
+        ("flipped", r"part-00000-a-3\.safetensors: damaged \(its SHA-256 does not match\)"),
+        ("cut", r"damaged \(it has \d+ bytes instead of \d+\)"),
+        ("gone", r"damaged \(it is missing\)"),
+        ("record", r"checkpoint\.json: damaged \(it is not a JSON record\)"),
     ],
 )
 def test_damage_is_found_and_the_older_ones_are_named(tmp_path: Path, how: str, why: str) -> None:
@@ -444,7 +444,7 @@ def test_damage_is_found_and_the_older_ones_are_named(tmp_path: Path, how: str, 
     for step in (1, 2, 3):
         folder = ranks.save(step)
     spoil(folder, how)
-    way = r"; remove it to go on from step-00000002 \(older still: step-00000001\)$"
+    way = r"; remove it to resume from step-00000002 \(older still: step-00000001\)$"
     with pytest.raises(V2FError, match=why + way):
         checkpoint.load(folder)
     assert same(checkpoint.load(checkpoint.committed(str(tmp_path))[1])[0], some_tensors())
@@ -453,7 +453,7 @@ def test_damage_is_found_and_the_older_ones_are_named(tmp_path: Path, how: str, 
 def test_of_one_damaged_checkpoint_it_is_said_that_there_is_no_other(tmp_path: Path) -> None:
     folder = Ranks(str(tmp_path)).save(1)
     spoil(folder, "flipped")
-    with pytest.raises(V2FError, match=r"there is no older one$"):
+    with pytest.raises(V2FError, match=r"there is no older checkpoint$"):
         checkpoint.load(folder)
 
 
@@ -461,7 +461,7 @@ def test_of_a_damaged_copy_under_another_name_no_older_one_is_named(tmp_path: Pa
     folder = Ranks(str(tmp_path)).save(1)
     spoil(folder, "flipped")
     copy = Path(folder).rename(tmp_path / "mybest")
-    with pytest.raises(V2FError, match=r"mybest/part-00000-a-1\.safetensors: damaged .*; copy it anew$"):
+    with pytest.raises(V2FError, match=r"mybest/part-00000-a-1\.safetensors: damaged .*; copy it again$"):
         checkpoint.load(str(copy))
 
 
@@ -474,7 +474,7 @@ def test_older_ones_are_named_from_inside_the_damaged_folder_too(
     spoil(folder, "flipped")
     for inside, name in ((folder, "."), (str(tmp_path), "step-00000002")):
         monkeypatch.chdir(inside)
-        with pytest.raises(V2FError, match=r"; remove it to go on from step-00000001$"):
+        with pytest.raises(V2FError, match=r"; remove it to resume from step-00000001$"):
             checkpoint.load(name)
 
 
@@ -530,7 +530,7 @@ def test_a_record_without_a_checksum_is_one_that_an_older_version_wrote(tmp_path
     path.write_text(json.dumps(record))
     assert same(checkpoint.load(folder)[0], some_tensors())
     path.write_text(json.dumps(record | {"sha25v": "0"}))
-    with pytest.raises(V2FError, match="its own checksum is missing"):
+    with pytest.raises(V2FError, match="its checksum is missing"):
         checkpoint.read_state(folder)
 
 
@@ -570,14 +570,16 @@ def test_a_record_that_cannot_be_one_is_refused_in_one_line(
     Path(folder, checkpoint.COMMIT).write_text(json.dumps(record))
     with pytest.raises(V2FError, match=rf"^[^\n]*step-00000020/checkpoint\.json: damaged \({why}[^\n]*$") as raised:
         checkpoint.load(folder)
-    assert str(raised.value).endswith("; remove it to go on from step-00000012")
+    assert str(raised.value).endswith("; remove it to resume from step-00000012")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b"3"])
 def test_what_is_no_record_at_all_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     folder = Ranks(str(tmp_path)).save(1)
     Path(folder, checkpoint.COMMIT).write_bytes(content)
-    with pytest.raises(V2FError, match=r"checkpoint\.json: damaged \(it is no JSON record\); there is no older one$"):
+    with pytest.raises(
+        V2FError, match=r"checkpoint\.json: damaged \(it is not a JSON record\); there is no older checkpoint$"
+    ):
         checkpoint.read_state(folder)
 
 
@@ -588,7 +590,7 @@ def test_a_folder_is_named_after_the_step_of_its_record_or_by_a_name_of_its_own(
         assert same(checkpoint.load(str(tmp_path / name))[0], some_tensors())
     shutil.copytree(folder, tmp_path / "step-00000024")
     newest = checkpoint.latest(str(tmp_path)) or ""
-    with pytest.raises(V2FError, match=r"its record is that of step 20; name the folder step-00000020, or remove it"):
+    with pytest.raises(V2FError, match=r"its record belongs to step 20; name the folder step-00000020, or remove it"):
         checkpoint.load(newest)
 
 
@@ -686,7 +688,7 @@ def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, monkeypatch: pytest
     assert all(isinstance(other, V2FError) for other in others)
     assert {other.again for other in others} == {how in ("away", "unexpected")}
     if how in ("flipped", "gone", "record"):
-        assert str(first).endswith("; remove it to go on from step-00000001")
+        assert str(first).endswith("; remove it to resume from step-00000001")
 
 
 def raised(error: Exception) -> bytes:
@@ -714,7 +716,7 @@ def test_a_folder_that_all_ranks_share_is_taken_and_left_clean(tmp_path: Path) -
 def test_a_folder_of_ones_own_is_refused_on_all_ranks(tmp_path: Path) -> None:
     told = look([f"{tmp_path}/one", f"{tmp_path}/one", f"{tmp_path}/two"], 0.0)
     assert len({text and text.split(": ", 1)[1] for text in told}) == 1
-    assert "not one folder for all ranks: rank 0 on" in str(told[0])
+    assert "the ranks do not share one folder: rank 0 on" in str(told[0])
     assert "does not see what rank 2 on" in str(told[0])
     assert "set out= to a shared folder or an s3:// prefix" in str(told[0])
     assert list(tmp_path.glob("*/*")) == []
@@ -724,4 +726,4 @@ def test_a_rank_that_cannot_write_is_named_on_all_ranks(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     told = look([f"{tmp_path}/one", f"{tmp_path}/file"], 0.0)
     assert told[0] == told[1]
-    assert "rank 1 cannot write where the run is to be" in str(told[0])
+    assert "rank 1 cannot write to the run's folder" in str(told[0])

@@ -119,7 +119,7 @@ def test_show_lists_steps_sizes_the_meter_and_why_each_is_kept(run_folder: str, 
     assert list(table) == ["10", "20", "30", "40"]
     assert [table[step][4] for step in table] == ["0.1", "0.3", "0.2", "nan"]
     assert [table[step][2] for step in table] == ["2"] * 4
-    assert table["10"][-1] == "goes with the next save"
+    assert table["10"][-1] == "removed at the next save"
     assert table["20"][-1] == "every 20, the best margin"
     assert table["30"][-1] == "of the newest 2"
     assert table["40"][-1] == "the newest, every 20"
@@ -189,7 +189,7 @@ def test_verify_takes_a_copy_under_another_name_and_the_folder_that_one_is_in(
     monkeypatch.chdir(tmp_path / "step-00000020")
     for name in (".", str(tmp_path / "step-00000020")):
         assert main(["checkpoint", "verify", name]) == 1
-        assert f"{name}: its record is that of step 10" in capsys.readouterr().out
+        assert f"{name}: its record belongs to step 10" in capsys.readouterr().out
 
 
 def test_every_reader_refuses_a_record_with_a_flipped_bit(run_folder: str, tmp_path: Path, capsys: Any) -> None:
@@ -213,7 +213,7 @@ def test_every_reader_refuses_a_record_with_a_flipped_bit(run_folder: str, tmp_p
         said = capsys.readouterr()
         (line,) = [line for line in (said.out + said.err).splitlines() if "damaged" in line]
         assert line.endswith(
-            f"{record}: damaged (its own checksum differs); remove it to go on from step-00000030 "
+            f"{record}: damaged (its checksum does not match); remove it to resume from step-00000030 "
             "(older still: step-00000020, step-00000010)"
         ), command
     assert not (tmp_path / "out").exists()
@@ -243,22 +243,22 @@ def test_verify_names_each_problem_in_a_line(tiny_shards: str, system: System, t
         f"ema/{own} is missing",
         f"optim/supervised/{own}/exp_avg is missing",
     }
-    assert "its SHA-256 differs" in problems[3]
+    assert "its SHA-256 does not match" in problems[3]
     assert "step-00000030/part-00001" in problems[3]
-    assert "it is not there" in problems[4]
+    assert "it is missing" in problems[4]
     assert "5 problems in 4 committed checkpoints" in summary
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"model/a.w": None, "model/a.b": None}, "no weights (model/...) are in it"),
+        ({"model/a.w": None, "model/a.b": None}, "it holds no weights (model/...)"),
         ({"ema/a.w": None}, "ema/a.w is missing"),
         ({"ema/c.w": (2,)}, "ema/c.w is the average of nothing: there is no model/c.w"),
         ({"ema/a.w": (3,)}, "ema/a.w has shape [3], model/a.w [2]"),
         ({"optim/p/a.b/exp_avg": (3,)}, "optim/p/a.b/exp_avg has shape [3], which no weight here has"),
         ({"optim/p/a.b/step": None}, "optim/p/a.b/step is missing"),
-        ({"rng": (8,)}, "rng is nothing that a checkpoint holds"),
+        ({"rng": (8,)}, "rng does not belong in a checkpoint"),
     ],
 )
 def test_names_and_shapes_have_to_fit_together(change: dict[str, tuple[int, ...] | None], told: str) -> None:
@@ -397,7 +397,7 @@ def test_what_was_measured_of_this_step_is_on_the_card(tiny_shards: str, system:
     ("which", "told"),
     [
         (30, None),
-        (35, r"there is no checkpoint of step 35, but those of step 10, 20, 30, 40$"),
+        (35, r"there is no checkpoint of step 35; the steps with one are 10, 20, 30, 40$"),
         ("best", None),
     ],
 )
@@ -416,15 +416,15 @@ def test_a_run_gives_the_system_of_the_checkpoint_that_is_named(
 
 def test_what_cannot_be_exported_is_told_in_one_line(run_folder: str, tiny_shards: str, tmp_path: Path) -> None:
     (tmp_path / "note.txt").touch()
-    with pytest.raises(V2FError, match="something is there already; name a new folder"):
+    with pytest.raises(V2FError, match="the folder is not empty; name a new one"):
         export(run_folder, str(tmp_path))
     out = str(tmp_path / "export")
     export(run_folder, out)
-    with pytest.raises(V2FError, match="an export holds the weights of one checkpoint"):
+    with pytest.raises(V2FError, match="an export holds one checkpoint only; there is none to choose"):
         export(out, str(tmp_path / "again"))
     values = Run.open(run_folder).config.model_dump(mode="json")
     for best, reason in (
-        (None, "its train.best names no meter"),
+        (None, "its configuration does not set train.best; name a step, or latest"),
         ({"metric": "loss"}, "no checkpoint with a meter 'loss'"),
     ):
         values["train"]["best"] = best
@@ -436,7 +436,7 @@ def test_what_cannot_be_exported_is_told_in_one_line(run_folder: str, tiny_shard
             export(str(other), str(tmp_path / "none"), "best")
     model = Path(out) / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-100])
-    with pytest.raises(V2FError, match=r"model\.safetensors: no safetensors file; it was cut or damaged"):
+    with pytest.raises(V2FError, match=r"model\.safetensors: not a safetensors file; it was cut or damaged"):
         Run.open(out).system()
 
 

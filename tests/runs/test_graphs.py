@@ -92,7 +92,7 @@ def test_a_graph_names_no_place_of_the_machine_that_wrote_it(run: str, tmp_path:
 
 def test_a_system_that_exports_nothing_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder = run_of("face_gan", tmp_path / "run")
-    with pytest.raises(V2FError, match="the system face_gan exports no graph; leave the format out"):
+    with pytest.raises(V2FError, match="the system face_gan exports no graph; leave --format out"):
         export(folder, str(tmp_path / "export"), format="torch-export")
     assert not (tmp_path / "export").exists()
 

@@ -1,13 +1,12 @@
-"""Checkpoints: named tensors and a state, as safetensors parts that their last file commits (promise 4).
+"""Checkpoints: what they are, choosing one and reading it.
 
-    training thread: tensors of this rank -> its Saver's thread: part, then receipt (bytes, SHA-256) -> the store
-                     rank 0's thread: the store lists all receipts -> checkpoint.json -> older ones are removed
+    ROOT/step-00000040/part-00000-ATTEMPT.safetensors ... checkpoint.json -> named tensors and a state
 
-``ROOT/step-00000040/part-00000-ATTEMPT.safetensors ... checkpoint.json``. Whole tensors are dealt to the ranks by
-bytes; any world size reads every other's, each part once, by the rank that sends it to the others. A folder without
-``checkpoint.json`` is no checkpoint. Names: ``model/MODULE.PARAMETER``, ``ema/MODULE.PARAMETER``,
-``optim/PHASE/MODULE.PARAMETER/SLOT``. Nothing here knows what a system is, beyond the modules that it trains; loading
-runs no code.
+A checkpoint is a folder of safetensors parts, which its last file, ``checkpoint.json``, commits (promise 4,
+docs/architecture.md); a folder without it is not a checkpoint. Each part holds whole tensors, dealt to the ranks by
+bytes. Any world size reads the checkpoint of any other: one rank reads each part and sends it to the others. Names:
+``model/MODULE.PARAMETER``, ``ema/MODULE.PARAMETER``, ``optim/PHASE/MODULE.PARAMETER/SLOT``. This module knows no more
+of a system than the modules that it trains. Loading runs no code. :mod:`v2f.runs.saver` writes checkpoints.
 """
 
 import functools
@@ -47,12 +46,12 @@ _LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 def committed(root: str) -> list[str]:
-    """The folders of all committed checkpoints that count, oldest first."""
+    """The folders of all committed checkpoints, oldest first, without those of superseded starts."""
     return not_superseded(root, [folder for folder, files in files_by_folder(root).items() if COMMIT in files])
 
 
 def not_superseded(root: str, folders: Sequence[str]) -> list[str]:
-    """Those of committed ``folders`` that no superseded owner of the run has committed."""
+    """The ``folders`` of committed checkpoints that no superseded start of the run has committed."""
     fences = Fences.of(highest_term(root))
     if fences.trivial:
         return list(folders)
@@ -68,12 +67,12 @@ def _counts(fences: Fences, folder: str) -> bool:
     if fences.trivial:
         return True
     record = sound_record(folder)
-    # Whoever reads one that is damaged is told; it must not be passed over.
+    # A damaged one counts, so that its reader raises an error instead of passing it over.
     return record is None or fences.counts(step_of(folder), owner_of(record))
 
 
 def sound_record(folder: str) -> dict[str, Any] | None:
-    """The record of a checkpoint, if it has its own checksum, or none of an earlier version."""
+    """The record of a checkpoint; None if it is damaged. Records of earlier versions have no checksum."""
     try:
         record = json.loads(store.read_tagged(store.join(folder, COMMIT))[0] or b"")
     except (ValueError, RecursionError):
@@ -84,25 +83,25 @@ def sound_record(folder: str) -> dict[str, Any] | None:
 
 
 def owner_of(record: Mapping[str, Any]) -> tuple[int, str] | None:
-    """The owner in whose name a checkpoint was committed: number and token; None where the record does not say."""
+    """The start that committed a checkpoint: its lease's number and token; None if the record does not say."""
     lease = record.get("lease")
     return (lease[0], lease[1]) if lease else None
 
 
 def files_by_folder(root: str) -> dict[str, set[str]]:
-    """All folders of checkpoints, the oldest first, committed or not, and their files; one listing however many."""
+    """All folders of checkpoints, committed or not, oldest first, and their files; takes a single listing."""
     files: dict[str, set[str]] = {}
     for path in store.tree(root):
         folder, _, name = path.partition("/")
         files.setdefault(folder, set()).add(name)
-    if store.local_path(root) is not None:  # which has empty folders, too
+    if store.local_path(root) is not None:  # only a disk has empty folders
         files |= {name: set() for name in store.names(root) if name not in files}
     steps = sorted((int(m[1]), name) for name in files if (m := _STEP.fullmatch(name)))
     return {store.join(root, name): files[name] for _, name in steps}
 
 
 def latest(root: str) -> str | None:
-    """The folder of the newest committed checkpoint that counts, or None."""
+    """The folder of the newest committed checkpoint, without those of superseded starts; None if there is none."""
     steps = sorted((int(m[1]), name) for name in store.names(root) if (m := _STEP.fullmatch(name)))
     fences = Fences.of(highest_term(root))
     for _, name in reversed(steps):
@@ -110,23 +109,23 @@ def latest(root: str) -> str | None:
         if store.exists(store.join(folder, COMMIT)):
             if _counts(fences, folder):
                 return folder
-            log.warning("%s: left out, it was committed by a start that another one had superseded", folder)
+            log.warning("%s: ignored: a start committed it after another start had taken over the run", folder)
     return None
 
 
 def best(root: str, metric: str, mode: Mode) -> str | None:
-    """The folder of the committed checkpoint with the best ``metric``, measured at its step; the oldest of equals."""
+    """The folder of the checkpoint with the best ``metric`` measured at its own step; the oldest of equals."""
     return best_of({folder: measured(folder, metric) for folder in committed(root)}, mode)
 
 
 def best_of(values: Mapping[str, float | None], mode: Mode) -> str | None:
     known = {folder: value for folder, value in values.items() if value is not None and math.isfinite(value)}
-    # The oldest of equals: where nothing tells when it was measured, later ones may only carry its number on.
+    # The oldest of equals: in old records without measured_at, later checkpoints may only repeat its number.
     return (min if mode == "min" else max)(known, key=lambda folder: known[folder], default=None)
 
 
 def measured(folder: str, name: str) -> float | None:
-    """What was measured of this checkpoint itself: a number that an earlier step left in its state is not of it."""
+    """The metric ``name`` if it was measured at this checkpoint's own step; None if an earlier step left it there."""
     record = read_state(folder)
     state = record["state"]
     value = state.get("metrics", {}).get(name)
@@ -135,18 +134,18 @@ def measured(folder: str, name: str) -> float | None:
 
 
 def step_of(folder: str) -> int:
-    """The step that a checkpoint's folder is named after."""
+    """The step in the name of a checkpoint's folder."""
     return int(folder.rstrip("/").rsplit("-", 1)[1])
 
 
 def step_named(folder: str) -> int | None:
-    """The same of any folder: None where a checkpoint was copied under a name of its own."""
+    """As :func:`step_of`, for any folder; None if a checkpoint was copied to a folder of another name."""
     match = _STEP.fullmatch(_whole(folder).rpartition("/")[2])
     return int(match[1]) if match else None
 
 
 def _whole(folder: str) -> str:
-    """The path as it ends in the folder's name, which ``.`` does not tell."""
+    """The path, made absolute on a disk, so that it ends in the folder's name even for ``.``."""
     local = store.local_path(folder)
     return folder.rstrip("/") if local is None else os.path.abspath(local)
 
@@ -176,7 +175,7 @@ class _Clock(Record):
 
 
 class _State(Record):
-    """What a run goes on from. Who saves less than a training does leaves out what it has not."""
+    """What a run resumes from. A program that saves less than a training leaves out the rest."""
 
     step: int | None = None
     slot: int | None = None
@@ -204,14 +203,14 @@ class _Commit(Record):
     state: _State
 
 
-_BEFORE_CHECKSUMS = {"format", "step", "saved", "parts", "state"}  # the keys of a record that has none
+_BEFORE_CHECKSUMS = {"format", "step", "saved", "parts", "state"}  # the keys of a record that may lack a checksum
 
 
 def read_state(folder: str) -> dict[str, Any]:
-    """The record of a checkpoint: its step, parts and state. Every reader comes through here.
+    """The record of a checkpoint: its step, parts and state. Every reader calls this.
 
-    V2FError, with the way out, if it is not what was written: its own checksum differs, or its step, slot and batch
-    contradict each other. A folder that is named after a step holds the checkpoint of that step.
+    V2FError, with a way out, if the record is not what was written: its checksum does not match, its step, slot and
+    batch contradict each other, or its folder is named after another step.
     """
     content = store.read_bytes(store.join(folder, COMMIT))
     try:
@@ -219,12 +218,12 @@ def read_state(folder: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        raise _damaged(folder, COMMIT, "it is no JSON record")
+        raise _damaged(folder, COMMIT, "it is not a JSON record")
     if "sha256" in record:
         if record["sha256"] != checksum_of(record):
-            raise _damaged(folder, COMMIT, "its own checksum differs")
+            raise _damaged(folder, COMMIT, "its checksum does not match")
     elif record.keys() - _BEFORE_CHECKSUMS:
-        raise _damaged(folder, COMMIT, "its own checksum is missing")
+        raise _damaged(folder, COMMIT, "its checksum is missing")
     if record.get("format") != FORMAT:
         known = record.get("format")
         raise V2FError(f"{folder}: checkpoint format {known!r}, this version of v2f reads {FORMAT}")
@@ -238,19 +237,19 @@ def read_state(folder: str) -> dict[str, Any]:
     if slot is not None and batch is not None and slot != step * batch:
         raise _damaged(folder, COMMIT, f"step {step} of batches of {batch} is not slot {slot}")
     if step_named(folder) not in (None, step):
-        raise V2FError(f"{folder}: its record is that of step {step}; name the folder step-{step:08d}, or remove it")
+        raise V2FError(f"{folder}: its record belongs to step {step}; name the folder step-{step:08d}, or remove it")
     return record
 
 
 def needed(state: Mapping[str, Any], key: str, folder: str) -> Any:
-    """What the state of the checkpoint in ``folder`` holds under ``key``, which no run can go on without."""
+    """The value of ``key`` in the state of the checkpoint in ``folder``; V2FError if it is missing."""
     if key not in state:
         raise _damaged(folder, COMMIT, f"its state has no {key!r}")
     return state[key]
 
 
 def checksum_of(record: Mapping[str, Any]) -> str:
-    """The SHA-256 of a record without its checksum, however it is spaced and sorted in the file."""
+    """The SHA-256 of a record without its checksum; independent of white space and the order of keys in the file."""
     rest = {key: value for key, value in record.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -260,8 +259,8 @@ def load(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All ``wanted`` tensors of a committed checkpoint, on the CPU, and its state. Checksums are verified.
 
-    Collective over ``peers``: each part is read from the store once, by one of them, and sent to the others; what
-    fails on one fails on all. Above the tensors this takes the memory of about one part.
+    Collective over ``peers``: one of them reads each part from the store and sends it to the others; an error on one
+    is raised on all. Besides the tensors this needs memory for about one part.
     """
     rank, world_size = peers.rank, peers.world_size
     record = alike(peers, lambda: read_state(folder) if rank == 0 else {})[0]
@@ -284,7 +283,7 @@ def load(
 
 
 def read_tensors(folder: str, part: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a part that a record names, on the CPU; errors as of :func:`read_part`."""
+    """The tensors of a part that a record names, on the CPU; errors as for :func:`read_part`."""
     return _decoded(folder, part, read_part(folder, part))
 
 
@@ -292,11 +291,11 @@ def _decoded(folder: str, part: Mapping[str, Any], payload: bytes) -> dict[str, 
     try:
         return safetensors.torch.load(payload)
     except safetensors.SafetensorError:
-        raise _damaged(folder, part["name"], "it is no safetensors file") from None
+        raise _damaged(folder, part["name"], "it is not a safetensors file") from None
 
 
 def read_part(folder: str, part: Mapping[str, Any]) -> bytes:
-    """The content of a part that a record names; V2FError, with the way out, if it is not what was written."""
+    """The content of a part that a record names; V2FError, with a way out, if it is not what was written."""
     path = store.join(folder, part["name"])
     try:
         payload = store.read_bytes(path)
@@ -305,17 +304,17 @@ def read_part(folder: str, part: Mapping[str, Any]) -> bytes:
     except V2FError:
         if store.exists(path):
             raise
-        raise _damaged(folder, part["name"], "it is not there") from None
+        raise _damaged(folder, part["name"], "it is missing") from None
     if len(payload) != part["bytes"]:
-        raise _damaged(folder, part["name"], f"it has {len(payload)} bytes of {part['bytes']}")
+        raise _damaged(folder, part["name"], f"it has {len(payload)} bytes instead of {part['bytes']}")
     if hashlib.sha256(payload).hexdigest() != part["sha256"]:
-        raise _damaged(folder, part["name"], "its SHA-256 differs")
+        raise _damaged(folder, part["name"], "its SHA-256 does not match")
     return payload
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file says of one tensor of it."""
+    """What the header of a safetensors file says about a tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -323,7 +322,7 @@ class TensorInfo:
 
 
 def read_header(path: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """What is in a safetensors file, and the notes that it carries, without reading the tensors."""
+    """The tensors and the notes that a safetensors file declares in its header; the tensors are not read."""
     length = int.from_bytes(store.read_range(path, 0, 8), "little")
     try:
         if length > _LARGEST_HEADER:
@@ -339,14 +338,14 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             for name, about in header.items()
         }
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise V2FError(f"{path}: no safetensors file; it was cut or damaged, copy it anew") from None
+        raise V2FError(f"{path}: not a safetensors file; it was cut or damaged, copy it again") from None
     return tensors, notes
 
 
 def shapes_of(folder: str) -> dict[str, Sequence[int]]:
-    """The shapes of the weights in a committed checkpoint, by ``MODULE.tensor``, from the heads of its parts."""
-    heads = [read_header(store.join(folder, part["name"]))[0] for part in read_state(folder)["parts"]]
-    return _of_model({name: entry.shape for head in heads for name, entry in head.items()})
+    """The shapes of the weights in a committed checkpoint, by ``MODULE.tensor``, from the headers of its parts."""
+    headers = [read_header(store.join(folder, part["name"]))[0] for part in read_state(folder)["parts"]]
+    return _of_model({name: tensor.shape for header in headers for name, tensor in header.items()})
 
 
 def _of_model(shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
@@ -356,16 +355,16 @@ def _of_model(shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
 def _damaged(folder: str, name: str, why: str) -> V2FError:
     own = step_named(folder)
     if own is None:
-        return V2FError(f"{folder}/{name}: damaged ({why}); copy it anew")
+        return V2FError(f"{folder}/{name}: damaged ({why}); copy it again")
     root = _whole(folder).rpartition("/")[0]
     older = [each.rsplit("/", 1)[1] for each in committed(root) if step_of(each) < own]
-    way = f"remove it to go on from {older[-1]}" if older else "there is no older one"
+    way = f"remove it to resume from {older[-1]}" if older else "there is no older checkpoint"
     more = f" (older still: {', '.join(reversed(older[:-1]))})" if len(older) > 1 else ""
     return V2FError(f"{folder}/{name}: damaged ({why}); {way}{more}")
 
 
 def module_tensors(system: System, prefix: str = "model") -> dict[str, Tensor]:
-    """Parameters and persistent buffers of what the system trains, by name; the frozen nets are not among them."""
+    """Parameters and persistent buffers of the modules that the system trains, by name; without the frozen nets."""
     return {
         f"{prefix}/{name}.{key}": tensor
         for name, module in trained(system).items()
@@ -374,9 +373,9 @@ def module_tensors(system: System, prefix: str = "model") -> dict[str, Tensor]:
 
 
 def restore_weights(folder: str, system: System, *, ema: bool) -> None:
-    """Load what the system trains, strictly: a tensor that is missing, extra or misshapen is an error.
+    """Load the modules that the system trains; a missing or extra tensor or another shape is a MisfitError.
 
-    With ``ema``, the moving averages where the checkpoint keeps them, else the weights themselves.
+    With ``ema``, the moving averages where the checkpoint has them, else the weights themselves.
     """
     tensors, _ = load(folder, lambda name: name.startswith(("model/", "ema/")))
     fill(module_tensors(system), {n: t for n, t in tensors.items() if n.startswith("model/")}, folder)
@@ -387,16 +386,16 @@ def restore_weights(folder: str, system: System, *, ema: bool) -> None:
 
 
 def restore_export(path: str, system: System) -> None:
-    """Load what the system trains from one file of ``v2f checkpoint export``, as strictly."""
+    """Load the modules that the system trains from a file of ``v2f checkpoint export``; as :func:`restore_weights`."""
     try:
         tensors = safetensors.torch.load(store.read_bytes(path))
     except safetensors.SafetensorError:
-        raise V2FError(f"{path}: no safetensors file; it was cut or damaged, copy it anew") from None
+        raise V2FError(f"{path}: not a safetensors file; it was cut or damaged, copy it again") from None
     fill(module_tensors(system), {f"model/{name}": tensor for name, tensor in tensors.items()}, path)
 
 
 class MisfitError(V2FError):
-    """Weights that are not those wanted; ``shapes``: what they are, by ``MODULE.tensor``."""
+    """Weights that do not fit the system; ``shapes``: their shapes, by ``MODULE.tensor``."""
 
     def __init__(self, message: str, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
         super().__init__(message)
@@ -404,7 +403,7 @@ class MisfitError(V2FError):
 
 
 def fill(targets: Mapping[str, Tensor], source: Mapping[str, Tensor], where: str) -> None:
-    """Copy ``source`` into ``targets`` in place; MisfitError unless names and shapes agree."""
+    """Copy ``source`` into ``targets`` in place; MisfitError unless all names and shapes agree."""
     shapes = _of_model({name: tensor.shape for name, tensor in source.items()})
     if targets.keys() != source.keys():
         name = sorted(targets.keys() ^ source.keys())[0]

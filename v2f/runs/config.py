@@ -1,4 +1,7 @@
-"""A run's whole configuration: what a recipe spells, and how it may differ when the run goes on."""
+"""The configuration of a whole run, as a recipe spells it; :data:`MayChange` marks what a resumed run may set anew.
+
+Weights that the user brings may lie elsewhere when a run resumes: their checksums are compared.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -33,7 +36,7 @@ class SourceConfig(Config):
 
 
 class CacheConfig(Config):
-    """A cache of what is read, shared by all ranks of a node. It pays where several of them read the same block."""
+    """A cache of the data, shared by all ranks of a node. It pays off if several of them read the same block."""
 
     path: Place = Field(description="a folder on a local disk")
     gb: float = Field(gt=0, description="its largest size")
@@ -44,7 +47,7 @@ class CacheConfig(Config):
 
 
 class StreamConfig(Config):
-    """What one of a system's streams is read from; what is null is that of ``data``."""
+    """Where a stream of a system is read from; null takes the value of ``data``."""
 
     path: MayChange[Place | None] = Field(None, description="the data set's folder or s3:// prefix")
     mix: MayChange[list[SourceConfig] | None] = Field(
@@ -55,32 +58,32 @@ class StreamConfig(Config):
 
 
 class DataConfig(Config):
-    """Which shards, in which order. The order is a pure function of these, the seed and the data's fingerprint."""
+    """Which shards, in which order. The order is a pure function of this group, the seed and the data's fingerprint."""
 
     path: MayChange[Place | None] = Field(None, description="the data set's folder or s3:// prefix")
     mix: MayChange[list[SourceConfig] | None] = Field(
         None, min_length=1, description="instead of path: several data sets"
     )
     split: str = "train"
-    valid: str | None = Field("valid", description="split of the meters and the sample grid; null: none")
+    valid: str | None = Field("valid", description="split for the meters and the sample grid; null: none")
     batch: int = Field(gt=0, description="global batch size, in slots")
     workers: MayChange[int] = Field(
         1, ge=0, description="decoding processes of each rank; 0 decodes in the rank itself"
     )
     partitions: int = Field(8, gt=0, description="canonical partitions of the order; a multiple of the nodes")
-    window: int = Field(256, gt=0, description="samples of a partition that are read, and shuffled, together")
+    window: int = Field(256, gt=0, description="samples of a partition that are read and shuffled together")
     cache: MayChange[CacheConfig | None] = Field(None, description="null: every rank reads for itself")
     max_bad_fraction: MayChange[float] = Field(
         0.01, ge=0, le=1, description="the run stops when more of the split's samples than this cannot be used"
     )
     streams: dict[str, StreamConfig] | None = Field(
-        None, min_length=1, description="of a system that reads several streams of samples, each by its name"
+        None, min_length=1, description="for a system that reads several streams of samples: each by its name"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _counted(cls, values: Any) -> Any:
-        """Without a batch of its own, ``data`` has that of the first stream, by which samples are counted."""
+        """Without its own batch, ``data`` takes that of the first stream, by which samples are counted."""
         if isinstance(values, dict) and values.get("batch") is None and isinstance(values.get("streams"), dict):
             first = next(iter(values["streams"].values()), None)
             if isinstance(first, dict) and first.get("batch") is not None:
@@ -93,20 +96,20 @@ class DataConfig(Config):
         for name, own in self.by_stream().items():
             if all(own_place) or (own.path is None) == (own.mix is None):
                 where = f"data.streams.{name}" if name else "data"
-                raise ValueError(f"{where} wants either path, one data set, or mix, several")
+                raise ValueError(f"{where} needs either path (one data set) or mix (several)")
         return self
 
     @property
     def home(self) -> str:
-        """The data set that the meters and an evaluation read: that of ``path``, or the first of the mix; of the first
-        stream, where ``data`` itself names neither."""
+        """The data set that meters and evaluation read: ``path``, or the first of the mix; that of the first stream
+        where ``data`` itself has neither."""
         if self.path is None and self.mix is None and self.streams:
             return next(iter(self.by_stream().values())).home
         return self.mix[0].path if self.mix else str(self.path)
 
     @property
     def sources(self) -> list[SourceConfig]:
-        """Every data set that is trained on, with its split."""
+        """All data sets of the training, each with its split."""
         if self.streams is not None:
             return [source for own in self.by_stream().values() for source in own.sources]
         if self.mix is None:
@@ -114,7 +117,7 @@ class DataConfig(Config):
         return [source.model_copy(update={"split": source.split or self.split}) for source in self.mix]
 
     def by_stream(self) -> dict[str, "DataConfig"]:
-        """Of each stream what its ``data`` would be if it were the only one; under "" these, where there are none."""
+        """Stream -> the ``data`` that describes it alone; without streams ``{"": self}``."""
         if self.streams is None:
             return {"": self}
         found = {}
@@ -126,7 +129,7 @@ class DataConfig(Config):
 
 
 class BestConfig(Config):
-    """What makes a checkpoint the best one."""
+    """The metric that makes a checkpoint the best one."""
 
     metric: str = Field(description="a meter or loss of the validation, as in metrics.jsonl; valid/ may be left out")
     mode: Mode = "max"
@@ -138,27 +141,25 @@ class BestConfig(Config):
 
 
 class TrainConfig(Config):
-    """How long, in which precision, cut how."""
+    """How long to train, in which precision, and how often to log, validate and save."""
 
-    steps: int = Field(gt=0, description="optimizer steps of the first phase, in all")
+    steps: int = Field(gt=0, description="optimizer steps of the first phase, in total")
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp64"] = Field(
         "fp32",
-        description="auto: bf16 where all devices have it, else fp32; tf32: as fp32, but a GPU rounds what it "
-        "multiplies to 10 bits of mantissa",
+        description="auto: bf16 if all devices support it, else fp32; tf32: as fp32, but a GPU rounds the "
+        "factors of products to 10 bits of mantissa",
     )
     strategy: MayChange[Literal["auto", "ddp", "zero1", "zero2"]] = Field(
         "auto", description="auto: as the launcher says, or DDP"
     )
     micro_batch: MayChange[int | None] = Field(
-        None, gt=0, description="most samples of one forward pass; null: all a rank has"
+        None, gt=0, description="most samples in one forward pass; null: all of a rank's"
     )
-    threads: MayChange[int | None] = Field(
-        None, gt=0, description="CPU threads of each rank; null leaves torch's choice"
-    )
+    threads: MayChange[int | None] = Field(None, gt=0, description="CPU threads of each rank; null: torch decides")
     log_every: MayChange[int] = Field(10, gt=0)
     validate_every: MayChange[int] = Field(200, gt=0)
     validate_samples: MayChange[int] = Field(64, gt=1)
-    validate_pictures: MayChange[int] = Field(16, gt=0, description="of these samples, those that a validation draws")
+    validate_pictures: MayChange[int] = Field(16, gt=0, description="how many of these samples a validation draws")
     checkpoint_every: MayChange[int] = Field(500, gt=0)
     keep: MayChange[int] = Field(
         2, ge=2, description="newest checkpoints kept; 1 would leave none while the next is written"
@@ -168,59 +169,63 @@ class TrainConfig(Config):
         None, description="also the best checkpoint by a meter or loss of the validation"
     )
     max_skipped: MayChange[int] = Field(
-        10, gt=0, description="steps skipped in a row for their numbers that stop the run"
+        10, gt=0, description="stop after this many steps in a row were skipped for their numbers"
     )
     spike_sigma: float | None = Field(
-        None, gt=0, description="skip a step whose gradient norm is so many deviations above its mean of 128 steps"
+        None, gt=0, description="skip a step whose gradient norm is this many deviations above the mean of 128 steps"
     )
     watchdog_minutes: MayChange[float | None] = Field(
-        30.0, gt=0, description="leave when no step ends for so long; null: never"
+        30.0, gt=0, description="exit when no step ends for this long; null: never"
     )
     sample_log: MayChange[bool] = Field(
-        False, description="write into slots/ beside metrics.jsonl which sample each slot was"
+        False, description="record in slots/ beside metrics.jsonl which sample filled each slot"
     )
 
 
 class TrackingConfig(Config):
-    """Where MLflow is. ``uri: null`` keeps the points in the run's folder only."""
+    """Where MLflow is. With ``uri: null`` the metrics stay in the run's folder."""
 
     uri: Place | None = "sqlite:///runs/mlflow.db"
     experiment: str = "v2f"
 
 
 class InitFrom(Config):
-    """A module of this run that starts from weights that exist: of another run, of an export, or of a file."""
+    """A module of this run that starts from existing weights: of another run, an export or a file."""
 
     run: Place | None = Field(None, description="a run or an export: a folder, an s3:// prefix or an MLflow run id")
     file: Place | None = Field(None, description="instead of run: a .safetensors, .pt or .pth file of tensors")
-    key: str | None = Field(None, description="of a .pt that holds more than a state_dict: where that stands")
-    module: str | None = Field(None, pattern=MODULE_NAME, description="its name there; null: all of the file")
-    into: str | None = Field(None, pattern=MODULE_NAME, description="the module here; null: it is called as there")
-    which: Which = Field("latest", description="of the run's checkpoints: latest, best or a step")
+    key: str | None = Field(None, description="where the state_dict is in a .pt file that holds more")
+    module: str | None = Field(
+        None, pattern=MODULE_NAME, description="the module's name in the source; null: the whole file"
+    )
+    into: str | None = Field(
+        None, pattern=MODULE_NAME, description="the module's name in this run; null: as in the source"
+    )
+    which: Which = Field("latest", description="which checkpoint of the run: latest, best or a step")
     sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of the file, or of the run's module as the run.json of a run says"
+        None, pattern=r"^[0-9a-f]{64}$", description="of the file, or of the run's module, as in run.json"
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> "InitFrom":
         if (self.run is None) == (self.file is None):
-            raise ValueError("init_from wants either run or file")
+            raise ValueError("init_from needs either run or file")
         if self.module is None and (self.run is not None or self.into is None):
-            raise ValueError("init_from wants module, the name there, or, of a file that is one, into, the name here")
+            raise ValueError("init_from needs module (its name in the source), or into if the whole file is one module")
         if self.run is not None and self.key is not None:
-            raise ValueError("init_from.key is for a file")
+            raise ValueError("init_from.key applies to a file only")
         if self.file is not None and self.which != "latest":
-            raise ValueError("init_from.which is for a run")
+            raise ValueError("init_from.which applies to a run only")
         return self
 
     @property
     def target(self) -> str:
-        """The module here."""
+        """The name of the module in this run."""
         return self.into or str(self.module)
 
 
 class RunConfig(Config):
-    """One whole run: what a recipe under ``launch/recipes`` spells."""
+    """One whole run, as a recipe under ``launch/recipes`` spells it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     out: MayChange[Place | None] = Field(None, description="the run's folder; null: runs/NAME")
@@ -229,7 +234,7 @@ class RunConfig(Config):
     data: DataConfig
     train: TrainConfig
     tracking: MayChange[TrackingConfig] = TrackingConfig()
-    init_from: list[InitFrom] = Field([], description="modules that start from weights that exist, not from the seed")
+    init_from: list[InitFrom] = Field([], description="modules that start from existing weights instead of the seed")
 
     @model_validator(mode="after")
     def _each_module_once(self) -> "RunConfig":
@@ -245,7 +250,7 @@ class RunConfig(Config):
         if isinstance(value, SystemConfig):
             return value
         if not isinstance(value, dict) or "name" not in value:
-            raise ValueError(f"a system is a group with a name, one of: {', '.join(sorted(SYSTEMS))}")
+            raise ValueError(f"the system must be a group with a name, one of: {', '.join(sorted(SYSTEMS))}")
         return build(system_class(value["name"]).Config, value, "", under="system.")
 
     @property
@@ -260,7 +265,7 @@ def system_class(name: Any) -> type[System]:
 
 
 def what_is(system: str) -> str:
-    """A system of the table in one line: the first of its module's docstring."""
+    """A system in one line: the first line of its module's docstring."""
     return (sys.modules[system_class(system).__module__].__doc__ or system).strip().splitlines()[0]
 
 
@@ -273,13 +278,13 @@ def load_config(path: str, assignments: Sequence[str] = ()) -> RunConfig:
 def config_from(values: Any, where: str) -> RunConfig:
     try:
         return build(RunConfig, values, where)
-    except V2FError as error:  # one that a system's own configuration raised does not know the file
+    except V2FError as error:  # a system's own configuration does not know the file
         message = str(error)
         raise V2FError(message if message.startswith(where) else f"{where}: {message.removeprefix(': ')}") from error
 
 
 def changes(before: RunConfig, now: RunConfig) -> list[str]:
-    """How the function that is trained differs: ``key: old -> new``, a key each."""
+    """How the trained function differs: a line ``key: old -> new`` for each key that may not change."""
     old, new = fixed(before), fixed(now)
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys]

@@ -1,4 +1,4 @@
-"""The data card of a run: what it was trained on, as far as the manifests say, with no name, place or address in it."""
+"""The data card of a run: what the manifests say about its data sets, without names, places or addresses."""
 
 import re
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ _SOURCES = {
 
 
 def card(config: RunConfig, fingerprint: str | None) -> str:
-    """Markdown about every data set that ``config`` trains on; one that cannot be opened is said to be so.
+    """Markdown about every data set that ``config`` trains on; the card says which ones cannot be opened.
 
-    ``fingerprint``: of the data that the run was trained on. Of several data sets it is not that of any.
+    ``fingerprint``: of all data that the run was trained on; with several data sets, it is not that of any one.
     """
     sources = config.data.sources
     lines = [f"# The data of {config.name}", ""]

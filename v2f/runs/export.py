@@ -1,9 +1,9 @@
 """``v2f checkpoint export``: one checkpoint of a run for others to use.
 
-    RUN/checkpoints -> DIR/{model.safetensors, README.md, DATA.md, config.yaml}, which is again a RUN;
-                       and, where one is asked for, a graph beside them: model.pt2 or model.onnx
+    RUN/checkpoints -> DIR/{model.safetensors, README.md, DATA.md, config.yaml}, which is a RUN again;
+                       with --format also a graph: model.pt2 or model.onnx
 
-An export is made to be given away: no absolute path, no address and no credential of the site is in it.
+An export is made to be given away: it contains no absolute path, address or credential of this site.
 """
 
 import json
@@ -19,7 +19,7 @@ from v2f.runs.run import MODEL, NOTES, Run
 from v2f.runs.saver import write_tensors
 from v2f.storage import store
 
-_TOLD = ("name", "system", "fingerprint", "stand_ins", "weights", "code", "versions")  # of run.json, to strangers
+_PUBLIC = ("name", "system", "fingerprint", "stand_ins", "weights", "code", "versions")  # of run.json
 
 
 def export(
@@ -32,14 +32,14 @@ def export(
 ) -> None:
     """Write one checkpoint of the run ``name`` for inference: weights in one file, configuration, model and data card.
 
-    The weights are the moving averages, where they are kept, or with ``raw`` those that were trained. The
-    configuration comes last: without it nothing opens the folder. Another ``format`` than safetensors adds the graph
-    that the system exports (:meth:`System.exports`); V2FError where it exports none.
+    The weights are the moving averages, if the checkpoint has them, or with ``raw`` the trained weights. The
+    configuration is written last: without it nothing opens the folder. Any ``format`` but safetensors adds the graph
+    that the system exports (:meth:`System.exports`); V2FError if it exports none.
     """
     run = Run.open(name)
     folder = run.checkpoint(which)
     if store.names(out):
-        raise V2FError(f"{out}: something is there already; name a new folder")
+        raise V2FError(f"{out}: the folder is not empty; name a new one")
     graph = None if format == "safetensors" else _graph(run, which, raw, format)
     tensors, state = checkpoint.load(folder, lambda name: name.startswith(("model/", "ema/")))
     averaged = not raw and any(name.startswith("ema/") for name in tensors)
@@ -48,7 +48,7 @@ def export(
         weights |= {n.removeprefix("ema/"): t for n, t in tensors.items() if n.startswith("ema/")}
     trained = build(RunConfig, state["config"], folder) if "config" in state else run.config
     config = portable(trained)
-    about = {key: run.info[key] for key in _TOLD if key in run.info} | {
+    about = {key: run.info[key] for key in _PUBLIC if key in run.info} | {
         "step": checkpoint.step_of(folder),
         "samples": state.get("slot"),
         "averaged": averaged,
@@ -72,12 +72,12 @@ def export(
 def _graph(run: Run, which: str | int, raw: bool, format: graphs.Format) -> GraphFile:
     exported = run.system(ema=not raw, which=which).exports()
     if exported is None:
-        raise V2FError(f"--format {format}: the system {run.config.system.name} exports no graph; leave the format out")
+        raise V2FError(f"--format {format}: the system {run.config.system.name} exports no graph; leave --format out")
     return GraphFile(graphs.FILES[format], graphs.content(exported, format), exported.about)
 
 
 def portable(config: RunConfig) -> RunConfig:
-    """The configuration without what holds for one site: every absolute path and address becomes its last part."""
+    """The configuration without what is specific to this site: absolute paths and addresses become their last parts."""
     values = _last_parts(config.model_dump(mode="json"))
     values["out"] = None
     values["tracking"]["uri"] = None
@@ -96,6 +96,6 @@ def _last_parts(value: Any) -> Any:
 
 
 def _evaluated(run: Run, step: int) -> dict[str, Any]:
-    """``eval.json`` of the run, if it is of this step."""
+    """``eval.json`` of the run, if it measured this step."""
     found = run.evaluated or {}
     return found if found.get("step") == step else {}

@@ -1,9 +1,10 @@
 """A run's folder, on a disk that its ranks share or under an ``s3://`` prefix.
 
-What is written once goes to its place: ``config.yaml``, ``run.json``, ``checkpoints/``. What grows while a run goes on
-(points, quarantine, starts, pictures) is written by rank 0 into a local folder. For a run on a disk that is the run's
-folder itself. For one on s3:// it is a scratch folder of this machine: fetched from the prefix when a run starts,
-published to it before each checkpoint is committed, so that the prefix holds all that led to the checkpoint.
+Files that are written once go straight to the folder or prefix: ``config.yaml``, ``run.json``, ``checkpoints/``. Rank 0
+writes the files that grow (metrics, quarantine, starts, pictures) into a local folder. For a run on a disk, this is the
+run's folder. For a run on s3://, it is a scratch folder of this machine: RunFolder fetches the files from the prefix
+when a run starts and publishes them before each checkpoint is committed, so that the prefix has the whole history of
+the checkpoint.
 """
 
 import contextlib
@@ -15,15 +16,15 @@ from v2f.storage import local as files
 from v2f.storage import store
 from v2f.storage.local import SCRATCH as SCRATCH
 
-# Before the spool: tracking.json, whose mark of how much was delivered must not point beyond it, and what was taken
-# out of it.
+# In the order of publishing: the mark in tracking.json of what was delivered must not point beyond the published
+# metrics.jsonl, and rolled-back.jsonl holds the lines that were taken out of it.
 _GROWS = ("tracking.json", "rolled-back.jsonl", "metrics.jsonl", "quarantine.jsonl", "starts.jsonl")
 _PICTURES = "samples"
-_OWNER = "written-by"  # at the prefix: the start whose rank 0 published last; here: the starts that went on from there
+_OWNER = "written-by"  # at the prefix: the start that published last; here: the starts that continued from it
 
 
 class RunFolder:
-    """``path``: the folder or prefix; ``local``: where what grows lies; ``remote``: whether that is elsewhere."""
+    """``path``: the folder or prefix; ``local``: the folder of the growing files; ``remote``: whether these differ."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -36,8 +37,8 @@ class RunFolder:
         self._attempt: str | None = None
 
     def fetch(self, attempt: str) -> None:
-        """Bring the growing files here, unless those here are what was published last, or more; for rank 0, before it
-        writes. ``attempt`` names this start."""
+        """Fetch the growing files, unless the local ones contain what was published last. Rank 0 calls this before it
+        writes; ``attempt`` names this start."""
         with files.explained(self.local):
             self.local.mkdir(parents=True, exist_ok=True)
         if not self.remote:
@@ -57,7 +58,7 @@ class RunFolder:
         store.write_bytes(str(mine), "".join(f"{line}\n" for line in [*here, attempt]).encode())
 
     def publish(self) -> None:
-        """Put what has changed since the last call to its prefix; V2FError where the store cannot be reached."""
+        """Copy what has changed since the last call to the prefix; V2FError if the store cannot be reached."""
         if not self.remote:
             return
         files = [*_GROWS, *(f"{_PICTURES}/{path.name}" for path in sorted((self.local / _PICTURES).glob("*.png")))]
@@ -72,9 +73,9 @@ class RunFolder:
                 self._published[name] = now
         if self._attempt is not None:
             store.write_bytes(store.join(self.path, _OWNER), self._attempt.encode())
-            self._attempt = None  # it stays the last until another start publishes
+            self._attempt = None  # once: only another start's publishing changes it
 
 
 def _text(path: str) -> str:
-    """The names of starts in a file; what a damaged one holds is no start that there was."""
+    """The names of starts in a file; damaged names match no start."""
     return store.read_bytes(path).decode("utf-8", "replace")

@@ -2,7 +2,7 @@
 
     Exported --torch.export--> a graph of any batch --> model.pt2, for torch | model.onnx, for ONNX Runtime
 
-The graph is that of eval mode, in float32, on the CPU. Nothing in the file names a place of the machine that wrote it.
+The graph is traced in eval mode, in float32, on the CPU. The file contains no path of the machine that wrote it.
 """
 
 import io
@@ -19,7 +19,7 @@ FILES: dict[Format, str] = {"torch-export": "model.pt2", "onnx": "model.onnx"}
 
 
 def content(exported: Exported, format: Format) -> bytes:
-    """The file of a graph; V2FError where it cannot be traced, or ONNX's packages are missing."""
+    """The file of a graph; V2FError if it cannot be traced or ONNX's packages are missing."""
     if format == "onnx":
         _needs_onnx()
     graph = _traced(exported)
@@ -27,14 +27,16 @@ def content(exported: Exported, format: Format) -> bytes:
 
 
 def _traced(exported: Exported) -> torch.export.ExportedProgram:
-    """The graph for a batch of any size, without a word on where the source lies."""
+    """The graph for a batch of any size, without the paths of the source."""
     batch = torch.export.Dim("batch", min=1)
     free = tuple({0: batch} for _ in exported.inputs)
     try:
         with torch.no_grad():
             graph = torch.export.export(exported.graph.eval(), tuple(exported.inputs.values()), dynamic_shapes=free)
-    except Exception as error:  # torch has no one type for it
-        raise V2FError(f"what this system exports cannot be traced: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # torch raises no common type
+        raise V2FError(
+            f"the graph that this system exports cannot be traced: {str(error).strip().splitlines()[0]}"
+        ) from error
     for module in graph.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -64,6 +66,6 @@ def _needs_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise V2FError(
-            f"--format onnx: the package {error.name} is not installed; `pip install 'v2f[onnx]'`, or take "
-            "--format torch-export, which needs nothing more"
+            f"--format onnx: the package {error.name} is not installed; `pip install 'v2f[onnx]'`, or use "
+            "--format torch-export, which needs no more packages"
         ) from error

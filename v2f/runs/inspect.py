@@ -18,14 +18,14 @@ from v2f.runs.checkpoint import COMMIT, TensorInfo
 from v2f.runs.run import Run
 from v2f.storage import store
 
-_METRICS = 4  # columns of the table, where the configuration names no meter of its own
+_METRICS = 4  # columns of the table, if the configuration does not name a metric
 
 
 # --------------------------------------------------------------------------------------------------------- show
 
 
 def show(target: str) -> None:
-    """Print the committed checkpoints of a run, or what one of them, named by its folder, holds."""
+    """Print the committed checkpoints of a run, or the contents of one checkpoint, named by its folder."""
     console = Console(width=None if sys.stdout.isatty() else 132)
     if store.exists(store.join(target, COMMIT)):
         _show_one(target.rstrip("/"), console)
@@ -53,12 +53,12 @@ def _show_all(run: Run, console: Console) -> None:
 
 
 def _folders(run: Run) -> list[str]:
-    run.checkpoint()  # there is one
+    run.checkpoint()  # raises if there is none
     return checkpoint.committed(store.join(run.path, "checkpoints"))
 
 
 def _why(run: Run, folders: list[str]) -> list[str]:
-    """Why each of a run's checkpoints, the oldest first, outlives the next save."""
+    """Why each of a run's checkpoints, oldest first, is kept at the next save."""
     train = run.config.train
     root = store.join(run.path, "checkpoints")
     best = checkpoint.best(root, train.best.metric, train.best.mode) if train.best else None
@@ -70,7 +70,7 @@ def _why(run: Run, folders: list[str]) -> list[str]:
             f"every {train.keep_every}": train.keep_every and checkpoint.step_of(folder) % train.keep_every == 0,
             f"the best {train.best.metric if train.best else ''}": folder == best,
         }
-        reasons.append(", ".join(text for text, holds in why.items() if holds) or "goes with the next save")
+        reasons.append(", ".join(text for text, holds in why.items() if holds) or "removed at the next save")
     return reasons
 
 
@@ -107,7 +107,7 @@ def _show_one(folder: str, console: Console) -> None:
 
 
 def group_of(name: str) -> str:
-    """Where a tensor of a checkpoint belongs: ``model/MODULE``, ``ema/MODULE``, ``optim/PHASE/MODULE SLOT``."""
+    """The group of a checkpoint's tensor: ``model/MODULE``, ``ema/MODULE``, ``optim/PHASE/MODULE SLOT``."""
     kind, *between, last = name.split("/")
     if kind == "optim":
         return f"{kind}/{between[0]}/{between[1].split('.', 1)[0]} {last}"
@@ -115,7 +115,7 @@ def group_of(name: str) -> str:
 
 
 def _facts(record: Mapping[str, Any]) -> dict[str, str]:
-    """What the state of a checkpoint tells, one line each."""
+    """Facts in the state of a checkpoint: name -> text."""
     state = record["state"]
     config = state.get("config", {})
     canonical = json.dumps(config, sort_keys=True).encode()
@@ -133,7 +133,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _epoch(config: Mapping[str, Any], slot: int) -> str:
-    """The epoch of a slot, where the run has one data set and that can be read here."""
+    """The epoch of a slot, if the run has one data set and it can be read here."""
     data = config.get("data", {})
     if not data.get("path"):
         return ""
@@ -147,7 +147,7 @@ def _epoch(config: Mapping[str, Any], slot: int) -> str:
 
 
 def verify(target: str) -> list[str]:
-    """All problems of a run's committed checkpoints, or of one, named by its folder; printed one a line."""
+    """Print and return all problems of a run's committed checkpoints, or of one checkpoint, named by its folder."""
     one = store.exists(store.join(target, COMMIT))
     folders = [target.rstrip("/")] if one else _folders(Run.open(target))
     problems = []
@@ -182,25 +182,25 @@ def _problems(folder: str) -> Iterator[str]:
             yield f"{where}: {len(tensors)} tensors, {part['tensors']} were written"
         for name, tensor in tensors.items():
             if name in shapes:
-                yield f"{where}: {name} is in another part, too"
+                yield f"{where}: {name} is in another part as well"
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 bad = int((~tensor.isfinite()).sum())
                 yield f"{where}: {name} holds {bad} numbers that are not finite; its training has diverged"
             shapes[name] = tuple(tensor.shape)
-        del tensors  # before the next part comes
+        del tensors  # before the next part is read
     if whole:
         yield from (f"{folder}: {problem}" for problem in misfits(shapes))
 
 
 def misfits(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    """What does not fit together in the names and shapes of a checkpoint.
+    """Contradictions in the names and shapes of a checkpoint.
 
-    Averages and moments are of weights that are there and shaped like them; a module that has some has all.
+    Averages and moments need a weight of the same name and shape; a module with some of them must have all.
     """
     weights = {name.removeprefix("model/"): shape for name, shape in shapes.items() if name.startswith("model/")}
     averages = {name.removeprefix("ema/"): shape for name, shape in shapes.items() if name.startswith("ema/")}
     if not weights:
-        yield "no weights (model/...) are in it"
+        yield "it holds no weights (model/...)"
     averaged = {name.split(".", 1)[0] for name in averages}
     for name in weights:
         if name.split(".", 1)[0] in averaged and name not in averages:
@@ -225,7 +225,7 @@ def misfits(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
                     yield f"optim/{phase}/{parameter}/{slot} has shape {list(shape)}, which no weight here has"
     for name in shapes:
         if not name.startswith(("model/", "ema/", "optim/")):
-            yield f"{name} is nothing that a checkpoint holds"
+            yield f"{name} does not belong in a checkpoint"
 
 
 def _product(shape: tuple[int, ...]) -> int:

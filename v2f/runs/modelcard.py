@@ -8,7 +8,7 @@ from torch import Tensor
 
 from v2f.runs import datacard
 from v2f.runs.config import RunConfig, what_is
-from v2f.runs.run import MODEL, told_source
+from v2f.runs.run import MODEL, source_line
 from v2f.weights import RunModule, UserWeights
 
 CARD = "README.md"
@@ -53,7 +53,7 @@ def card(
         *([] if graph is None else [f"- `{graph.name}`: {graph.about}"]),
         f"- Trained on data with the fingerprint `{about.get('fingerprint', 'unknown')}`, by v2f at "
         f"`{about.get('code', 'unknown')}`; [{datacard.CARD}]({datacard.CARD}) tells of them.",
-        *(f"- It started from trained weights: {told_source(record)}." for record in about["init_from"]),
+        *(f"- It started from trained weights: {source_line(record)}." for record in about["init_from"]),
         "",
         "## Numbers",
         "",
@@ -104,8 +104,8 @@ def _numbers(about: Mapping[str, Any], evaluated: Mapping[str, Any]) -> list[str
             *(f"| {name} | {_number(value)} |" for name, value in sorted(about["metrics"].items())),
         ]
     for name, split in evaluated.get("splits", {}).items():
-        told = {by: own["lines"].get("voice", {}) for by, own in split["by"].items()}
-        shares = {by: {k: v for k, v in own.items() if k.startswith("R@") and v} for by, own in told.items()}
+        measured = {by: own["lines"].get("voice", {}) for by, own in split["by"].items()}
+        shares = {by: {k: v for k, v in own.items() if k.startswith("R@") and v} for by, own in measured.items()}
         names = list(dict.fromkeys(k for own in shares.values() for k in own))
         if names:
             chance = split.get("chance") or {}

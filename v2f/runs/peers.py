@@ -1,4 +1,4 @@
-"""The ranks that read a checkpoint together, or check together where they write it."""
+"""The ranks of a job as they read a checkpoint together, and the check that they share one folder."""
 
 import secrets
 import socket
@@ -25,10 +25,10 @@ class Peers(Protocol):
     def world_size(self) -> int: ...
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's ``value``, on all of them."""
+        """Every rank's ``value``, on all ranks."""
 
     def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
-        """Overwrite ``tensors`` by those of the rank ``source``, which are as many and alike in shape and kind."""
+        """Overwrite ``tensors`` with those of the rank ``source``, of the same number, shapes and dtypes."""
 
 
 class _Alone:
@@ -38,15 +38,15 @@ class _Alone:
         return [value]
 
     def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
-        """There is nobody to send them to."""
+        """Nothing to do: there is no other rank."""
 
 
 ALONE = _Alone()
 
 
 def alike(peers: Peers, act: Callable[[], T]) -> list[T]:
-    """What ``act`` gives on every rank; collective. An error of one is raised on all, as of the same kind, so that none
-    waits for it."""
+    """What ``act`` returns on every rank; collective. An error on one rank is raised on all, with the same type, so
+    that no rank waits for another."""
     own: T | None = None
     error: Exception | None = None
     try:
@@ -54,7 +54,7 @@ def alike(peers: Peers, act: Callable[[], T]) -> list[T]:
     except Exception as raised:
         error = raised
     kind = type(error) if isinstance(error, V2FError) else V2FError
-    failed = None if error is None else (kind, line_of(error), getattr(error, "again", True))
+    failed = None if error is None else (kind, line_of(error), error.again if isinstance(error, V2FError) else True)
     everyones = peers.gather((own, failed))
     if error is not None:
         raise error
@@ -67,9 +67,10 @@ def alike(peers: Peers, act: Callable[[], T]) -> list[T]:
 
 
 def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], patience_s: float = 60.0) -> None:
-    """Refuse, on all ranks alike, a folder that not all of them see and can write; collective.
+    """V2FError, on all ranks, if not all of them see and can write one folder ``root``; collective.
 
-    Each writes a file, and looks for everyone's for ``patience_s``: a network file system may show them late.
+    Each rank writes a file and looks for the files of all ranks for ``patience_s`` seconds: a network file system may
+    show them late.
     """
     attempt = gather(secrets.token_hex(4))[0]
     own, failure = store.join(root, f".shared-{attempt}-{rank}"), None
@@ -91,18 +92,19 @@ def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], pa
     seen = gather((socket.gethostname(), absent))
     if failure is None:
         store.remove(own)
-    for name in listed if rank == 0 else []:
-        if name.startswith(".shared-") and not name.startswith(f".shared-{attempt}-"):  # a start was killed here
+    for name in listed if rank == 0 else []:  # what a start left that was killed here
+        if name.startswith(".shared-") and not name.startswith(f".shared-{attempt}-"):
             store.remove(store.join(root, name))
-    for other, told in enumerate(failures):
-        if told:
-            kind = PassingError if told[1] else V2FError
-            raise kind(f"rank {other} cannot write where the run is to be: {told[0]}")
+    for other, failed in enumerate(failures):
+        if failed:
+            why, again = failed
+            kind = PassingError if again else V2FError
+            raise kind(f"rank {other} cannot write to the run's folder: {why}")
     for other, (host, missing) in enumerate(seen):
         if missing:
             raise V2FError(
-                f"{root}: not one folder for all ranks: rank {other} on {host} does not see what rank {missing[0]} on "
-                f"{seen[missing[0]][0]} writes there; set out= to a shared folder or an s3:// prefix"
+                f"{root}: the ranks do not share one folder: rank {other} on {host} does not see what rank "
+                f"{missing[0]} on {seen[missing[0]][0]} writes there; set out= to a shared folder or an s3:// prefix"
             )
 
 

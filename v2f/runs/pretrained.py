@@ -1,9 +1,9 @@
-"""Weights of one module that exist already: in a checkpoint of a run, in an export of one, in a published file.
+"""Existing weights of one module: from a checkpoint of a run, an export, or a published file.
 
     checkpoint | model.safetensors | file -> Pretrained: tensors by their names below the module -> put -> a module
 
-Of a run that keeps moving averages, the averages. Everything has to fit, name by name and shape by shape; numbers in
-another float format are converted. Loading runs no code.
+Moving averages are preferred, if a run has them. All names and shapes must match; other float formats are converted.
+Loading runs no code.
 """
 
 import hashlib
@@ -23,26 +23,26 @@ from v2f.weights import files
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The tensors of one module, on the CPU, and where they are from."""
+    """The tensors of one module, on the CPU, and their source."""
 
     tensors: Mapping[str, Tensor]
     where: str
     """The checkpoint's folder, or the file."""
     module: str
-    """Its name there; "": the whole file is one module."""
+    """Its name in the source; "": the whole file is one module."""
     sha256: str
-    """Of a file that is its own; of a run's module :func:`digest`, which is that of an export, too."""
+    """Of the file; for a module of a run or an export, :func:`digest`."""
     step: int | None = None
     averaged: bool = False
 
     @property
     def about(self) -> dict[str, Any]:
-        """What tells these weights from others, plain JSON; not where they lie."""
+        """What identifies these weights, wherever they are; plain JSON."""
         return {"module": self.module, "step": self.step, "averaged": self.averaged, "sha256": self.sha256}
 
 
 def of_checkpoint(folder: str, module: str) -> Pretrained:
-    """A module that the committed checkpoint in ``folder`` holds; V2FError if it holds none, or is damaged."""
+    """A module of the committed checkpoint in ``folder``; V2FError if it is missing or damaged."""
     prefixes = (f"model/{module}.", f"ema/{module}.")
     tensors, _ = checkpoint.load(folder, lambda name: name.startswith(prefixes))
     weights, averages = (_below(tensors, prefix) for prefix in prefixes)
@@ -53,14 +53,14 @@ def of_checkpoint(folder: str, module: str) -> Pretrained:
 
 
 def of_export(path: str, module: str, step: int | None, averaged: bool) -> Pretrained:
-    """A module of what ``v2f checkpoint export`` has written."""
+    """A module of a file that ``v2f checkpoint export`` wrote."""
     found = of_file(path, module)
     return Pretrained(found.tensors, path, module, digest(found.tensors), step, averaged)
 
 
 def of_file(path: str, module: str = "", key: str | None = None, sha256: str | None = None) -> Pretrained:
-    """A ``.safetensors``, ``.pt`` or ``.pth`` file that holds a state_dict, or one under ``key``: all of it, or what
-    is named below ``module``. Errors as of :func:`v2f.weights.files.read`."""
+    """The state_dict in a ``.safetensors``, ``.pt`` or ``.pth`` file, or under ``key`` in it: all tensors, or those
+    of ``module``. Errors as for :func:`v2f.weights.files.read`."""
     content, found = files.read(path, sha256)
     state = files.tensors(content if key is None else files.part(content, key, path), path)
     tensors = _below(state, f"{module}.") if module else state
@@ -70,7 +70,7 @@ def of_file(path: str, module: str = "", key: str | None = None, sha256: str | N
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of a module's names, number formats, shapes and numbers: the same however files hold them."""
+    """The SHA-256 of a module's names, dtypes, shapes and values, independent of the file format."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -80,8 +80,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def put(system: System, into: str, found: Pretrained) -> nn.Module:
-    """Fill the module ``into`` of what ``system`` trains, and give it; V2FError, with nothing changed, for the first
-    tensor that does not fit."""
+    """Fill the module ``into`` that ``system`` trains, and return it; V2FError for the first tensor that does not fit,
+    before anything is changed."""
     module = submodule(system, into)
     wanted = module.state_dict()
     state = {name: _converted(tensor, wanted.get(name)) for name, tensor in found.tensors.items()}
@@ -89,7 +89,7 @@ def put(system: System, into: str, found: Pretrained) -> nn.Module:
 
 
 def submodule(system: System, name: str) -> nn.Module:
-    """A module that ``system`` trains, or one inside it (``encoder``, ``encoder.stem``); V2FError if it has none."""
+    """A module that ``system`` trains, or one inside (``encoder``, ``encoder.stem``); V2FError if there is none."""
     modules = trained(system)
     for own, module in modules.items():
         if name == own:
@@ -100,7 +100,7 @@ def submodule(system: System, name: str) -> nn.Module:
                 return inside[rest]
             children = ", ".join(f"{own}.{child}" for child, _ in module.named_children()) or "nothing"
             raise V2FError(f"there is no module {name!r}; inside {own} there is {children}")
-    raise V2FError(f"{name!r} is no module that this system trains; it trains {', '.join(modules)}")
+    raise V2FError(f"this system trains no module {name!r}; it trains {', '.join(modules)}")
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -110,10 +110,10 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _no_module(where: str, module: str, names: Iterable[str]) -> V2FError:
     held = list(dict.fromkeys(name.split(".", 1)[0] for name in names))
     more = f" and {len(held) - 8} more" if held[8:] else ""
-    return V2FError(f"{where}: it has no module {module!r}; it holds {', '.join(held[:8])}{more}")
+    return V2FError(f"{where}: it has no module {module!r}; it has {', '.join(held[:8])}{more}")
 
 
 def _converted(tensor: Tensor, wanted: Tensor | None) -> Tensor:
-    """A float tensor in the format of the ``wanted`` one; every other as it is."""
+    """A float tensor in the dtype of the ``wanted`` one; any other tensor unchanged."""
     both = wanted is not None and wanted.is_floating_point() and tensor.is_floating_point()
     return tensor.to(wanted.dtype) if both and wanted is not None else tensor

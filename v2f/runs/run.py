@@ -1,9 +1,9 @@
-"""A run's whole configuration, and the way from RUN (a folder, an s3:// prefix, an MLflow run id) to its parts.
+"""Opening a run by its folder, s3:// prefix or MLflow run id, and building the system of its configuration.
 
 Data flow: recipe.yaml + overrides -> :class:`RunConfig` -> ``OUT/config.yaml`` (resolved) beside
-``OUT/run.json`` (what identifies the run), ``OUT/checkpoints/``, ``OUT/metrics.jsonl``, ``OUT/starts.jsonl`` (when,
-from which step, on how many ranks it was started) and ``OUT/eval.json``. An export of ``v2f checkpoint export`` is a
-run, too: ``config.yaml`` and the weights of one checkpoint, ``model.safetensors``.
+``OUT/run.json`` (what identifies the run), ``OUT/checkpoints/``, ``OUT/metrics.jsonl``, ``OUT/starts.jsonl`` (a line
+for each start: when, from which step, on how many ranks) and ``OUT/eval.json``. An export of ``v2f checkpoint export``
+is a run as well: ``config.yaml`` and the weights of one checkpoint, ``model.safetensors``.
 """
 
 import contextlib
@@ -34,26 +34,26 @@ from v2f.weights.runs import RunModule, read_by
 
 MODEL = "model.safetensors"
 EVALUATION = "eval.json"
-NOTES = "v2f"  # what identifies an exported run, in the notes that its weights carry
-_CONFIG_LOST = "restore it: the record of each checkpoint holds the configuration, too (state.config)"
+NOTES = "v2f"  # in the notes of exported weights, the key of what identifies the run
+_CONFIG_LOST = "restore it: the record of each checkpoint also holds the configuration (state.config)"
 _MLFLOW_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def config_of(folder: str) -> RunConfig:
-    """What the checkpoint in ``folder`` was trained with."""
+    """The configuration that the checkpoint in ``folder`` was trained with."""
     config = checkpoint.needed(checkpoint.read_state(folder)["state"], "config", folder)
     return config_from(config, f"the configuration in {folder}")
 
 
 def build_system(config: RunConfig) -> System:
-    """The system with freshly initialised weights: a function of the seed alone."""
+    """The system with newly initialized weights, a function of the seed alone."""
     with torch.random.fork_rng(devices=[]), reading_runs(config.tracking.uri):
         torch.manual_seed(config.seed)
         return system_class(config.system.name)(config.system)  # type: ignore[call-arg]  # each class takes its own
 
 
 def reading_runs(tracking_uri: str | None = None) -> contextlib.AbstractContextManager[None]:
-    """Inside, frozen nets may be modules of runs; ``tracking_uri``: where MLflow knows those that are named by id."""
+    """A context in which frozen nets may be modules of runs; ``tracking_uri``: where MLflow resolves run ids."""
     return read_by(functools.partial(_module_of_run, tracking_uri=tracking_uri))
 
 
@@ -64,9 +64,9 @@ def _module_of_run(net: RunModule, tracking_uri: str | None) -> tuple[nn.Module,
 
 
 def start_from(config: RunConfig, system: System, peers: Peers) -> list[dict[str, Any]]:
-    """Fill the modules of a fresh ``system`` that ``config.init_from`` names; gives from what, plain JSON. Collective.
+    """Fill the modules of a new ``system`` that ``config.init_from`` names; returns their sources as plain JSON.
 
-    Rank 0 reads, and sends the others what the system then holds.
+    Collective: rank 0 reads the weights and sends the whole system to the others.
     """
     if not config.init_from:
         return []
@@ -91,15 +91,15 @@ def _filled(config: RunConfig, system: System) -> list[dict[str, Any]]:
                 raise V2FError(f"{found.where}: the SHA-256 of its {found.module} is {found.sha256}, not the one named")
             _put(config, system, source.target, found)
         except V2FError as error:
-            told = V2FError(f"init_from.{number}: {error}")
-            told.again = error.again
-            raise told from error
+            located = V2FError(f"init_from.{number}: {error}")
+            located.again = error.again
+            raise located from error
         taken.append({"source": source.file or source.run, "into": source.target, **found.about})
     return taken
 
 
 def _put(config: RunConfig, system: System, into: str, found: Pretrained) -> None:
-    """Says of weights that do not fit what the system knows of it."""
+    """Fill a module; if the weights do not fit, the error says why, where the system knows."""
     try:
         pretrained.put(system, into, found)
     except V2FError:
@@ -109,8 +109,8 @@ def _put(config: RunConfig, system: System, into: str, found: Pretrained) -> Non
         raise
 
 
-def told_source(record: Mapping[str, Any]) -> str:
-    """A line for what :func:`start_from` gives of a module."""
+def source_line(record: Mapping[str, Any]) -> str:
+    """One line about a source that :func:`start_from` returned."""
     step = "" if record["step"] is None else f", step {record['step']}"
     averages = ", the moving averages" if record["averaged"] else ""
     what = f"{record['module']} of " if record["module"] else ""
@@ -119,18 +119,17 @@ def told_source(record: Mapping[str, Any]) -> str:
 
 
 def streams_of(config: RunConfig, system: System) -> dict[str, DataConfig]:
-    """What each stream that the system asks for is read from, in the system's order; V2FError where ``data.streams``
-    has others."""
+    """Stream -> its data, in the system's order; V2FError unless ``data.streams`` has exactly the system's streams."""
     asked, given, name = list(system.streams()), config.data.by_stream(), config.system.name  # type: ignore[attr-defined]
     if asked == [""] and config.data.streams is not None:
         raise V2FError(
-            f"data.streams: {', '.join(given)}: the system {name} reads one stream; leave it out, and give data.path "
+            f"data.streams: {', '.join(given)}: the system {name} reads one stream; remove it, and set data.path "
             "and data.batch"
         )
     if set(asked) != set(given):
         raise V2FError(
             f"data.streams: {', '.join(filter(None, given)) or 'null'}: the system {name} asks for the streams "
-            f"{', '.join(asked)}; give each of them and no other"
+            f"{', '.join(asked)}; configure each of them and no other"
         )
     batch = given[asked[0]].batch
     if batch != config.data.batch:
@@ -142,7 +141,7 @@ def streams_of(config: RunConfig, system: System) -> dict[str, DataConfig]:
 
 
 def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
-    """V2FError if a frozen net is not the one that the checkpoint ``where`` with ``state`` was trained against."""
+    """V2FError if a frozen net is not the one with which the checkpoint ``where`` of this ``state`` was trained."""
     for role, before in state.get("weights", {}).items():
         now = system.weights.get(role)
         if now != before:
@@ -153,7 +152,7 @@ def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
 
 
 def check_shapes(config: RunConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
-    """V2FError if the system knows why weights of these shapes, by ``MODULE.tensor``, are not those of ``config``."""
+    """V2FError if the system knows why weights of these shapes, by ``MODULE.tensor``, do not fit ``config``."""
     why = system_class(config.system.name).misfit(config.system, shapes)
     if why is not None:
         raise V2FError(f"{where}: {why}")
@@ -161,7 +160,7 @@ def check_shapes(config: RunConfig, shapes: Mapping[str, Sequence[int]], where: 
 
 @contextlib.contextmanager
 def _explained(config: RunConfig, where: str) -> Iterator[None]:
-    """Says of weights that do not fit what the system knows of it."""
+    """A context that explains a MisfitError, where the system knows why the weights do not fit."""
     try:
         yield
     except checkpoint.MisfitError as error:
@@ -186,7 +185,7 @@ class _Info(Record):
 
 @dataclass(frozen=True)
 class Run:
-    """A run that exists: its folder or prefix, and what lies there."""
+    """A run that exists: its folder or prefix and their contents."""
 
     path: str
 
@@ -206,7 +205,7 @@ class Run:
         try:
             text = store.read_bytes(where).decode()
         except UnicodeDecodeError:
-            raise V2FError(f"{where}: it is damaged, no text in UTF-8; {_CONFIG_LOST}") from None
+            raise V2FError(f"{where}: it is damaged, not a UTF-8 text; {_CONFIG_LOST}") from None
         values = parse_yaml(text, where)
         if not isinstance(values, dict):
             raise V2FError(f"{where}: it is damaged, it holds {type(values).__name__}; {_CONFIG_LOST}")
@@ -214,10 +213,10 @@ class Run:
 
     @cached_property
     def info(self) -> dict[str, Any]:
-        """What identifies the run: code version, data fingerprint, stand-ins; of an export also its step."""
+        """What identifies the run: code version, data fingerprint, stand-ins; for an export also its step."""
         where = store.join(self.path, "run.json")
         if store.exists(where):
-            return records.read_record(where, _Info, "restore it, or remove it to go on without it")
+            return records.read_record(where, _Info, "restore it, or remove it to continue without it")
         if not self.exported:
             return {}
         try:
@@ -226,24 +225,24 @@ class Run:
             found = None
         problem = problem_of(_Info, found)
         if problem is not None:
-            raise V2FError(f"{self._model}: its notes are damaged, {problem}; copy it or export it anew")
+            raise V2FError(f"{self._model}: its notes are damaged, {problem}; copy it or export it again")
         return dict(found)
 
     @property
     def evaluated(self) -> dict[str, Any] | None:
-        """What ``v2f eval`` has measured; None where nothing was."""
+        """What ``v2f eval`` has measured; None if nothing."""
         where = store.join(self.path, EVALUATION)
         if not store.exists(where):
             return None
-        way_out = f"measure the run anew with `v2f eval {self.path}`"
+        way_out = f"measure the run again with `v2f eval {self.path}`"
         found = records.read_record(where, Evaluated, way_out)
         if not all(split.get("by") for split in found["splits"].values()):
-            raise V2FError(f"{where}: an older v2f wrote it, which knew no referee; {way_out}")
+            raise V2FError(f"{where}: it was written by an older v2f that had no referee; {way_out}")
         return found
 
     @cached_property
     def exported(self) -> bool:
-        """Whether this is an export: the weights of one checkpoint, and no folder of checkpoints."""
+        """Whether this is an export: the weights of one checkpoint instead of a folder of checkpoints."""
         return store.exists(self._model)
 
     @property
@@ -255,9 +254,9 @@ class Run:
         return checkpoint.step_of(found) if found else None
 
     def checkpoint(self, which: str | int = "latest") -> str:
-        """The folder of a committed checkpoint: ``latest``, ``best`` (by ``train.best``) or that of a step."""
+        """The folder of a committed checkpoint: ``latest``, ``best`` (by ``train.best``) or of a step."""
         if self.exported:
-            raise V2FError(f"{self.path}: an export holds the weights of one checkpoint and nothing to choose from")
+            raise V2FError(f"{self.path}: an export holds one checkpoint only; there is none to choose")
         folders = {checkpoint.step_of(folder): folder for folder in checkpoint.committed(self._checkpoints)}
         if not folders:
             raise V2FError(f"{self.path}: no committed checkpoint yet; train it first: v2f/train.py --config ...")
@@ -266,13 +265,13 @@ class Run:
         if which == "best":
             best = self.config.train.best
             if best is None:
-                raise V2FError(f"{self.path}: its train.best names no meter that a checkpoint could be the best by")
+                raise V2FError(f"{self.path}: its configuration does not set train.best; name a step, or latest")
             found, what = checkpoint.best(self._checkpoints, best.metric, best.mode), f"with a meter {best.metric!r}"
         else:
             found, what = folders.get(int(which)), f"of step {which}"
         if found is None:
             steps = ", ".join(map(str, folders))
-            raise V2FError(f"{self.path}: there is no checkpoint {what}, but those of step {steps}")
+            raise V2FError(f"{self.path}: there is no checkpoint {what}; the steps with one are {steps}")
         return found
 
     def step_of(self, which: str | int = "latest") -> int | None:
@@ -280,8 +279,8 @@ class Run:
         return self.step if self.exported else checkpoint.step_of(self.checkpoint(which))
 
     def system(self, ema: bool = True, which: str | int = "latest") -> System:
-        """The trained system of a committed checkpoint (see :meth:`checkpoint`), in eval mode; with ``ema`` the
-        moving-average weights, where they are kept. An export has but one kind."""
+        """The trained system of a committed checkpoint (see :meth:`checkpoint`), in eval mode; with ``ema`` its moving
+        averages, if it has them. An export has one kind of weights only."""
         if self.exported:
             if which != "latest":
                 self.checkpoint(which)
@@ -298,8 +297,8 @@ class Run:
         return system.eval()
 
     def pretrained(self, module: str, which: str | int = "latest") -> Pretrained:
-        """The weights of a module of it, by its name (``encoder``, ``encoder.stem``), for others to start from; of a
-        committed checkpoint (see :meth:`checkpoint`) the moving averages, where they are kept."""
+        """The weights of a module (``encoder``, ``encoder.stem``) of a committed checkpoint (see :meth:`checkpoint`) as
+        a start for other runs; its moving averages, if it has them."""
         if not self.exported:
             return pretrained.of_checkpoint(self.checkpoint(which), module)
         if which != "latest":

@@ -1,4 +1,10 @@
-"""Saving checkpoints: every rank writes its part in a thread of its own, rank 0's thread commits the whole."""
+"""Saving checkpoints in the background.
+
+    training thread: tensors of this rank -> its Saver's thread: part, then receipt (bytes, SHA-256) -> the store
+                     rank 0's thread: the store lists all receipts -> checkpoint.json -> older checkpoints are removed
+
+The threads run no collectives: the ranks meet in the store only.
+"""
 
 import contextlib
 import hashlib
@@ -25,12 +31,12 @@ from v2f.storage.records import Record
 log = logging.getLogger("v2f")
 
 Best = tuple[str, Mode]
-_LONGEST_PAUSE_S = 2.0  # between two looks for the other ranks' parts
-_TROUBLES = 4  # in one warning
+_LONGEST_PAUSE_S = 2.0  # between two listings of the other ranks' parts
+_MOST_TROUBLES = 4  # named in one warning
 
 
 class _Receipt(Record):
-    """What a rank has written; or why it could not."""
+    """What a rank has written, or why it failed."""
 
     bytes: int = 0
     sha256: str = ""
@@ -38,9 +44,9 @@ class _Receipt(Record):
 
 
 def deal(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
-    """Names dealt to ``parts`` lists of about equal bytes: the largest first, each to the emptiest.
+    """The names, dealt to ``parts`` lists of about equal bytes: the largest first, each to the emptiest list.
 
-    A pure function of the names and sizes, so that every rank finds its own share without talking.
+    A pure function of the names and sizes, so that every rank finds its share without communication.
     """
     shares: list[list[str]] = [[] for _ in range(parts)]
     filled = [0] * parts
@@ -54,15 +60,15 @@ def deal(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
 class Saver:
     """Writes checkpoints under ``root`` in the background, one at a time; every rank has one.
 
-    The thread does no collectives: ranks meet in the store only. Every name that it writes carries ``attempt``, a
-    token that all ranks share and that no other start has, and the number of the save: what a killed attempt left is
-    never taken for a part of this one, and a step that was committed before stays whole until it is committed anew.
-    Kept are the newest ``keep`` (at least 2), every step that ``keep_every`` divides, and the best by ``best`` among
-    those that were measured at their own step. A save that fails is told by :meth:`take_failures`, never raised; rank 0
-    waits ``patience_s`` for the others' parts, which is less than the training's watchdog waits.
+    Every file name contains the number of the save and ``attempt``, a token that all ranks of this start share and no
+    other start has. So files that a killed start left are never mistaken for parts of this save, and a step that was
+    committed before stays whole until it is committed again. A Saver keeps the newest ``keep`` checkpoints (at least
+    2), every step that ``keep_every`` divides, and the best one by ``best`` among those measured at their own step.
+    :meth:`take_failures` reports failed saves; they are never raised. Rank 0 waits ``patience_s`` seconds for the parts
+    of the other ranks, which is less than the training's watchdog allows.
 
-    ``lease``: rank 0's on ``root``. Each commit is made, and each file removed, only while it is this run's; the commit
-    carries its number, so that a reader can tell those of an owner that was superseded.
+    ``lease``: rank 0's lease on ``root``. A Saver commits and removes files only while it holds the lease. Each commit
+    records the lease's number, by which readers recognize the commits of a superseded owner.
     """
 
     def __init__(
@@ -89,11 +95,11 @@ class Saver:
         self._failures: list[str] = []
         self._committed: list[str] = []
         self._known: dict[str, float | None] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def busy(self) -> bool:
-        """Whether a save is under way here."""
+        """Whether this rank is saving."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(
@@ -104,13 +110,13 @@ class Saver:
         state: Mapping[str, Any],
         before_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Save ``mine``, CPU tensors that nobody writes to any more, as this rank's share of all; returns at once.
+        """Save ``mine`` as this rank's share of all tensors; returns at once.
 
-        Every rank calls it for the same saves. ``state`` (rank 0's counts) is plain JSON. ``before_commit`` is called
-        by rank 0's thread, and what it raises fails the save.
+        Every rank calls this for the same saves. ``mine``: CPU tensors that nothing modifies any more. ``state``: plain
+        JSON; rank 0's is saved. Rank 0's thread calls ``before_commit``; an exception there fails the save.
         """
         assert not self.busy, "one save at a time"
-        assert mine.keys() == set(shares[self._rank]), "not what was dealt"
+        assert mine.keys() == set(shares[self._rank]), "the tensors are not this rank's share"
         self._count += 1
         text = json.dumps(state) if self._rank == 0 else ""
         self._thread = threading.Thread(
@@ -119,7 +125,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the save under way is over: this rank's part is written, on rank 0 all is committed; or it failed."""
+        """Wait until the current save has failed or written this rank's part (on rank 0: committed the checkpoint)."""
         if self._thread is not None:
             self._thread.join()
 
@@ -130,7 +136,7 @@ class Saver:
         self.close()
 
     def close(self, patience_s: float = 30.0) -> None:
-        """Leave the save under way ``patience_s`` to end, then give it up: it will be no checkpoint."""
+        """Give the current save ``patience_s`` seconds to finish, then abandon it: it is never committed."""
         if self._thread is not None:
             self._thread.join(patience_s)
             self._given_up.set()
@@ -142,7 +148,7 @@ class Saver:
         return taken
 
     def take_committed(self) -> list[str]:
-        """The folders that were committed since the last call; on rank 0 only."""
+        """The folders committed since the last call; empty on every rank but rank 0."""
         taken, self._committed = self._committed, []
         return taken
 
@@ -152,13 +158,13 @@ class Saver:
         folder = store.join(self._root, f"step-{step:08d}")
         try:
             if self._rank == 0:
-                self._tidy(but=folder)  # what failed saves left must not fill the disk
+                self._tidy(but=folder)  # the remains of failed saves must not fill the disk
             own = store.join(folder, self._part(self._rank))
             try:
                 receipt = write_tensors(own, mine)
                 store.write_bytes(own + ".json", json.dumps(receipt).encode())
             except Exception as error:
-                with contextlib.suppress(Exception):  # rank 0 need not wait for it
+                with contextlib.suppress(Exception):  # so that rank 0 need not wait
                     store.write_bytes(own + ".json", json.dumps({"failed": line_of(error)}).encode())
                 raise
             if self._rank == 0:
@@ -169,7 +175,7 @@ class Saver:
                 self._committed.append(folder)
                 self._known.pop(folder, None)
                 self._tidy()
-        except Exception as error:  # whatever it is, training goes on
+        except Exception as error:  # no failed save stops the training
             self._failures.append(f"step {step} is not saved: {line_of(error)}")
 
     def _holding(self) -> contextlib.AbstractContextManager[None]:
@@ -179,7 +185,7 @@ class Saver:
         return f"part-{rank:05d}-{self._attempt}-{self._count}.safetensors"
 
     def _parts(self, folder: str) -> list[dict[str, Any]]:
-        """Name and receipt of every rank's part, as soon as the store lists them all."""
+        """Name and receipt of every rank's part, once the store lists them all."""
         names = [self._part(rank) for rank in range(self._world_size)]
         receipts: dict[str, dict[str, Any]] = {}
         deadline, pause = time.monotonic() + self._patience_s, 0.01
@@ -195,19 +201,24 @@ class Saver:
             absent = [rank for rank, name in enumerate(names) if name not in receipts or name not in listed]
             if not absent:
                 return [{"name": name, **receipts[name]} for name in names]
-            told = f"{folder}: no part came from rank {', '.join(map(str, absent[:8]))}{' ...' if absent[8:] else ''}"
+            missing = (
+                f"{folder}: no part came from rank {', '.join(map(str, absent[:8]))}{' ...' if absent[8:] else ''}"
+            )
             if self._lease is not None and self._lease.lost is not None:
                 raise self._lease.lost
             if time.monotonic() >= deadline:
-                raise V2FError(f"{told} for {self._patience_s:.0f} s; look there whether it lives and can write")
+                raise V2FError(
+                    f"{missing} for {self._patience_s:.0f} s; check whether it is running and can write there"
+                )
             if self._given_up.wait(pause):
-                raise V2FError(f"{told} until the run ended")
+                raise V2FError(f"{missing} until the run ended")
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
     def _tidy(self, but: str | None = None) -> None:
-        """Remove the checkpoints that are not kept and all that belongs to none, ``but`` the one under way.
+        """Remove all checkpoints that are not to be kept and all files of no checkpoint, except in ``but``, the current
+        save's folder.
 
-        A folder that cannot be read or removed is kept, and the others go all the same.
+        A folder that cannot be read or removed stays; the others are removed all the same.
         """
         troubles: list[str] = []
         try:
@@ -223,30 +234,31 @@ class Saver:
                         with _noted(troubles, folder):
                             self._known[folder] = checkpoint.measured(folder, self._best[0])
                 kept.add(checkpoint.best_of({folder: self._known.get(folder) for folder in folders}, self._best[1]))
-                kept |= {folder for folder in folders if folder not in self._known}  # any may be the best
+                kept |= {folder for folder in folders if folder not in self._known}  # any of them may be the best
             for folder in found:
                 if folder not in kept:
                     with _noted(troubles, folder), self._holding():
-                        # half a folder must not pass for a checkpoint; and only what was there at the look
+                        # half a folder must not pass for a checkpoint; remove only what was listed
                         there = {name.partition("/")[0] for name in found[folder]}
                         store.remove_folder(folder, first=COMMIT, only=there)
-            for folder in folders[-1:] if but is None else []:  # a killed attempt may have come as far as this
+            for folder in folders[-1:] if but is None else []:  # a killed start may have written to it
                 with _noted(troubles, folder), self._holding():
                     parts = [part["name"] for part in checkpoint.read_state(folder)["parts"]]
                     for name in found[folder] - {COMMIT, *parts, *(part + ".json" for part in parts)}:
-                        if "/" not in name:  # a folder in it is none of ours
+                        if "/" not in name:  # a subfolder is not ours
                             store.remove(store.join(folder, name))
         except Exception as error:
             troubles.append(line_of(error))
-        new = [trouble for trouble in troubles if trouble not in self._told]
+        new = [trouble for trouble in troubles if trouble not in self._warned]
         if new:
-            more = f"; and {len(new) - _TROUBLES} more" if new[_TROUBLES:] else ""
-            log.warning("%s: kept what cannot be removed or read: %s%s", self._root, "; ".join(new[:_TROUBLES]), more)
-        self._told.update(new)
+            more = f"; and {len(new) - _MOST_TROUBLES} more" if new[_MOST_TROUBLES:] else ""
+            shown = "; ".join(new[:_MOST_TROUBLES])
+            log.warning("%s: kept what cannot be removed or read: %s%s", self._root, shown, more)
+        self._warned.update(new)
 
 
 def write_tensors(path: str, tensors: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> dict[str, Any]:
-    """Write tensors as one safetensors file, there whole or not at all; gives its receipt, of what was written."""
+    """Write tensors as one safetensors file, atomically; returns its receipt: bytes, SHA-256, number of tensors."""
     digest, size = hashlib.sha256(), 0
     with store.replacing(path) as temporary:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, notes)
@@ -259,7 +271,7 @@ def write_tensors(path: str, tensors: Mapping[str, Tensor], notes: dict[str, str
 
 @contextlib.contextmanager
 def _noted(troubles: list[str], folder: str) -> Iterator[None]:
-    """A folder's own trouble becomes a line; a store that does not answer would not for the next one either."""
+    """Note an error of this folder as a line; a store that does not answer, or a lost lease, concerns all folders."""
     try:
         yield
     except (store.UnreachableError, LostError):
@@ -272,8 +284,8 @@ def _noted(troubles: list[str], folder: str) -> Iterator[None]:
 def write_record(
     folder: str, step: int, parts: list[dict[str, Any]], state: Mapping[str, Any], lease: Lease | None = None
 ) -> None:
-    """Commit a checkpoint, all of whose parts are there, in the name of the ``lease`` on its run; LostError if another
-    start has the run by now."""
+    """Commit a checkpoint whose parts are all written, under the ``lease`` on its run; LostError if another start has
+    taken over the run."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record = {"format": checkpoint.FORMAT, "step": step, "saved": now, "parts": parts, "state": dict(state)}
     if lease is not None:
@@ -284,8 +296,10 @@ def write_record(
         store.write_bytes(path, content)
         return
     with lease.holding():
-        if not store.create(path, content):  # the step was committed before: by this owner, or one before it
+        if not store.create(path, content):  # already committed, by this owner or an earlier one
             other = checkpoint.sound_record(folder)
             if other is not None and (checkpoint.owner_of(other) or (0, ""))[0] > lease.number:
-                raise LostError(f"{folder}: a later start of this run has committed it, and goes on")
+                raise LostError(
+                    f"{folder}: a later start of this run has already committed this step; this start must end"
+                )
             store.write_bytes(path, content)
