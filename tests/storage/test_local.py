@@ -95,7 +95,7 @@ LASTING = {
     errno.ENOTDIR: " is in the way; ",
     errno.EEXIST: " is in the way; ",
     errno.EISDIR: " is in the way; ",
-    errno.ENOENT: "its folder is not there any more; ",
+    errno.ENOENT: "its folder no longer exists; ",
 }
 PASSING = {
     errno.ENOSPC: "the disk is full; make room",

@@ -121,7 +121,7 @@ def explanation(path: str, verb: str, error: Exception, place: str | None = None
     if verb == "write" and code in _IN_THE_WAY:
         return V2FError(f"{begins}{_in_the_way(place or path)} is in the way; move it away, or {_PLACE}")
     if verb == "write" and code == errno.ENOENT:
-        return V2FError(f"{begins}its folder is not there any more; bring it back, or {_PLACE}")
+        return V2FError(f"{begins}its folder no longer exists; restore it, or {_PLACE}")
     if code in _MISSING or isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return V2FError(f"{begins}there is no such file")
     if code == errno.EISDIR:

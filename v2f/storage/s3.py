@@ -158,12 +158,14 @@ def _put(path: str, body: bytes, condition: dict[str, str]) -> str | None:
         etag: str | None = _request("put_object", Bucket=bucket, Key=key, Body=body, **condition).get("ETag")
         return etag
     except UnknownConditionError:
-        if "IfNoneMatch" in condition and _there(path):
-            raise ExistsError("it is there") from None
+        if not condition:  # it is something else that the store lacks
+            raise
+        if "IfNoneMatch" in condition and _exists(path):
+            raise ExistsError("it exists already") from None
         return _put(path, body, {})
 
 
-def _there(path: str) -> bool:
+def _exists(path: str) -> bool:
     try:
         size(path)
     except FileNotFoundError:
@@ -248,6 +250,7 @@ def _filesystem() -> Any:
                 },
             )
             filesystem.retries = 1
+            filesystem.connect()  # under the lock: threads that connect at once would each open a client, and lose it
             _made = settings, filesystem
         return _made[1]
 
@@ -266,11 +269,10 @@ def _content(**arguments: Any) -> tuple[dict[str, Any], bytes, Exception | None]
     """
     from fsspec.asyn import sync
 
-    filesystem = _filesystem()
     pieces: list[bytes] = []
     failures: list[Exception] = []
 
-    async def read() -> dict[str, Any]:
+    async def read(filesystem: Any) -> dict[str, Any]:
         answer: dict[str, Any] = await filesystem._call_s3("get_object", **arguments)
         body = answer["Body"]
         try:
@@ -283,7 +285,8 @@ def _content(**arguments: Any) -> tuple[dict[str, Any], bytes, Exception | None]
         return answer
 
     with _translated():
-        return sync(filesystem.loop, read), b"".join(pieces), failures[0] if failures else None
+        filesystem = _filesystem()
+        return sync(filesystem.loop, read, filesystem), b"".join(pieces), failures[0] if failures else None
 
 
 @contextlib.contextmanager
@@ -345,7 +348,7 @@ def _translation(error: Exception) -> Exception:
 def _answered(response: Any) -> Exception:
     code, status = str(response["Error"].get("Code", "")), response["ResponseMetadata"].get("HTTPStatusCode", 0)
     if code == "NotImplemented":
-        return UnknownConditionError("the store does not know what was asked of it")
+        return UnknownConditionError("the store does not support this request")
     shown = f"HTTP {status} {code}" if _CODE.fullmatch(code) and code != str(status) else f"HTTP {status}"
     if code in _AGAIN_CODES or status in _AGAIN or status >= 500:
         return TransientError(shown)
