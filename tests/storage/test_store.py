@@ -167,7 +167,7 @@ def test_what_cannot_be_removed_of_a_folder_keeps_nothing_else_of_it(tmp_path: P
     with pytest.raises(V2FError, match=r"/a: cannot remove it"):
         store.remove_folder(str(tmp_path), first="last")
     assert store.tree(str(tmp_path)) == ["a/b"]
-    with pytest.raises(V2FError, match=r"/b: cannot remove it, it is a file and no folder$"):
+    with pytest.raises(V2FError, match=r"/b: cannot remove it, it is a file, not a folder$"):
         store.remove_folder(str(tmp_path / "a" / "b"), first="last")
     assert store.tree(str(tmp_path)) == ["a/b"]
 
@@ -198,7 +198,7 @@ def test_no_secret_stands_in_a_message() -> None:
 
 
 def test_an_unknown_scheme_and_a_failing_library_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(V2FError, match="this kind of path is not understood"):
+    with pytest.raises(V2FError, match="this kind of path is not supported"):
         store.read_bytes("nonsense://x/y")
 
     def fails(*_: object, **__: object) -> bytes:
@@ -311,12 +311,12 @@ def _client_error(status: int, code: str) -> known.ClientError:
             "no connection to the endpoint",
         ),
         (known.ReadTimeoutError(endpoint_url="http://SECRET"), s3.TransientError, "no byte for 30 s"),
-        (known.ResponseStreamingError(error="SECRET"), s3.TransientError, "the connection broke off"),
-        (ResponseParserError("SECRET"), s3.TransientError, "the connection broke off"),
-        (known.SSLError(endpoint_url="", error="EOF SECRET"), s3.TransientError, "the connection broke off"),
+        (known.ResponseStreamingError(error="SECRET"), s3.TransientError, "the connection was interrupted"),
+        (ResponseParserError("SECRET"), s3.TransientError, "the connection was interrupted"),
+        (known.SSLError(endpoint_url="", error="EOF SECRET"), s3.TransientError, "the connection was interrupted"),
         (known.SSLError(endpoint_url="", error="CERTIFICATE_VERIFY_FAILED"), s3.S3Error, "certificate is not trusted"),
         (known.CredentialRetrievalError(provider="", error_msg="SECRET"), s3.TransientError, "could not be fetched"),
-        (known.FlexibleChecksumError(error_msg="SECRET"), s3.TransientError, "damaged on its way"),
+        (known.FlexibleChecksumError(error_msg="SECRET"), s3.TransientError, "damaged in transit"),
         (known.ParamValidationError(report="SECRET"), s3.S3Error, "allows no such bucket or key"),
         (known.UnknownRegionError(region_name="SECRET", error_msg=""), s3.S3Error, "UnknownRegionError"),
         (ValueError("Invalid endpoint: SECRET"), s3.S3Error, "not a URL"),
@@ -353,13 +353,13 @@ def test_a_store_that_lacks_something_for_a_plain_write_is_asked_once(monkeypatc
 
 def test_a_store_that_ignores_ranges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "_content", lambda **_: ({"ETag": "x", "ContentLength": 10}, b"0123456789", None))
-    with pytest.raises(V2FError, match="s3://b/k: cannot read it: this store does not answer with the range that was"):
+    with pytest.raises(V2FError, match="s3://b/k: cannot read it: this store does not support ranged reads"):
         store.read_range("s3://b/k", 5, 2)
 
 
 def test_s3_paths_that_name_nothing_are_one_line() -> None:
     for path in ("s3://", "s3:///key"):
-        with pytest.raises(V2FError, match="this kind of path is not understood"):
+        with pytest.raises(V2FError, match="this kind of path is not supported"):
             store.read_bytes(path)
     with pytest.raises(V2FError, match="no such file"):
         store.size("s3://bucket")
@@ -418,9 +418,9 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, monke
     with serving(tmp_path) as (address, certificate):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         for bundle, why in (
-            ("", "the endpoint's certificate is not trusted; name the file of its CA in AWS_CA_BUNDLE"),
-            (f"{tmp_path}/none.pem", "the file that AWS_CA_BUNDLE names is not there or holds no certificate"),
-            (f"{tmp_path}/junk.pem", "the file that AWS_CA_BUNDLE names is not there or holds no certificate"),
+            ("", "the endpoint's certificate is not trusted; set AWS_CA_BUNDLE to the file of its CA"),
+            (f"{tmp_path}/none.pem", "the file named by AWS_CA_BUNDLE is missing or holds no certificate"),
+            (f"{tmp_path}/junk.pem", "the file named by AWS_CA_BUNDLE is missing or holds no certificate"),
         ):
             if bundle:
                 monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
@@ -433,7 +433,5 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, monke
         assert store.names("s3://b/k") == []
     with serving(tmp_path, tls=False) as (address, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        with pytest.raises(
-            V2FError, match="the endpoint does not speak TLS; is AWS_ENDPOINT_URL to begin with http://"
-        ):
+        with pytest.raises(V2FError, match="the endpoint does not use TLS; should AWS_ENDPOINT_URL begin with http://"):
             store.names("s3://b/k")
