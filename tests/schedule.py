@@ -289,7 +289,7 @@ class World:
         self.stop("read")
         content = self._content(path)
         if etag is not None and etag != self._tag(path):
-            raise s3.ExistsError("it was replaced while it was read")
+            raise s3.ExistsError("it was replaced while it was being read")
         if offset >= len(content):
             raise s3.BeyondEndError("HTTP 416")
         return s3.Answer(len(content), self._tag(path), content[offset:stop])

@@ -91,7 +91,9 @@ def test_an_output_that_cannot_be_written_is_one_line() -> None:
         command = [sys.executable, "-m", "v2f", "--version"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=REPOSITORY, env=environment, text=True)
     assert done.returncode == 1
-    assert done.stderr == ("v2f: what it says cannot be written to where stdout leads (No space left on device)\n")
+    assert done.stderr == (
+        "v2f: stdout cannot be written (No space left on device); free space, or redirect it elsewhere\n"
+    )
 
 
 @pytest.mark.parametrize("locale", [{}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["output", "all"])

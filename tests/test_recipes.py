@@ -57,7 +57,7 @@ def test_nothing_is_overwritten_and_nothing_is_copied_by_half(in_the_way, tmp_pa
     there.write_text("mine: 1\n") if in_the_way == "file" else there.symlink_to("nowhere")
     assert main(["recipes", "copy", "quickstart", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{there}: it is there already" in line
+    assert f"{there}: it exists already" in line
     assert there.is_symlink() or there.read_text() == "mine: 1\n"
     assert not (tmp_path / "launch").exists()
 
@@ -65,9 +65,9 @@ def test_nothing_is_overwritten_and_nothing_is_copied_by_half(in_the_way, tmp_pa
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["copy", "quickstrat"], "no recipe 'quickstrat' ships with v2f, but face-gan, large-batch"),
+        (["copy", "quickstrat"], "no recipe 'quickstrat' ships with v2f; choose one of face-gan, large-batch"),
         (["show", "../../pyproject.toml"], "no recipe '../../pyproject.toml' ships"),
-        (["copy", "quickstart", "s3://lab/x"], "a folder of this machine only"),
+        (["copy", "quickstart", "s3://lab/x"], "recipes can only be copied to a local folder"),
         (["copy", "quickstart", "file"], "launch"),
     ],
 )

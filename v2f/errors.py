@@ -1,5 +1,5 @@
-"""The one error that a user is meant to read (what is wrong, where, and what to do, in one line), and how a command
-speaks to whoever reads it."""
+"""The error that is meant for the user (one line: what is wrong, where, what to do), and the output and exit codes of
+commands."""
 
 import contextlib
 import functools
@@ -13,28 +13,29 @@ from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 UNREAD = 141
-"""The exit code of a command whose output nobody reads any more, as ``| head`` leaves it: what SIGPIPE gives."""
+"""The exit code of a command whose output is no longer read, as after ``| head``: the same as for SIGPIPE."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class V2FError(Exception):
-    """A mistake in the input or in the surroundings, not in the program.
+    """An error in the input or the environment, not in the program.
 
-    The command line prints its message as one line and leaves with a non-zero code; the traceback is
-    shown with ``--debug`` only. Say what is wrong, where (file, shard, sample, key) and the way out.
+    The command line prints the message as one line and exits with a non-zero code; only ``--debug`` shows the
+    traceback. The message says what is wrong, where (file, shard, sample, key), and what to do.
     """
 
     again = False
-    """Whether starting again, with nothing changed, may help."""
+    """Whether starting again without changes may help."""
 
 
 def spoken(main: Callable[P, T]) -> Callable[P, T | int]:
-    """Make ``main`` an entry point, whose output is the business of whoever reads it.
+    """Make ``main`` an entry point that handles problems of its output.
 
-    A character that a stream cannot encode is written as its escape. Where nobody reads any more, ``main`` ends
-    quietly, with :data:`UNREAD`. All output is written when it returns: nothing is left to fail when Python ends.
+    Characters that a stream cannot encode are written as escapes. If nobody reads the output any more, ``main`` ends
+    without a message and returns :data:`UNREAD`. All output is flushed when it returns, so that nothing can fail at
+    Python's exit.
     """
 
     @functools.wraps(main)
@@ -52,7 +53,7 @@ def spoken(main: Callable[P, T]) -> Callable[P, T | int]:
                 raise
             return UNREAD
         except SystemExit as left:
-            if isinstance(left.__context__, BrokenPipeError):  # rich's way to end quietly
+            if isinstance(left.__context__, BrokenPipeError):  # rich exits this way
                 return UNREAD
             raise
 
@@ -68,17 +69,17 @@ def _flush() -> None:
         raise
     except OSError as error:  # a full disk, a terminal that hung up
         _drop([sys.stdout.fileno()])
-        _tell(f"v2f: what it says cannot be written to where stdout leads ({error.strerror})")
+        _tell(f"v2f: stdout cannot be written ({error.strerror}); free space, or redirect it elsewhere")
         raise SystemExit(1) from None
 
 
 def _unread() -> bool:
-    """Whether nobody reads stdout or stderr any more; what is written there from now on is dropped."""
+    """Whether nobody reads stdout or stderr any more; if so, further output there is dropped."""
     gone: list[int] = []
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or no file of the operating system
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it is closed, or has no file descriptor
             poll = select.poll()
-            poll.register(stream.fileno(), 0)  # asks for nothing but what is always told: an error, a hang-up
+            poll.register(stream.fileno(), 0)  # no events but those that are always reported: an error, a hang-up
             if poll.poll(0):
                 gone.append(stream.fileno())
     _drop(gone)
@@ -86,7 +87,7 @@ def _unread() -> bool:
 
 
 def _drop(numbers: Sequence[int]) -> None:
-    """Let what is written to these files of the operating system go nowhere."""
+    """Redirect these file descriptors to /dev/null."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in numbers:
         os.dup2(nowhere, number)
@@ -94,8 +95,8 @@ def _drop(numbers: Sequence[int]) -> None:
 
 
 def guarded(command: Callable[[], int | None], *, debug: bool, mistake: int = 1) -> int:
-    """Run a command; its exit code: 0 done, ``mistake`` one that a line explains, 1 it broke, 130 interrupted,
-    :data:`UNREAD` nobody reads what it says."""
+    """Run a command and return its exit code: 0 success, ``mistake`` for a V2FError, 1 for an unexpected error or one
+    where starting again may help, 130 interrupted, :data:`UNREAD` if nobody reads its output."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return command() or 0
@@ -107,7 +108,7 @@ def guarded(command: Callable[[], int | None], *, debug: bool, mistake: int = 1)
     except KeyboardInterrupt:
         _tell("v2f: interrupted")
         return 130
-    except Exception as error:  # a defect of ours: one line for the user, the traceback for whoever asks
+    except Exception as error:  # a defect in v2f: one line, and the traceback on request
         if isinstance(error, BrokenPipeError) and _unread():
             return UNREAD
         if debug:
@@ -117,7 +118,7 @@ def guarded(command: Callable[[], int | None], *, debug: bool, mistake: int = 1)
 
 
 def _tell(line: str) -> None:
-    with contextlib.suppress(OSError):  # the exit code counts for more than the line, if nobody is there to read it
+    with contextlib.suppress(OSError):  # if stderr cannot be written, the exit code still matters
         print(line, file=sys.stderr)
 
 
@@ -127,7 +128,7 @@ def first_line(text: object, otherwise: str = "") -> str:
 
 
 def unexpected(error: BaseException) -> str:
-    """One line for an error that we did not expect: its type and text, or, if it has no text, where it was raised."""
+    """An unexpected error in one line: its type and its text or, without a text, where it was raised."""
     text = first_line(error)
     if not text:
         frames = traceback.extract_tb(error.__traceback__)

@@ -1,7 +1,7 @@
-"""Processes told apart: a name for one that no other process ever gets, and what to do once it is gone.
+"""Unique identities of processes, and waiting for the end of one.
 
-A number alone does not do: it is given away again, it means something else in another container and on another machine,
-and psutil's time of creation moves with the wall clock.
+A process id is not enough: it is reused, and means something else in another container or on another machine; and
+psutil's creation time moves with the wall clock.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ from pathlib import Path
 
 import psutil
 
-_LOOK_S = 1.0  # where the system cannot wait for a process that is not its own child
+_LOOK_S = 1.0  # between looks, where the system cannot wait for a process that is not a child
 
 
 @cache
 def boot() -> str:
-    """What tells this start of this machine from every other."""
+    """A name of this boot of this machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # another system than Linux
+    except OSError:  # not Linux
         return platform.node()
 
 
@@ -37,12 +37,12 @@ def _namespace() -> str:
 
 
 def uptime() -> float:
-    """Seconds that no change of the wall clock moves, the same in all processes of a boot where the system has them."""
+    """Seconds that do not depend on the wall clock; on Linux since the boot, so that all processes agree."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def age(pid: int) -> float:
-    """Seconds since a process was started. psutil.NoSuchProcess if there is none."""
+    """Seconds since a process started. psutil.NoSuchProcess if it does not exist."""
     try:
         return uptime() - int(_stat(pid)[19]) / os.sysconf("SC_CLK_TCK")
     except OSError:
@@ -50,12 +50,12 @@ def age(pid: int) -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; what stands before may hold any character."""
+    """The fields of /proc/PID/stat from the state on; the name before it may contain any character."""
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 
 def identity(pid: int) -> str | None:
-    """``PID:START:BOOT:NAMESPACE`` of a process that runs here, which is never that of another; None: it has ended.
+    """``PID:START:BOOT:NAMESPACE`` of a process on this machine, which is unique; None if it has ended.
 
     launch/again.sh writes the same.
     """
@@ -74,7 +74,7 @@ def identity(pid: int) -> str | None:
 
 
 def is_gone(known: str) -> bool | None:
-    """Whether the process of an :func:`identity` has ended; None for one of another machine or container."""
+    """Whether the process of an :func:`identity` has ended; None if it belongs to another machine or container."""
     pid, _, rest = known.partition(":")
     if not rest.endswith(f":{boot()}:{_namespace()}") or not pid.isascii() or not pid.isdigit():
         return None
@@ -91,9 +91,9 @@ _LAUNCHERS = {"torchrun", "accelerate", "accelerate-launch", "deepspeed"} | {
 
 
 def launcher() -> int | None:
-    """The launcher that started this process, at once or through shells; None where it was started by hand.
+    """The process id of the launcher that started this process, directly or through shells; None without a launcher.
 
-    None as well for a rank of torch elastic (``TORCHELASTIC_RUN_ID``) that looks when its launcher is gone already.
+    Also None for a rank of torch elastic (``TORCHELASTIC_RUN_ID``) whose launcher has already ended.
     """
     above = psutil.Process().parents()
     for process in above:
@@ -102,8 +102,7 @@ def launcher() -> int | None:
                 return process.pid
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
-    # A launcher of somebody's own. Who adopts a rank that has lost it, the machine's first process for example, does
-    # not run torch.
+    # A custom launcher. A process that adopts a rank whose launcher has ended, such as init, does not run torch.
     return next((process.pid for process in above if _runs_torch(process.pid)), None)
 
 
@@ -111,11 +110,11 @@ def _runs_torch(pid: int) -> bool:
     try:
         return b"libtorch" in Path(f"/proc/{pid}/maps").read_bytes()
     except OSError:
-        return not os.path.exists("/proc/self/maps")  # another system than Linux: nobody can tell
+        return not os.path.exists("/proc/self/maps")  # not Linux: unknown
 
 
 def _program(command: list[str]) -> str:
-    """What a command line runs: of Python's, the script or module."""
+    """The program that a command line runs; for Python, the script or module."""
     words = iter(command)
     program = Path(next(words, "")).name
     if not program.startswith("python"):
@@ -131,18 +130,18 @@ def _program(command: list[str]) -> str:
 
 
 def when_gone(known: str, act: Callable[[], None]) -> None:
-    """Call ``act`` in a thread once the process of an :func:`identity` has ended, or at once, here, if it has.
+    """Call ``act`` in a thread when the process of an :func:`identity` ends; immediately, if it has ended already.
 
-    Not by PR_SET_PDEATHSIG, which knows parents only, no grandparent behind a shell, and takes the end of the thread
-    that forked for the end of the parent.
+    PR_SET_PDEATHSIG would not do: it watches only the parent, not a grandparent behind a shell, and fires when the
+    thread that forked ends.
     """
     gone = is_gone(known)
     if gone is None:
         return
     descriptor = None
-    with contextlib.suppress(OSError, AttributeError):  # gone, or a system without
+    with contextlib.suppress(OSError, AttributeError):  # it has ended, or the system lacks pidfd_open
         descriptor = os.pidfd_open(int(known.partition(":")[0]))
-    if gone or is_gone(known):  # looked at once more: by now the number may be another's
+    if gone or is_gone(known):  # checked again: the id may have been reused before it was opened
         if descriptor is not None:
             os.close(descriptor)
         act()

@@ -1,8 +1,8 @@
-"""What ships beside the code: recipes of runs and of data sets, and accelerate's files, under the repository's paths.
+"""The files that ship with the code: recipes of runs and data sets, and configurations of accelerate.
 
     v2f/shipped (in a clone links to launch/ and shards/, in a wheel their copies) --copy--> launch/..., shards/...
 
-After ``v2f recipes copy quickstart`` the documents' commands run in any folder as they run in a clone.
+After ``v2f recipes copy quickstart``, the commands in the documentation work in any folder as they do in a clone.
 """
 
 import contextlib
@@ -21,47 +21,46 @@ _LISTED = ("launch/recipes/*.yaml", "shards/*.yaml", "launch/accelerate/*.yaml")
 
 
 def shipped() -> list[str]:
-    """Paths of all that ships, as they stand in the repository; all of them end with .yaml."""
+    """The paths of all shipped files in the repository; all end with .yaml."""
     return [path.relative_to(SHIPPED).as_posix() for pattern in _LISTED for path in sorted(SHIPPED.glob(pattern))]
 
 
 def named(name: str) -> list[str]:
-    """The shipped paths of a name such as ``quickstart`` (a run's recipe and its data set's), or the one of a path."""
+    """The shipped paths with a name such as ``quickstart`` (the recipes of a run and its data set), or ``name`` itself
+    if it is a shipped path. V2FError if there are none."""
     if name in (all_of_them := shipped()):
         return [name]
     stem = name.removesuffix(".yaml")
     found = [path for path in all_of_them if Path(path).stem == stem]
     if not found:
         names = ", ".join(dict.fromkeys(Path(path).stem for path in all_of_them))
-        raise V2FError(f"no recipe {name!r} ships with v2f, but {names}")
+        raise V2FError(f"no recipe {name!r} ships with v2f; choose one of {names}")
     return found
 
 
 def text_of(path: str) -> str:
-    """What the file of a shipped path holds."""
+    """The content of a shipped file."""
     return (SHIPPED / path).read_text(encoding="utf-8")
 
 
 def listing() -> str:
-    """A line for each: its path, of a run whether it needs weights that one brings, the first sentence of its file."""
+    """A line for each file: its path, whether a run needs weights of yours, and the first sentence of its comment."""
     width = max(map(len, shipped()), default=0)
     return "\n".join(f"{path:{width}}  {_needs(path):12}  {_first_sentence(path)}" for path in shipped())
 
 
 def copy(name: str, folder: str = ".") -> list[str]:
-    """Copy the files of a name below ``folder``, under the repository's paths; the new files' paths.
+    """Copy the files with this name into ``folder``, under their paths in the repository; returns the new paths.
 
-    V2FError, with nothing written, where one of them is there already.
+    V2FError, before anything is written, if one of them exists already.
     """
     if "://" in folder:
-        raise V2FError(f"{folder}: recipes are copied into a folder of this machine only")
+        raise V2FError(f"{folder}: recipes can only be copied to a local folder; name one")
     paths = list(dict.fromkeys(each for path in named(name) for each in (path, *_referred(path))))
     targets = [Path(folder, path) for path in paths]
     for target in targets:
         if os.path.lexists(target):
-            raise V2FError(
-                f"{target}: it is there already, and nothing is overwritten; move it, or name another folder"
-            )
+            raise V2FError(f"{target}: it exists already and is not overwritten; move it, or choose another folder")
     for path, target in zip(paths, targets, strict=True):
         with files.explained(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +70,7 @@ def copy(name: str, folder: str = ".") -> list[str]:
 
 
 def hint(path: str | os.PathLike[str]) -> str:
-    """What the error of a recipe that is not there adds: the command that copies the one of its name, or nothing."""
+    """An addition to the error for a missing recipe: the command that copies the shipped one of this name, or ''."""
     with contextlib.suppress(V2FError):
         name = Path(path).stem
         if named(name):
@@ -80,7 +79,7 @@ def hint(path: str | os.PathLike[str]) -> str:
 
 
 def _referred(path: str) -> Iterator[str]:
-    """What a launcher's file names by its path and cannot do without: DeepSpeed's."""
+    """The DeepSpeed files that a launcher's file refers to."""
     yield from re.findall(r"launch/deepspeed/[\w-]+\.json", text_of(path))
 
 
@@ -92,7 +91,7 @@ def _needs(path: str) -> str:
 
 
 def _first_sentence(path: str) -> str:
-    """Of the first paragraph of the comment that a file begins with."""
+    """The first sentence of the comment at the start of a file."""
     lines: list[str] = []
     for line in text_of(path).splitlines():
         if not line.startswith("# "):

@@ -374,7 +374,7 @@ def test_a_file_with_a_checkpoint_s_name_stays_and_the_others_go(
     assert store.names(str(tmp_path)) == ["step-00000001", "step-00000003", "step-00000004"]
     assert (tmp_path / "step-00000001").read_text() == "a note"
     (told,) = caplog.messages
-    assert f"{tmp_path}/step-00000001: cannot remove it, it is a file and no folder" in told
+    assert f"{tmp_path}/step-00000001: cannot remove it, it is a file, not a folder" in told
 
 
 def test_an_unreadable_record_stays_while_the_best_is_kept_and_the_others_go(

@@ -19,16 +19,16 @@ from v2f.systems import SYSTEMS
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("s3:/lab/x", r"two slashes behind the colon: s3://lab/x; a folder of this name is \./s3:/lab/x"),
-        ("S3:lab/x", "two slashes behind the colon: s3://lab/x"),
-        ("file:/x", "two slashes behind the colon: file:///x"),
-        ("gs:/lab", "two slashes behind the colon: gs://lab"),
+        ("s3:/lab/x", r"two slashes after the colon: s3://lab/x; a folder of this name is \./s3:/lab/x"),
+        ("S3:lab/x", "two slashes after the colon: s3://lab/x"),
+        ("file:/x", "two slashes after the colon: file:///x"),
+        ("gs:/lab", "two slashes after the colon: gs://lab"),
         ("file://x/y", "a local file has three slashes: file:///x/y"),
-        ("s3:///x", "it names no bucket; write s3://bucket/x"),
+        ("s3:///x", "it names no bucket; use s3://bucket/x"),
         ("s3://", "it names no bucket"),
         ("~nobody-of-this-name/x", "there is no home folder ~nobody-of-this-name; a file of this name is ./~nobody"),
-        ("$HOME/x", r"\$HOME is not filled in here"),
-        ("/scratch/${USER}/x", r"\$\{USER\} is not filled in here"),
+        ("$HOME/x", r"\$HOME is not expanded here"),
+        ("/scratch/${USER}/x", r"\$\{USER\} is not expanded here"),
         ("", "at least one character"),
         ("  ", "at least one character"),
         ("a\0b", "no NUL"),
@@ -90,7 +90,7 @@ def test_a_recipes_key_says_which_address_was_meant():
     recipe = str(Path(__file__).resolve().parents[2] / "launch/recipes/quickstart.yaml")
     with pytest.raises(V2FError, match=r"yaml with overrides: out: an address has two slashes .*: s3://lab/x; "):
         load_config(recipe, ["out=s3:/lab/x"])
-    with pytest.raises(V2FError, match=r"data\.path: \$HOME is not filled in here"):
+    with pytest.raises(V2FError, match=r"data\.path: \$HOME is not expanded here"):
         load_config(recipe, ["data.path=$HOME/x"])
     with pytest.raises(V2FError, match=r"system\.frozen\.path: an address has two slashes"):
         load_config(recipe, ["system.frozen.path=s3:/lab"])
@@ -144,4 +144,4 @@ def test_every_verb_says_which_address_was_meant(command, capsys):
         cli.main(command)
     assert left.value.code == 2
     error = capsys.readouterr().err
-    assert "'s3:/x': an address has two slashes behind the colon: s3://x; a folder of this name is ./s3:/x" in error
+    assert "'s3:/x': an address has two slashes after the colon: s3://x; a folder of this name is ./s3:/x" in error

@@ -90,12 +90,12 @@ LASTING = {
     errno.EACCES: "access is denied; ",
     errno.EPERM: "access is denied; ",
     errno.ENAMETOOLONG: "its name is too long for the file system; ",
-    errno.ELOOP: "its links lead in a circle; ",
+    errno.ELOOP: "its links form a loop; ",
     errno.EFBIG: "it is larger than the file system or `ulimit -f` allows; ",
     errno.ENOTDIR: " is in the way; ",
     errno.EEXIST: " is in the way; ",
     errno.EISDIR: " is in the way; ",
-    errno.ENOENT: "its folder is not there any more; ",
+    errno.ENOENT: "its folder no longer exists; ",
 }
 PASSING = {
     errno.ENOSPC: "the disk is full; make room",

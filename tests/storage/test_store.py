@@ -1,5 +1,6 @@
 """Files and remote objects through one door; fsspec's memory file system stands for a remote store."""
 
+import errno
 import itertools
 import os
 import re
@@ -100,13 +101,73 @@ def test_writing_leaves_the_umask_of_all_threads_alone(tmp_path: Path, monkeypat
     assert store.read_bytes(str(tmp_path / "f")) == b"x"
 
 
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("call", ["fsync", "chmod", "link", "fsync of the file itself"])
+def test_a_file_that_cannot_be_created_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    if call in ("fsync", "chmod", "link"):
+        monkeypatch.setattr(os, call, _full)
+    else:  # where there are no links the file is written in its place
+        syncs = itertools.chain([lambda handle: None], itertools.repeat(_full))
+        monkeypatch.setattr(os, "link", _no_links)
+        monkeypatch.setattr(os, "fsync", lambda handle: next(syncs)(handle))
+    with pytest.raises(V2FError, match="the disk is full"):
+        store.create(str(tmp_path / "f"), b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_links_one_of_two_creates_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", _no_links)
+    path = str(tmp_path / "f")
+    assert store.create(path, b"one")
+    assert not store.create(path, b"two")
+    assert store.read_bytes(path) == b"one"
+    assert store.names(str(tmp_path)) == ["f"]
+
+
+def test_a_renewal_that_fails_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "f")
+    store.write_bytes(path, b"before")
+    for call in ("chmod", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, _full)
+            with pytest.raises(V2FError, match="the disk is full"):
+                store.renew(path, b"after", None)
+        assert store.names(str(tmp_path)) == ["f"]
+        assert store.read_bytes(path) == b"before"
+
+
+def test_a_folder_that_goes_while_its_tree_is_listed_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1.wav", "b/2.wav"):
+        store.write_bytes(str(tmp_path / name), b"x")
+    stat = os.stat
+
+    def gone(path: str, **kinds: bool) -> os.stat_result:
+        if str(path).endswith("/a"):
+            raise FileNotFoundError(path)
+        return stat(path, **kinds)
+
+    monkeypatch.setattr(os, "stat", gone)
+    assert store.tree(str(tmp_path)) == ["b/2.wav"]
+
+
 def test_what_cannot_be_removed_of_a_folder_keeps_nothing_else_of_it(tmp_path: Path) -> None:
     for name in ("a/b", "c", "last"):
         store.write_bytes(store.join(str(tmp_path), name), b"x")
     with pytest.raises(V2FError, match=r"/a: cannot remove it"):
         store.remove_folder(str(tmp_path), first="last")
     assert store.tree(str(tmp_path)) == ["a/b"]
-    with pytest.raises(V2FError, match=r"/b: cannot remove it, it is a file and no folder$"):
+    with pytest.raises(V2FError, match=r"/b: cannot remove it, it is a file, not a folder$"):
         store.remove_folder(str(tmp_path / "a" / "b"), first="last")
     assert store.tree(str(tmp_path)) == ["a/b"]
 
@@ -137,7 +198,7 @@ def test_no_secret_stands_in_a_message() -> None:
 
 
 def test_an_unknown_scheme_and_a_failing_library_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(V2FError, match="this kind of path is not understood"):
+    with pytest.raises(V2FError, match="this kind of path is not supported"):
         store.read_bytes("nonsense://x/y")
 
     def fails(*_: object, **__: object) -> bytes:
@@ -173,7 +234,7 @@ class Flaky:
 
 @pytest.mark.parametrize("root", ["memory://"], indirect=True)
 def test_another_kind_of_store_is_asked_again(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    flaky = [Flaky(monkeypatch, name) for name in ("cat_file", "put_file", "ls", "size", "exists", "rm_file", "find")]
+    flaky = [Flaky(monkeypatch, name) for name in ("cat_file", "put_file", "ls", "size", "rm_file", "find")]
     path = store.join(root, "f")
     before = store.statistics()
     for _ in range(4):
@@ -188,6 +249,21 @@ def test_another_kind_of_store_is_asked_again(root: str, monkeypatch: pytest.Mon
     assert all(one.calls >= 8 and one.calls % 2 == 0 for one in flaky)
     assert after.retries - before.retries == sum(one.calls for one in flaky) // 2
     assert (after.bytes_read - before.bytes_read, after.bytes_written - before.bytes_written) == (4 * 13, 4 * 10)
+
+
+@pytest.mark.parametrize("root", ["memory://"], indirect=True)
+def test_a_failing_look_up_is_not_taken_for_an_absent_file(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = store.join(root, "f")
+    store.write_bytes(path, b"x")
+    flaky = Flaky(monkeypatch, "info")
+    assert store.exists(path)
+    assert flaky.calls == 2
+
+
+def test_a_file_is_not_listed_below_itself(root: str) -> None:
+    path = store.join(root, "f")
+    store.write_bytes(path, b"x")
+    assert store.names(path) == store.tree(path) == []
 
 
 @pytest.mark.parametrize("root", ["memory://"], indirect=True)
@@ -235,12 +311,12 @@ def _client_error(status: int, code: str) -> known.ClientError:
             "no connection to the endpoint",
         ),
         (known.ReadTimeoutError(endpoint_url="http://SECRET"), s3.TransientError, "no byte for 30 s"),
-        (known.ResponseStreamingError(error="SECRET"), s3.TransientError, "the connection broke off"),
-        (ResponseParserError("SECRET"), s3.TransientError, "the connection broke off"),
-        (known.SSLError(endpoint_url="", error="EOF SECRET"), s3.TransientError, "the connection broke off"),
+        (known.ResponseStreamingError(error="SECRET"), s3.TransientError, "the connection was interrupted"),
+        (ResponseParserError("SECRET"), s3.TransientError, "the connection was interrupted"),
+        (known.SSLError(endpoint_url="", error="EOF SECRET"), s3.TransientError, "the connection was interrupted"),
         (known.SSLError(endpoint_url="", error="CERTIFICATE_VERIFY_FAILED"), s3.S3Error, "certificate is not trusted"),
         (known.CredentialRetrievalError(provider="", error_msg="SECRET"), s3.TransientError, "could not be fetched"),
-        (known.FlexibleChecksumError(error_msg="SECRET"), s3.TransientError, "damaged on its way"),
+        (known.FlexibleChecksumError(error_msg="SECRET"), s3.TransientError, "damaged in transit"),
         (known.ParamValidationError(report="SECRET"), s3.S3Error, "allows no such bucket or key"),
         (known.UnknownRegionError(region_name="SECRET", error_msg=""), s3.S3Error, "UnknownRegionError"),
         (ValueError("Invalid endpoint: SECRET"), s3.S3Error, "not a URL"),
@@ -262,15 +338,28 @@ def test_what_the_client_raises_is_worth_another_attempt_or_not(error: Exception
     assert "SECRET" not in str(found)
 
 
+def test_a_store_that_lacks_something_for_a_plain_write_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = []
+
+    def lacks(method: str, **_: object) -> None:
+        requests.append(method)
+        raise s3._translation(_client_error(501, "NotImplemented"))
+
+    monkeypatch.setattr(s3, "_request", lacks)
+    with pytest.raises(V2FError, match="s3://b/k: cannot write it: the store does not support this request"):
+        store.write_bytes("s3://b/k", b"x")
+    assert requests == ["put_object"]
+
+
 def test_a_store_that_ignores_ranges_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "_content", lambda **_: ({"ETag": "x", "ContentLength": 10}, b"0123456789", None))
-    with pytest.raises(V2FError, match="s3://b/k: cannot read it: this store does not answer with the range that was"):
+    with pytest.raises(V2FError, match="s3://b/k: cannot read it: this store does not support ranged reads"):
         store.read_range("s3://b/k", 5, 2)
 
 
 def test_s3_paths_that_name_nothing_are_one_line() -> None:
     for path in ("s3://", "s3:///key"):
-        with pytest.raises(V2FError, match="this kind of path is not understood"):
+        with pytest.raises(V2FError, match="this kind of path is not supported"):
             store.read_bytes(path)
     with pytest.raises(V2FError, match="no such file"):
         store.size("s3://bucket")
@@ -317,7 +406,7 @@ def test_a_folder_that_cannot_be_listed_is_named(
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert store.tree(str(tmp_path)) == ["a/1.wav"]
-    assert caplog.messages == [f"{tmp_path}/shut: cannot list it (Permission denied); what lies in it is not seen"]
+    assert caplog.messages == [f"{tmp_path}/shut: cannot list it (Permission denied); its files are ignored"]
 
 
 def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,9 +418,9 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, monke
     with serving(tmp_path) as (address, certificate):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         for bundle, why in (
-            ("", "the endpoint's certificate is not trusted; name the file of its CA in AWS_CA_BUNDLE"),
-            (f"{tmp_path}/none.pem", "the file that AWS_CA_BUNDLE names is not there or holds no certificate"),
-            (f"{tmp_path}/junk.pem", "the file that AWS_CA_BUNDLE names is not there or holds no certificate"),
+            ("", "the endpoint's certificate is not trusted; set AWS_CA_BUNDLE to the file of its CA"),
+            (f"{tmp_path}/none.pem", "the file named by AWS_CA_BUNDLE is missing or holds no certificate"),
+            (f"{tmp_path}/junk.pem", "the file named by AWS_CA_BUNDLE is missing or holds no certificate"),
         ):
             if bundle:
                 monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
@@ -344,7 +433,5 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(tmp_path: Path, monke
         assert store.names("s3://b/k") == []
     with serving(tmp_path, tls=False) as (address, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        with pytest.raises(
-            V2FError, match="the endpoint does not speak TLS; is AWS_ENDPOINT_URL to begin with http://"
-        ):
+        with pytest.raises(V2FError, match="the endpoint does not use TLS; should AWS_ENDPOINT_URL begin with http://"):
             store.names("s3://b/k")

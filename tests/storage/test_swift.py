@@ -77,7 +77,7 @@ def test_more_names_than_one_answer_holds(s3_root: str, swift: Swift, monkeypatc
     assert store.names(s3_root) == names
 
 
-NO_BUCKET = ": there is no such bucket; make it, or mend its name or AWS_ENDPOINT_URL"
+NO_BUCKET = ": there is no such bucket; create it, or correct its name or AWS_ENDPOINT_URL"
 
 
 def test_what_is_not_there_or_not_enough_is_one_line_and_asked_for_once(through: Faults, s3_root: str) -> None:
@@ -94,7 +94,7 @@ def test_what_is_not_there_or_not_enough_is_one_line_and_asked_for_once(through:
     for act in (store.exists, store.names, store.tree, store.remove, lambda path: store.write_bytes(path, b"x")):
         with pytest.raises(V2FError, match=f"s3://no-such-bucket/x: cannot .* it{NO_BUCKET}$"):
             act("s3://no-such-bucket/x")
-    with pytest.raises(V2FError, match="it names a bucket, not an object in it"):
+    with pytest.raises(V2FError, match="it names a bucket, not an object; add a key"):
         store.write_bytes("s3://bucket", b"")
 
 
@@ -117,10 +117,10 @@ def test_keys_and_endpoint_of_a_profile(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    with pytest.raises(V2FError, match="no credentials are known; set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(V2FError, match="no credentials found; set AWS_ACCESS_KEY_ID"):
         store.read_bytes(f"{s3_root}/f")
     monkeypatch.setenv("AWS_PROFILE", "cluster")
-    with pytest.raises(V2FError, match="the profile that AWS_PROFILE names is in none"):
+    with pytest.raises(V2FError, match="AWS_PROFILE names a profile that is in none"):
         store.read_bytes(f"{s3_root}/f")
     (tmp_path / "config").write_text(f"[profile cluster]\nendpoint_url = {swift.endpoint}\nregion = us-east-1\n")
     keys = f"aws_access_key_id = {swift.access_key}\naws_secret_access_key = {swift.secret_key}\n"
@@ -256,7 +256,7 @@ def test_an_object_that_is_replaced_in_the_middle_is_no_mixture(
         return get(path, offset, stop, etag)
 
     monkeypatch.setattr(s3, "get", replacing_get)
-    with pytest.raises(V2FError, match="f: cannot read it: it was replaced while it was read"):
+    with pytest.raises(V2FError, match="f: cannot read it: it was replaced while it was being read"):
         store.read_bytes(path)
     assert store.read_bytes(path) == CONTENT[::-1]
 

@@ -1,1 +1,1 @@
-"""Files, folders and objects: where they lie, how they are read and written, and who may write."""
+"""Files, folders and objects: addresses, reads, writes, and leases that decide who may write."""

@@ -1,4 +1,4 @@
-"""Where something lies: a path or an address as a user writes it, and as the rest of the package takes it."""
+"""Paths and addresses as users write them, converted to the form that the rest of the package uses."""
 
 import argparse
 import os
@@ -7,14 +7,15 @@ import re
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(/*)(.*)", re.DOTALL)
 _BUCKETS = ("s3", "s3a", "s3n", "gs", "gcs")
 _STORES = (*_BUCKETS, "file", "memory", "http", "https", "hdfs", "az", "abfs")
-# At the beginning of a part: what a shell would have filled in, had it not stood in quotes or in a file.
+# A shell variable at the start of a path component, which no shell has expanded: it was quoted, or in a file.
 _VARIABLE = re.compile(r"(?:^|(?<=/))\$(?:[A-Za-z_]\w*|\{\w+\})")
 
 
 def place(text: str) -> str:
-    """A local path, or an address with a scheme in small letters; ``~`` is filled in and ``file://`` taken off.
+    """A local path, or an address with a lower-case scheme; ``~`` is expanded and ``file://`` removed.
 
-    ValueError for what would be taken for a folder of an odd name: ``s3:/lab/x``, ``$HOME/x``, ``~nobody/x``, nothing.
+    ValueError for likely mistakes that would otherwise name an odd folder: ``s3:/lab/x``, ``$HOME/x``, ``~nobody/x``,
+    an empty text.
     """
     if not text.strip() or "\0" in text:
         raise ValueError("a path has at least one character, and no NUL")
@@ -28,11 +29,11 @@ def place(text: str) -> str:
     if not os.path.lexists(text):
         if len(slashes) == 1 or (not slashes and scheme in _STORES):
             right = f"{scheme}://{'/' * (scheme == 'file')}{rest}"
-            raise ValueError(f"an address has two slashes behind the colon: {right}; a folder of this name is ./{text}")
+            raise ValueError(f"an address has two slashes after the colon: {right}; a folder of this name is ./{text}")
         variable = _VARIABLE.search(text)
         if variable:
             raise ValueError(
-                f"{variable[0]} is not filled in here; write the path itself, or let the shell do it: in double quotes"
+                f"{variable[0]} is not expanded here; write the path itself, or let the shell expand it (double quotes)"
             )
     if len(slashes) < 2:
         return text
@@ -41,12 +42,12 @@ def place(text: str) -> str:
             raise ValueError(f"a local file has three slashes: file:///{rest}")
         return f"/{rest.removeprefix('localhost/') if len(slashes) == 2 else rest}"
     if scheme in _BUCKETS and (len(slashes) > 2 or not rest):
-        raise ValueError(f"it names no bucket; write {scheme}://bucket/{rest}")
+        raise ValueError(f"it names no bucket; use {scheme}://bucket/{rest}")
     return f"{scheme}:{slashes}{rest}"
 
 
 def argument(text: str) -> str:
-    """The same for a command line's parser, which shows the reason."""
+    """Like :func:`place`, as an argparse type: errors are shown with the reason."""
     try:
         return place(text)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""What a back end does: one interface for a disk, for S3, and for the other stores that fsspec knows.
+"""The interface of a back end: a local disk, S3, or another store that fsspec supports.
 
-A method makes one or more requests, each through :meth:`Backend.request`. It raises what the operating system,
-:mod:`v2f.storage.s3` or fsspec raises; :mod:`v2f.storage.store` explains it.
+A method makes one or more requests, each through :meth:`Backend.request`. Exceptions of the operating system,
+:mod:`v2f.storage.s3` and fsspec pass through; :mod:`v2f.storage.store` turns them into messages.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from v2f.storage import s3
 from v2f.storage.credentials import shown
 from v2f.storage.retry import Attempts
 
-# What asking again cannot mend: the answer is known, or the mistake is in the program.
+# Not retried: the answer is final, or the program has a defect.
 _FINAL = (
     *(V2FError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ImportError),
     *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NotImplementedError),
@@ -24,16 +24,19 @@ _T = TypeVar("_T")
 
 
 class ConflictError(V2FError):
-    """What was to be replaced is not what it was."""
+    """The content to be replaced has changed since it was read."""
 
 
 class GoneError(V2FError, FileNotFoundError):
-    """The local folder of a file that was to be replaced does not exist any more."""
+    """The local folder of a file to be replaced no longer exists."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """An empty local file to be filled and then put in its place: its path, and how errors of writing it name it."""
+    """An empty local file to be written and then moved to its destination.
+
+    ``temporary``: its path. ``where`` and ``place``: how messages name the destination, and which disk they are about.
+    """
 
     temporary: str
     where: str
@@ -41,13 +44,13 @@ class Staged:
 
 
 class Backend(ABC):
-    """One operation on a file, an object, a folder or a prefix."""
+    """One operation, which ``verb`` names in messages, on a file, object, folder or prefix."""
 
     def __init__(self, path: str, verb: str) -> None:
         self.path, self.verb = path, verb
 
     def request(self, act: Callable[[], _T]) -> _T:
-        """What ``act`` returns, which is called again while it fails for a reason that may pass."""
+        """Call ``act`` and return its result; retry while it fails for a reason that may pass."""
         attempts = Attempts(self.path, self.verb)
         while True:
             try:
@@ -62,7 +65,7 @@ class Backend(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether a file, an object, or a folder that holds one, is there."""
+        """Whether a file or object of this path, or any below it, exists."""
 
     @abstractmethod
     def size(self) -> int:
@@ -70,7 +73,7 @@ class Backend(ABC):
 
     @abstractmethod
     def names(self) -> list[str]:
-        """What a folder holds, without the folder's own path; each name may come more than once."""
+        """The names in a folder; duplicates are possible."""
 
     @abstractmethod
     def tree(self) -> list[str]:
@@ -78,11 +81,11 @@ class Backend(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int | None) -> bytes:
-        """Bytes [start, stop) (None: to the end), or as many of them as there are."""
+        """Bytes [start, stop), or to the end if ``stop`` is None; fewer if the file is shorter."""
 
     @abstractmethod
     def read_tagged(self) -> tuple[bytes | None, str | None]:
-        """The whole content, None where there is none; and its ETag, where the store has such."""
+        """The content, None if the file does not exist; and its ETag, if the store has ETags."""
 
     def stage(self) -> Staged:
         """A temporary file for :meth:`put`, in this machine's scratch folder."""
@@ -92,19 +95,19 @@ class Backend(ABC):
 
     @abstractmethod
     def put(self, temporary: str) -> None:
-        """Put a staged file in its place, whole."""
+        """Move a staged file to its destination; a reader sees all of it or nothing."""
 
     @abstractmethod
     def create(self, data: bytes) -> bool:
-        """Write ``data`` where nothing is; False where something is."""
+        """Write ``data`` if the file does not exist; False if it does."""
 
     @abstractmethod
     def renew(self, data: bytes, tag: str | None) -> str | None:
-        """Replace the content that has ``tag``; the new tag. ConflictError where another is found."""
+        """Replace the content that has ``tag``; returns the new tag. ConflictError if the content has another tag."""
 
     @abstractmethod
     def remove(self) -> None:
-        """Remove a file or object; FileNotFoundError where none is."""
+        """Remove a file or object; FileNotFoundError if it does not exist."""
 
     def lacks_bucket(self) -> bool:
         """Whether an object is missing because its bucket is."""

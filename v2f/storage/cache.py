@@ -1,18 +1,18 @@
 """A bounded cache of ranged reads on a node's disk, shared by all of its ranks.
 
-    read -> entry there? -> its bytes
+    read -> is there an entry? -> its bytes
               | no: lock it; one process asks the store, the others wait for its file
               v
-            room in the ledger (the entries longest unused go first) -> file of this size -> bytes -> renamed
+            space in the ledger (least recently used entries are evicted) -> file of this size -> bytes -> renamed
 
-An entry is a file named by what it holds: the data set's fingerprint, path, offset, length. While it is fetched it is
-named ``.part`` and locked by whoever fetches; the kernel drops the lock of a process that dies, and the next one takes
-over. Files grow and get their names, and the ledger of their bytes is written, under one lock, so that the total is
-within its limit at every moment, whatever the number of processes. Time of last use is the file's time. An entry that
-is evicted while somebody reads it stays readable until then.
+An entry is a file named by a hash of what it holds: the data set's fingerprint, path, offset, length. While it is being
+fetched, its name ends with ``.part`` and the fetching process holds a lock on it; the kernel releases the lock of a
+process that dies, and the next one takes over. Files are grown and renamed, and the ledger of their bytes is updated,
+under one lock, so that the total never exceeds its limit, whatever the number of processes. The time of last use is the
+file's modification time. An entry that is evicted while it is read stays readable until then.
 
-The cache never stops a read: a full disk, a folder that goes away or a process that stops with a lock in its hand means
-that the store is asked, and is said once.
+The cache never makes a read fail: if the disk is full, the folder disappears or a process is stopped while it holds a
+lock, the store is asked instead, and one warning says so.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from v2f.storage.local import opened, strerror
 
 log = logging.getLogger("v2f")
 
-PATIENCE_S = 480.0  # so long a process that fetches is waited for: longer than all attempts at a store that stalls
-LEDGER_PATIENCE_S = 20.0  # to make room is a matter of milliseconds
-ROOM = 0.1  # of the limit is freed at once, so that the folder is listed once for many entries
+PATIENCE_S = 480.0  # wait for a process that fetches: longer than all retries at a store that stalls
+LEDGER_PATIENCE_S = 20.0  # making room takes milliseconds
+ROOM = 0.1  # share of the limit that one eviction frees, so that the folder is not listed for each entry
 
 _LEDGER = "ledger"
-_FILE = re.compile(r"[0-9a-f]{64}(\.part)?")  # what is ours in the folder; nothing else is ever touched
+_FILE = re.compile(r"[0-9a-f]{64}(\.part)?")  # our files; no others in the folder are touched
 
 
 class Cache:
@@ -44,24 +44,24 @@ class Cache:
 
     def __init__(self, folder: str, max_bytes: int):
         if max_bytes <= 0:
-            raise V2FError(f"cache {folder}: its size is {max_bytes} bytes; give it more, or no cache")
+            raise V2FError(f"cache {folder}: its size is {max_bytes} bytes; set a positive size, or no cache")
         self.folder, self.max_bytes = folder, max_bytes
         self.hits = 0
         self.misses = 0
         self._lock = threading.Lock()
-        self._counted = False  # the ledger may be of a machine that crashed, so each process counts once itself
+        self._counted = False  # the ledger may be wrong after a crash, so each process counts the files once
         self._said = False
 
     def read(self, path: str, offset: int, length: int, fetch: Callable[[], bytes], *, fingerprint: str) -> bytes:
         """The ``length`` bytes of ``path`` from ``offset`` on, of the data set with ``fingerprint``.
 
-        ``fetch`` asks the store for them, where no process of this node has done so; its errors are the caller's.
+        ``fetch`` reads them from the store if no process of this node has done so; its errors pass through.
         """
         entry = self._entry(path, offset, length, fingerprint)
         content = self._content(entry, length)
         if content is None:
             with self._fetching(entry, length) as part:
-                # Whoever held the lock before may have fetched it.
+                # The previous holder of the lock may have fetched it.
                 content = self._content(entry, length)
                 if content is None:
                     self._count(hit=False)
@@ -73,7 +73,7 @@ class Cache:
         return content
 
     def forget(self, path: str, offset: int, length: int, *, fingerprint: str) -> None:
-        """Drop an entry that turned out to be damaged: the next read asks the store."""
+        """Remove an entry that turned out to be damaged, so that the next read asks the store."""
         with self._excused():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._entry(path, offset, length, fingerprint))
@@ -83,7 +83,7 @@ class Cache:
         return os.path.join(self.folder, hashlib.sha256(key.encode()).hexdigest())
 
     def _content(self, entry: str, length: int) -> bytes | None:
-        """What an entry holds, marked as used; None where there is none, or where a crash left less than all of it."""
+        """The content of an entry, which is marked as used; None if it does not exist or a crash left it incomplete."""
         with self._excused(), contextlib.suppress(FileNotFoundError):
             with opened(entry) as file:
                 content = file.read()
@@ -95,8 +95,8 @@ class Cache:
 
     @contextlib.contextmanager
     def _fetching(self, entry: str, length: int) -> Iterator[int | None]:
-        """Holds the entry's ``.part`` file, open and locked; None where the entry is there by now, or where it is to
-        be read past the cache."""
+        """Yields the entry's ``.part`` file, open and locked; None if the entry exists by now, or the read has to
+        bypass the cache."""
         part = None
         with self._excused():
             if length <= self.max_bytes:
@@ -106,7 +106,7 @@ class Cache:
             yield part
         finally:
             if part is not None:
-                with self._excused():  # still of this name where fetching or keeping it failed
+                with self._excused():  # it still has this name if fetching or storing failed
                     if _is(part, entry + ".part"):
                         os.unlink(entry + ".part")
                 os.close(part)
@@ -120,13 +120,13 @@ class Cache:
         except BaseException:
             os.close(file)
             raise
-        # Its former holder renamed it, and the entry is there; or could not fetch it. Then whoever waited asks the
-        # store at once, all at the same time, and not one after the other with all of the store's patience.
+        # Its former holder has renamed it, so that the entry exists; or could not fetch it. In that case all that
+        # waited ask the store at the same time, instead of one after the other with all its retries.
         os.close(file)
         return None
 
     def _keep(self, entry: str, part: int, content: bytes) -> None:
-        """Make an entry of a locked part: room first, then the bytes, then the name."""
+        """Turn a locked part into an entry: make room, write the bytes, rename."""
         with self._excused():
             if not self._make_room(part, len(content)):
                 return
@@ -134,20 +134,22 @@ class Cache:
             while done < len(view):
                 done += os.pwrite(part, view[done:], done)
             os.utime(part, ns=(now := time.time_ns(), now))
-            with self._ledger():  # or whoever counts might miss it: a list has what is renamed meanwhile twice or never
+            with (
+                self._ledger()
+            ):  # a process that counts must not miss it: a listing can skip a file that is being renamed
                 os.rename(entry + ".part", entry)
 
     def _make_room(self, part: int, length: int) -> bool:
-        """Grow the part to ``length`` where the limit allows it, after evicting what must go."""
+        """Grow the part to ``length``, evicting entries if necessary; False if the limit does not allow it."""
         with self._ledger() as ledger:
             text = os.pread(ledger, 32, 0)
             total = int(text) if text.isdigit() else 0
             if total + length > self.max_bytes or not self._counted or not text.isdigit():
                 total = self._evict(max(0, min(int(self.max_bytes * (1 - ROOM)), self.max_bytes - length)))
-                if total + length > self.max_bytes:  # all the rest is being written by others
+                if total + length > self.max_bytes:  # the rest is being written by other processes
                     return False
                 self._counted = True
-            # First the ledger: after a crash between the two it counts too much, and the next eviction mends it.
+            # Ledger first: after a crash between the two it counts too much, which the next eviction corrects.
             os.pwrite(ledger, b"%032d" % (total + length), 0)
             os.ftruncate(part, length)
             return True
@@ -163,8 +165,8 @@ class Cache:
             os.close(ledger)
 
     def _evict(self, target: int) -> int:
-        """Remove what dead processes left, then entries, longest unused first, until ``target`` bytes are left; the
-        bytes that are."""
+        """Remove the parts of dead processes, then the least recently used entries, until at most ``target`` bytes are
+        left; returns the bytes left."""
         entries, total = [], 0
         with os.scandir(self.folder) as found:
             for item in found:
@@ -191,7 +193,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _excused(self) -> Iterator[None]:
-        """The cache's own failures: said once, and the read goes on without it."""
+        """Ignores errors of the cache itself, after one warning: the read continues without it."""
         try:
             yield
         except OSError as error:
@@ -199,11 +201,11 @@ class Cache:
                 said, self._said = self._said, True
             if not said:
                 reason = strerror(error)
-                log.warning("cache %s: %s; what it cannot hold is read from the store again", self.folder, reason)
+                log.warning("cache %s: %s; what it cannot hold is read from the store", self.folder, reason)
 
 
 def _is(file: int, path: str) -> bool:
-    """Whether an open file is still the one of this name."""
+    """Whether ``path`` still names this open file."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except FileNotFoundError:
@@ -211,13 +213,13 @@ def _is(file: int, path: str) -> bool:
 
 
 def _unlink_abandoned(path: str) -> bool:
-    """Remove a part that nobody holds any more."""
+    """Remove a part that no process has locked; False if one has."""
     file = os.open(path, os.O_RDWR)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is(file, path):
             return False
-        os.unlink(path)  # under its lock: or somebody could take it over in between, and lose its name
+        os.unlink(path)  # while it is locked, so that no other process takes it over in between
         return True
     except BlockingIOError:
         return False
@@ -226,7 +228,7 @@ def _unlink_abandoned(path: str) -> bool:
 
 
 def _flock(file: int, patience_s: float, what: str) -> None:
-    """Lock an open file. The kernel wakes nobody after a time limit, hence the polling; a holder may be stopped."""
+    """Lock an open file, by polling: flock has no time limit, and the holder may be stopped."""
     deadline, pause = time.monotonic() + patience_s, 0.0005
     while True:
         try:

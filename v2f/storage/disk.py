@@ -1,4 +1,4 @@
-"""Files of the operating system as a back end."""
+"""Local files as a back end."""
 
 import contextlib
 import errno
@@ -18,13 +18,15 @@ log = logging.getLogger("v2f")
 
 _T = TypeVar("_T")
 
-# To read the mask is to set it, for all threads: only here, where there is one.
+# Reading the mask requires setting it, for all threads: only here, while there is one.
 _MASK = os.umask(0)
 os.umask(_MASK)
 
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+
 
 class Disk(Backend):
-    """The operating system's files. What fails is not tried again; only reads and writes count as requests."""
+    """Local files. Nothing is retried; only reads and writes count as requests."""
 
     def __init__(self, path: str, verb: str, local: str) -> None:
         super().__init__(path, verb)
@@ -45,15 +47,20 @@ class Disk(Backend):
 
     def tree(self) -> list[str]:
         found: list[str] = []
-        above: dict[str, frozenset[tuple[int, int]]] = {}  # folder -> those that lead to it, as the disk knows them
-        # Corpora are linked together; but a link back into a folder that it lies in is not followed.
+        # folder -> device and inode of each folder above it: a link to one of these would be followed forever
+        above: dict[str, frozenset[tuple[int, int]]] = {}
         for folder, folders, names in os.walk(self.local, followlinks=True, onerror=_unlisted):
-            there = os.stat(folder)
-            itself, leading = (there.st_dev, there.st_ino), above.pop(folder, frozenset())
-            if itself in leading:
+            ancestors = above.pop(folder, frozenset())
+            try:
+                status = os.stat(folder)
+            except FileNotFoundError:  # removed after it was listed
                 folders.clear()
                 continue
-            above.update((os.path.join(folder, name), leading | {itself}) for name in folders)
+            itself = (status.st_dev, status.st_ino)
+            if itself in ancestors:
+                folders.clear()
+                continue
+            above.update((os.path.join(folder, name), ancestors | {itself}) for name in folders)
             below = os.path.relpath(folder, self.local).replace(os.sep, "/")
             found += names if below == "." else [f"{below}/{name}" for name in names]
         return found
@@ -74,7 +81,7 @@ class Disk(Backend):
             return None, None
 
     def stage(self) -> Staged:
-        with contextlib.suppress(FileNotFoundError):  # nothing but a file may be replaced
+        with contextlib.suppress(FileNotFoundError):  # only a file may be replaced
             if os.path.isdir(self.local):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self.local)
             files.check_file(self.local)
@@ -88,53 +95,80 @@ class Disk(Backend):
 
     def _commit(self, temporary: str) -> None:
         os.chmod(temporary, 0o666 & ~_MASK)  # mkstemp's 0600 would hide shards from other users
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, self.local)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(self.folder)
 
     def create(self, data: bytes) -> bool:
         os.makedirs(self.folder, exist_ok=True)
         temporary = self._written(data)
         try:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            _sync(temporary)
             os.link(temporary, self.local)
         except FileExistsError:
             return False
-        except OSError:  # a file system without links
-            try:
-                with open(self.local, "xb") as file:
-                    file.write(data)
-            except FileExistsError:
-                return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return self._create_in_place(data)
         finally:
             os.unlink(temporary)
+        _sync(self.folder)
+        return True
+
+    def _create_in_place(self, data: bytes) -> bool:
+        """:meth:`create` on a file system without hard links, where a reader can see the beginning of ``data``."""
+        try:
+            handle = os.open(self.local, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+            _sync(self.local)
+            _sync(self.folder)
+        except BaseException:
+            os.unlink(self.local)
+            raise
         return True
 
     def renew(self, data: bytes, tag: str | None) -> str | None:
         try:
-            os.replace(self._written(data), self.local)
+            temporary = self._written(data)
+            try:
+                os.replace(temporary, self.local)
+            except BaseException:
+                os.unlink(temporary)
+                raise
         except FileNotFoundError:
-            raise GoneError(f"{shown(self.path)}: cannot {self.verb} it, its folder is not there any more") from None
+            raise GoneError(f"{shown(self.path)}: cannot {self.verb} it, its folder no longer exists") from None
         return None
 
     def _written(self, data: bytes) -> str:
-        """A temporary file with ``data`` beside the path, whose folder must exist."""
+        """A temporary file with ``data`` in the path's folder, which must exist."""
         handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=self.folder)
-        with open(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_MASK)
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+            os.chmod(temporary, 0o666 & ~_MASK)
+        except BaseException:
+            os.unlink(temporary)
+            raise
         return temporary
 
     def remove(self) -> None:
         os.unlink(self.local)
 
 
+def _sync(path: str) -> None:
+    """Have the disk write a file, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _unlisted(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        log.warning("%s: cannot list it (%s); what lies in it is not seen", error.filename, error.strerror)
+        log.warning("%s: cannot list it (%s); its files are ignored", error.filename, error.strerror)

@@ -1,9 +1,9 @@
-"""Local files: what is opened is a file, what is appended is a whole line, and what fails is said with its way out.
+"""Local files: open regular files only, append whole lines, and explain errors.
 
-    OSError, or what a library in Rust makes of one -> V2FError: path, why, what to do; may it help to start again?
+    OSError, also one wrapped by a library in Rust -> V2FError: path, reason, what to do; whether to start again
 
-A FIFO, a socket or a device in the place of a file would hold whoever opens it for ever. Every error of a write comes
-through :func:`explained`, with which :mod:`v2f.storage.store` writes, too.
+Opening a FIFO, a socket or a device could block forever, so anything but a regular file is an error. All errors of
+writes go through :func:`explained`; :mod:`v2f.storage.store` uses it, too.
 """
 
 import contextlib
@@ -27,22 +27,22 @@ _KINDS = {
     stat.S_IFDIR: "a folder",
 }
 _PLACE = "choose another place"
-# Why, and the way out; what stands here stays so until somebody mends it, whatever else may pass.
+# The reason and what to do. These errors last until somebody acts; those in _PASSING may go away.
 _LASTING = {
-    errno.EROFS: f"the file system is read-only; {_PLACE}, or have it mounted for writing",
+    errno.EROFS: f"the file system is read-only; {_PLACE}, or mount it for writing",
     errno.EACCES: "access is denied; check its rights or credentials",
     errno.EPERM: "access is denied; check its rights or credentials",
     errno.ENAMETOOLONG: "its name is too long for the file system; choose a shorter one",
-    errno.ELOOP: "its links lead in a circle; mend them",
+    errno.ELOOP: "its links form a loop; correct them",
     errno.EFBIG: f"it is larger than the file system or `ulimit -f` allows; raise the limit, or {_PLACE}",
     errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`)",
-    errno.EINVAL: f"the system does not take it (Invalid argument); {_PLACE}",
+    errno.EINVAL: f"the system rejects it (Invalid argument); {_PLACE}",
 }
 _PASSING = {
     errno.ENOSPC: f"the disk is full; make room, or {_PLACE}",
     errno.EDQUOT: f"the quota of this disk is used up; make room, or {_PLACE}",
-    errno.EIO: "the disk or its connection fails (Input/output error); look into the machine's log",
-    errno.ESTALE: "the network disk has lost it (Stale file handle); look whether its server is well",
+    errno.EIO: "the disk or its connection fails (Input/output error); check the machine's log",
+    errno.ESTALE: "the network disk has lost it (Stale file handle); check its server",
 }
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY)
@@ -50,26 +50,26 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 
 
 class PassingError(V2FError):
-    """The disk could not do it now; later, or with more room, it may."""
+    """The disk failed, but may succeed later or with more space."""
 
     again = True
 
 
 class NotAFileError(OSError):
-    """What would be opened is something else than a file; the text says what."""
+    """The path is not a regular file; the text says what it is."""
 
 
 def opened(path: str | os.PathLike[str], mode: str = "rb", **kinds: Any) -> IO[Any]:
-    """``open`` of a file, and of nothing else: :class:`NotAFileError` at once for what has no content of its own."""
+    """``open`` for regular files only: :class:`NotAFileError` for anything else, without blocking."""
     return open(path, mode, opener=_regular, **kinds)
 
 
 def _regular(path: str, flags: int) -> int:
     try:
-        # Without O_NONBLOCK, to open a FIFO waits for whoever opens its other end; to a file it means nothing.
+        # Without O_NONBLOCK, opening a FIFO waits for its other end; for a regular file the flag has no effect.
         file = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket; a FIFO that nobody reads; no such device
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, a FIFO without a reader, a missing device
             check_file(path)
         raise
     try:
@@ -81,7 +81,7 @@ def _regular(path: str, flags: int) -> int:
 
 
 def check_file(path: str | os.PathLike[str]) -> os.stat_result:
-    """What the system knows of a file; :class:`NotAFileError` if it is something else."""
+    """``os.stat`` of a regular file; :class:`NotAFileError` if it is anything else."""
     known = os.stat(path)
     _check(known.st_mode)
     return known
@@ -94,10 +94,10 @@ def _check(mode: int) -> None:
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike[str], verb: str = "write", place: str | None = None) -> Iterator[None]:
-    """Turns an error of the operating system into one line: ``path``, why it cannot be read, written, ..., what to do.
+    """Turns an error of the operating system into a V2FError of one line: ``path``, the reason, what to do.
 
-    ``place``: where it really lies, if ``path`` is what it is called. :class:`PassingError` where starting again may
-    help, a full disk for example. What else a library raises passes.
+    ``place``: the actual path, if ``path`` is only its name in messages. :class:`PassingError` if starting again may
+    help, for example after a full disk. Other exceptions pass through.
     """
     try:
         yield
@@ -111,7 +111,7 @@ def explained(path: str | os.PathLike[str], verb: str = "write", place: str | No
 
 
 def explanation(path: str, verb: str, error: Exception, place: str | None = None) -> V2FError | None:
-    """The line for an error of the operating system, see :func:`explained`; None for another."""
+    """The V2FError for an error of the operating system, see :func:`explained`; None for any other error."""
     code = _code(error)
     if code is None and not isinstance(error, OSError):
         return None
@@ -121,7 +121,7 @@ def explanation(path: str, verb: str, error: Exception, place: str | None = None
     if verb == "write" and code in _IN_THE_WAY:
         return V2FError(f"{begins}{_in_the_way(place or path)} is in the way; move it away, or {_PLACE}")
     if verb == "write" and code == errno.ENOENT:
-        return V2FError(f"{begins}its folder is not there any more; bring it back, or {_PLACE}")
+        return V2FError(f"{begins}its folder no longer exists; restore it, or {_PLACE}")
     if code in _MISSING or isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return V2FError(f"{begins}there is no such file")
     if code == errno.EISDIR:
@@ -136,12 +136,12 @@ def explanation(path: str, verb: str, error: Exception, place: str | None = None
 
 
 def strerror(error: OSError) -> str:
-    """Why, in few words, for a message that goes on."""
+    """The reason in a few words, for use within a message."""
     return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
 
 
 def _code(error: Exception) -> int | None:
-    """The system's number of an error; but what Python's ssl keeps there is OpenSSL's."""
+    """The errno of an error; None for errors of Python's ssl module, whose numbers are OpenSSL's."""
     if isinstance(error, OSError):
         return error.errno if type(error).__module__ in ("builtins", __name__) else None
     found = _RUST.search(str(error))  # safetensors: Error while serializing: I/O error: ... (os error 28)
@@ -149,7 +149,7 @@ def _code(error: Exception) -> int | None:
 
 
 def _in_the_way(path: str) -> str:
-    """The file where ``path`` wants a folder, or the folder where it wants a file."""
+    """The file that stands where ``path`` needs a folder, or the folder where it needs a file."""
     at = path = path.removeprefix("file://")
     while (above := os.path.dirname(at)) not in ("", at):
         if os.path.lexists(above):
@@ -158,13 +158,13 @@ def _in_the_way(path: str) -> str:
     return "a folder" if os.path.isdir(path) else f"the file {at}"
 
 
-# ---------------------------------------------------------------------------------------------- what grows
+# -------------------------------------------------------------------------------------------- appending
 
 
 class Lines:
-    """A file that grows by whole lines: what a full disk took of one that failed is cut off before the next.
+    """A file that is appended to by whole lines. OSError if it cannot be written.
 
-    So is, when it is opened, the end of a line that a kill has cut. OSError where the file cannot be written.
+    An incomplete last line, which a full disk or a kill has left, is removed before the next line is written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -177,7 +177,7 @@ class Lines:
             raise
 
     def write(self, line: bytes) -> None:
-        """Append ``line``, which ends a line, all of it or nothing."""
+        """Append ``line``, which ends with a newline: all of it or nothing."""
         if self._torn:
             os.truncate(self._file.fileno(), self._size)
         self._torn = True
@@ -195,7 +195,7 @@ class Lines:
 
 
 def _whole(file: IO[bytes]) -> int:
-    """The bytes of a file up to the end of its last whole line."""
+    """The length of a file up to the end of its last complete line."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - (1 << 16))
@@ -208,7 +208,7 @@ def _whole(file: IO[bytes]) -> int:
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """One more whole line of a file; V2FError where that cannot be."""
+    """Append one line to a file; V2FError if that fails."""
     with explained(path), contextlib.closing(Lines(path)) as lines:
         lines.write(line.encode() + b"\n")
 
@@ -217,7 +217,7 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
 
 
 def scratch() -> str:
-    """The folder for what is here only for a while: V2F_SCRATCH, else one of this user in the temporary folder."""
+    """The folder for temporary files: V2F_SCRATCH, or else one for this user in the system's temporary folder."""
     return os.environ.get(SCRATCH) or os.path.join(tempfile.gettempdir(), f"v2f-scratch-{os.getuid()}")
 
 
@@ -232,7 +232,7 @@ def scratch_file() -> str:
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[str]:
-    """A new folder in :func:`scratch`, which goes with all that is in it."""
+    """A new folder in :func:`scratch`, removed with its content when the block ends."""
     with explained(scratch()):
         os.makedirs(scratch(), exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=scratch())

@@ -10,13 +10,13 @@ from v2f.storage.backend import Backend, ConflictError
 from v2f.storage.credentials import shown
 from v2f.storage.retry import Attempts
 
-PART = 32 << 20  # a larger file is put in parts of this size or more; S3 takes 10,000 of them
+PART = 32 << 20  # a larger file is uploaded in parts of at least this size; S3 takes 10,000 parts
 _UPLOADS = 4  # parts of one file at a time
-PROGRESS = 1 << 20  # bytes that make an attempt worth while although its answer broke off
+PROGRESS = 1 << 20  # an interrupted answer of at least this many bytes resets the count of failures
 
 
 class Objects(Backend):
-    """Objects of an S3 store. A read goes on at the byte at which it broke off; a large file is put in parts."""
+    """Objects of an S3 store. An interrupted read resumes at the next byte; a large file is uploaded in parts."""
 
     def exists(self) -> bool:
         try:
@@ -54,14 +54,14 @@ class Objects(Backend):
             try:
                 attempts.begin()
                 answer = s3.get(self.path, here, stop, etag)
-                etag = answer.etag  # from now on this very object: one that was replaced would be half of each
+                etag = answer.etag  # from now on only this version: otherwise the result could mix two versions
                 stop = answer.total if stop is None else min(stop, answer.total)
                 chunks.append(answer.content[: stop - here])
                 here += len(chunks[-1])
                 if here < stop:
                     raise answer.failure or s3.TransientError("the answer was cut")
             except s3.BeyondEndError:
-                # An empty object has no first byte, and nobody but its length says so.
+                # The range of an empty object is beyond its end, too; only the size tells.
                 if stop is None and self.size() != 0:
                     attempts.failed(s3.TransientError("the answer was cut"))
                     continue
@@ -99,7 +99,7 @@ class Objects(Backend):
             try:
                 s3.finish_upload(self.path, upload, etags)
             except FileNotFoundError:
-                # An earlier attempt was done, and only its answer was lost: then there is an object and no upload.
+                # If an earlier attempt succeeded and its answer was lost, the object exists and the upload does not.
                 if s3.size(self.path) != length:
                     raise
 
@@ -108,7 +108,7 @@ class Objects(Backend):
                 etags = list(pool.map(put, range(1, -(-length // part) + 1)))
             self.request(finish)
         except BaseException:
-            with contextlib.suppress(Exception):  # parts that nobody finishes cost money; the first error is told
+            with contextlib.suppress(Exception):  # unfinished parts cost money; report the first error
                 s3.abort_upload(self.path, upload)
             raise
 
@@ -119,17 +119,18 @@ class Objects(Backend):
         try:
             return self.request(lambda: s3.put(self.path, data, match=tag))
         except (s3.ExistsError, FileNotFoundError):
-            raise ConflictError(f"{shown(self.path)}: another has written or removed it") from None
+            raise ConflictError(f"{shown(self.path)}: another process has written or removed it") from None
 
     def remove(self) -> None:
         self.request(lambda: s3.delete(self.path))
 
     def lacks_bucket(self) -> bool:
-        # The answer to a HEAD, and of some stores to a GET, does not tell a missing object from a missing bucket.
+        # The answer to a HEAD request, and on some stores to a GET, does not distinguish a missing object from a
+        # missing bucket.
         try:
             s3.page(self.path, None, limit=1)
         except s3.NoBucketError:
             return True
-        except Exception:  # it was but a question; what is known already is told
+        except Exception:  # report the original error
             return False
         return False

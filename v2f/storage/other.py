@@ -1,7 +1,8 @@
-"""Whatever else fsspec knows, such as gs:// and https://, as a back end."""
+"""The other stores that fsspec supports, such as gs:// and https://, as a back end."""
 
 import errno
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from v2f.storage import s3
@@ -9,35 +10,40 @@ from v2f.storage.backend import Backend
 
 
 class OtherStore(Backend):
-    """Any other store that fsspec knows. It has no ETags, so that :meth:`create` looks before it writes."""
+    """Any other store that fsspec supports. Without ETags, :meth:`create` has to look before it writes."""
 
     @functools.cached_property
     def _filesystem(self) -> Any:
-        import fsspec  # here: neither a local path nor s3:// waits for its imports
+        import fsspec  # here, because local paths and s3:// do not need it
 
-        return fsspec.core.url_to_fs(self.path)[0]
+        filesystem = fsspec.core.url_to_fs(self.path)[0]
+        filesystem.invalidate_cache(self.path)  # fsspec caches listings, and other processes write, too
+        return filesystem
 
     def exists(self) -> bool:
-        return self.request(lambda: bool(self._filesystem.exists(self.path)))
+        def act() -> bool:
+            try:
+                self._filesystem.info(self.path)  # not exists(): that takes any error for an absent file
+            except FileNotFoundError:
+                return False
+            return True
+
+        return self.request(act)
 
     def size(self) -> int:
         return self.request(lambda: int(self._filesystem.size(self.path)))
 
     def names(self) -> list[str]:
-        def act() -> list[str]:
-            self._filesystem.invalidate_cache(self.path)
-            return [str(name) for name in self._filesystem.ls(self.path, detail=False)]
-
-        return [name.rstrip("/").rsplit("/", 1)[-1] for name in self.request(act)]
+        return self._below(self.request(lambda: self._filesystem.ls(self.path, detail=False)))
 
     def tree(self) -> list[str]:
+        return self._below(self.request(lambda: self._filesystem.find(self.path)))
+
+    def _below(self, paths: Iterable[str]) -> list[str]:
+        """``paths`` relative to this one; fsspec lists a file, or the marker of an empty folder, as itself."""
         root = str(self._filesystem._strip_protocol(self.path)).rstrip("/") + "/"
-
-        def act() -> list[str]:
-            self._filesystem.invalidate_cache(self.path)
-            return [str(name) for name in self._filesystem.find(self.path)]
-
-        return [name.removeprefix(root) for name in self.request(act)]
+        below = (str(path).rstrip("/") for path in paths)
+        return [path.removeprefix(root) for path in below if path.startswith(root)]
 
     def read(self, start: int, stop: int | None) -> bytes:
         if stop is None:
@@ -47,7 +53,7 @@ class OtherStore(Backend):
             try:
                 data = bytes(self._filesystem.cat_file(self.path, start=start, end=stop))
             except OSError as error:
-                if error.errno != errno.EINVAL:  # the answer of some to a range that starts beyond the end
+                if error.errno != errno.EINVAL:  # what some stores raise for a range that starts beyond the end
                     raise
                 data = b""
             if len(data) < stop - start and self._filesystem.size(self.path) >= stop:

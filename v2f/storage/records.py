@@ -1,4 +1,4 @@
-"""Small JSON files that the program writes and later relies on: how they are checked when they are read back."""
+"""Small JSON files that the program writes, and their validation when they are read back."""
 
 import json
 from typing import Any
@@ -10,15 +10,15 @@ from v2f.storage import store
 
 
 class Record(BaseModel):
-    """Base of what is relied on in a file that the program has written; whatever else stands there is let through."""
+    """Base class for the fields that must be valid in a file of ours; further fields are accepted."""
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
 
 def problem_of(record: type[Record], value: Any) -> str | None:
-    """Why ``value`` of a file is no such record, in few words; None if it is one."""
+    """Why ``value`` is not a valid ``record``, in a few words; None if it is."""
     if not isinstance(value, dict):
-        return f"it holds {type(value).__name__} and no mapping"
+        return f"it holds {type(value).__name__} instead of a mapping"
     try:
         record.model_validate(value)
     except ValidationError as error:
@@ -29,8 +29,8 @@ def problem_of(record: type[Record], value: Any) -> str | None:
 
 
 def read_record(path: str, record: type[Record], way_out: str) -> dict[str, Any]:
-    """The JSON mapping in a file that the program has written, as ``record`` wants it; V2FError, which ends with
-    ``way_out``, where it was cut, damaged or edited into something else."""
+    """The JSON mapping in a file of ours, validated by ``record``; V2FError, ending with ``way_out``, if the file is
+    truncated, damaged or was edited wrongly."""
     content = store.read_bytes(path)
     try:
         value: Any = json.loads(content)

@@ -1,7 +1,7 @@
-"""Requests to a store, counted, and made again while that can help.
+"""Counting and retrying requests to a store.
 
-A request that fails is made again, up to ATTEMPTS times in a row without progress, after pauses that grow and are
-random, so that the ranks of a job do not all come back at once.
+A request is retried until ATTEMPTS attempts in a row have failed without progress. The pauses between them grow and are
+random, so that the ranks of a job do not all retry at the same moment.
 """
 
 import logging
@@ -17,21 +17,21 @@ from v2f.storage.credentials import shown
 log = logging.getLogger("v2f")
 
 ATTEMPTS = 10
-BACKOFF_S = 0.25  # the longest pause after a first failure; twice as long after each that follows
-LONGEST_BACKOFF_S = 30.0  # with the above: about 45 s of pauses on average before a request is given up
-SAID_AT = 4  # the failure in a row at which the user is told why nothing happens
+BACKOFF_S = 0.25  # the longest pause after the first failure; it doubles with each further one
+LONGEST_BACKOFF_S = 30.0  # so a request fails after about 45 s of pauses on average
+SAID_AT = 4  # the number of failures in a row after which a warning explains the delay
 
 
 class UnreachableError(V2FError):
-    """The store failed at every attempt: of the object itself nothing is known."""
+    """The store failed at every attempt, so nothing is known about the object."""
 
     again = True
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What this process has asked of files and stores since it started. ``retries`` are among the ``requests``;
-    bytes count once, however often they were asked for."""
+    """The requests of this process to files and stores since it started. ``requests`` includes ``retries``; bytes count
+    once, however often they were requested."""
 
     bytes_read: int = 0
     bytes_written: int = 0
@@ -44,7 +44,7 @@ _counted = Statistics()
 
 
 def statistics() -> Statistics:
-    """What this process has asked for so far."""
+    """The statistics of this process so far."""
     return _counted
 
 
@@ -56,7 +56,7 @@ def count(**more: int) -> None:
 
 
 class Attempts:
-    """How often one request may fail, and the pause after each failure. ``verb``: what the request is to do."""
+    """Counts the attempts at one request and pauses after each failure. ``verb`` names the request in messages."""
 
     def __init__(self, path: str, verb: str) -> None:
         self._path, self._verb = path, verb
@@ -65,12 +65,12 @@ class Attempts:
         self._failures = 0  # in a row, without progress
 
     def begin(self) -> None:
-        """Count an attempt that is about to be made."""
+        """Count an attempt; call it before each."""
         self._made += 1
         count(requests=1, retries=int(self._made > 1))
 
     def failed(self, error: Exception, *, progress: bool = False) -> None:
-        """Wait before the next attempt; :class:`UnreachableError` after the last. ``progress``: some bytes arrived."""
+        """Pause before the next attempt; :class:`UnreachableError` after the last. ``progress``: bytes have arrived."""
         self._failures = 1 if progress else self._failures + 1
         reason = str(error) if isinstance(error, s3.S3Error) else type(error).__name__
         if self._failures >= ATTEMPTS:
@@ -81,5 +81,5 @@ class Attempts:
             ) from None
         if self._failures == SAID_AT:
             log.warning("%s: cannot %s it yet (%s); trying again", shown(self._path), self._verb, reason)
-        # Full jitter, not keyed by anything: it changes nothing but time.
+        # Full jitter. It needs no seed, because it changes only the timing.
         time.sleep(random.uniform(0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2 ** (self._failures - 1))))

@@ -1,9 +1,9 @@
-"""Files and ``s3://`` objects alike: ranged reads, listings, and writes that are there whole or not at all.
+"""One interface to local files and remote objects: ranged reads, listings, and atomic writes.
 
-    path -> explained -> backend_of(path): a disk | S3 | what fsspec knows -> its requests, made again where that helps
+    path -> explained -> backend_of(path): local disk | S3 | another store of fsspec -> requests, retried if that helps
 
-A path is a ``str``, because it may be remote. Local paths may be written plainly or as ``file://``. What is missing or
-forbidden is not asked for again. Errors are :class:`V2FError` with the path and the way out, never with a credential.
+A path is a ``str``, because it may be remote. Local paths may be plain or begin with ``file://``. Requests for missing
+or forbidden files are not retried. Errors are :class:`V2FError` with the path and what to do, without credentials.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def join(root: str, *parts: str) -> str:
 
 
 def local_path(path: str) -> str | None:
-    """The path as the operating system knows it, or None where ``path`` is remote."""
+    """The path for the operating system; None if ``path`` is remote."""
     scheme = _SCHEME.match(path)
     if scheme is None:
         return path
@@ -41,24 +41,24 @@ def local_path(path: str) -> str | None:
 
 
 def backend_of(path: str, verb: str) -> Backend:
-    """The back end of a path, for one operation that ``verb`` names; V2FError where the path holds credentials."""
+    """The back end of a path, for one operation that ``verb`` names; V2FError if the path contains credentials."""
     local = local_path(path)
     if local is not None:
         return Disk(path, verb, local)
     if user_in(path):
-        raise V2FError(f"{shown(path)}: a path carries no credentials; put them into the environment or a profile")
+        raise V2FError(f"{shown(path)}: a path carries no credentials; set them in the environment or a profile")
     return (Objects if path.partition("://")[0].lower() in ("s3", "s3a") else OtherStore)(path, verb)
 
 
 @contextlib.contextmanager
 def _backend(path: str, verb: str) -> Iterator[Backend]:
-    """The back end of ``path``, whose errors are explained: the one way to a disk or a store."""
+    """The back end of ``path``; errors in the block are explained."""
     with explained(path, verb):
         yield backend_of(path, verb)
 
 
 def exists(path: str) -> bool:
-    """Whether a file, an object, or a folder that holds one, is there."""
+    """Whether a file or object of this path, or any below it, exists."""
     with _backend(path, "look up") as backend:
         return backend.exists()
 
@@ -70,7 +70,7 @@ def size(path: str) -> int:
 
 
 def names(path: str) -> list[str]:
-    """Names (without folder) of what a folder or prefix holds, sorted; empty where it does not exist."""
+    """The names directly in a folder or prefix, sorted; [] if it does not exist."""
     with _backend(path, "list") as backend:
         try:
             return sorted(set(backend.names()))
@@ -79,9 +79,9 @@ def names(path: str) -> list[str]:
 
 
 def tree(path: str) -> list[str]:
-    """All files below a folder or prefix, relative to it with slashes, sorted; empty where it does not exist.
+    """All files below a folder or prefix, relative to it with slashes, sorted; [] if it does not exist.
 
-    Links to folders are followed, but not back into a folder that they lie in.
+    Links to folders are followed, except to a folder that contains the link.
     """
     with _backend(path, "list") as backend:
         try:
@@ -99,20 +99,20 @@ def read_bytes(path: str) -> bytes:
 
 
 def read_range(path: str, offset: int, length: int) -> bytes:
-    """Exactly ``length`` bytes from ``offset``; fewer are an error."""
+    """Exactly ``length`` bytes from ``offset``; V2FError if the file is shorter."""
     with _backend(path, "read") as backend:
         data = backend.read(offset, offset + length)
     if len(data) != length:
         raise V2FError(
             f"{shown(path)}: only {len(data)} of the {length} bytes from byte {offset} on are there: "
-            "it was cut or replaced; copy it anew"
+            "it was truncated or replaced; copy it again"
         )
     count(bytes_read=length)
     return data
 
 
 def chunks(path: str, length: int = 16 << 20) -> Iterator[bytes]:
-    """The whole content in pieces of at most ``length`` bytes, of which one is held at a time."""
+    """The whole content in pieces of at most ``length`` bytes, one of them in memory at a time."""
     local = local_path(path)
     if local is None:
         there = size(path)
@@ -133,7 +133,7 @@ def chunks(path: str, length: int = 16 << 20) -> Iterator[bytes]:
 
 
 def read_tagged(path: str) -> tuple[bytes | None, str | None]:
-    """The content of a small file or object, None where there is none; and its ETag, where its store has such."""
+    """The content of a small file or object, None if it does not exist; and its ETag, if the store has ETags."""
     with _backend(path, "read") as backend:
         content, tag = backend.read_tagged()
     count(bytes_read=len(content or b""))
@@ -141,17 +141,17 @@ def read_tagged(path: str) -> tuple[bytes | None, str | None]:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Write ``data`` so that a reader sees either the former content or all of the new one."""
+    """Write ``data`` atomically: a reader sees either the old content or all of the new."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """A temporary local file that takes the place of ``path`` when the block ends without an error.
+    """A temporary local file that replaces ``path`` if the block ends without an error.
 
-    Locally it is synced and renamed, remotely it is put as one object (S3 shows an object only when whole), by way of
-    this machine's scratch folder. What the block's own writing to the file runs into is explained, too.
+    A local file is synced and renamed. A remote one is written to this machine's scratch folder and then uploaded as
+    one object, which S3 shows only when it is complete. Errors of the block's own writes to it are explained, too.
     """
     with _backend(path, "write") as backend:
         staged = backend.stage()
@@ -163,28 +163,28 @@ def replacing(path: str) -> Iterator[str]:
             backend.put(staged.temporary)
             count(bytes_written=length)
     finally:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # report the first error
             os.unlink(staged.temporary)
 
 
 def create(path: str, data: bytes) -> bool:
-    """Write ``data`` where nothing is yet, whole or not at all; False where something else is there already.
+    """Write ``data`` atomically if the file does not exist; False if it exists with other content.
 
-    Of several that try at once one succeeds: on a disk by a link, on S3 by ``If-None-Match``. Stores that do not know
-    it, and Swift, which looks before it writes, may let a second one through: read it back.
+    If several writers try at once, one succeeds: on a disk by a link, on S3 by ``If-None-Match``. Stores that do not
+    support it, and Swift, which checks before it writes, may let a second one through: read the file back.
     """
     with _backend(path, "write") as backend:
         made = backend.create(data)
     if made:
         count(bytes_written=len(data))
-    return made or read_tagged(path)[0] == data  # an attempt before, whose answer was lost
+    return made or read_tagged(path)[0] == data  # it may be from an earlier attempt whose answer was lost
 
 
 def renew(path: str, data: bytes, tag: str | None) -> str | None:
-    """Replace the content of a small file that is its caller's alone, and that has ``tag``; its new tag.
+    """Replace the content, which has ``tag``, of a small file that only the caller writes; returns the new tag.
 
-    :class:`ConflictError` where a store that can compare finds another; FileNotFoundError where a local folder is gone,
-    which is not made anew.
+    :class:`ConflictError` if the store compares tags and finds another one; FileNotFoundError if the local folder no
+    longer exists (it is not created again).
     """
     with _backend(path, "write") as backend:
         return backend.renew(data, tag)
@@ -192,7 +192,7 @@ def renew(path: str, data: bytes, tag: str | None) -> str | None:
 
 @contextlib.contextmanager
 def _explained_of(temporary: str, where: str, place: str) -> Iterator[None]:
-    """Explains what writing ``temporary`` raises, and nothing of other files."""
+    """Explains errors of writing ``temporary``; errors of other files pass through."""
     try:
         yield
     except Exception as error:
@@ -206,20 +206,20 @@ def _explained_of(temporary: str, where: str, place: str) -> Iterator[None]:
 
 
 def remove(path: str) -> None:
-    """Remove one file or object; it is no error if it is not there."""
+    """Remove one file or object; no error if it does not exist."""
     with _backend(path, "remove") as backend, contextlib.suppress(FileNotFoundError):
         backend.remove()
 
 
 def remove_folder(path: str, first: str, only: Collection[str] | None = None) -> None:
-    """Remove a flat folder or prefix of files, ``first`` before the others: it is what tells that the rest is whole.
+    """Remove a flat folder or prefix of files, beginning with ``first``, the file that marks the folder as complete.
 
-    One that cannot be removed does not keep the others; the error comes at the end. ``only``: the files that may go;
-    others stay, and with them the folder.
+    If a file cannot be removed, the others are removed all the same, and the error is raised at the end. ``only``: the
+    files to remove; any others stay, and with them the folder.
     """
     local = local_path(path)
     if local is not None and os.path.isfile(local):
-        raise V2FError(f"{path}: cannot remove it, it is a file and no folder")
+        raise V2FError(f"{path}: cannot remove it, it is a file, not a folder")
     if only is None or first in only:
         remove(join(path, first))
     failures: list[V2FError] = []
@@ -228,7 +228,7 @@ def remove_folder(path: str, first: str, only: Collection[str] | None = None) ->
             continue
         try:
             remove(join(path, name))
-        except UnreachableError:  # nor would it take the next
+        except UnreachableError:  # the next request would fail, too
             raise
         except V2FError as error:
             failures.append(error)
@@ -245,9 +245,9 @@ def remove_folder(path: str, first: str, only: Collection[str] | None = None) ->
 
 @contextlib.contextmanager
 def explained(path: str, verb: str = "write") -> Iterator[None]:
-    """Turns what a file system or a library raises into one line; foreign texts stay out of it.
+    """Turns exceptions of a file system or library into a V2FError of one line, without the library's text.
 
-    Also for who writes a local file by other means than :func:`replacing`.
+    Also for code that writes a local file by other means than :func:`replacing`.
     """
     try:
         yield
@@ -266,14 +266,16 @@ def _explanation(path: str, verb: str, error: Exception) -> V2FError | None:
         return V2FError(f"{name}: cannot {verb} it, access is denied ({error}); check its rights or credentials")
     if isinstance(error, s3.S3Error):
         return V2FError(f"{name}: cannot {verb} it: {error}")
-    missing = remote and isinstance(error, FileNotFoundError) and error.filename is None  # else one of this machine
+    missing = (
+        remote and isinstance(error, FileNotFoundError) and error.filename is None
+    )  # otherwise it is about a local file
     if missing and (verb == "write" or backend_of(path, verb).lacks_bucket()):
         return V2FError(f"{name}: cannot {verb} it: {s3.NO_BUCKET}")
     line = files.explanation(name, verb, error, local_path(path))
     if line is not None:
         return line
     if isinstance(error, (ImportError, ValueError)):
-        return V2FError(f"{name}: cannot {verb} it, this kind of path is not understood")
+        return V2FError(f"{name}: cannot {verb} it, this kind of path is not supported")
     if remote:
         return V2FError(f"{name}: cannot {verb} it ({type(error).__name__}); check endpoint and credentials")
     return None

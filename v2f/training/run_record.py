@@ -17,7 +17,7 @@ from v2f.data.streams import Streams
 from v2f.engine import Engine
 from v2f.runs.config import RunConfig, what_is
 from v2f.runs.folder import RunFolder
-from v2f.runs.run import told_source
+from v2f.runs.run import source_line
 from v2f.storage import local as files
 from v2f.storage import store
 from v2f.system import System, trained
@@ -80,7 +80,7 @@ def start_tracker(
     """The run's tracker. ``info`` is the content of ``run.json``; ``run_id`` is MLflow's, if a checkpoint knows it."""
     tags = {f"v2f.{k}": v for k, v in info.items() if isinstance(v, str)}
     if info["init_from"]:
-        tags["v2f.init_from"] = "; ".join(map(told_source, info["init_from"]))
+        tags["v2f.init_from"] = "; ".join(map(source_line, info["init_from"]))
     tags["v2f.out"] = folder.path if folder.remote else str(folder.local.resolve())
     tags |= {"mlflow.source.git.commit": info["code"].split("+")[0], NOTE: _description(config, system, loader)}
     return Tracker(

@@ -27,7 +27,7 @@ from v2f.runs import checkpoint
 from v2f.runs.config import DataConfig, RunConfig, changes
 from v2f.runs.folder import RunFolder
 from v2f.runs.peers import alike, check_shared
-from v2f.runs.run import build_system, check_shapes, check_weights, config_of, start_from, streams_of, told_source
+from v2f.runs.run import build_system, check_shapes, check_weights, config_of, source_line, start_from, streams_of
 from v2f.runs.saver import Saver
 from v2f.storage import store
 from v2f.storage.cache import Cache
@@ -330,7 +330,7 @@ def _announce(
     if precision not in (None, engine.precision):
         say(f"resuming in {engine.precision}: {origin.checkpoint} was trained in {precision}")
     for record in init_from if origin.checkpoint is None else []:
-        say(f"init_from: {told_source(record)}")
+        say(f"init_from: {source_line(record)}")
     if any(difference.startswith("init_from:") for difference in origin.changed):
         say(f"init_from: ignored, because it is for a first start and this run resumes from {origin.checkpoint}")
     if batching.micro_batch not in (None, config.train.micro_batch):
