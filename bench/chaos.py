@@ -1,17 +1,18 @@
-"""Kill -9 a training at random moments, again and again; in the end nothing may show it (promises 1, 4, 5).
+"""Kill -9 a training at random moments, again and again; the final result must not show it.
 
     python bench/chaos.py                                       # 30 kills with 1 rank, 30 with 2, runs on a disk
     python bench/chaos.py --ranks 2 --kills 8 --kill agent exec restarted local      # of one process alone
     python bench/chaos.py --ranks 1 --kills 8 --s3              # runs in an object store on loopback (OpenStack Swift)
 
-A kill of ``ranks`` takes the launcher, its ranks and their decode workers at once. One of the ``agent`` (torchrun), of
-``exec`` (v2f exec) or of ``local`` (launch/local) takes nothing but that process, and the next start does not wait for
-what it leaves behind; ``restarted`` is an exec that launch/local starts again by itself. It comes while the run starts,
-in its first step, after some steps, or in a save: there once a file of a checkpoint is being written (or uploaded).
-After each kill every committed checkpoint is read, all checksums verified. After the last one the run is left to end,
-and then compared with a run of the same recipe that nobody disturbed: final weights, moments and averages bit for bit;
-the samples of all slots of all steps and the points of metrics.jsonl, each once and the same; and no process is left.
-Writes bench/results/chaos.json; exit code 1 where anything differs.
+A kill of the ``ranks`` kills the launcher, its ranks and their decode workers at once. A kill of the ``agent``
+(torchrun), of ``exec`` (v2f exec) or of ``local`` (launch/local) kills only that process, and the next start does not
+wait for what it leaves behind; ``restarted`` is an exec that launch/local restarts by itself. Kills come while the run
+starts, in its first step, after some steps, or in a save, while a file of a checkpoint is being written (or uploaded).
+After each kill, every committed checkpoint is read, with all checksums verified. After the last one the run is left to
+finish, and is compared with an undisturbed run of the same recipe. Equal must be: final weights, moments and averages,
+bit for bit; the samples of all slots of all steps, and the points of metrics.jsonl, each exactly once. No process may
+be left (promises 1, 4 and 5: order, checkpoints, repeatable numbers). Writes bench/results/chaos.json; exit code 1 if
+anything differs.
 """
 
 import argparse
@@ -50,9 +51,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results" / "chaos.json"
 MOMENTS = ("start", "first step", "step", "save", "save")
 PATIENCE_S = 300.0
-LEAVE_S = 15.0  # for what a run that has ended leaves behind
+LEAVE_S = 15.0  # for processes that outlive a run
 KILLS = ("ranks", "agent", "exec", "restarted", "local")
-POINTS = ("loss/", "grad_norm/", "rate/", "skipped/", "valid/")  # what no clock and no machine changes
+POINTS = ("loss/", "grad_norm/", "rate/", "skipped/", "valid/")  # independent of clock and machine
 SMALL = [
     *("system.seconds=0.5", "system.encoder.channels=[8,12,16]", "system.encoder.blocks=[1,1,1]"),
     *("system.encoder.strides=[2,2,2]", "system.encoder.stem_stride=8", "system.encoder.out_channels=16"),
@@ -64,7 +65,7 @@ SMALL = [
 
 @dataclass
 class Trial:
-    """One run of the recipe, launched again and again: where it lies, and how it is started."""
+    """One run of the recipe, launched again and again: where it is stored, and how it is started."""
 
     out: str
     data: str
@@ -91,7 +92,7 @@ class Trial:
             return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | settings, stdout=log, stderr=log)
 
     def strike(self, process: "subprocess.Popen[bytes]") -> "subprocess.Popen[bytes]":
-        """Kill; what was started next."""
+        """Kill, and return the process that was started next."""
         if self.kill == "restarted":
             while not (found := [each for each in psutil.Process(process.pid).children() if "exec" in each.cmdline()]):
                 time.sleep(0.01)
@@ -111,7 +112,7 @@ class Trial:
                     each.kill()
 
     def alive(self) -> list[psutil.Process]:
-        """Its processes, of whatever start: no others have its temporary folder."""
+        """Its processes from all starts: only they have its temporary folder."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -131,27 +132,27 @@ class Trial:
         return store.join(self.out, "checkpoints")
 
     def starts(self) -> int:
-        """How often it came as far as its first step."""
+        """How many starts reached their first step."""
         return len(list((self.local / "slots").glob("*-rank-00000.jsonl")))
 
     def steps_of_start(self) -> int:
-        """Steps that the newest start has logged."""
+        """How many steps the newest start has logged."""
         logs = sorted((self.local / "slots").glob("*-rank-00000.jsonl"))
         return logs[-1].read_bytes().count(b"\n") if logs else 0
 
     def writing(self) -> set[str]:
-        """Files of a checkpoint, or in a store of the run's folder, that are being written, or that a kill left so."""
+        """Files of a checkpoint (in a store, of the whole run) that are being written, or were cut by a kill."""
         folder = store.local_path(self.out)
         return set(glob.glob(f"{folder}/checkpoints/step-*/.writing-*" if folder else f"{scratch()}/.writing-*"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", default="data/bench-chaos", help="folder for data and runs; emptied")
-    parser.add_argument("--kill", choices=KILLS, nargs="+", default=["ranks"], help="what is killed")
+    parser.add_argument("--work", default="data/bench-chaos", help="folder for data and runs; it is emptied first")
+    parser.add_argument("--kill", choices=KILLS, nargs="+", default=["ranks"], help="which process to kill")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--steps", type=int, help="of the run; without it 12 for each kill")
+    parser.add_argument("--steps", type=int, help="of the run; default: 12 per kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--s3", action="store_true", help="runs in an object store instead of on a disk")
     args = parser.parse_args()
@@ -171,7 +172,7 @@ def main() -> int:
             }
             for run in runs.values():
                 stack.callback(run.end)
-            print(f"{ranks} ranks, {steps} steps: the run that nobody disturbs", flush=True)
+            print(f"{ranks} ranks, {steps} steps: the undisturbed run", flush=True)
             started_s = undisturbed(runs["whole"])
             for kill in args.kill:
                 runs[kill].kill = kill
@@ -182,7 +183,7 @@ def main() -> int:
 
 
 def undisturbed(run: Trial) -> float:
-    """How long it takes to its first step."""
+    """Run to the end; returns the seconds to the first step."""
     start = time.monotonic()
     process = run.start()
     wait_for(lambda: run.starts() > 0, process, run)
@@ -193,7 +194,7 @@ def undisturbed(run: Trial) -> float:
 
 
 def trial(whole: Trial, killed: Trial, kills: int, seed: int, started_s: float) -> dict[str, Any]:
-    """Kill a run ``kills`` times, and let it end; what happened, and what is ``wrong``."""
+    """Kill a run ``kills`` times, and let it finish; returns what happened, and what is ``wrong``."""
     rng, start = random.Random(seed), time.monotonic()
     moments, wrong, committed, refused, number = Counter[str](), list[str](), 0, 0, 0
     process = killed.start()
@@ -203,7 +204,7 @@ def trial(whole: Trial, killed: Trial, kills: int, seed: int, started_s: float) 
         if wait_until(moment, rng, process, killed, before, left, started_s):
             process = killed.strike(process)
             number += 1
-            # A store shows nothing of a file that is not whole.
+            # A store does not list an incomplete file.
             if uncommitted(killed) - old or killed.writing() - left:
                 moment += f", in {'an upload' if store.local_path(killed.out) is None else 'a save'}"
             moments[moment] += 1
@@ -221,7 +222,9 @@ def trial(whole: Trial, killed: Trial, kills: int, seed: int, started_s: float) 
             try:
                 checkpoint.load(folder)
             except Exception as error:
-                if folder in checkpoint.committed(killed.checkpoints):  # else what the kill left has removed it since
+                if folder in checkpoint.committed(
+                    killed.checkpoints
+                ):  # else a process that outlived the kill has removed it
                     wrong.append(f"kill {number}: {error}")
         newest = checkpoint.step_of(folders[-1]) if folders else 0
         if newest < committed:
@@ -244,7 +247,7 @@ def trial(whole: Trial, killed: Trial, kills: int, seed: int, started_s: float) 
 
 
 def uncommitted(run: Trial) -> set[str]:
-    """Folders of checkpoints that are none: saves under way, or cut."""
+    """Folders of checkpoints that are not committed: saves in progress, or killed."""
     folders = {store.join(run.checkpoints, name) for name in store.names(run.checkpoints) if name.startswith("step-")}
     return folders - set(checkpoint.committed(run.checkpoints))
 
@@ -258,7 +261,7 @@ def wait_until(
     left: set[str],
     started_s: float,
 ) -> bool:
-    """Return at the moment to kill; False if the process was over before. ``left`` are files of earlier kills."""
+    """Wait for the moment to kill; False if the process ended before. ``left`` are files of earlier kills."""
     if moment == "start":
         end = time.monotonic() + rng.uniform(0, started_s)
         return wait_for(lambda: time.monotonic() >= end, process, run)
@@ -281,13 +284,13 @@ def wait_for(reached: Callable[[], bool], process: "subprocess.Popen[bytes]", ru
         if process.poll() is not None:
             return False
         if time.monotonic() > deadline:
-            sys.exit(f"nothing happens for {PATIENCE_S:.0f} s\n{run.said()}")
+            sys.exit(f"nothing happened for {PATIENCE_S:.0f} s\n{run.said()}")
         time.sleep(0.0005)
     return True
 
 
 def differences(whole: Trial, killed: Trial) -> list[str]:
-    """What the two runs do not have in common."""
+    """How the two runs differ, a line each."""
     found = []
     one, other = (checkpoint.load(checkpoint.committed(run.checkpoints)[-1])[0] for run in (whole, killed))
     if one.keys() != other.keys():
@@ -312,7 +315,7 @@ def differences(whole: Trial, killed: Trial) -> list[str]:
 
 
 def points(run: Trial) -> list[tuple[str, int, dict[str, float]]]:
-    """What was logged, line by line: its kind, its step, and its numbers that every start must find again."""
+    """The logged points: kind, step, and the numbers that every start must reproduce."""
     lines = [json.loads(line) for line in (run.local / SPOOL).read_text().splitlines()]
     return [
         (each["kind"], each["step"], {k: v for k, v in each.get("metrics", {}).items() if k.startswith(POINTS)})

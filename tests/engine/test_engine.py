@@ -1,4 +1,4 @@
-"""One process of the engine: what a step leaves alone, what all ranks are told, what a checkpoint holds."""
+"""One process of the engine: what a step must not change, what it returns, what a checkpoint holds."""
 
 import math
 from dataclasses import replace
@@ -47,7 +47,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp64"])
-def test_float32_is_rounded_to_tf32_where_it_is_asked_for_and_nowhere_else(precision):
+def test_float32_is_rounded_to_tf32_only_on_request(precision):
     try:
         engine = Engine(precision, "ddp")
         asked = precision == "tf32"
@@ -58,7 +58,7 @@ def test_float32_is_rounded_to_tf32_where_it_is_asked_for_and_nowhere_else(preci
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_auto_is_bf16_where_the_device_has_it_and_asking_for_what_it_emulates_is_told(monkeypatch, caplog, has_bf16):
+def test_auto_is_bf16_if_the_device_has_it_and_an_emulated_bf16_is_reported(monkeypatch, caplog, has_bf16):
     monkeypatch.setattr(engine_module, "computes_bf16", lambda device: has_bf16)
     assert Engine("auto", "ddp").precision == ("bf16" if has_bf16 else "fp32")
     assert not caplog.records
@@ -188,7 +188,7 @@ def test_sizes_and_copies_are_those_of_a_checkpoint_and_copies_are_ones_own():
     assert same(mine, before)  # training on does not move them
 
 
-def test_a_run_that_is_loaded_goes_on_bit_for_bit():
+def test_a_loaded_run_continues_bit_for_bit():
     engine, system = wrapped(micro=4)
     stepped(engine, system, 4, micro=4)
     saved = whole(engine, system)
@@ -215,7 +215,7 @@ def test_a_run_that_is_loaded_goes_on_bit_for_bit():
         ({"stray": torch.ones(1)}, r"'stray' is not part of this system"),
     ],
 )
-def test_a_checkpoint_is_taken_up_strictly(change, message):
+def test_a_checkpoint_is_loaded_strictly(change, message):
     engine, system = wrapped()
     stepped(engine, system, 1)
     tensors = whole(engine, system) | change
@@ -224,7 +224,7 @@ def test_a_checkpoint_is_taken_up_strictly(change, message):
         fresh.load(other, {name: t for name, t in tensors.items() if t is not None}, "here")
 
 
-def test_averages_stand_in_for_the_weights_and_go_again():
+def test_averages_replace_the_weights_for_a_while():
     engine, system = wrapped()
     stepped(engine, system, 5)
     before = whole(engine, system)
@@ -277,7 +277,7 @@ def test_a_micro_batch_divides_a_ranks_share():
         ),
     ],
 )
-def test_out_of_memory_in_a_first_step_names_what_to_turn_down(monkeypatch, error, wanted):
+def test_out_of_memory_in_a_first_step_names_what_to_reduce(monkeypatch, error, wanted):
     engine, system = wrapped()
     batch, phase = next(batches(8)), system.phases()[0]
 
@@ -296,7 +296,7 @@ def test_out_of_memory_in_a_first_step_names_what_to_turn_down(monkeypatch, erro
     engine.step(phase, batch, 0, micro_batch=None, **REST)
     with monkeypatch.context() as patch:
         patch.setattr(engine._phases[phase.name].module, "_loss", full)
-        with pytest.raises(type(error)):  # it has fitted before: something else grew, and starting again may help
+        with pytest.raises(type(error)):  # it fitted before: something else grew, and another start may help
             engine.step(phase, batch, 1, micro_batch=None, **REST)
 
 
@@ -310,7 +310,7 @@ def test_out_of_memory_is_explained_in_a_first_validation_only():
     assert system.training
 
 
-def test_the_real_allocators_refusal_is_known():
+def test_a_failure_of_the_real_allocator_is_recognized():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58, dtype=torch.float64)
     assert memory.is_out_of_memory(caught.value)

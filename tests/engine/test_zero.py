@@ -1,9 +1,9 @@
-"""Promise 3 over ranks: 1, 2 and 4 of them, DDP, ZeRO-1 and ZeRO-2, with and without accumulation, one function.
+"""1, 2 and 4 ranks, DDP, ZeRO-1 and ZeRO-2, with and without accumulation, train the same function (promise 3).
 
-All of a world size runs in one start of ``workers/ranks.py``: starting ranks is what costs. In float32 the losses of
-the frozen nets are left out: at the kinks of their ReLUs and pools a rounding decides, and the gradient of the small
-thesis system then differs by 2e-4 of its largest entry between any two orders of a sum, as it does from float64's.
-With them, float64 shows that nothing else differs.
+Everything for one world size runs in one start of ``workers/ranks.py``, because starting ranks is expensive. In float32
+the losses of the frozen nets are left out: at the kinks of their ReLUs and pools rounding decides, and the gradient of
+the small thesis system then differs by 2e-4 of its largest entry between any two orders of a sum, as it does from
+float64's. With them, float64 shows that nothing else differs.
 """
 
 import json
@@ -27,7 +27,7 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def ranks(tiny_shards, tmp_path_factory) -> Path:
-    """The folder of what they wrote. The order matters: what two ranks saved four take up, and then one."""
+    """The folder of their results. The order matters: four ranks load what two saved, and then one does."""
     folder = tmp_path_factory.mktemp("ranks")
     for world_size in (2, 4, 1):
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
@@ -139,7 +139,7 @@ def test_later_steps_stay_within_the_band_that_rounding_gives(result, system):
                 assert not key.endswith("/step") or t == whole[key]
 
 
-def test_zero_goes_on_after_a_load_bit_for_bit(result):
+def test_zero_continues_after_a_load_bit_for_bit(result):
     for world_size in (1, 2, 4):
         one, other = result(f"six-{world_size}"), result(f"resumed-{world_size}")
         assert [name for name, t in one.items() if not torch.equal(t, other[name])] == []

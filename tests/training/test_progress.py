@@ -78,7 +78,7 @@ def test_goodput_counts_steps_that_are_kept_over_all_starts(monkeypatch):
     assert second.numbers() == {"time/goodput": 13 / 121, "time/starts": 2.0, "time/restart_seconds": 110.0}
 
 
-def test_starts_that_came_to_no_checkpoint_are_counted():
+def test_starts_without_a_checkpoint_are_counted():
     state = Goodput(None).state()
     assert Goodput(state, 1).numbers()["time/starts"] == 2
     assert Goodput(state, 5).numbers()["time/starts"] == 5

@@ -31,7 +31,7 @@ def test_the_slots_that_count_are_those_of_the_last_start_that_made_a_step(tmp_p
     assert [key[0] for _, _, key in found] == ["a"] * 8 + ["c"] * 16
 
 
-def test_a_full_disk_under_the_log_is_said_once_and_the_log_tells_of_its_gap(tmp_path, capsys):
+def test_a_full_disk_is_reported_once_and_the_log_records_its_gap(tmp_path, capsys):
     def write(step: int) -> None:
         log.write(step, {"slot": _Slots([2 * step, 2 * step + 1]), "key": ["a", "b"]})
 
@@ -56,7 +56,7 @@ def test_a_full_disk_under_the_log_is_said_once_and_the_log_tells_of_its_gap(tmp
     assert [step for step, _, _ in read_slots(str(tmp_path))] == [0, 0, 4, 4]
 
 
-def test_a_log_that_is_never_written_says_what_is_missing(tmp_path, capsys, monkeypatch):
+def test_a_log_that_is_never_written_reports_what_is_missing(tmp_path, capsys, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 

@@ -69,8 +69,8 @@ def test_durations(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "h", "1.5h", "-1h", "23 hours", "1m1h", "1h30", "1d12", "5m30", "0", "0h", "٣h"])
-def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(V2FError, match=r"is no duration; write 23h, 1h30m, .* each with its unit"):
+def test_what_is_not_a_duration_is_refused(text):
+    with pytest.raises(V2FError, match=r"is not a duration; write 23h, 1h30m, .* each with its unit"):
         seconds_of(text)
 
 
@@ -130,7 +130,9 @@ def test_a_time_limit_counts_from_the_jobs_start_however_often_its_ranks_are_sta
     monkeypatch.setenv(STARTED, f"{now - 50}")
     assert (int(StopRequest(60.0)), int(StopRequest(40.0))) == (0, 1)
     monkeypatch.setenv(STARTED, "yesterday")
-    with pytest.raises(V2FError, match=r"V2F_STARTED='yesterday': seconds since 1970 are wanted there; unset it"):
+    with pytest.raises(
+        V2FError, match=r"V2F_STARTED='yesterday': not a number; it must be seconds since 1970: unset it"
+    ):
         StopRequest(60.0)
     monkeypatch.delenv(STARTED)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # without `v2f exec`: since torchrun began, here who runs pytest
@@ -152,7 +154,7 @@ def test_a_wall_clock_that_jumps_makes_no_time_limit_shorter_or_longer(monkeypat
     monkeypatch.setenv(UPTIME, "another machine:7")
     assert (int(StopRequest(60.0)), int(StopRequest(40.0))) == (0, 1)
     monkeypatch.setenv(UPTIME, f"{processes.boot()}:noon")
-    with pytest.raises(V2FError, match=rf"{UPTIME}='noon': seconds since the machine's start are wanted there"):
+    with pytest.raises(V2FError, match=rf"{UPTIME}='noon': not a number; it must be seconds since the machine's start"):
         StopRequest(60.0)
 
 
@@ -433,7 +435,7 @@ def test_a_rank_that_is_started_again_after_its_exec_was_killed_ends_at_once(pro
     monkeypatch.setenv("V2F_EXEC", str(known))
     done = subprocess.run([sys.executable, programs / "rank.py"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
-    assert "what started rank 0 is gone (v2f exec, or the launcher): it ends, too" in done.stderr
+    assert "v2f: rank 0 exits, because its launcher or v2f exec is gone" in done.stderr
 
 
 def test_a_rank_whose_launcher_was_killed_while_it_was_being_started_ends_at_once(programs):
@@ -443,7 +445,7 @@ def test_a_rank_whose_launcher_was_killed_while_it_was_being_started_ends_at_onc
     command = ["sh", "torchrun", sys.executable, "rank.py"]
     done = subprocess.run(command, cwd=programs, capture_output=True, text=True, timeout=60)
     assert done.stdout == "", done.stderr
-    assert "what started rank 0 is gone (v2f exec, or the launcher): it ends, too" in done.stderr
+    assert "v2f: rank 0 exits, because its launcher or v2f exec is gone" in done.stderr
 
 
 def test_exec_saves_and_leaves_when_the_script_that_started_it_is_killed(programs):
@@ -455,7 +457,7 @@ def test_exec_saves_and_leaves_when_the_script_that_started_it_is_killed(program
     process.kill()
     out, error = process.communicate(timeout=60)
     assert out == "SIGUSR1\n", error
-    assert "the script that started it is gone: the ranks save and leave" in error
+    assert "the script that started it is gone: the ranks will save and exit" in error
     assert ended(known)
     assert ended(wrapper)
 
@@ -468,7 +470,7 @@ def test_ctrl_c_at_exec_saves_and_does_not_reach_the_launcher(programs):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all in the foreground
     out, error = process.communicate(timeout=60)
     assert (out, process.returncode) == ("SIGUSR1\n", STOPPED), error
-    assert "Ctrl-C: the ranks save and leave; once more ends them at once" in error
+    assert "Ctrl-C: the ranks will save and exit; press it again to end them at once" in error
     assert ended(known)
 
 
@@ -480,7 +482,7 @@ def test_a_second_ctrl_c_at_exec_ends_all_at_once(programs):
     process, known = begun([*EXEC, "sh", "-c", "torchrun; exit $?"], start_new_session=True)
     assert process.stderr is not None
     os.killpg(process.pid, signal.SIGINT)
-    assert "once more ends them at once" in process.stderr.readline()
+    assert "press it again to end them at once" in process.stderr.readline()
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
@@ -498,7 +500,7 @@ def test_ctrl_c_at_a_training_saves_and_a_second_one_interrupts(capfd):
     with StopRequest(None) as request:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopping.REASONS[int(request)] == "Ctrl-C"
-        assert "saves after this step and leaves; once more ends it at once" in capfd.readouterr().err
+        assert "will save after this step and exit; press it again to exit at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -599,9 +601,12 @@ def test_exec_lets_a_new_agent_join_in_a_lost_ones_place_unless_told_otherwise(m
 
 def test_exec_names_what_it_cannot_start(capsys):
     assert main(["exec", "no-such-launcher"]) == 1
-    assert "v2f exec: no-such-launcher cannot be started (No such file or directory)" in capsys.readouterr().err
+    assert (
+        "v2f exec: no-such-launcher cannot be started (No such file or directory); check that it is installed"
+        in capsys.readouterr().err
+    )
     assert main(["exec"]) == 1
-    assert "which launcher?" in capsys.readouterr().err
+    assert "no launcher given; for example" in capsys.readouterr().err
 
 
 def test_training_that_a_mistake_ends_leaves_with_the_code_that_says_so(tmp_path):

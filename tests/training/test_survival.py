@@ -1,4 +1,7 @@
-"""Promises 1, 4, 5 under launchers: signals, lost agents, kills, s3 runs. What a run did is read from its slot log."""
+"""Order, checkpoints and repeatable numbers (promises 1, 4, 5) under launchers: signals, lost agents, kills, S3.
+
+What a run did is read from its slot log.
+"""
 
 import json
 import os
@@ -60,8 +63,8 @@ def assert_every_slot_once(out: str, steps: int, batch: int = 8) -> None:
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_saves_the_same_step_on_all_and_other_ranks_go_on(run_values, tmp_path):
-    """4 ranks under ZeRO-2, then 2 under DDP, then 1: each goes on at the very next slot."""
+def test_a_signal_to_one_rank_saves_the_same_step_on_all_and_other_ranks_resume(run_values, tmp_path):
+    """4 ranks under ZeRO-2, then 2 under DDP, then 1: each resumes at the very next slot."""
     values = run_values(steps=2000, checkpoint_every=1000, sample_log=True)
     out, train = values["out"], recipe(values, tmp_path)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -109,10 +112,10 @@ def test_training_survives_the_loss_of_an_agent(run_values, tmp_path):
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc_per_node=1", "--max_restarts=3"]
     agent += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test", "--monitor_interval=0.1"]
     agent += ["--rdzv_conf=last_call_timeout=10,join_timeout=240"]
-    environment = os.environ | ENVIRONMENT | REJOINED  # else a machine that is slow to start the second loses it
+    environment = os.environ | ENVIRONMENT | REJOINED  # else a slow machine would lose the second agent
     first = subprocess.Popen([*agent, *train], env=environment, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: _listens(port), first)  # who comes first hosts the rendezvous
+        wait_for(lambda: _listens(port), first)  # the first agent hosts the rendezvous
         second = subprocess.Popen([*agent, *train], env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
         wait_for(lambda: _starts(out)[-1:] == [2] and steps_logged(out) > 6, first, second)
         os.killpg(second.pid, signal.SIGKILL)
@@ -166,7 +169,7 @@ def test_a_stop_at_the_step_of_a_validation_leaves_no_gap_in_the_points(run_valu
     assert points("metrics.jsonl") == undisturbed
 
 
-def test_a_run_on_s3_is_stopped_goes_on_elsewhere_and_ends_like_one_on_a_disk(
+def test_a_run_on_s3_is_stopped_resumes_elsewhere_and_ends_like_one_on_a_disk(
     run_values, s3_root, tmp_path, monkeypatch
 ):
     values = run_values(steps=6, checkpoint_every=2, validate_every=2)
@@ -247,7 +250,7 @@ def test_on_s3_the_file_of_a_bad_batch_and_the_newest_points_outlive_the_machine
     assert [line["step"] for line in lines if line["kind"] == "training"] == [1, 2, 3]
 
 
-def test_a_run_that_is_saved_is_over_although_its_last_points_cannot_be_published(run_values, monkeypatch, capsys):
+def test_a_saved_run_ends_well_even_if_its_last_points_cannot_be_published(run_values, monkeypatch, capsys):
     real = RunFolder.publish
 
     def away(self):
@@ -287,7 +290,7 @@ def test_a_spike_is_skipped_and_counted(run_values, monkeypatch):
     assert [step for step, value in enumerate(skipped) if value] == [9]
 
 
-def test_every_logged_point_says_how_the_run_fares(run_values):
+def test_every_logged_point_has_goodput_starts_and_waiting(run_values):
     folder = fit(build(RunConfig, run_values(steps=2), "test"))
     lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
     point = [line["metrics"] for line in lines if line["kind"] == "training"][-1]

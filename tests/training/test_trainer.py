@@ -1,4 +1,4 @@
-"""Promise 5: a run that was killed goes on, bit for bit, as if nothing had happened."""
+"""A killed run resumes bit for bit as if nothing had happened (promise 5: numbers are repeatable)."""
 
 import errno
 import json
@@ -86,7 +86,7 @@ def test_forty_steps_are_twenty_a_kill_and_twenty_more(run_values, tmp_path, sys
     assert logged(f"{tmp_path}/whole") == logged(f"{tmp_path}/killed")
 
 
-def test_a_finished_run_goes_nowhere_and_a_longer_one_is_another_function(run_values):
+def test_a_finished_run_stays_as_it_is_and_more_steps_are_a_change_of_configuration(run_values):
     config = build(RunConfig, run_values(steps=2), "test")
     folder = fit(config)
     before = final(folder)
@@ -112,7 +112,7 @@ def test_other_data_are_refused_by_their_fingerprint(run_values, tmp_path, tiny_
         fit(build(RunConfig, run_values(steps=1), "test"), resume="auto")
 
 
-def test_a_record_with_a_flipped_bit_is_not_gone_on_from(run_values):
+def test_a_run_does_not_resume_from_a_record_with_a_flipped_bit(run_values):
     config = build(RunConfig, run_values(steps=2), "test")
     newest = checkpoint.latest(f"{fit(config)}/checkpoints")
     record = Path(newest) / "checkpoint.json"
@@ -144,7 +144,7 @@ def test_numbers_that_are_not_finite_are_skipped_and_then_stop_the_run(run_value
         fit(build(RunConfig, values, "test"))
 
 
-def test_a_first_start_that_fails_can_be_taken_up_with_what_mends_it(run_values, monkeypatch, tmp_path):
+def test_a_first_start_that_fails_can_be_resumed_with_a_repaired_configuration(run_values, monkeypatch, tmp_path):
     def too_large(self, phase, batch, step):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
@@ -199,7 +199,7 @@ def test_checkpoints_without_their_configuration_are_a_run_too(run_values):
     assert Run(folder).config == config
 
 
-def test_a_picture_that_cannot_be_written_stops_nothing(run_values, capsys):
+def test_a_picture_that_cannot_be_written_does_not_stop_the_training(run_values, capsys):
     values = run_values(steps=2, validate_every=1)
     Path(values["out"]).mkdir()
     Path(values["out"], "samples").write_text("in the way")
@@ -271,12 +271,12 @@ def test_a_run_says_what_it_is(run_values, tiny_shards):
     assert {"valid/identity_distance_ratio", "valid/w_norm", "valid/margin"} <= names
 
 
-def test_what_is_no_run_is_named(tmp_path):
+def test_a_folder_that_is_not_a_run_is_named(tmp_path):
     with pytest.raises(V2FError, match=r"no run there \(no config\.yaml\)"):
         Run.open(str(tmp_path))
 
 
-def test_data_without_a_validation_split_are_trained_on_and_that_is_said(run_values, capsys):
+def test_data_without_a_validation_split_are_trained_on_and_reported(run_values, capsys):
     values = run_values(steps=1)
     values["data"] = values["data"] | {"valid": "seen-too"}
     fit(build(RunConfig, values, "test"))
@@ -341,7 +341,7 @@ def test_samples_that_cannot_be_used_are_named_counted_kept_in_the_checkpoint_an
     assert checkpoint.read_state(whole)["state"]["quarantine"] == [5, 40]
     undisturbed = final(folder)
 
-    # From the middle, over data that have been mended meanwhile: what is in quarantine stays there.
+    # Resume from the middle, on data repaired meanwhile: what is in quarantine stays there.
     assert checkpoint.read_state(at_six)["state"]["quarantine"] == [5, 40]
     shutil.rmtree(whole)
     shutil.rmtree(dataset.root)
@@ -383,7 +383,7 @@ def test_too_many_bad_samples_stop_the_run_with_one_line_that_names_some(run_val
 
 
 @pytest.mark.parametrize("system", sorted(SMALL))
-def test_validation_is_no_larger_than_a_forward_pass_and_tells_the_same(run_values, monkeypatch, system):
+def test_validation_is_no_larger_than_a_forward_pass_and_measures_the_same(run_values, monkeypatch, system):
     sizes: set[int] = set()
     validate = RankZero.validate
 
@@ -484,7 +484,7 @@ def test_a_validation_computes_as_a_step_does_and_without_gradients(run_values, 
     assert validation == {"what": "loss", "training": False, "bf16": bf16, "grad": False}
 
 
-def test_out_of_memory_in_a_first_validation_names_what_to_turn_down(run_values, monkeypatch):
+def test_out_of_memory_in_a_first_validation_names_what_to_reduce(run_values, monkeypatch):
     def too_large(self, batches):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
@@ -498,7 +498,7 @@ def test_out_of_memory_in_a_first_validation_names_what_to_turn_down(run_values,
         fit(build(RunConfig, run_values(steps=1), "test"))
 
 
-def test_a_validation_draws_as_many_pictures_as_it_is_told(run_values):
+def test_a_validation_draws_as_many_pictures_as_configured(run_values):
     widths = {}
     for pictures in (2, 5, 16):
         values = run_values(steps=1, validate_pictures=pictures)
@@ -566,7 +566,7 @@ def test_a_cache_changes_nothing_but_what_the_store_is_asked_for(run_values, tmp
     assert asked[1] < asked[0] / 2  # the first one ended while it read ahead
 
 
-def test_a_mix_is_trained_on_goes_on_and_is_refused_with_other_weights(run_values, tiny_shards, tmp_path):
+def test_a_mix_is_trained_on_resumes_and_is_refused_with_other_weights(run_values, tiny_shards, tmp_path):
     values = run_values(steps=4, checkpoint_every=2)
     values["data"] = {key: value for key, value in values["data"].items() if key != "path"}
 

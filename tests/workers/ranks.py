@@ -1,6 +1,6 @@
 """One rank of tests/engine/test_zero.py: trains under every strategy in one process group; rank 0 writes what came out.
 
-Arguments: folder of the results, data set. To start ranks is what costs, so that one start does all of a world size.
+Arguments: folder of the results, data set. Starting ranks is expensive, so one start does everything for a world size.
 A result is FOLDER/NAME.safetensors: a checkpoint's tensors, or gradients; ``skips-...json`` tells what was decided.
 """
 
@@ -95,7 +95,7 @@ class Job:
         return results
 
     def gradients(self, name: str) -> None:
-        """The first global batch's, of every phase; whole on rank 0."""
+        """Write the gradients of every phase for the first global batch, whole."""
         batch = next(self.batches())
         found = {}
         for phase in self.system.phases():
@@ -202,7 +202,7 @@ def resumed(world_size: int) -> None:
 
 
 def restored(world_size: int) -> None:
-    """What two ranks saved is read together: how many bytes by each rank, whether it has all; then of a damaged one."""
+    """Read together what two ranks saved: the bytes each rank reads, and whether it gets all; then a damaged one."""
     root, job = str(FOLDER / "checkpoints"), Job("two_phases", "zero2", False)
     engine = job.engine
     if world_size == 2:
@@ -253,7 +253,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def skips(world_size: int) -> None:
-    """What every rank decides where the last one has a bad loss, where all have a bad gradient, and at a spike."""
+    """What every rank decides if the last one has a bad loss, if all have a bad gradient, and at a spike."""
     told = {}
     for strategy in ("ddp", "zero1", "zero2"):
         for steps in (0, 3):  # moments, or none yet
@@ -281,7 +281,7 @@ def skips(world_size: int) -> None:
 
 
 def kept(world_size: int) -> None:
-    """A codebook's steps, and what ``after_step`` was told on each rank."""
+    """A codebook's steps, and what ``after_step`` received on each rank."""
     if world_size == 4:
         return
     for strategy, precision, micro in (

@@ -1,4 +1,4 @@
-"""One rank that says under which strategy its launcher started it, after one real step, and how long it would wait."""
+"""One rank: takes one real step, then prints its launcher's strategy, and how long a rank waits for the others."""
 
 import sys
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Being stopped: signals, a time limit, a watchdog, and the exit code that reaches the scheduler.
+"""Stopping a training: signals, a time limit, a watchdog, and the exit code that reaches the scheduler.
 
-    scheduler -- SIGTERM --> v2f exec -- SIGUSR1 --> ranks: the wish rides on the next step's reduction, all save
-    scheduler <-- 75 -- v2f exec <-- rank-0.json: 75 -- ranks leave with 0, so that no launcher starts them again
+    scheduler -- SIGTERM --> v2f exec -- SIGUSR1 --> ranks: the next step's reduction spreads the request, all save
+    scheduler <-- 75 -- v2f exec <-- rank-0.json: 75 -- ranks exit with 0, so that no launcher restarts them
 
-A launcher (torchrun, accelerate launch) turns every exit code that is not 0 into 1. So each rank writes what it left
-with into a folder that ``v2f exec`` names in ``V2F_STATUS``, and ``v2f exec`` leaves with that. A rank does not outlive
-who started it: its launcher, and the ``v2f exec`` that ``V2F_EXEC`` names.
+A launcher (torchrun, accelerate launch) turns every exit code other than 0 into 1. Therefore each rank writes its exit
+code to a folder that ``v2f exec`` names in ``V2F_STATUS``, and ``v2f exec`` exits with that code. A rank does not
+outlive its launcher, nor the ``v2f exec`` that ``V2F_EXEC`` names.
 """
 
 import contextlib
@@ -27,39 +27,40 @@ from v2f import processes
 from v2f.errors import V2FError
 
 DONE, BROKEN, HUNG, STOPPED, MISTAKE = 0, 1, 70, 75, 78
-"""Exit codes: the run is complete; it broke, starting again may help; no step ended for too long; stopped as asked
-and saved, start again with ``--resume auto``; a mistake that starting again would repeat."""
+"""Exit codes: the run is complete; it failed, and another start may succeed; no step ended for too long; it was stopped
+on request and saved, to be resumed with ``--resume auto``; a mistake that another start would repeat."""
 
 STATUS = "V2F_STATUS"
 EXEC = "V2F_EXEC"
-"""Which process ``v2f exec`` is, as :func:`v2f.processes.identity` writes it."""
+"""The environment variable with the process of ``v2f exec``, as :func:`v2f.processes.identity` writes it."""
 STARTED = "V2F_STARTED"
-"""Seconds since 1970 at which this job was started, for ``--max-time``: ranks that a launcher starts anew keep it."""
+"""When this job was started, in seconds since 1970, for ``--max-time``; ranks that a launcher restarts keep it."""
 UPTIME = "V2F_STARTED_UPTIME"
-"""The same moment as ``BOOT:SECONDS`` since the machine's start, which counts wherever it is known: a wall clock that
-is set makes no time limit shorter or longer."""
+"""The same moment as ``BOOT:SECONDS`` since the machine's start. It is used if it is known, because setting the wall
+clock must not change a time limit."""
 REASONS = {1: "--max-time is over", 2: "SIGUSR1", 3: "SIGTERM", 4: "SIGHUP", 5: "Ctrl-C"}
 TAKEN_OVER = 6
-"""More urgent than these: the run is no more this start's, so that it must not even save."""
+"""More urgent than these: the run now belongs to another start, so this one must not even save."""
 _SIGNALS = {signal.SIGUSR1: 2, signal.SIGTERM: 3, signal.SIGHUP: 4, signal.SIGINT: 5}
-_PATIENCE_S = 5.0  # with each file of a process that hangs
+_PATIENCE_S = 5.0  # for each file that a hung process writes
 _DURATION = re.compile(r"(?:([0-9]+)d)?(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+)s)?")
 
 
 class Stopped(Exception):
-    """A run that was asked to stop has saved and is over, before its last step."""
+    """The run was asked to stop, and has saved, before its last step."""
 
 
 class GivenUpError(V2FError):
-    """A mistake that all ranks have found together, each after its last collective: none waits for another."""
+    """A mistake that all ranks found together, after their last collective, so that none waits for another."""
 
 
 class StopRequest:
-    """What this process was asked: 0, go on, or a key of :data:`REASONS`. As a context it listens to the signals.
+    """Whether this process was asked to stop: as an int 0, or a key of :data:`REASONS`. Inside its context it handles
+    the signals.
 
-    Ctrl-C and SIGHUP are heard unless whoever started this process has had them ignored (nohup); a second Ctrl-C
-    interrupts. ``max_seconds`` count from the job's start (:data:`STARTED`), else from the launcher's, else from this
-    process's.
+    Ctrl-C and SIGHUP count unless the process was started with them ignored (nohup); a second Ctrl-C interrupts.
+    ``max_seconds`` are counted from the start of the job (:data:`STARTED`) or, if that is unknown, of the launcher or
+    of this process.
     """
 
     def __init__(self, max_seconds: float | None) -> None:
@@ -80,8 +81,8 @@ class StopRequest:
         if number == signal.SIGINT and self._signalled == _SIGNALS[signal.SIGINT]:
             raise KeyboardInterrupt
         self._signalled = max(self._signalled, _SIGNALS[signal.Signals(number)])
-        if number == signal.SIGINT:  # it counts before it is told: whoever reads that may press again at once
-            tell("v2f: Ctrl-C: saves after this step and leaves; once more ends it at once")
+        if number == signal.SIGINT:  # counted before it is printed: a reader may press Ctrl-C again at once
+            tell("v2f: Ctrl-C: will save after this step and exit; press it again to exit at once")
 
     def __int__(self) -> int:
         over = self._deadline is not None and processes.uptime() >= self._deadline
@@ -89,14 +90,17 @@ class StopRequest:
 
 
 def heard_signals() -> list[signal.Signals]:
-    """The signals that ask for a save. nohup, or a shell that starts something in the background, has some ignored, and
-    means it; a scheduler's are always heard: ``v2f exec`` has its launcher ignore SIGUSR1."""
+    """The signals that request a save and an exit.
+
+    SIGHUP and SIGINT stay ignored if nohup or a shell's background job has ignored them. A scheduler's signals always
+    count, even SIGUSR1, which ``v2f exec`` makes its launcher ignore.
+    """
     by_hand = (signal.SIGHUP, signal.SIGINT)
     return [each for each in _SIGNALS if each not in by_hand or signal.getsignal(each) != signal.SIG_IGN]
 
 
 def _since_start() -> float:
-    """Seconds since the job began. The wall clock is asked once, and only where no clock of this boot knows it."""
+    """Seconds since the job began. The wall clock is used, once, only if the start is unknown on this boot's clock."""
     told, uptime = os.environ.get(STARTED), os.environ.get(UPTIME)
     boot, _, began = (uptime or "").rpartition(":")
     if boot == processes.boot():
@@ -111,7 +115,7 @@ def _number(name: str, text: str, what: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise V2FError(f"{name}={text!r}: {what} are wanted there; unset it") from None
+        raise V2FError(f"{name}={text!r}: not a number; it must be {what}: unset it") from None
 
 
 def seconds_of(text: str) -> float:
@@ -122,16 +126,16 @@ def seconds_of(text: str) -> float:
     total = ((days * 24.0 + hours) * 60 + minutes) * 60 + seconds
     if not total:
         raise V2FError(
-            f"{text!r} is no duration; write 23h, 1h30m, 90m or 3600s: whole numbers above 0, each with its unit"
+            f"{text!r} is not a duration; write 23h, 1h30m, 90m or 3600s: whole numbers above 0, each with its unit"
         )
     return total
 
 
 class Watchdog:
-    """Ends a process in which no step ends: a hung collective or storage would hold its GPUs for days.
+    """Ends a process in which no step ends: a hung collective or store could block its GPUs for days.
 
-    Before it leaves with :data:`HUNG` it writes the stacks of all threads to stderr and to ``folder``, and NCCL's
-    last collectives to where launch/nccl's settings say.
+    Before it exits with :data:`HUNG`, it writes the stacks of all threads to stderr and to ``folder``, and NCCL's last
+    collectives to the place that the settings of launch/nccl name.
     """
 
     def __init__(self, minutes: float | None, folder: str, rank: int, leave: Callable[[int], None] = os._exit) -> None:
@@ -152,7 +156,7 @@ class Watchdog:
         self._over.set()
 
     def alive(self) -> None:
-        """A step, a validation or a save has ended."""
+        """To be called after each step, validation and save."""
         self._last = time.monotonic()
 
     def _watch(self, seconds: float) -> None:
@@ -161,7 +165,7 @@ class Watchdog:
                 continue
             print(
                 f"v2f: rank {self._rank}: no step has ended for {seconds / 60:g} minutes (train.watchdog_minutes); "
-                f"the stacks of all threads follow, and in {self._path}; leaving with {HUNG}",
+                f"exiting with {HUNG}; the stacks of all threads follow and are in {self._path}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -179,7 +183,7 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _write_collectives(self) -> None:
-        """What NCCL's own timeout, which comes after this one, would have written."""
+        """Write what NCCL would write at its own timeout, which comes after the watchdog's."""
         path, nccl = os.environ.get("TORCH_FR_DUMP_TEMP_FILE"), sys.modules.get("torch._C._distributed_c10d")
         if path and nccl is not None and hasattr(nccl, "_dump_nccl_trace"):
             with contextlib.suppress(OSError, RuntimeError):
@@ -187,16 +191,15 @@ class Watchdog:
 
 
 def die_with_launcher() -> None:
-    """End when the launcher that started this rank, or ``v2f exec``, ends, however it died and whatever shells stand
-    between.
+    """End this rank when its launcher or ``v2f exec`` ends, however that ended, and even with shells between them.
 
-    Else the rank would train on alone, hold its GPU, and write beside those that the scheduler starts in its place;
-    the other agents of torchrun would not learn that one is lost. ``accelerate launch`` of one process dies of the
-    SIGTERM that is meant for its rank: here the rank hears it, and saves. What a shell started by hand stays.
+    Otherwise the rank would continue alone, occupy its GPU, and write beside the ranks that the scheduler starts in its
+    place, and torchrun's other agents would not learn that it is lost. If ``accelerate launch`` of one process dies of
+    a SIGTERM, its rank handles that signal: it saves. A training started by hand from a shell is not ended.
     """
 
     def end() -> None:
-        tell(f"v2f: what started rank {os.environ.get('RANK', '0')} is gone (v2f exec, or the launcher): it ends, too")
+        tell(f"v2f: rank {os.environ.get('RANK', '0')} exits, because its launcher or v2f exec is gone")
         os.kill(os.getpid(), signal.SIGKILL)
 
     if os.environ.get(EXEC):
@@ -205,10 +208,10 @@ def die_with_launcher() -> None:
     launcher = processes.launcher()
     if launcher is None and not elastic:
         return
-    # `v2f exec` ends what has lost its launcher; what has lost both must not begin to save.
+    # `v2f exec` ends a rank that has lost its launcher; one that has lost both must not start to save.
     act = end if elastic or os.environ.get(EXEC) else lambda: os.kill(os.getpid(), signal.SIGTERM)
     known = None if launcher is None else processes.identity(launcher)
-    if known is None:  # it was killed while this rank was being started
+    if known is None:  # it was killed while this rank started
         act()
     else:
         processes.when_gone(known, act)
@@ -218,13 +221,13 @@ def die_with_launcher() -> None:
 
 
 def tell(line: str) -> None:
-    """One line on stderr, from a signal's handler, too; a terminal that is gone is no reason to fail."""
+    """Print one line on stderr, if there still is a terminal; safe in a signal's handler."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 
 
-class _Deaf(io.FileIO):
-    """A file of which it does not matter whether it takes what is written."""
+class _Lenient(io.FileIO):
+    """A file that ignores failed writes."""
 
     def write(self, data: Any) -> int:
         try:
@@ -234,20 +237,20 @@ class _Deaf(io.FileIO):
 
 
 def outlive_the_terminal() -> None:
-    """From here on no write to stdout or stderr fails, and none at the end of the process changes its exit code: a
-    terminal that is closed (EIO), a ``| tee`` that died of that (EPIPE) or a log on a full disk ends no training."""
+    """From here on, failed writes to stdout and stderr are ignored, even when the process flushes them at its end: a
+    closed terminal (EIO), a dead ``| tee`` (EPIPE) or a log on a full disk does not end a training."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):
-            continue  # somebody's own
+            continue  # replaced by someone else, such as a test
         with contextlib.suppress(OSError):
             stream.flush()
-        deaf = io.BufferedWriter(_Deaf(number, "w", closefd=False))
+        lenient = io.BufferedWriter(_Lenient(number, "w", closefd=False))
         lines = name == "stderr" or stream.line_buffering
-        setattr(sys, name, io.TextIOWrapper(deaf, stream.encoding, stream.errors, line_buffering=lines))
+        setattr(sys, name, io.TextIOWrapper(lenient, stream.encoding, stream.errors, line_buffering=lines))
 
 
-# ------------------------------------------------------------------------------------------- what a rank tells
+# ---------------------------------------------------------------------------------------- what a rank reports
 
 
 def _own_file() -> Path | None:
@@ -256,10 +259,10 @@ def _own_file() -> Path | None:
 
 
 def report(code: int | None, *, together: bool = False) -> int | None:
-    """Tell ``v2f exec`` that this rank runs (None) or what it leaves with; the code to leave with under the launcher.
+    """Report to ``v2f exec`` that this rank is running (None), or its exit code; returns the code to exit with.
 
-    Who was stopped and has saved leaves a supervised launcher with 0, since torch elastic would start a failed rank
-    again; so do ranks that leave ``together``, all with the same ``code``.
+    Under ``v2f exec``, a rank that was stopped and has saved exits with 0, because torch elastic would restart a failed
+    one; so do ranks that exit ``together``, all with the same ``code``.
     """
     path = _own_file()
     if path is None:
@@ -267,15 +270,15 @@ def report(code: int | None, *, together: bool = False) -> int | None:
     start = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     line = {"process": processes.identity(os.getpid()), "start": start, "code": code}
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):  # no code for the scheduler is worth no checkpoint
+    with contextlib.suppress(OSError):  # a checkpoint matters more than the scheduler's exit code
         temporary.write_text(json.dumps(line))
         temporary.replace(path)
     return DONE if code == STOPPED or together else code
 
 
 def reports(folder: str) -> list[dict[str, Any]]:
-    """What the ranks of the newest start have told: ``process`` (its :func:`~v2f.processes.identity`), ``start``,
-    ``code`` (None: it runs)."""
+    """The reports of the newest start's ranks: ``process`` (its :func:`~v2f.processes.identity`), ``start``, and
+    ``code`` (None: it is running)."""
     found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
     newest = max((each["start"] for each in found), default=0)
     return [each for each in found if each["start"] == newest]

@@ -160,7 +160,7 @@ def _publishing(job: Job) -> Iterator[None]:
             pass  # already reported, and the files in the store are another start's
         except V2FError as error:
             say(
-                f"{error}; the newest points and pictures are still in {job.folder.local}; the next start on this "
+                f"{error}; the newest points and pictures are in {job.folder.local}; the next start on this "
                 "machine uploads them"
             )
 
