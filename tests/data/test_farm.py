@@ -15,7 +15,7 @@ from odd_transforms import Uneven
 
 from v2f.data import farm, worker
 from v2f.data.farm import Decoded, Farm, Inline, Work
-from v2f.data.fetch import Reader, Task
+from v2f.data.fetch import BatchPlan, Reader
 from v2f.data.manifest import Dataset, Split
 from v2f.data.quarantine import Bad, Raw
 from v2f.data.transforms import Photo, Transform, Waveform
@@ -38,12 +38,12 @@ class Source:
         self.raw = Reader(split).read(np.arange(split.samples))
         self.asked = 0
 
-    def tasks(self) -> Iterator[Task]:
+    def tasks(self) -> Iterator[BatchPlan]:
         for i in range(self.batches):
             slot_b = np.arange(i * SIZE, (i + 1) * SIZE, dtype=np.int64)
-            yield Task(slot_b % self.split.samples, slot_b)
+            yield BatchPlan(slot_b % self.split.samples, slot_b)
 
-    def fetch(self, task: Task) -> list[Raw]:
+    def fetch(self, task: BatchPlan) -> list[Raw]:
         return [Bad("it is gone") if n in self.missing else self.raw[n] for n in task.sample_b.tolist()]
 
     def substitute(self) -> tuple[str, bytes]:
@@ -254,7 +254,7 @@ def test_what_is_no_samples_fault_is_an_error_also_with_a_stand_in(train: Split,
     with pytest.raises(V2FError, match=r"s00020: the transform 'x' gives float64 \[2\], of .* float64 \[1\] \(at byte"):
         take_all(Source(train, 9).decoder({"x": Uneven()}, workers))
     if workers:
-        with pytest.raises(RuntimeError, match="a transform gives object, numbers are wanted"):
+        with pytest.raises(RuntimeError, match="a transform gives object, numbers are required"):
             take_all(Source(train, 9).decoder({"x": Object()}, workers))
 
 
