@@ -165,7 +165,7 @@ def test_pictures_are_flipped_colored_and_cropped() -> None:
         (lambda: Codec(rates=()), "Codec: rates"),
         (lambda: Augment(Waveform(1.0), (Flip(),)), "Flip changes a picture, Waveform gives none"),
         (lambda: Augment(Photo(16), (Gaps(),)), "Gaps changes a sound, Photo gives none"),
-        (lambda: Augment(Fixed(Waveform(1.0)), (Gaps(),)), "Gaps wants to know the rate"),
+        (lambda: Augment(Fixed(Waveform(1.0)), (Gaps(),)), "Gaps needs the sample rate"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
@@ -180,7 +180,7 @@ def test_it_reads_as_what_it_wraps_in_workers_too(tmp_path: Path) -> None:
     ]  # type: ignore[arg-type]
     dataset = write_manifest(str(tmp_path), [write_shard(str(tmp_path), "train-00000.tar", "train", samples)], {})
     split = dataset.split("train")
-    with pytest.raises(V2FError, match="audio is wanted, but not every sample has it"):
+    with pytest.raises(V2FError, match="audio is needed, but not every sample has it"):
         next(read_split(split, {"wav": Augment(Waveform(1.0), SOUND)}, 4))
     order = Order.for_batches([8], seed=0, batch=4, partitions=2, window=4, data=split.fingerprint)
     seen = []

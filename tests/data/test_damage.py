@@ -207,7 +207,7 @@ UNUSABLE = [
     ("wav", None, "one audio wanted"),
     ("png", None, "a photo wanted"),
     ("json", None, "a JSON wanted"),
-    ("png", picture(Image.new("I;16", (8, 8))), "mode I;16, 8-bit RGB is wanted"),
+    ("png", picture(Image.new("I;16", (8, 8))), "mode I;16, 8-bit RGB is required"),
     ("wav", sound(np.stack([TONE, TONE], 1), 48000), "2 channels"),
     ("wav", sound(TONE, 48000), "48000 frames a second"),
     ("wav", sound(np.where(np.arange(4800) == 3, np.nan, TONE), subtype="FLOAT"), "not finite"),

@@ -254,7 +254,7 @@ def test_what_is_no_samples_fault_is_an_error_also_with_a_stand_in(train: Split,
     with pytest.raises(V2FError, match=r"s00020: the transform 'x' gives float64 \[2\], of .* float64 \[1\] \(at byte"):
         take_all(Source(train, 9).decoder({"x": Uneven()}, workers))
     if workers:
-        with pytest.raises(RuntimeError, match="a transform gives object, numbers are wanted"):
+        with pytest.raises(RuntimeError, match="a transform gives object, numbers are required"):
             take_all(Source(train, 9).decoder({"x": Object()}, workers))
 
 

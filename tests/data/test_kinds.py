@@ -123,7 +123,7 @@ def test_no_kind_is_encoded_that_would_be_refused(kinds: dict[str, Any], message
 def test_an_array_too_large_to_be_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = Sample("k", encode("k", arrays={"a": np.zeros(100)}, **ABOUT))  # type: ignore[arg-type]
     monkeypatch.setattr("v2f.data.sample.MAX_ARRAY", 99)
-    with pytest.raises(V2FError, match="sample k: its array 'a' has 800 bytes, 1 to 99 are wanted"):
+    with pytest.raises(V2FError, match="sample k: its array 'a' has 800 bytes, 1 to 99 are allowed"):
         sample.array("a")
 
 
@@ -217,8 +217,8 @@ def test_the_loader_gives_every_kind_in_workers_as_without(tmp_path: Path) -> No
 def test_what_the_data_do_not_have_is_said_before_they_are_read(tmp_path: Path) -> None:
     split = pictures(tmp_path).split("train")
     for transform, message in (
-        (Waveform(1.0), "audio is wanted, but not every sample has it: they hold photos"),
-        (Array("tokens"), r"its array 'tokens' is int16 \[any\]: a batch wants equal shapes"),
+        (Waveform(1.0), "audio is needed, but not every sample has it: all hold photos"),
+        (Array("tokens"), r"its array 'tokens' is int16 \[any\]: a batch needs equal shapes"),
         (Array("f0"), "its samples have no array 'f0'; their arrays: tokens"),
         (TokenWindow("f0", 3), "its samples have no array 'f0'"),
         (ClassNumber("colour"), "its manifest names no classes of 'colour'"),
@@ -248,7 +248,7 @@ def test_tokens_begin_anywhere_in_training_and_at_the_start_in_evaluation() -> N
     starts = [int(transform(sample, keyed_rng(0, slot))[0, 0]) // 2 for slot in range(60)]
     assert set(starts) == set(range(8))
     assert starts[5] == int(transform(sample, keyed_rng(0, 5))[0, 0]) // 2
-    with pytest.raises(V2FError, match=r"its array 'f' is float64 \[2\], integers \[N, ...\] are wanted"):
+    with pytest.raises(V2FError, match=r"its array 'f' is float64 \[2\], integers \[N, ...\] are required"):
         TokenWindow("f", 3)(Sample("k", encode("k", arrays={"f": np.ones(2)}, **ABOUT)), None)  # type: ignore[arg-type]
 
 

@@ -156,10 +156,10 @@ def test_a_foreign_or_cut_index_is_refused(copy: Path, make_dataset: Make) -> No
 
 def test_a_key_that_stands_twice_is_refused(noise_sample: Noise, tmp_path: Path) -> None:
     items = [noise_sample(0, "train"), noise_sample(0, "train")]
-    with pytest.raises(V2FError, match="a key stands twice"):
+    with pytest.raises(V2FError, match="a key occurs twice"):
         write_shard(str(tmp_path), "train-00000.tar", "train", items)
     shards = [write_shard(str(tmp_path), f"train-0000{i}.tar", "train", items[:1]) for i in range(2)]
-    with pytest.raises(V2FError, match="a key stands twice, in different shards"):
+    with pytest.raises(V2FError, match="a key occurs twice, in different shards"):
         write_manifest(str(tmp_path), shards, {})
     assert not (tmp_path / "manifest.json").exists()
 

@@ -79,8 +79,8 @@ NOT_FINITE = np.where(np.arange(1600) == 9, np.nan, 0.1)
         ("png", members()["png"][:50], "png cannot be decoded"),
         ("png", b"", "png cannot be decoded"),
         ("json", b"{", "JSON cannot be read"),
-        ("json", b"[]", "no mapping"),
-        ("json", json.dumps({"identity": 3}).encode(), "wants 'identity' as str, got 3"),
+        ("json", b"[]", "its JSON is not an object"),
+        ("json", json.dumps({"identity": 3}).encode(), "needs 'identity' of type str, got 3"),
         ("json", json.dumps({**json.loads(members()["json"]), "split": "tran"}).encode(), "names the split 'tran'"),
     ],
 )

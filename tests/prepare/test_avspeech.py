@@ -226,7 +226,7 @@ def test_splits_come_from_the_files_or_from_shares(corpus: Path, tmp_path: Path)
     ("files", "kinds", "message"),
     [
         ({"videos": None}, {}, r"no video VIDEO\.mp4, \.mkv or \.webm is there, and avspeech\.download is false"),
-        ({"train.csv": b"\xff\xfe"}, {}, r"train\.csv: this is no CSV in UTF-8"),
+        ({"train.csv": b"\xff\xfe"}, {}, r"train\.csv: this is not a CSV file in UTF-8"),
         ({"train.csv": b"", "test.csv": b""}, {}, r"none of its segments can be used \(it is empty\)"),
         (
             {"train.csv": b"id,start\n", "test.csv": b""},
@@ -234,7 +234,7 @@ def test_splits_come_from_the_files_or_from_shares(corpus: Path, tmp_path: Path)
             r"can be used \(1 x the row is no segment; the first: line 1 of .*train\.csv: .*\(id,start\)\)",
         ),
         ({}, {"download": True}, "avspeech.download: there is no yt-dlp here"),
-        ({}, {"download": True, "videos": "s3://b/v"}, "download wants a local folder for videos, not s3://b/v"),
+        ({}, {"download": True, "videos": "s3://b/v"}, "download needs a local folder for videos, not s3://b/v"),
         ({}, {"align": "none", "mtcnn": "w"}, "mtcnn has weights, but align is 'none'"),
     ],
 )

@@ -394,8 +394,8 @@ def test_a_column_that_mixes_people_is_refused(tmp_path: Path, rows: list[str], 
         (b"audio,image,identity,x,x\n", "its header has to be audio,image,identity"),
         (b"", "it is empty"),
         (b"audio,image,identity\n", "it has no row that could be used"),
-        (b"audio,image,identity\n\xff\xfe\n", "this is no CSV in UTF-8"),
-        (b'audio,image,identity\n"a,b,c\n', "this is no CSV in UTF-8"),
+        (b"audio,image,identity\n\xff\xfe\n", "this is not a CSV file in UTF-8"),
+        (b'audio,image,identity\n"a,b,c\n', "this is not a CSV file in UTF-8"),
     ],
 )
 def test_a_file_that_is_no_list_of_pairs_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -65,7 +65,7 @@ class Augment:
             if isinstance(self.of, other):
                 raise V2FError(f"{type(change).__name__} changes a {change.kind}, {other.__name__} gives none")
             if change.kind == "sound" and self._rate is None:
-                raise V2FError(f"{type(change).__name__} wants to know the rate: set sample_rate of Augment")
+                raise V2FError(f"{type(change).__name__} needs the sample rate: set sample_rate of Augment")
 
     @property
     def _rate(self) -> int | None:

@@ -76,7 +76,7 @@ class Loader:
         if order.samples != split.samples:
             raise V2FError(f"this order is over {order.samples} samples, the split {split.name} has {split.samples}")
         if not 0 <= rank < world_size:
-            raise V2FError(f"rank {rank} is none of the {world_size} ranks")
+            raise V2FError(f"rank {rank} is not one of the {world_size} ranks")
         if start_slot < 0 or workers < 0:
             raise V2FError(f"start_slot and workers are at least 0, got {start_slot} and {workers}")
         transforms = _checked(split, transforms, workers)
@@ -205,7 +205,7 @@ def check_batch(batch: int, world_size: int, bn_group: int, stream: str = "") ->
     if min(batch, world_size, bn_group) < 1:
         raise V2FError(f"batch, world size and bn_group are at least 1, got {batch}, {world_size} and {bn_group}")
     if batch % bn_group:
-        raise V2FError(f"{of}the batch of {batch} is no multiple of bn_group {bn_group}: change one of the two")
+        raise V2FError(f"{of}the batch of {batch} is not a multiple of bn_group {bn_group}: change one of the two")
     if batch % (world_size * bn_group):
         groups = batch // bn_group
         valid = [str(n) for n in range(1, groups + 1) if groups % n == 0]

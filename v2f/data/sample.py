@@ -86,9 +86,9 @@ def pillow_image(photo_HWC: npt.NDArray[np.uint8]) -> Image.Image:
 def array_problem(values: npt.NDArray[Any]) -> str:
     """Why a sample may not hold this array; empty if it may."""
     if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8:
-        return f"is of {values.dtype}, floats or integers of at most 8 bytes are wanted"
+        return f"is of {values.dtype}, floats or integers of at most 8 bytes are allowed"
     if not 0 < values.nbytes <= MAX_ARRAY:
-        return f"has {values.nbytes} bytes, 1 to {MAX_ARRAY} are wanted"
+        return f"has {values.nbytes} bytes, 1 to {MAX_ARRAY} are allowed"
     if not np.isfinite(values).all():
         return "holds values that are not finite"
     return ""
@@ -155,13 +155,13 @@ class Sample:
         except (ValueError, RecursionError) as error:
             raise V2FError(f"sample {self.key}: its JSON cannot be read ({error})") from error
         if not isinstance(meta, dict):
-            raise V2FError(f"sample {self.key}: its JSON is no mapping")
+            raise V2FError(f"sample {self.key}: its JSON is not an object")
         for name, types in (_REQUIRED | (_OF_AUDIO if self.has_audio else {})).items():
             if name == "seconds" and self._is_foreign:
                 continue
             if not isinstance(meta.get(name), types):
                 raise V2FError(
-                    f"sample {self.key}: its JSON wants {name!r} as {types[0].__name__}, got {meta.get(name)!r}"
+                    f"sample {self.key}: its JSON needs {name!r} of type {types[0].__name__}, got {meta.get(name)!r}"
                 )
         if meta["split"] not in SPLITS:
             raise V2FError(
@@ -207,7 +207,7 @@ class Sample:
         try:
             with soundfile.SoundFile(io.BytesIO(self._members[audio])) as file:
                 if file.channels != 1:
-                    raise V2FError(f"sample {self.key}: its audio has {file.channels} channels, the schema wants one")
+                    raise V2FError(f"sample {self.key}: its audio has {file.channels} channels, the schema allows one")
                 if file.samplerate != self.sample_rate:
                     raise V2FError(
                         f"sample {self.key}: its audio has {file.samplerate} frames a second, "
@@ -291,7 +291,7 @@ class Sample:
                         return
                     if image.mode != "RGB" and not (image.mode == "L" and self.is_gray):
                         raise V2FError(
-                            f"sample {self.key}: photo {name} has the mode {image.mode}, 8-bit RGB is wanted"
+                            f"sample {self.key}: photo {name} has the mode {image.mode}, 8-bit RGB is required"
                         )
                     yield image
             except V2FError:

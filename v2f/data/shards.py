@@ -61,7 +61,7 @@ def write_runs(
     """Write the tar members ``runs`` of samples unchanged to ``root/name``, atomically. ``checksums``: the CRC-32 to
     record for each, unchecked; ``holds``: what all of the samples hold."""
     if len(set(keys)) != len(keys):
-        raise V2FError(f"{name}: a key stands twice among the samples that are written to it")
+        raise V2FError(f"{name}: a key occurs twice among its samples; keys must be unique")
     ends = list(accumulate((len(run) for run in runs), initial=0))
     tail = bytes(-(ends[-1] + 2 * BLOCK) % tarfile.RECORDSIZE + 2 * BLOCK)  # a tar ends with two zero blocks
     digest = hashlib.sha256()
@@ -98,7 +98,7 @@ def write_manifest(
     if not keys:
         raise V2FError(f"{root}: no sample is left, there is nothing to commit")
     if len(set(keys)) != len(keys):
-        raise V2FError(f"{root}: a key stands twice, in different shards")
+        raise V2FError(f"{root}: a key occurs twice, in different shards; keys must be unique")
     identities = sorted({identity for row in shards for identity in row.identity})
     number = {identity: i for i, identity in enumerate(identities)}
     index = Index(

@@ -80,7 +80,7 @@ def _want(part: str, datasets: "Sequence[Dataset]") -> None:
     for dataset in datasets:
         if part not in dataset.manifest.holds:
             holds = " and ".join(dataset.manifest.holds) or "arrays"
-            raise V2FError(f"{dataset.root}: {part} is wanted, but not every sample has it: they hold {holds}")
+            raise V2FError(f"{dataset.root}: {part} is needed, but not every sample has it: all hold {holds}")
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Array:
         for dataset in datasets:
             kind = _declared(dataset, self.name)
             if None in kind.shape:
-                raise V2FError(f"{dataset.root}: its array {self.name!r} is {kind}: a batch wants equal shapes")
+                raise V2FError(f"{dataset.root}: its array {self.name!r} is {kind}: a batch needs equal shapes")
         return self
 
 
@@ -239,7 +239,7 @@ class TokenWindow:
         values = sample.array(self.name)
         if values.dtype.kind not in "iu" or values.dtype == np.uint64 or not values.ndim:
             found = f"{values.dtype} {list(values.shape)}"
-            raise V2FError(f"sample {sample.key}: its array {self.name!r} is {found}, integers [N, ...] are wanted")
+            raise V2FError(f"sample {sample.key}: its array {self.name!r} is {found}, integers [N, ...] are required")
         spare = len(values) - self.length
         start = int(rng.integers(spare + 1)) if spare > 0 and rng is not None else 0
         some = values[start : start + self.length]
@@ -251,7 +251,7 @@ class TokenWindow:
         for dataset in datasets:
             kind = _declared(dataset, self.name)
             if not kind.shape or None in kind.shape[1:] or np.dtype(kind.dtype).kind not in "iu":
-                raise V2FError(f"{dataset.root}: its array {self.name!r} is {kind}, integers [N, ...] are wanted")
+                raise V2FError(f"{dataset.root}: its array {self.name!r} is {kind}, integers [N, ...] are required")
         return self
 
 

@@ -177,7 +177,7 @@ class _Stacks:
 
     def __call__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         if dtype.hasobject:
-            raise TypeError(f"a transform gives {dtype}, numbers are wanted")
+            raise TypeError(f"a transform gives {dtype}, numbers are required")
         offset = -(-self.end // _ALIGN) * _ALIGN
         self.end = offset + math.prod(shape) * dtype.itemsize
         self.offsets.append(offset)

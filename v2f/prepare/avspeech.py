@@ -68,7 +68,7 @@ class AVSpeechConfig(StepsConfig):
         if self.align == "none" and self.mtcnn is not None:
             raise ValueError("mtcnn has weights, but align is 'none'")
         if self.download and store.local_path(self.videos) is None:
-            raise ValueError(f"download wants a local folder for videos, not {self.videos}")
+            raise ValueError(f"download needs a local folder for videos, not {self.videos}")
         return self
 
 

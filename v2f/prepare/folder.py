@@ -75,7 +75,7 @@ class FolderConfig(StepsConfig):
         if self.mtcnn is not None and self.align == "none":
             raise ValueError("mtcnn has weights, but align is 'none'")
         if self.psp is not None and (self.holds == "sounds" or self.channels == 1):
-            raise ValueError("psp wants RGB pictures")
+            raise ValueError("psp needs RGB pictures")
         if self.channels == 1 and self.photo == "webp":
             raise ValueError("WebP knows no gray pictures; set photo to png or jpg")
         if self.seconds is not None and (self.vad is not None or self.max_seconds is not None):

@@ -82,9 +82,7 @@ class Synthetic:
         return []
 
     def make(self, items: Sequence[Item]) -> list[Made | LeftOut]:
-        from v2f.world.voices import (
-            render_voices,
-        )  # imported late: it imports scipy.signal
+        from v2f.world.voices import render_voices  # imported late: it imports scipy.signal
 
         config, world = self.config, World(self.config.world)
         id_N = np.array([item.what[0] for item in items], dtype=np.int64)

@@ -12,7 +12,7 @@ def read_rows(text: bytes, path: str, *, strict: bool = True) -> Iterator[tuple[
     """The line number and the fields of each row that is not blank, without the blanks around a field.
 
     ``strict``: whether a misplaced quote is an error; ``path`` names the file in the error. V2FError where ``text`` is
-    no CSV in UTF-8.
+    not CSV in UTF-8.
     """
     try:
         reader = csv.reader(io.StringIO(text.decode("utf-8-sig"), newline=""), strict=strict)
@@ -21,7 +21,7 @@ def read_rows(text: bytes, path: str, *, strict: bool = True) -> Iterator[tuple[
             if any(row):
                 yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
-        raise V2FError(f"{path}: this is no CSV in UTF-8 ({error}); save it as CSV in UTF-8") from error
+        raise V2FError(f"{path}: this is not a CSV file in UTF-8 ({error}); save it as CSV in UTF-8") from error
 
 
 def without_empty_end(fields: list[str]) -> list[str]:
