@@ -123,6 +123,13 @@ def test_the_documents_are_worth_the_name() -> None:
     assert "docs/responsible-use.md" in TEXTS["README.md"]
 
 
+def test_the_readme_names_every_folder_at_the_top_and_everything_in_the_package() -> None:
+    there = [each.relative_to(REPOSITORY) for each in (REPOSITORY / "v2f").iterdir() if each.name != "__pycache__"]
+    there += [Path(name) for name in documents.OWN if name != "dist" and not name.endswith(".egg-info")]
+    named = [each.as_posix() + "/" * (REPOSITORY / each).is_dir() for each in there]
+    assert [name for name in named if f"`{name}`" not in TEXTS["README.md"]] == []
+
+
 # ------------------------------------------------------------------------------------------------ the mechanism
 
 
