@@ -293,7 +293,10 @@ def test_secrets_come_from_a_file_that_nobody_else_reads(notes, tmp_path):
     ("variables", "told"),
     [
         ({"V2F_SECRETS": "/nowhere"}, "V2F_SECRETS: there is no /nowhere"),
-        ({"V2F_NETWORK": "infinband"}, "V2F_NETWORK: there is no launch/nccl/infinband.env; there are: efa.env infini"),
+        (
+            {"V2F_NETWORK": "infinband"},
+            "V2F_NETWORK: there is no launch/nccl/infinband.env; choose one of efa.env infini",
+        ),
         ({"PATH": "/usr/bin:/bin"}, "there is no v2f here"),
     ],
 )
@@ -464,4 +467,4 @@ def test_an_array_packs_the_parts_and_a_job_that_waits_for_it_commits_them(slurm
         PACK, *arguments, options=["--array=1-2", "--cpus-per-task=1", f"--output={tmp_path}/%a-again.txt"]
     )
     assert slurm.end(job) == "FAILED"
-    assert "parts count from 0 and none is left out" in (tmp_path / "1-again.txt").read_text()
+    assert "--array: number the parts from 0 without gaps" in (tmp_path / "1-again.txt").read_text()
