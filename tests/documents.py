@@ -357,7 +357,7 @@ class Sandbox:
         return self._train(rest)
 
     def _train(self, words: list[str]) -> str:
-        """Train as `v2f/train.py` would with these arguments, but at small size and in this process."""
+        """As `v2f/train.py` with these arguments, but small, and in this process."""
         from v2f.runs.run import load_config
         from v2f.training import command as train
         from v2f.training import stopping
@@ -373,7 +373,7 @@ class Sandbox:
         config = load_config(args.config, overrides)  # as written in the document
         system = config.system
         if hasattr(system, "frozen") and system.frozen.brought():
-            return "parsed: third-party weights; tests/systems/test_thesis.py"
+            return "parsed: weights that are not ours; tests/systems/test_thesis.py"
         if "://" in config.folder or "://" in config.data.home:
             return "parsed: no such store; tests/storage/test_swift.py"
         small = ["system.seconds=0.5"] if hasattr(system, "seconds") else []
