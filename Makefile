@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: quickstart test test-slow check lint pythons golden standins synthetic clean
 
-# Exact versions for the Python that CI uses; another Python takes what pyproject.toml allows.
+# Exact versions for the Python that CI uses; any other Python gets what pyproject.toml allows.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and "v2f needs Python 3.10 to 3.13: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +23,7 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-# The others: real trainings, kills, launchers, Slurm, PostgreSQL, and the documents' commands.
+# The slow tests: real trainings, kills, launchers, Slurm, PostgreSQL, and the commands in the documents.
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
@@ -35,19 +35,19 @@ lint: $(VENV)/.installed
 
 check: lint test
 
-# The wheel as a user installs it, under the lowest and the highest Python: needs the package registry.
+# Install the wheel as a user does, under the lowest and the highest Python. Needs the package registry.
 pythons: $(VENV)/.installed
 	$(BIN)/python tests/pythons.py
 
-# The first losses of every recipe, computed anew: what this shows has changed the mathematics.
+# Recompute the first losses of every recipe: any difference it shows is a change of the math.
 golden: $(VENV)/.installed
 	$(BIN)/python tests/golden/losses.py
 
-# The small nets that ship with the package, trained anew on the synthetic world (about 15 minutes on 2 cores).
+# Retrain the small nets that ship with the package on the synthetic world (about 15 minutes on 2 cores).
 standins: $(VENV)/.installed
 	$(BIN)/python -m v2f.standins.train all
 
-# The longer synthetic run, about 10 minutes on 2 cores in all.
+# The longer synthetic run, about 10 minutes on 2 cores in total.
 synthetic: $(VENV)/.installed
 	$(BIN)/v2f shards pack shards/synthetic.yaml
 	$(BIN)/accelerate launch --quiet --config_file launch/accelerate/one-process.yaml v2f/train.py --config launch/recipes/synthetic.yaml --resume auto

@@ -1,20 +1,21 @@
-# again COMMAND ...: run it as the table of docs/training.md asks of whoever starts a training. Sourced, never run, by
-# launch/local and launch/slurm/train.sbatch.
+# again COMMAND ...: run COMMAND, and restart it as the exit codes in docs/training.md require. launch/local and
+# launch/slurm/train.sbatch source this file; it is never executed.
 #
-#   COMMAND leaves with    0, 75 or 78: so does `again`
-#                          anything else (1: it broke, 70: it hung, a signal): COMMAND is started again after
-#                          V2F_PAUSE seconds (30), V2F_RESTARTS times (3) in all; then `again` leaves with that code
-#   this shell is sent     SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP: COMMAND gets SIGUSR1, which `v2f exec` hands
-#                          to the ranks: save and leave. Whatever it leaves with then, `again` does not start it anew
+#   COMMAND exits with     0, 75 or 78: `again` returns that code
+#                          anything else (1: it failed, 70: it hung, a signal): COMMAND is restarted after V2F_PAUSE
+#                          seconds (30), at most V2F_RESTARTS times (3); then `again` returns that code
+#   this shell receives    SIGTERM, SIGUSR1, SIGINT (Ctrl-C) or SIGHUP: COMMAND gets SIGUSR1, which `v2f exec` passes
+#                          to the ranks: save and exit. `again` does not restart it then, whatever its exit code
 
-# A line on stderr. The terminal may be gone: by then no line must end the script, nor the signal of a broken pipe.
+# Print a line on stderr. The terminal may be gone: a failed write or a broken pipe must not end the script.
 say() {
     (echo "v2f: $1" >&2) || :
 }
 
-# This shell as v2f/processes.py names a process: `v2f exec` saves and leaves when it is gone, were it by SIGKILL.
+# The identity of this shell, in the format of v2f/processes.py: `v2f exec` saves and exits when this shell is gone,
+# even after SIGKILL.
 starter() {
-    # shellcheck disable=SC2046 # the 20th field behind the name of the program is when it was started
+    # shellcheck disable=SC2046 # the 20th field after the program's name is its start time
     set -- $(sed 's/.*) //' "/proc/$$/stat")
     echo "$$:${20}:$(cat /proc/sys/kernel/random/boot_id):$(readlink /proc/self/ns/pid)"
 }
@@ -26,9 +27,9 @@ wish() {
     [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null || :
 }
 
-# Run a command to its end; `code` is what it left with. A shell's `wait` ends early when a signal is heard, so it waits
-# until it was not disturbed; 127 then means that the code was told the time before. The wish is repeated after a second:
-# a process that is only just being started may lose the first.
+# Run a command to its end and set `code` to its exit code. A shell's `wait` returns early on a signal, so wait again
+# until no signal interrupts it; 127 then means that the previous `wait` returned the exit code. SIGUSR1 is repeated
+# after a second, because a process that is just starting may miss the first one.
 run() {
     "$@" &
     child=$! code=127 heard=$asked
@@ -48,7 +49,7 @@ run() {
 
 again() {
     left=${V2F_RESTARTS:-3}
-    # What --max-time counts from, however often COMMAND is started; by the clock that nobody sets where there is one.
+    # The start time for --max-time, the same for all restarts of COMMAND; also as uptime, which nobody can change.
     if [ -z "${V2F_STARTED:-}" ]; then
         V2F_STARTED=$(date +%s)
         export V2F_STARTED
@@ -67,13 +68,13 @@ again() {
         case $code in 0 | 75 | 78) return "$code" ;; esac
         if [ -z "$asked" ]; then
             if [ "$left" -le 0 ]; then
-                say "it left with $code once more, and is not started again"
+                say "exited with $code again; not restarting"
                 return "$code"
             fi
             left=$((left - 1))
-            say "it left with $code; once more in ${V2F_PAUSE:-30} s, then $left times at most"
+            say "exited with $code; restarting in ${V2F_PAUSE:-30} s, then at most $left more times"
             run sleep "${V2F_PAUSE:-30}"
         fi
     done
-    return 75 # before the ranks listened, or without a save: the checkpoint before counts
+    return 75 # the ranks were not listening yet, or did not save: the previous checkpoint counts
 }

@@ -1,14 +1,14 @@
-"""Runs the commands that the documents show, in a folder that looks like a checkout with small data and small runs.
+"""Run the commands in the documents, in a folder that looks like a checkout with small data sets and small runs.
 
     *.md --commands()--> Command --Sandbox.run()--> "ran" | "parsed: why no more" | "elsewhere: why not here"
 
-Each command of a ```bash block meets one of three fates, and one that fits none of them fails:
+Each command in a ```bash block has one of three outcomes; a command that fits none of them fails:
 
-    ran         for real, in this process: packing, training as by the launchers, ... TRAIN, SMALLER: how it is cut
-    parsed      by the real program, up to its last option: PARSED says why no more, and which test does more
-    elsewhere   it needs a cluster, the internet or a person: ELSEWHERE says so; the files that it names must exist
+    ran         for real, in this process: packing, training as under the launchers, ... reduced by TRAIN and SMALLER
+    parsed      by the real program, including its last option: PARSED says why it is not run, and which test runs it
+    elsewhere   it needs a cluster, the internet or a person: ELSEWHERE says which; the files that it names must exist
 
-Words that stand for something of the reader's (ID, RECIPE.yaml, runs/NAME, my/pairs.csv, voice.wav) are in the folder.
+The folder contains the reader's placeholders (ID, RECIPE.yaml, runs/NAME, my/pairs.csv, voice.wav).
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from unittest import mock
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
-_MADE_LATER = ("data", "runs", "weights", "build")  # by whoever works here; not the repository's
+_MADE_LATER = ("data", "runs", "weights", "build")  # by someone working here; not part of the repository
 OWN = [p.name for p in REPOSITORY.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in _MADE_LATER]
 
 TRAIN = ["train.steps=2", "train.threads=1", "train.log_every=1", "train.validate_samples=6", "tracking.uri=null"]
@@ -44,30 +44,30 @@ SMALLER: dict[str, Callable[[Sequence[str]], list[str]]] = {
     ],
     "shards precompute": lambda words: ["workers=1"],
 }
-CODES = {"weights": (0, 1)}  # what is missing is what it is asked for
+CODES = {"weights": (0, 1)}  # 1: weights are missing, which is what it reports
 
 Words = Sequence[str]
 
 
 def _foreign(words: Words) -> str | None:
-    """Why a command cannot be run here, by what it names."""
+    """Why a command cannot run here, judged by what it names; None if it can."""
     text = " ".join(words)
     if "s3://" in text or "http://" in text or "https://" in text:
         return "no such store or server; tests/storage/test_swift.py, tests/tracking/test_tracking_server.py"
     if re.search(r"shards/(voxceleb|avspeech)\.yaml", text):
         return "no such corpus; tests/prepare/test_voxceleb.py, test_avspeech.py"
     if re.search(r"psp|ir_se50|facenet|lpips|thesis-|NAME\.yaml", text):
-        return "weights that are not ours; tests/weights, tests/systems/test_thesis.py"
+        return "third-party weights; tests/weights, tests/systems/test_thesis.py"
     return None
 
 
 PARSED = {
-    "weights convert": "a pickle of NVIDIA's; tests/weights/test_nvidia.py",
-    "weights mirror": "weights that are not ours; tests/weights/test_weights_commands.py",
-    "serve": "it serves until it is stopped; tests/web",
-    "register": "a tracking server; tests/web, tests/tracking/test_tracking_server.py",
-    "track": "a tracking server; tests/tracking/test_tracking.py",
-    "doctor": "it looks at this machine; tests/doctor/test_doctor.py",
+    "weights convert": "needs a pickle from NVIDIA; tests/weights/test_nvidia.py",
+    "weights mirror": "third-party weights; tests/weights/test_weights_commands.py",
+    "serve": "serves until it is stopped; tests/web",
+    "register": "needs a tracking server; tests/web, tests/tracking/test_tracking_server.py",
+    "track": "needs a tracking server; tests/tracking/test_tracking.py",
+    "doctor": "checks this machine; tests/doctor/test_doctor.py",
 }
 ELSEWHERE = {
     "git": "the internet",
@@ -110,8 +110,7 @@ MADE = (".venv/bin/activate",)  # by make
 
 @dataclass(frozen=True)
 class Command:
-    """One simple command: where it stands, its words; whether a pipe feeds it; its text, where that goes on below it (a
-    here-document)."""
+    """One simple command: its place and words; whether it reads from a pipe; its text if it has a here-document."""
 
     document: str
     line: int
@@ -124,7 +123,7 @@ class Command:
 
 
 def blocks(text: str, language: str) -> list[tuple[int, str]]:
-    """Fenced blocks of a language: the line of the first content, and the content without its indentation."""
+    """Fenced blocks of a language: the line number of the first content line, and the content without indentation."""
     found = []
     for match in re.finditer(rf"^( *)```{language}\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
         indent = len(match[1])
@@ -134,7 +133,7 @@ def blocks(text: str, language: str) -> list[tuple[int, str]]:
 
 
 def commands(name: str, text: str) -> list[Command]:
-    """The simple commands of a document's ```bash blocks, in their order."""
+    """The simple commands in a document's ```bash blocks, in order."""
     found: list[Command] = []
     for first, block in blocks(text, "bash"):
         lines = enumerate(block.splitlines(), first)
@@ -154,13 +153,13 @@ def commands(name: str, text: str) -> list[Command]:
 
 
 def simple(line: str) -> list[list[str]]:
-    """The simple commands of a line of shell, without comments and redirections."""
+    """The simple commands in a line of shell, without comments and redirections."""
     return [words for words, _ in _simple(line)]
 
 
 def _simple(line: str) -> list[tuple[list[str], bool]]:
-    """The same, each with whether a pipe feeds it."""
-    line = re.sub(r"^\s*\w+=\$\((.*)\)\s*$", r"\1", line)  # a variable takes what it prints
+    """Like :func:`simple`, each with whether it reads from a pipe."""
+    line = re.sub(r"^\s*\w+=\$\((.*)\)\s*$", r"\1", line)  # the command in a command substitution
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>")
     lexer.whitespace_split, lexer.commenters = True, ""
     found: list[tuple[list[str], bool]] = [([], False)]
@@ -173,7 +172,7 @@ def _simple(line: str) -> list[tuple[list[str], bool]]:
             found.append(([], word == "|"))
         elif re.fullmatch(r"[<>]+&?", word):
             skip = True
-            if words and words[-1] in ("1", "2"):  # the number of what is redirected
+            if words and words[-1] in ("1", "2"):  # the file descriptor of a redirection
                 words.pop()
         elif skip:
             skip = False
@@ -185,12 +184,12 @@ def _simple(line: str) -> list[tuple[list[str], bool]]:
 
 
 class _ParsedError(BaseException):
-    """A program has understood its arguments; it is stopped here."""
+    """Raised when a program has parsed its arguments, to stop it there."""
 
 
 @contextlib.contextmanager
 def _only_parsing() -> Iterator[None]:
-    """Inside, a program that has parsed its arguments ends."""
+    """Stop every program as soon as it has parsed its arguments."""
     real = ArgumentParser.parse_args
 
     def parse(parser: ArgumentParser, arguments: Any = None, namespace: Any = None) -> Any:
@@ -213,7 +212,7 @@ def _at(folder: Path) -> Iterator[None]:
 
 @dataclass
 class Sandbox:
-    """A folder with everything that the documents name. ``person``: whom ID stands for; ``run``: a tiny one to copy."""
+    """A folder with everything the documents name. ``person`` replaces ID; ``run_folder`` is a tiny run to copy."""
 
     root: Path
     person: str
@@ -223,7 +222,7 @@ class Sandbox:
     _fate: str = ""
 
     def run(self, command: Command) -> str:
-        """What became of it. AssertionError (or the program's own error) where it is wrong."""
+        """The outcome of a command; AssertionError, or the program's own error, if the command is wrong."""
         words = [self._meant(word) for word in command.words]
         environment, begun = {}, time.process_time()
         while words and re.match(r"[A-Za-z_]\w*=", words[0]):
@@ -250,7 +249,7 @@ class Sandbox:
         return self.person if word == "ID" else word
 
     def _named_files_exist(self, words: Words) -> None:
-        """Files of the repository are there, whatever becomes of the command that names them."""
+        """Check that the files of the repository that a command names exist, even if the command does not run."""
         for word in words:
             path = re.sub(r"^(--?[\w-]+=|[\w.]+=)", "", word).removeprefix("./")
             inside = path.split("/")[0] in (*OWN, ".venv") and "/" in path and "*" not in path and "=" not in path
@@ -269,12 +268,12 @@ class Sandbox:
             return self._make(rest)
         if program == "mlflow":
             return self._mlflow(rest)
-        if program == "for":  # once is enough, with the first value
+        if program == "for":  # run the body once, with the first value
             self.variables[rest[0]] = rest[2]
         if program in BUILTIN:
-            return "ran"  # by a shell, whose syntax is checked; the files that it names are there
+            return "ran"  # the syntax is checked elsewhere, and the files that it names exist
         if program == "tail" and {"-f", "-F"} & set(rest):
-            return "elsewhere: it ends when a person has seen enough"
+            return "elsewhere: it runs until a person stops it"
         if program in PLAIN:
             for word in rest:
                 self._provide(word)
@@ -283,10 +282,10 @@ class Sandbox:
             return f"elsewhere: {ELSEWHERE[program]}"
         if "/" in program:
             return self._script(program, rest)
-        raise AssertionError(f"nobody here knows the program {program!r}: say in tests/documents.py what becomes of it")
+        raise AssertionError(f"unknown program {program!r}: add it to a list in tests/documents.py")
 
     def _shell(self, text: str, words: Words) -> str:
-        """Plain programs, by a shell, in the folder and nowhere else."""
+        """Run plain programs in a shell, inside the folder only."""
         assert not any(word.startswith(("/", "~")) or ".." in word for word in words), "outside of the folder"
         subprocess.run(["bash", "-c", text], check=True, capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
         return "ran"
@@ -312,11 +311,11 @@ class Sandbox:
             self._provide(word)
         more = SMALLER[verb](rest) if verb in SMALLER else []
         code = main([*words, *more])
-        assert code in CODES.get(verb, (0,)), f"left with {code}"
+        assert code in CODES.get(verb, (0,)), f"exited with {code}"
         return "ran"
 
     def _configured(self, verb: str, args: Any, words: Words) -> None:
-        """The configuration that a command names is valid, although it is not run."""
+        """Check the configuration that a command names, although the command is not run."""
         from v2f.prepare.pack import load_recipe
         from v2f.prepare.precompute import load
         from v2f.runs.config import load_config
@@ -330,7 +329,7 @@ class Sandbox:
             load_config(args.run_config, overrides)
 
     def _provide(self, word: str) -> None:
-        """What a command reads and the reader has: a run, a recording."""
+        """Create what the reader would have and the command reads: a run, a recording."""
         path = Path(word)
         if re.fullmatch(r"runs/[\w.-]+", word) and not path.exists():
             shutil.copytree(self.run_folder, path)
@@ -350,7 +349,7 @@ class Sandbox:
 
             assert words[0] == "launch"
             args = launch_command_parser().parse_args(words[1:])
-            _validate_launch_command(args)  # which reads the file
+            _validate_launch_command(args)  # reads the file
         script, rest = args.training_script, list(args.training_script_args)
         if script == "...":
             return "parsed: an abbreviation"
@@ -371,7 +370,7 @@ class Sandbox:
         overrides = [*args.overrides, *others]
         if args.max_time is not None:
             stopping.seconds_of(args.max_time)
-        config = load_config(args.config, overrides)  # as it stands there
+        config = load_config(args.config, overrides)  # as written in the document
         system = config.system
         if hasattr(system, "frozen") and system.frozen.user_weights():
             return "parsed: weights that are not ours; tests/systems/test_thesis.py"
@@ -389,7 +388,7 @@ class Sandbox:
             assert done.returncode == 0, done.stderr
             return "ran"
         if words[:2] == ["-m", "pytest"]:
-            return "elsewhere: this is it"
+            return "elsewhere: it would run these tests"
         with _only_parsing(), mock.patch.object(sys, "argv", words[1:] if words[0] == "-m" else words):
             if words[0] == "-m":
                 sys.argv = words[1:]
@@ -401,7 +400,7 @@ class Sandbox:
         return "parsed: minutes of work"
 
     def _make(self, words: list[str]) -> str:
-        """What the target would run, for those that are this project's own commands."""
+        """Run the project's own commands of a target."""
         fates = set()
         for target in [word for word in words if "=" not in word] or ["quickstart"]:
             done = subprocess.run(["make", "-n", target], capture_output=True, text=True, timeout=60)
@@ -410,7 +409,7 @@ class Sandbox:
                 for each in simple(line):
                     program = each[0].removeprefix(".venv/bin/")
                     if target in ("quickstart", "synthetic") and program in ("v2f", "accelerate"):
-                        if program == "accelerate":  # of a run of its own, not of the tiny one that others read
+                        if program == "accelerate":  # in its own run, not in the tiny one that others read
                             each = [*each, f"out=runs/made-{target}"]
                         mine = [word.replace(f"runs/{target}", f"runs/made-{target}") for word in each[1:]]
                         fates.add(self._run([program, *mine]).partition(":")[0])
@@ -441,7 +440,7 @@ class Sandbox:
 
             get_args_parser().parse_args([*words[:own], "-m", "v2f.preflight"])
             return self._python(["-m", "v2f.preflight", *words[own + 1 :]])
-        return "parsed: it is a launcher; tests of its own run it"
+        return "parsed: it is a launcher with tests of its own"
 
 
 _GROUPS = [
@@ -451,7 +450,7 @@ _GROUPS += [f"checkpoint {verb}" for verb in ("show", "verify", "export")] + ["w
 
 
 def _joined(words: Words) -> str:
-    """Words for a shell, which still expands what has a star."""
+    """Words joined for a shell, which still expands words with a star."""
     return " ".join(word if "*" in word else shlex.quote(word) for word in words)
 
 
@@ -461,12 +460,12 @@ _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 
 
 def _prose(text: str) -> str:
-    """A document without its blocks of code."""
+    """A document without its code blocks."""
     return re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a document's headings, as GitHub makes them."""
+    """The anchors of a document's headings, as GitHub generates them."""
     plain = re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
     titles = [
         re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.*)$", plain, re.MULTILINE)
@@ -475,7 +474,7 @@ def anchors(text: str) -> set[str]:
 
 
 def wrong_links(path: Path, text: str) -> list[str]:
-    """Links of a document to files and headings that are not there."""
+    """Links in a document to files and headings that do not exist."""
     wrong = []
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target or target.startswith("mailto:"):
@@ -488,20 +487,20 @@ def wrong_links(path: Path, text: str) -> list[str]:
 
 
 def named_blocks(text: str) -> dict[str, str]:
-    """The files that a document spells: a line with their name in `code` and a colon, and a block."""
+    """The files that a document contains: a line with the name in `code` and a colon, followed by a block."""
     found = re.findall(r"`([\w./-]+)`[^`]*:\n```(?:python|yaml)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return dict(found)
 
 
 def wrong_paths(text: str) -> list[str]:
-    """Files of the repository that a document names in `code` and that neither are there nor in the document."""
+    """Files of the repository that a document names in `code`, but that exist neither there nor in the document."""
     wrong, there = [], {*MADE, *named_blocks(text)}
     for code in re.findall(
         r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
     ):
         for word in code.split():
             path = re.sub(r"^[\w.]+=", "", word).rstrip(",;:.").partition("#")[0]
-            # A whole path with a known first folder; capitals are the reader's to fill in.
+            # A path with a known first folder; the reader fills in capitals.
             if path.split("/")[0] not in OWN or "/" not in path or re.search(r"[A-Z]{2,}|[<>{}$]|\.\.\.", path):
                 continue
             if path not in there and not list(REPOSITORY.glob(path.rstrip("/"))):
@@ -510,7 +509,7 @@ def wrong_paths(text: str) -> list[str]:
 
 
 def wrong_verbs(text: str) -> list[str]:
-    """Verbs of v2f and targets of make that a document names in `code` and that do not exist."""
+    """Verbs of v2f and targets of make that a document names in `code`, but that do not exist."""
     from v2f.cli import _parser
 
     verbs = {name for action in _parser()._subparsers._group_actions for name in action.choices}  # type: ignore[union-attr]

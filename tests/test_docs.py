@@ -1,4 +1,4 @@
-"""The commands in the documents run, the files and headings that they name exist, and the example system is one."""
+"""The commands in the documents run, the files and headings that they name exist, and the example system works."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ GUIDE = "docs/adding-a-system.md"
 
 @pytest.fixture(scope="module")
 def prepared(tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
-    """What a reader has before a document begins: data sets, a run, recordings."""
+    """What a reader already has: data sets, a run, recordings."""
     import soundfile
     from corpora import portrait, voice
 
@@ -33,7 +33,7 @@ def prepared(tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Sand
         if path.name in ("v2f", "tests") or path.is_file():
             (root / path.name).symlink_to(path)
         elif path.name in documents.OWN and path.name not in ("runs", "data"):
-            shutil.copytree(path, root / path.name)  # a document may put something there
+            shutil.copytree(path, root / path.name)  # a document may write there
     (root / ".venv").mkdir()
     (root / ".venv" / ".installed").touch()
     (root / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
@@ -71,7 +71,7 @@ def sandbox(prepared: Sandbox, tmp_path: Path) -> Sandbox:
 
 @pytest.fixture
 def with_the_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
-    """The system of the guide, in the table; its files by their names."""
+    """Adds the guide's example system to the table; returns its files by name."""
     from v2f.systems import SYSTEMS
 
     named = documents.named_blocks(TEXTS[GUIDE])
@@ -115,12 +115,19 @@ def test_every_command_of_a_document_runs_or_is_parsed(
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_documents_are_worth_the_name() -> None:
-    """One page each for data, training, scaling out, operating, evaluating, adding a system; each shows commands."""
+def test_every_topic_has_a_page_with_commands_that_the_readme_links_to() -> None:
+    """One page each for data, training, scaling, operating, evaluating and adding a system."""
     for topic in ("data", "training", "scaling", "operating", "evaluating", "adding-a-system", "weights"):
         assert f"docs/{topic}.md" in SHOWN, topic
-        assert f"docs/{topic}.md" in TEXTS["README.md"], f"the README does not lead to docs/{topic}.md"
+        assert f"docs/{topic}.md" in TEXTS["README.md"], f"the README does not link to docs/{topic}.md"
     assert "docs/responsible-use.md" in TEXTS["README.md"]
+
+
+def test_the_readme_names_every_folder_at_the_top_and_everything_in_the_package() -> None:
+    there = [each.relative_to(REPOSITORY) for each in (REPOSITORY / "v2f").iterdir() if each.name != "__pycache__"]
+    there += [Path(name) for name in documents.OWN if name != "dist" and not name.endswith(".egg-info")]
+    named = [each.as_posix() + "/" * (REPOSITORY / each).is_dir() for each in there]
+    assert [name for name in named if f"`{name}`" not in TEXTS["README.md"]] == []
 
 
 # ------------------------------------------------------------------------------------------------ the mechanism
@@ -129,7 +136,7 @@ def test_the_documents_are_worth_the_name() -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("frobnicate --all", "nobody here knows the program 'frobnicate'"),
+        ("frobnicate --all", "unknown program 'frobnicate': add it to a list in tests/documents.py"),
         ("v2f shards verfy my/shards", "2"),
         ("v2f eval runs/pairs --dada my/shards", r"unknown: \['--dada'"),
         ("v2f shards pack shards/voxceleb.yaml out=s3://lab/x voxceleb.hats=3", "unknown key 'voxceleb.hats'"),
@@ -199,8 +206,8 @@ def test_a_line_of_shell_is_read_as_a_shell_reads_it() -> None:
     assert [(each.line, each.words) for each in found] == [(3, ("v2f", "a", "b")), (7, ("v2f", "e"))]
 
 
-def test_each_exception_is_used_and_each_has_a_reason() -> None:
-    """A list of exceptions grows by itself; a program that no document names any more leaves it."""
+def test_each_exception_has_a_reason_and_covers_no_program_that_can_run() -> None:
+    """Also, commands are found at all: otherwise the tests above would check nothing."""
     assert all(documents.ELSEWHERE.values())
     assert all(documents.PARSED.values())
     known = {*documents.ELSEWHERE, *documents.PLAIN, *documents.BUILTIN}

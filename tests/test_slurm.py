@@ -159,7 +159,7 @@ def test_what_broke_or_hung_is_started_again_a_few_times_and_nothing_else(notes,
     process = again(leaves)
     said = process.communicate(timeout=60)[1]
     assert (process.returncode, len(starts(notes))) == (code, times), said
-    assert said.count("once more in 0 s") == times - 1
+    assert said.count("restarting in 0 s") == times - 1
 
 
 def test_every_start_is_told_when_the_first_began(notes, monkeypatch):
@@ -231,7 +231,7 @@ def test_a_pipe_that_broke_takes_nothing_from_the_code(notes):
 def test_a_wish_between_two_starts_is_heard_too(notes):
     process = again("1", V2F_PAUSE="600")
     assert process.stderr is not None
-    assert process.stderr.readline() == "v2f: it left with 1; once more in 600 s, then 2 times at most\n"
+    assert process.stderr.readline() == "v2f: exited with 1; restarting in 600 s, then at most 2 more times\n"
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert (process.returncode, len(starts(notes))) == (75, 1)
@@ -293,7 +293,10 @@ def test_secrets_come_from_a_file_that_nobody_else_reads(notes, tmp_path):
     ("variables", "told"),
     [
         ({"V2F_SECRETS": "/nowhere"}, "V2F_SECRETS: there is no /nowhere"),
-        ({"V2F_NETWORK": "infinband"}, "V2F_NETWORK: there is no launch/nccl/infinband.env; there are: efa.env infini"),
+        (
+            {"V2F_NETWORK": "infinband"},
+            "V2F_NETWORK: there is no launch/nccl/infinband.env; choose one of efa.env infini",
+        ),
         ({"PATH": "/usr/bin:/bin"}, "there is no v2f here"),
     ],
 )
@@ -325,7 +328,7 @@ def test_local_trains_on_two_processes_is_stopped_as_by_ctrl_c_and_goes_on(endle
     assert process.wait(120) == 75, log.read_text()[-3000:]
     step = saved_step(out)
     assert f"SIGUSR1: saved at step {step} of {ENDLESS}" in log.read_text()
-    assert log.read_text().endswith("v2f: stopped; the same command goes on\n")
+    assert log.read_text().endswith("v2f: stopped; run the same command to resume\n")
     recipe(endless, tmp_path, step + 5)
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -363,7 +366,7 @@ def test_a_job_of_two_nodes_meets_its_time_limit_is_queued_again_and_goes_on_at_
     assert slurm.end(job) == "COMPLETED", log.read_text()[-3000:]
     assert told_starts(out) == [(0, 2), (step, 2)]
     assert_every_slot_once(out, step + 5)
-    assert log.read_text().count("v2f: stopped and saved; queued again\n") == 1
+    assert log.read_text().count("v2f: stopped and saved; requeued\n") == 1
     assert slurm.told(job)["Restarts"] == "1"
 
 
@@ -377,7 +380,7 @@ def test_a_mistake_fails_the_job_and_is_not_queued_again(slurm, endless, tmp_pat
     assert (told["ExitCode"], told["Restarts"]) == ("78:0", "0")
     assert "train.stepps" in log.read_text()
     assert "train.steps" in log.read_text()
-    assert "once more" not in log.read_text()
+    assert "restarting" not in log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -415,7 +418,7 @@ def test_a_job_that_is_preempted_saves_and_is_queued_again(slurm, notes, tmp_pat
     slurm.wait_queued_again(job)
     assert slurm.end(urgent) == "COMPLETED"
     assert all(heard(start) for start in starts(notes))
-    assert "v2f: stopped and saved; queued again\n" in (tmp_path / "log.txt").read_text()
+    assert "v2f: stopped and saved; requeued\n" in (tmp_path / "log.txt").read_text()
     slurm.run("scancel", job)
 
 
@@ -428,7 +431,7 @@ def test_a_job_that_is_cancelled_saves_and_stays_cancelled(slurm, notes, tmp_pat
     until(lambda: all((start / "heard").exists() for start in starts(notes)))
     told = slurm.told(job)
     assert (told["JobState"], told["Restarts"]) == ("CANCELLED", "0")
-    assert "queued again" not in (tmp_path / "log.txt").read_text()
+    assert "requeued" not in (tmp_path / "log.txt").read_text()
 
 
 def test_a_part_that_meets_its_time_limit_is_queued_again(slurm, notes, tmp_path):
@@ -464,4 +467,4 @@ def test_an_array_packs_the_parts_and_a_job_that_waits_for_it_commits_them(slurm
         PACK, *arguments, options=["--array=1-2", "--cpus-per-task=1", f"--output={tmp_path}/%a-again.txt"]
     )
     assert slurm.end(job) == "FAILED"
-    assert "parts count from 0 and none is left out" in (tmp_path / "1-again.txt").read_text()
+    assert "--array: number the parts from 0 without gaps" in (tmp_path / "1-again.txt").read_text()

@@ -86,7 +86,7 @@ def test_secrets_are_made_once_and_stand_in_no_command_line(tmp_path):
     said = (tmp_path / "asked").read_text() + done.stdout + done.stderr
     assert not [value for value in values if value != "trainer" and value in said]
     again = launch(tmp_path, "secrets", **ADMIN_KEYS)
-    assert again.stdout.count("is there and stays") == 4
+    assert again.stdout.count("exists and is kept") == 4
     assert secrets_in(tmp_path) == made
     without = launch(tmp_path / "new", "secrets")
     assert without.returncode != 0
@@ -120,7 +120,7 @@ def test_a_job_that_fails_stops_what_comes_after_it_and_is_quoted(tmp_path):
     (tmp_path / "condition-pack").write_text("FailureTarget Failed\n")
     done = launch(tmp_path, "create", "k8s/overlays/cpu")
     assert done.returncode == 1
-    assert "launch/kubernetes: the Job pack failed; its last words:" in done.stderr
+    assert "launch/kubernetes: the Job pack failed; its last log lines:" in done.stderr
     asked = (tmp_path / "asked").read_text()
     assert "logs job/pack --all-pods --tail 20" in asked
     assert "4-finalize" not in asked
