@@ -154,7 +154,7 @@ def test_a_bad_batch_names_the_samples_of_both_streams(
     [
         (
             ["data.streams=null", "data.path=HERE", "data.batch=8"],
-            "asks for the streams voice, face; give each of them",
+            "asks for the streams voice, face; configure each of them and no other",
         ),
         (
             ["data.streams.photo={batch: 4, path: HERE}"],
