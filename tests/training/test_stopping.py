@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from v2f import processes
 from v2f.cli import main
 from v2f.errors import V2FError
+from v2f.storage import processes
 from v2f.training import stopping
 from v2f.training.stopping import (
     HUNG,
@@ -318,7 +318,7 @@ sys.exit(stopping.report(0))
 # Tells its process and stays until it is ended: by whoever started it, or by an open end of the pipe that is closed.
 STAYS = """
 import os, sys
-from v2f import processes
+from v2f.storage import processes
 from v2f.training import stopping
 stopping.die_with_launcher()
 stopping.report(None)

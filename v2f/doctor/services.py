@@ -94,9 +94,8 @@ def storage(setup: Setup) -> Iterator[Step]:
         f"({len(back) / down / 1e6:.0f} MB/s) with the same CRC-32, listed, removed"
     )
     if again:
-        yield Finding(
-            "storage", "look", f"{text}; {again} requests had to be repeated", "check the network and its proxies"
-        )
+        do = "check the network and its proxies"
+        yield Finding("storage", "look", f"{text}; {again} requests had to be repeated", do)
     else:
         yield Finding("storage", "ok", text)
 

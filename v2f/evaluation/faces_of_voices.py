@@ -26,18 +26,7 @@ from v2f.data.manifest import Dataset, Split
 from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, NoiseVector, Photo, Waveform, square
 from v2f.errors import V2FError
-from v2f.evaluation.observers import (
-    BATCH,
-    BY,
-    Looks,
-    Name,
-    Observer,
-    first_observer,
-    in_batches,
-    look,
-    looks,
-    seen,
-)
+from v2f.evaluation.observers import BATCH, BY, Looks, Name, Observer, first_observer, in_batches, look, looks, seen
 from v2f.evaluation.protocol import (
     SPLITS,
     Job,

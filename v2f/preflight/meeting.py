@@ -10,8 +10,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from v2f.console import say
 from v2f.preflight.reports import named
+from v2f.tracking.console import say
 
 _POLL_S = 0.02
 _START = 3  # times the limit, for the first stage: machines do not start at the same time

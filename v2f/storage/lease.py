@@ -33,9 +33,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from v2f import processes
 from v2f.errors import V2FError
-from v2f.storage import store
+from v2f.storage import processes, store
 from v2f.storage.term import (
     FOLDER,
     Term,

@@ -7,8 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from v2f import processes
-from v2f.storage import store
+from v2f.storage import processes, store
 from v2f.storage.records import Record, problem_of
 
 FOLDER = "lease"
@@ -19,7 +18,7 @@ _SUFFIX = ".json"
 class Term:
     """The content of a term's file.
 
-    ``what`` the owner does, in words for messages. ``process``: the owner's, by :func:`v2f.processes.identity`.
+    ``what`` the owner does, in words for messages. ``process``: the owner's, by :func:`v2f.storage.processes.identity`.
     ``beat`` grows while the owner lives. ``note``: what the owner stores with it.
     """
 

@@ -84,9 +84,9 @@ def run(args: argparse.Namespace) -> int | None:
         seconds = None if args.max_time is None else stopping.seconds_of(args.max_time)
         with stopping.StopRequest(seconds) as stop_request:
             stopping.report(None)  # from here on this rank handles signals
-            from v2f.console import say
             from v2f.runs.config import load_config
             from v2f.storage.lease import HeldError, LostError
+            from v2f.tracking.console import say
             from v2f.training.trainer import fit
 
             config = load_config(args.config, args.overrides)

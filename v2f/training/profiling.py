@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from v2f.console import say
 from v2f.errors import V2FError
 from v2f.storage import local as files
+from v2f.tracking.console import say
 
 STEPS = 3
 _ROWS = 30

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from v2f.console import say
 from v2f.data.quarantine import QuarantinedSample
 from v2f.errors import V2FError
 from v2f.storage import local as files
 from v2f.storage import store
+from v2f.tracking.console import say
 from v2f.training.job import Job
 from v2f.training.stopping import GivenUpError
 

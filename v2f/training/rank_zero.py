@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from v2f import generate
-from v2f.console import say
 from v2f.engine import Engine
 from v2f.errors import V2FError
 from v2f.evaluation import sheets
@@ -16,6 +15,7 @@ from v2f.runs.folder import RunFolder
 from v2f.storage import local as files
 from v2f.storage.lease import Lease, LostError
 from v2f.system import System
+from v2f.tracking.console import say
 from v2f.tracking.tracker import Tracker
 from v2f.training.validation import HeldOut, validate
 

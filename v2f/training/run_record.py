@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from v2f.config import flatten
-from v2f.console import say
 from v2f.data.streams import Streams
 from v2f.engine import Engine
 from v2f.runs.config import RunConfig, what_is
@@ -21,6 +20,7 @@ from v2f.runs.run import source_line
 from v2f.storage import local as files
 from v2f.storage import store
 from v2f.system import System, trained
+from v2f.tracking.console import say
 from v2f.tracking.mlflow_run import NOTE
 from v2f.tracking.rollback import roll_back
 from v2f.tracking.spool import ROLLED_BACK

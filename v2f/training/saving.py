@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from v2f.console import say
 from v2f.errors import V2FError
 from v2f.runs import checkpoint
 from v2f.runs.saver import deal
+from v2f.tracking.console import say
 from v2f.training.job import Job
 from v2f.training.quarantine import share_quarantine
 from v2f.training.run_record import package_versions

@@ -14,7 +14,6 @@ from typing import Any, SupportsInt
 import torch
 
 from v2f.config import dump_yaml
-from v2f.console import say
 from v2f.data.loader import Loader, check_batch, micro_batch_of
 from v2f.data.manifest import Samples, open_dataset
 from v2f.data.mix import MixOrder, Union
@@ -34,6 +33,7 @@ from v2f.storage.cache import Cache
 from v2f.storage.fencing import inherited, taken_up
 from v2f.storage.lease import Lease
 from v2f.system import System, trained
+from v2f.tracking.console import say
 from v2f.training import quarantine
 from v2f.training.job import Job
 from v2f.training.progress import Goodput, GradientNorms

@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import model_validator
 
-from v2f.console import say
 from v2f.errors import V2FError
 from v2f.storage import local as files
 from v2f.storage import store
 from v2f.storage.records import Record, problem_of
 from v2f.system import Batch, by_stream
+from v2f.tracking.console import say
 
 
 class SlotLog:

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from v2f import processes
 from v2f.errors import V2FError
+from v2f.storage import processes
 
 DONE, BROKEN, HUNG, STOPPED, MISTAKE = 0, 1, 70, 75, 78
 """Exit codes: the run is complete; it failed, and another start may succeed; no step ended for too long; it was stopped
@@ -32,7 +32,7 @@ on request and saved, to be resumed with ``--resume auto``; a mistake that anoth
 
 STATUS = "V2F_STATUS"
 EXEC = "V2F_EXEC"
-"""The environment variable with the process of ``v2f exec``, as :func:`v2f.processes.identity` writes it."""
+"""The environment variable with the process of ``v2f exec``, as :func:`v2f.storage.processes.identity` writes it."""
 STARTED = "V2F_STARTED"
 """When this job was started, in seconds since 1970, for ``--max-time``; ranks that a launcher restarts keep it."""
 UPTIME = "V2F_STARTED_UPTIME"
@@ -277,8 +277,8 @@ def report(code: int | None, *, together: bool = False) -> int | None:
 
 
 def reports(folder: str) -> list[dict[str, Any]]:
-    """The reports of the newest start's ranks: ``process`` (its :func:`~v2f.processes.identity`), ``start``, and
-    ``code`` (None: it is running)."""
+    """The reports of the newest start's ranks: ``process`` (its :func:`~v2f.storage.processes.identity`), ``start``,
+    and ``code`` (None: it is running)."""
     found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
     newest = max((each["start"] for each in found), default=0)
     return [each for each in found if each["start"] == newest]

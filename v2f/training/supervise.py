@@ -20,8 +20,8 @@ from types import FrameType
 
 import psutil
 
-from v2f import processes
 from v2f.errors import V2FError
+from v2f.storage import processes
 from v2f.training.stopping import (
     BROKEN,
     DONE,
@@ -42,7 +42,7 @@ REJOINED = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """In torch 2.11, torchrun's agents share the rendezvous' store with their ranks and keep its first address, so that an
 agent that replaces a lost one cannot join, and one that becomes the first dies."""
 STARTER = "V2F_STARTER"
-"""The environment variable with the process of launch/again.sh, as :func:`v2f.processes.identity` writes it."""
+"""The environment variable with the process of launch/again.sh, as :func:`v2f.storage.processes.identity` writes it."""
 
 _LOOK_S = 1.0
 _PR_SET_PDEATHSIG = 1

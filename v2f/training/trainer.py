@@ -14,13 +14,13 @@ from typing import Any, SupportsInt
 
 from tqdm import tqdm
 
-from v2f.console import say
 from v2f.errors import V2FError
 from v2f.runs.config import RunConfig
 from v2f.runs.folder import RunFolder
 from v2f.storage import store
 from v2f.storage.lease import LostError
 from v2f.system import Batch, by_stream, first_stream
+from v2f.tracking.console import say
 from v2f.training import setup
 from v2f.training.job import Job
 from v2f.training.profiling import Profiler

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from v2f.console import say
 from v2f.data.loader import read_usable
 from v2f.data.manifest import open_dataset
 from v2f.data.streams import numbered, side_by_side
 from v2f.engine import Engine
 from v2f.runs.config import DataConfig, RunConfig
 from v2f.system import Batch, System, first_stream
+from v2f.tracking.console import say
 
 
 @dataclass(frozen=True)

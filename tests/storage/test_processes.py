@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
-from v2f import processes
-from v2f.processes import age, identity, is_gone, launcher, when_gone
+from v2f.storage import processes
+from v2f.storage.processes import age, identity, is_gone, launcher, when_gone
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_the_launcher_is_the_nearest_that_is_one(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     script = tmp_path / "accelerate-launch"
     script.write_text("import os, subprocess, sys; print(os.getpid(), flush=True); subprocess.run(sys.argv[1:])")
-    asks = [sys.executable, "-c", "from v2f.processes import launcher; print(launcher())"]
+    asks = [sys.executable, "-c", "from v2f.storage.processes import launcher; print(launcher())"]
     command = [sys.executable, str(script), "sh", "-c", '"$@"; exit $?', "sh", *asks]
     pid, found = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.split()
     assert found == pid
@@ -100,7 +100,7 @@ def test_the_launcher_is_the_nearest_that_is_one(tmp_path, monkeypatch):
 
 
 def test_a_launcher_of_somebodys_own_is_known_by_torch_and_not_by_who_adopts_its_rank(monkeypatch):
-    asks = "from v2f.processes import launcher; print(launcher())"
+    asks = "from v2f.storage.processes import launcher; print(launcher())"
     starts = (
         f"import os, subprocess, sys, torch; print(os.getpid(), flush=True); {{}}([sys.executable, '-c', {asks!r}])"
     )
