@@ -14,7 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from v2f import recipes
-from v2f.errors import V2FError
+from v2f.errors import V2FError, first_line
 from v2f.storage import local as files
 from v2f.storage.address import place
 from v2f.storage.credentials import has_credentials, without_credentials
@@ -74,7 +74,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise V2FError(f"{where}:{line} not valid YAML ({problem})") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # from PyYAML's constructors of numbers and dates, and from endless nesting
@@ -96,7 +96,7 @@ def parse_value(text: str, where: str) -> Any:
                 return text
             return loader.construct_document(yaml.ScalarNode(tag, text))  # type: ignore[no-untyped-call]
         except (yaml.YAMLError, ValueError) as error:
-            raise V2FError(f"{where}: not valid YAML ({str(error).splitlines()[0]})") from error
+            raise V2FError(f"{where}: not valid YAML ({first_line(error)})") from error
     value = parse_yaml(text, where)
     node = yaml.compose(text, Loader=_Loader)
     rest = "" if node is None else text[node.end_mark.index :].strip()

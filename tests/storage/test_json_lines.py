@@ -17,7 +17,9 @@ def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:
     path.write_bytes(b'{"step": 1}\n{"step": 2, "more": [3]}\n{"st')
     assert read_lines(str(path), Point) == read_lines(str(path), Point, strict=True)
     assert read_lines(str(path), Point) == [{"step": 1}, {"step": 2, "more": [3]}]
-    assert read_lines(str(tmp_path / "none.jsonl"), Point, strict=True) == []
+    assert read_lines(str(tmp_path / "none.jsonl"), Point) == []
+    with pytest.raises(V2FError, match=r"none.jsonl: cannot read it, there is no such file"):
+        read_lines(str(tmp_path / "none.jsonl"), Point, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:
         (b"{", "not valid JSON"),
         (b"\xff", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"[1]", "it holds list and no mapping"),
+        (b"[1]", "it holds list instead of a mapping"),
         (b'{"step": "1"}', "'step': input should be a valid integer"),
     ],
 )

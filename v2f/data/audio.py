@@ -18,7 +18,7 @@ import soundfile
 
 from v2f.data import whole
 from v2f.data.sample import MAX_SECONDS
-from v2f.errors import V2FError
+from v2f.errors import V2FError, first_line
 
 SILENCE = 1e-4  # -80 dB: a recording with no louder sample counts as silent
 
@@ -56,7 +56,7 @@ def decoding(reason: str, detail: str = "") -> Iterator[None]:
     except (UnusableError, V2FError):
         raise
     except Exception as error:
-        said = (str(error).strip().splitlines() or [""])[0]
+        said = first_line(error)
         named = said if isinstance(error, OSError | ValueError) and said else f"{type(error).__name__}: {said}"
         raise UnusableError(reason, detail or named.removesuffix(": ")) from error
 

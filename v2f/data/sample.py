@@ -37,7 +37,7 @@ import numpy.typing as npt
 import soundfile
 from PIL import Image, ImageOps
 
-from v2f.errors import V2FError
+from v2f.errors import V2FError, first_line
 
 SCHEMA_VERSION = 3  # the highest version that is read; a data set is written in the lowest version that can hold it
 AudioFormat = Literal["flac", "wav"]
@@ -432,4 +432,4 @@ def padded(length: int) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error, type(error).__name__)

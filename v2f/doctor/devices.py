@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from v2f.doctor.findings import GIB, MIB, Finding, Setup, Step, dotted, first_line, some
+from v2f.doctor.findings import GIB, MIB, Finding, Setup, Step, dotted, shown_reason, some
 from v2f.doctor.processes import last_line, start
 
 
@@ -25,7 +25,7 @@ def torch_and_gpus(setup: Setup) -> Iterator[Step]:
             yield Finding(
                 "torch",
                 "wrong",
-                f"{name} cannot be loaded: {type(error).__name__}: {first_line(error)}",
+                f"{name} cannot be loaded: {type(error).__name__}: {shown_reason(error)}",
                 "install matching versions of torch, torchvision and torchaudio from one index; see CONTRIBUTING.md",
             )
             return
@@ -101,7 +101,7 @@ def _gpu(torch: Any, number: int) -> Finding:
         right = float((torch.arange(1024, device=f"cuda:{number}") * 2).sum()) == 1023 * 1024
     except Exception as error:
         return Finding(
-            "gpu", "wrong", f"{found}: cannot compute: {first_line(error)}", "run nvidia-smi -q; reset or replace it"
+            "gpu", "wrong", f"{found}: cannot compute: {shown_reason(error)}", "run nvidia-smi -q; reset or replace it"
         )
     if not right:
         return Finding(
@@ -182,7 +182,7 @@ def _rank(backend: str, rank: int, count: int, port: int) -> Iterator[dict[str, 
         about |= {"seconds": time.perf_counter() - begun} if right else {"error": "the sum is wrong"}
         dist.destroy_process_group()
     except Exception as error:
-        about["error"] = f"{type(error).__name__}: {first_line(error)}"
+        about["error"] = f"{type(error).__name__}: {shown_reason(error)}"
     yield about
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from v2f.errors import V2FError
+from v2f.errors import V2FError, first_line
 from v2f.storage.credentials import without_credentials
 from v2f.storage.local import scratch
 
@@ -50,8 +50,8 @@ def finding_of(check: str, error: V2FError, where: str = "") -> Finding:
     return Finding(check, "wrong", f"{where}{found}", do)
 
 
-def first_line(error: BaseException) -> str:
-    return without_credentials((str(error).splitlines() or [""])[0])[:200]
+def shown_reason(error: BaseException) -> str:
+    return without_credentials(first_line(error))[:200]
 
 
 def dotted(version: Sequence[int]) -> str:

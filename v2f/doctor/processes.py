@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from v2f.doctor.findings import Finding, Setup, finding_of, first_line
+from v2f.doctor.findings import Finding, Setup, finding_of, shown_reason
 from v2f.errors import V2FError
 from v2f.storage.credentials import without_credentials
 
@@ -64,7 +64,7 @@ def steps(name: str, check: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     except V2FError as error:
         yield finding_of(name, error)
     except Exception as error:  # a broken library, or a bug in the check
-        yield Finding(name, "wrong", f"this check crashed: {type(error).__name__}: {first_line(error)}")
+        yield Finding(name, "wrong", f"this check crashed: {type(error).__name__}: {shown_reason(error)}")
 
 
 def examine(name: str, check: Check, setup: Setup, limit_s: float) -> list[Any]:

@@ -26,7 +26,7 @@ from v2f.evaluation.protocol import Metric
 from v2f.metrics import Interval
 from v2f.runs.run import Run
 from v2f.storage import store
-from v2f.storage.records import Record, problem_of
+from v2f.storage.records import Record, read_lines
 
 LETTERS = "ABCDEFGH"
 """The names of the runs. Nobody could tell more curves apart on one chart."""
@@ -74,11 +74,7 @@ class Subject:
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
         """The records of ``starts.jsonl``; empty for an export."""
-        path = store.join(self.run.path, "starts.jsonl")
-        if not store.exists(path):
-            return []
-        lines = store.read_bytes(path).decode("utf-8", "replace").splitlines()
-        return [start for start in map(_parsed, lines) if start]
+        return read_lines(store.join(self.run.path, "starts.jsonl"), _Start)
 
     def measured(self, split: str) -> tuple[str, dict[str, Any]] | None:
         """The name of the run's own line in a split, and the split's numbers; None if the split was not measured."""
@@ -149,14 +145,6 @@ def number_of(line: Mapping[str, Any], metric: Metric) -> Interval | None:
 
 class _Start(Record):
     changed: list[str] = []
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):  # the process was killed while it wrote the line
-        return None
-    return value if problem_of(_Start, value) is None else None
 
 
 def gather(names: Sequence[str]) -> list[Subject]:

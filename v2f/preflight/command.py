@@ -14,7 +14,7 @@ from importlib.metadata import version
 import torch
 import torch.distributed as dist
 
-from v2f.errors import V2FError, guarded, spoken
+from v2f.errors import V2FError, first_line, guarded, spoken
 from v2f.preflight import workloads
 from v2f.preflight.findings import judge, show
 from v2f.preflight.meeting import Meeting
@@ -135,7 +135,7 @@ def _noting(own: RankReport, stage: str) -> Iterator[None]:
     except V2FError as error:
         own.faults[stage] = str(error)
     except Exception as error:  # a broken driver, a full memory
-        own.faults[stage] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        own.faults[stage] = f"{type(error).__name__}: {first_line(error)}"
 
 
 def introduce(rank: int) -> tuple[RankReport, torch.device]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from v2f.errors import V2FError
+from v2f.errors import V2FError, first_line
 from v2f.system import Exported
 
 Format = Literal["torch-export", "onnx"]
@@ -34,9 +34,7 @@ def _traced(exported: Exported) -> torch.export.ExportedProgram:
         with torch.no_grad():
             graph = torch.export.export(exported.graph.eval(), tuple(exported.inputs.values()), dynamic_shapes=free)
     except Exception as error:  # torch raises no common type
-        raise V2FError(
-            f"the graph that this system exports cannot be traced: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise V2FError(f"the graph that this system exports cannot be traced: {first_line(error)}") from error
     for module in graph.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:

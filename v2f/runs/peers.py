@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from v2f.errors import V2FError, unexpected
+from v2f.errors import V2FError, first_line, unexpected
 from v2f.storage import store
 from v2f.storage.local import PassingError
 
@@ -109,4 +109,4 @@ def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], pa
 
 
 def line_of(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] if isinstance(error, V2FError) else unexpected(error)
+    return first_line(error) if isinstance(error, V2FError) else unexpected(error)

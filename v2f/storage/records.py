@@ -53,12 +53,12 @@ def parse_line(line: bytes | str, record: type[Record]) -> dict[str, Any] | None
 
 
 def read_lines(path: str, record: type[Record], *, strict: bool = False) -> list[dict[str, Any]]:
-    """The records in a file of JSON lines; empty where there is no file.
+    """The records in a file of JSON lines, without a last line that a kill has cut.
 
-    A kill can cut the last line, which is left out. Any other line that is no such record is left out, too, or, if
-    ``strict``, is a V2FError that names it.
+    Any other line that is no such record is left out, too, and a missing file counts as empty; if ``strict``, each of
+    the two is a V2FError.
     """
-    if not store.exists(path):
+    if not strict and not store.exists(path):
         return []
     found = []
     for number, line in enumerate(store.read_bytes(path).splitlines(keepends=True), start=1):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from v2f.errors import V2FError
+from v2f.errors import V2FError, first_line
 from v2f.storage import local as files
 from v2f.storage.credentials import without_credentials
 from v2f.tracking.state import read_state
@@ -161,23 +161,23 @@ def reason(error: BaseException) -> str:
     """Why a request to MLflow failed, in a few words and without secrets."""
     import requests
 
-    first_line = (str(error).splitlines() or [""])[0]
-    if "CERTIFICATE_VERIFY_FAILED" in first_line:
+    line = first_line(error)
+    if "CERTIFICATE_VERIFY_FAILED" in line:
         return f"its certificate is not trusted; set {_CA} to the file of its CA"
-    if "[X509" in first_line or "TLS CA certificate bundle" in first_line:
+    if "[X509" in line or "TLS CA certificate bundle" in line:
         return f"the file named by {_CA} is missing or holds no certificate"
-    code = re.search(r"(?:error code |too many )(\d{3})", first_line)
+    code = re.search(r"(?:error code |too many )(\d{3})", line)
     if code is not None:
         denied = "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         return f"it responds with HTTP {code[1]}{denied if code[1] in ('401', '403') else ''}"
-    if re.search(r"time[d ]?out", first_line, re.IGNORECASE):
+    if re.search(r"time[d ]?out", line, re.IGNORECASE):
         return "it does not respond in time"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, requests.exceptions.ConnectionError):
             return "the connection failed"
         cause = cause.__cause__ or cause.__context__
-    return f"{type(error).__name__}: {without_credentials(first_line)[:200]}"
+    return f"{type(error).__name__}: {without_credentials(line)[:200]}"
 
 
 def batches(items: list[Any], length: int) -> Iterator[list[Any]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from v2f.storage import local as files
-from v2f.storage.records import Record, problem_of
+from v2f.storage import records
+from v2f.storage.records import Record
 
 SPOOL, ROLLED_BACK = "metrics.jsonl", "rolled-back.jsonl"
 QUEUED_LINES = 10_000  # kept in memory while the disk is full
@@ -36,12 +37,7 @@ class _Picture(_Line):
 
 def parse_line(raw: bytes) -> dict[str, Any] | None:
     """A line of the spool; None if it is damaged, for example after a crash of the machine."""
-    with contextlib.suppress(ValueError, RecursionError):
-        line = json.loads(raw)
-        if problem_of(_Picture if isinstance(line, dict) and "picture" in line else _Points, line) is None:
-            found: dict[str, Any] = line
-            return found
-    return None
+    return records.parse_line(raw, _Points) or records.parse_line(raw, _Picture)
 
 
 class Spool:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from v2f.errors import V2FError
+from v2f.errors import V2FError, first_line
 from v2f.storage import local as files
 from v2f.tracking.console import say
 
@@ -138,4 +138,4 @@ class Profiler:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+    return first_line(error)[:200]

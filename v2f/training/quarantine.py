@@ -1,16 +1,15 @@
 """The quarantine over all ranks, and its list in the run's folder: ``quarantine.jsonl``, a line per unusable sample."""
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from v2f.data.quarantine import QuarantinedSample
 from v2f.errors import V2FError
 from v2f.storage import local as files
 from v2f.storage import store
+from v2f.storage.records import Record, read_lines
 from v2f.tracking.console import say
 from v2f.training.job import Job
 from v2f.training.stopping import GivenUpError
@@ -53,6 +52,11 @@ def _append(folder: Path, entries: list[QuarantinedSample], stream: str) -> None
         say(f"{error}; training continues")
 
 
+class _Entry(Record):
+    number: int
+    stream: str = ""
+
+
 def roll_back_list(folder: Path, quarantine: Mapping[str, list[int]]) -> None:
     """Keep in the list only the samples that the checkpoint holds, by stream.
 
@@ -62,10 +66,8 @@ def roll_back_list(folder: Path, quarantine: Mapping[str, list[int]]) -> None:
     if not path.exists():
         return
     known, kept = {(stream, number) for stream, numbers in quarantine.items() for number in numbers}, {}
-    for line in store.read_bytes(str(path)).decode("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):  # a kill may have cut a line
-            entry: dict[str, Any] = dict(json.loads(line))
-            which = entry.get("stream", ""), entry["number"]
-            if which in known:
-                kept[which] = line + "\n"
+    for entry in read_lines(str(path), _Entry):
+        which = entry.get("stream", ""), entry["number"]
+        if which in known:
+            kept[which] = json.dumps(entry) + "\n"
     store.write_bytes(str(path), "".join(kept.values()).encode())

@@ -2,14 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import model_validator
 
 from v2f.errors import V2FError
 from v2f.storage import local as files
-from v2f.storage import store
-from v2f.storage.records import Record, problem_of
+from v2f.storage.records import Record, read_lines
 from v2f.system import Batch, by_stream
 from v2f.tracking.console import say
 
@@ -74,12 +72,12 @@ def read_slots(folder: str, stream: str = "") -> list[tuple[int, int, str]]:
 
     Steps that a later start repeated count as that start trained them. Steps that a log has lost are left out.
     """
-    starts = _records(Path(folder, "starts.jsonl"), _Start)
+    starts = read_lines(str(Path(folder, "starts.jsonl")), _Start, strict=True)
     found = []
     for i, start in enumerate(starts):
         end = min((later["step"] for later in starts[i + 1 :]), default=float("inf"))
         for path in sorted(Path(folder, "slots").glob(f"{start['attempt']}-rank-*.jsonl")):
-            for line in _records(path, _Slots):
+            for line in read_lines(str(path), _Slots, strict=True):
                 if line["step"] < end and line.get("stream", "") == stream:
                     found += [(line["step"], *pair) for pair in zip(line["slot"], line["key"], strict=True)]
     return sorted(found)
@@ -100,19 +98,3 @@ class _Slots(Record):
         if len(self.slot) != len(self.key):
             raise ValueError("there are not as many keys as slots")
         return self
-
-
-def _records(path: Path, record: type[Record]) -> list[dict[str, Any]]:
-    """The complete lines of a file; the last one may have been cut by a kill."""
-    found = []
-    for number, line in enumerate(store.read_bytes(str(path)).splitlines(keepends=True), start=1):
-        if line.endswith(b"\n"):
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                raise V2FError(f"{path}: line {number} is damaged, not valid JSON; remove the line") from None
-            problem = problem_of(record, value)
-            if problem is not None:
-                raise V2FError(f"{path}: line {number} is damaged, {problem}; remove the line")
-            found.append(value)
-    return found

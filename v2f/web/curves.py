@@ -3,7 +3,6 @@
 metrics.jsonl -> Curves -> a chart for each name -> SVG paths over samples seen
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from v2f.storage import store
+from v2f.storage.records import Record, read_lines
 from v2f.web.page import number
 
 WIDTH, HEIGHT = 320, 110
@@ -45,19 +44,18 @@ class Chart:
     log: bool
 
 
+class _Point(Record):
+    samples: int
+    metrics: dict[str, float | None] = {}
+
+
 def read_curves(path: str) -> dict[str, list[tuple[int, float]]]:
     """The points of ``metrics.jsonl``; empty if there is no such file. A truncated line is left out."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    if not store.exists(path):
-        return curves
-    for line in store.read_bytes(path).decode("utf-8", "replace").splitlines():
-        try:
-            point = json.loads(line)
-            for name, value in point.get("metrics", {}).items():
-                if value is not None:
-                    curves.setdefault(name, []).append((int(point["samples"]), float(value)))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            continue  # the last line of a run that was killed
+    for point in read_lines(path, _Point):
+        for name, value in point.get("metrics", {}).items():
+            if value is not None:
+                curves.setdefault(name, []).append((point["samples"], float(value)))
     return curves
 
 
