@@ -66,7 +66,7 @@ def test_a_state_is_gone_on_with_by_any_ranks_and_workers(tiny_shards: str) -> N
         assert later[step]["key"] == one["key"] == [key for keys in two["key"] for key in keys]
     assert sorted(key for batch in whole for key in batch["key"]) == sorted(v2f.open_dataset(tiny_shards).keys("train"))
     with pytest.raises(
-        V2FError, match="state 12 is no multiple of the batch size 8; use the batch size that it was saved with"
+        V2FError, match="state 12 is not a multiple of the batch size 8; use the batch size that it was saved with"
     ):
         slots(1, state=12)
 

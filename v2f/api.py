@@ -193,7 +193,7 @@ class Loader:
     ) -> None:
         if state % batch:
             raise V2FError(
-                f"state {state} is no multiple of the batch size {batch}; use the batch size that it was saved with"
+                f"state {state} is not a multiple of the batch size {batch}; use the batch size that it was saved with"
             )
         dataset = manifest.open_dataset(path)
         found = dataset.split(split)

@@ -181,7 +181,7 @@ def test_evaluation_reads_the_manifests_order_without_chance(dataset: Dataset) -
     [
         (48, 5, 8, "cannot be dealt to 5 processes; valid numbers of processes: 1, 2, 3, 6$"),
         (12, 8, 1, "valid numbers of processes: 1, 2, 3, 4, 6, 12$"),
-        (10, 1, 4, "no multiple of bn_group 4"),
+        (10, 1, 4, "not a multiple of bn_group 4"),
         (0, 1, 1, "at least 1"),
     ],
 )
@@ -210,7 +210,7 @@ def test_what_does_not_fit_together_is_refused(dataset: Dataset, train: Split) -
     plan = order(train)
     with pytest.raises(V2FError, match="order is over 53 samples, the split valid has 5"):
         Loader(dataset.split("valid"), plan, TRANSFORMS, batch=BATCH, seed=0)
-    with pytest.raises(V2FError, match="rank 2 is none of the 2"):
+    with pytest.raises(V2FError, match="rank 2 is not one of the 2 ranks"):
         Loader(train, plan, TRANSFORMS, batch=BATCH, seed=0, rank=2, world_size=2)
     with pytest.raises(V2FError, match="cannot be called 'slot'"):
         Loader(train, plan, {"slot": Photo(8)}, batch=BATCH, seed=0)

@@ -192,7 +192,7 @@ def test_an_mlflow_that_refuses_or_is_silent_says_why(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     for status, told in (
-        (401, "it answers with HTTP 401; set MLFLOW_TRACKING_USERNAME"),
+        (401, "it responds with HTTP 401; set MLFLOW_TRACKING_USERNAME"),
         (403, "HTTP 403"),
         (500, "500"),
     ):

@@ -146,7 +146,9 @@ def test_it_is_the_one_that_is_named_or_of_the_other_kind(identity: Any, named: 
 
 
 def test_the_net_of_the_losses_is_no_referee(random_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"frozen\.referee is ir_se50, which the losses look at .* name facenet"):
+    with pytest.raises(
+        ValueError, match=r"frozen\.referee is ir_se50, .* the net that the losses use: set frozen\.referee to facenet"
+    ):
         JudgeConfig.model_validate(
             {"identity": {"net": "ir_se50", "channels": "rgb"}, "referee": {"net": "ir_se50", "channels": "bgr"}}
         )

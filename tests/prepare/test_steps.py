@@ -331,7 +331,7 @@ def test_psp_sees_all_photos_of_a_batch_and_each_sample_gets_its_own_back(monkey
         if not photos[item.key]:
             raise UnusableError("nothing")
         pictures = [np.full((256, 256, 3), value, np.uint8) for value in photos[item.key]]
-        return steps.Raw(item, voice(0), pictures, {"key": item.key})
+        return steps.RawSample(item, voice(0), pictures, {"key": item.key})
 
     items = [steps.Item(key, "train", key, key) for key in photos]
     a, b, c, d = steps.make(config, "voxceleb", items, False, read)

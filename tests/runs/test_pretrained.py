@@ -272,7 +272,7 @@ def cut(folder: Path) -> dict[str, Any]:
         ({"module": "generator", "sha256": "0" * 64}, r"the SHA-256 of its generator is [0-9a-f]{64}, not the one"),
         (damaged, r"part-.*: damaged \(its SHA-256 does not match\)"),
         (diverged, r"a\.pt: these are not the weights of the module 'generator\.norms\.0': "),
-        (cut, r"a\.pt: it is cut, or no file that torch\.save wrote"),
+        (cut, r"a\.pt: truncated, or not written by torch\.save; copy it again"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_fills_nothing(
@@ -433,11 +433,15 @@ def test_a_run_goes_on_with_that_module_wherever_it_lies_and_with_no_other(
             r"^system\.frozen\.generator: .*it has no module 'mapping'; it has decod",
         ),
         ("generator", {"module": "decoder", "which": 9}, r"there is no checkpoint of step 9"),
-        ("generator", {"module": "decoder", "sha256": "1" * 64}, r"the configuration says 1{16}\.\.\.; name the step"),
+        (
+            "generator",
+            {"module": "decoder", "sha256": "1" * 64},
+            r"the configuration says 1{16}\.\.\.; set `which` to the step",
+        ),
         (
             "perceptual",
             {"module": "decoder"},
-            r"^system\.frozen\.perceptual: decoder of .* is a Generator, .* 'distance'",
+            r"^system\.frozen\.perceptual: decoder of .* is a Generator without 'distance'; choose a module",
         ),
     ],
 )
@@ -470,7 +474,10 @@ def test_the_table_of_weights_lists_it(
     assert "a module of a run; loaded strictly" in text
     assert str(build_system(config).weights["generator"])[:16] in text
     assert mirror(str(tmp_path / "mirror"), {"own": config.system.frozen}, str(tmp_path)) == 0  # type: ignore[attr-defined]
-    assert f"not mirrored: {painter} is a run; take `v2f checkpoint export {painter}` along" in capsys.readouterr().out
+    assert (
+        f"not mirrored: {painter} is a run; copy the output of `v2f checkpoint export {painter}` as well"
+        in capsys.readouterr().out
+    )
     shutil.rmtree(painter)
     assert main(["weights", "table", str(recipe)]) == 1
     assert "REFUSED" in capsys.readouterr().out

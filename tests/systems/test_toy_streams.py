@@ -105,7 +105,7 @@ def test_a_run_of_two_streams_goes_on_bit_for_bit_with_other_workers(
     assert changes(run.config, config(values(checkpoint_every=3), "data.streams.face.path=elsewhere")) == []
     with pytest.raises(V2FError, match=r"data\.streams\.face\.batch: 4 -> 8"):
         fit(config(values(), "data.streams.face.batch=8"), resume="auto")
-    with pytest.raises(V2FError, match="its fingerprint is"):
+    with pytest.raises(V2FError, match="the data's fingerprint is"):
         fit(config(values(), f"data.streams.face.path={tiny_shards}"), resume="auto")
 
 

@@ -20,6 +20,7 @@ from toys import TOYS
 from toys.data import make_data
 from toys.toy import LABELS, RATE
 
+import v2f
 from v2f.cli import main
 from v2f.config import build, dump_yaml
 from v2f.errors import V2FError
@@ -251,13 +252,13 @@ def test_a_page_has_the_widgets_that_fit(
 @pytest.mark.parametrize("name", ["tokens_tokens", "voice_embedding"])
 def test_what_no_page_can_ask_for_or_show_is_one_line(config: Callable[..., RunConfig], name: str) -> None:
     run = Run.open(fit(config(name, steps=1, validate_every=1)))
-    with pytest.raises(V2FError, match=r"no page (has|shows) that"):
+    with pytest.raises(V2FError, match=r"which no page (offers|can show)"):
         Maker(run)
 
 
 def test_nothing_asks_a_system_what_it_has() -> None:
     """What it can do is declared; see the head of ``v2f/system.py``."""
-    root = Path(checkpoint.__file__).parent
+    root = Path(v2f.__file__).parent
     asked = [f"{word}({what}" for word in ("hasattr", "getattr") for what in ("system", "self.system", "transform")]
     found = [
         f"{path.relative_to(root)}: {line.strip()}"

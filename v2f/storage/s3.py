@@ -227,14 +227,26 @@ def _bucket_and_key(path: str) -> tuple[str, str]:
 
 _making = threading.Lock()
 _made: tuple[tuple[Any, ...], Any] | None = None
-_of_parents: list[Any] = []  # clients of the process that this one was forked from: to close them here would fail
+_of_parents: list[Any] = []  # kept, because closing a parent's client here would fail
+
+
+def _after_fork() -> None:
+    """Give a forked process a client and a lock of its own."""
+    global _making, _made
+    _making = threading.Lock()
+    if _made is not None:
+        _of_parents.append(_made)
+        _made = None
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _filesystem() -> Any:
     """The s3fs of this process, which is thread-safe; a new one after a fork, or if the settings have changed."""
     global _made
     environment = sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
-    settings = (os.getpid(), CONNECT_S, READ_S, *environment)
+    settings = (CONNECT_S, READ_S, *environment)
     with _making:
         if _made is None or _made[0] != settings:
             import s3fs  # here, because most runs read local files, and decode workers must start fast
@@ -251,8 +263,6 @@ def _filesystem() -> Any:
             )
             filesystem.retries = 1
             filesystem.connect()  # under the lock: threads that connect at once would each open a client, and leak it
-            if _made is not None and _made[0][0] != os.getpid():
-                _of_parents.append(_made[1])
             _made = settings, filesystem
         return _made[1]
 
