@@ -203,7 +203,7 @@ def test_an_mlflow_that_refuses_or_is_silent_says_why(monkeypatch: pytest.Monkey
         assert line.found.startswith(f"{uri}: MLflow cannot be reached")
     with answering(200, silent=True) as uri:
         (line,) = lines(services.mlflow(Setup(tracking=uri)))
-        assert "it does not answer in time" in line.found
+        assert "it does not respond in time" in line.found
     (line,) = lines(services.mlflow(Setup(tracking=f"http://ada:{SECRET}@127.0.0.1:1")))
     assert line.verdict == "wrong"
     assert "an address carries no credentials" in line.found

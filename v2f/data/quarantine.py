@@ -1,10 +1,11 @@
 """Samples that cannot be used: which ones, and why. None is lost silently (promise 2, docs/architecture.md).
 
-    fetch: bytes or Bad --decode--> arrays, bad rows --the rank--> substitutes, weight 0, Quarantine --> run, checkpoint
+    fetch: bytes or Bad --decode--> arrays, bad rows --rank--> substitutes, weight 0, Quarantine --> run, checkpoint
 
 Fetching returns :class:`Bad` in place of bytes that it cannot get. Decoding adds the samples that it cannot decode, and
 returns the bad rows with their reasons beside a batch's arrays. The rank fills those rows from the *substitute*: the
-split's first sample that verifies, decoded with the row's own slot. An error that is not the fault of one sample (a
+split's first valid sample, decoded with the row's own
+randomness. An error that is not the fault of one sample (a
 transform that raises anything but a :class:`V2FError`, or returns another shape) stays an error.
 """
 
@@ -45,8 +46,8 @@ class QuarantinedSample:
 class Quarantine:
     """The samples of ``split`` that turned out to be unusable so far; it only grows.
 
-    A sample is added when the batch with its slot is handed out, not when it is read ahead, so that the content is a
-    function of the slots consumed, as a checkpoint needs. ``numbers`` come from an earlier checkpoint.
+    A sample is added when the batch with its slot is handed out, not when it is read ahead, so that its content is a
+    function of the slots consumed; checkpoints rely on that. ``numbers`` come from an earlier checkpoint.
     """
 
     def __init__(self, split: Samples, numbers: Iterable[int] = ()):
@@ -68,7 +69,7 @@ class Quarantine:
         return sorted(self._numbers)
 
     def add(self, number: int, slot: int, reason: str) -> None:
-        """Add a sample, unless it is in quarantine already."""
+        """Add a sample, unless it is already in quarantine."""
         if number not in self._numbers:
             self._numbers.add(number)
             split = self._split
@@ -83,5 +84,5 @@ class Quarantine:
         return news
 
     def adopt(self, entries: Iterable[QuarantinedSample]) -> None:
-        """Add what other ranks found."""
+        """Add what other ranks found, without listing it in :meth:`news`."""
         self._numbers.update(entry.number for entry in entries)

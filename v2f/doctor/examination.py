@@ -1,6 +1,6 @@
-"""The examination: all checks, the table or JSON of what they find, and how many findings are wrong.
+"""The examination: all checks, the table or JSON of what they find, and how many problems they find.
 
-    recipe --> the places it names --> checks, each in a process of its own --> findings --> table or JSON, exit code
+    recipe --> the places it names --> checks, each in its own process --> findings --> table or JSON, exit code
 
 A check that hangs (a store, a driver, a mount) or crashes (a library built for another machine) costs its time limit
 and yields one finding; the other checks still run. Checks do what a run does: a round trip to the store and to MLflow,
@@ -24,7 +24,7 @@ from v2f.doctor.findings import Finding, Setup, Verdict
 from v2f.doctor.processes import Check, examine
 
 LIMIT_S = 20.0
-_LOADING = 3  # times the limit, for a check that imports torch or MLflow: slow from a cold disk
+_LOADING = 3  # multiplies the limit of a check that imports torch or MLflow, which is slow from a cold disk
 _AT_ONCE = 4
 
 CHECKS: dict[str, tuple[Check, bool]] = {
@@ -43,7 +43,7 @@ CHECKS: dict[str, tuple[Check, bool]] = {
 
 
 def doctor(setup: Setup, *, limit_s: float = LIMIT_S, as_json: bool = False, console: Console | None = None) -> int:
-    """Run all checks, print their findings, and return how many are wrong."""
+    """Run all checks, print their findings, and return how many have the verdict ``wrong``."""
     console = console or Console()
     findings: list[Finding] = []
     with console.status("looking") if console.is_terminal and not as_json else contextlib.nullcontext():
@@ -56,7 +56,7 @@ def doctor(setup: Setup, *, limit_s: float = LIMIT_S, as_json: bool = False, con
                 else:
                     setup = replace(setup, **found)
             if any(finding.verdict == "wrong" for finding in findings):
-                setup = replace(setup, recipe=None)  # reports its mistake only once
+                setup = replace(setup, recipe=None)  # so that its mistake is reported only once
 
         def one(name: str) -> list[Finding]:
             check, loading = CHECKS[name]

@@ -1,4 +1,4 @@
-"""What the ranks of a job tell each other."""
+"""Collective operations among the ranks of a job."""
 
 import itertools
 from collections.abc import Sequence
@@ -32,7 +32,8 @@ class Ranks:
     def broadcast(self, tensors: Sequence[Tensor], source: int) -> None:
         """Overwrite ``tensors``, contiguous and on the CPU, with those of the rank ``source``.
 
-        ``source`` has as many, of the same shapes and types. Takes 64 MiB of memory, on the CPU and on the device.
+        ``source`` must pass as many tensors, of the same shapes and types. Uses up to 64 MiB of memory on the CPU and
+        on the device.
         """
         if self.world_size == 1:
             return
@@ -47,7 +48,7 @@ class Ranks:
                     piece.copy_(sent)
 
     def maximum(self, values: Tensor) -> Tensor:
-        """The largest of each value over the ranks."""
+        """The element-wise maximum over the ranks; may overwrite ``values``."""
         if self.world_size > 1:
             values = values.to(self._wire)
             dist.all_reduce(values, dist.ReduceOp.MAX)
@@ -59,11 +60,11 @@ class Ranks:
 
     @property
     def _wire(self) -> torch.device:
-        """Where a tensor must be to be sent."""
+        """The device that a tensor must be on to be sent."""
         return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
 def _fitting(pieces: Sequence[Tensor]) -> int:
-    """How many of the first pieces fit into a bucket; each fits alone."""
+    """How many pieces, from the first on, fit into one bucket together. Each piece fits by itself."""
     filled = itertools.accumulate(len(piece) for piece in pieces)
     return sum(1 for _ in itertools.takewhile(lambda size: size <= _BUCKET, filled))

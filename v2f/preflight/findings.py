@@ -12,7 +12,7 @@ from v2f.preflight.reports import Link, RankReport, named
 
 
 def judge(ranks: Sequence[RankReport], links: Sequence[Link], tolerance: float, least_gb_s: float | None) -> list[str]:
-    """A line for everything that should be looked into before a long run."""
+    """One line for each problem to look into before a long run."""
     found: dict[str, list[str]] = {}
     for each in ranks:
         for stage, fault in each.faults.items():
@@ -31,7 +31,7 @@ def judge(ranks: Sequence[RankReport], links: Sequence[Link], tolerance: float, 
     hosts = {name for link in links for name in link.hosts}
     within = {link.hosts[0]: link.rate for link in links if link.scope == "within a host"}
     _slow_ones(within, "all-reduce within the host, GB/s", tolerance, found)
-    # A slow host slows down both of its pairs, but its neighbors have another pair without it.
+    # A slow host slows down both of its pairs; each neighbor also has a pair without it, so take a host's best pair.
     pairs = [link for link in links if link.scope == "between two hosts"]
     between = {host: max(link.rate for link in pairs if host in link.hosts) for host in sorted(hosts) if pairs}
     _slow_ones(between, "all-reduce with its neighbours, GB/s", tolerance, found)
@@ -42,7 +42,7 @@ def judge(ranks: Sequence[RankReport], links: Sequence[Link], tolerance: float, 
 
 
 def _odd_ones(values: dict[str, str], what: str, found: dict[str, list[str]]) -> None:
-    """Name the minority; all of them if there is no majority."""
+    """Name those that differ from the most common value; all of them if there is a tie."""
     counts = Counter(values.values()).most_common()
     if len(counts) > 1:
         usual = counts[0][0] if counts[0][1] > counts[1][1] else None
@@ -51,7 +51,7 @@ def _odd_ones(values: dict[str, str], what: str, found: dict[str, list[str]]) ->
 
 def _slow_ones(rates: dict[str, float], what: str, tolerance: float, found: dict[str, list[str]]) -> None:
     if len(rates) > 1:
-        middle = statistics.median_high(rates.values())  # of two ranks, compares with the faster one
+        middle = statistics.median_high(rates.values())  # with two ranks, this is the faster one
         for where, rate in rates.items():
             if rate * (1 + tolerance) < middle:
                 line = f"slow: {what}: {rate:.3g}, the median is {middle:.3g} ({middle / rate - 1:.0%} more)"

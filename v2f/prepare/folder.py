@@ -1,7 +1,7 @@
 """The converter of a folder of pictures, sounds, or pairs of both, with a class for each.
 
     ROOT/CLASS/.../FILE                  the class is the first folder; files directly in ROOT have none
-    ROOT/SPLIT/CLASS/.../FILE            with `splits: folders`; SPLIT is train, valid (or val) or test
+    ROOT/SPLIT/CLASS/.../FILE            with `splits: folders`; SPLIT is train, valid, test (or val, dev, testing...)
     CSV file[,label][,split][,identity]  replaces both; files are at ROOT/file. Other columns go into the JSON
 
 A sample is a picture, a sound, a window of a sound, or (`holds: both`) a picture and a sound in one folder whose names
@@ -47,7 +47,7 @@ SOUND = re.compile(
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 _COLUMNS = ("file", "label", "split", "identity")
-# keys of the JSON that columns may not replace
+# JSON keys that columns must not overwrite
 _OURS = ("sample_rate", "seconds", "source", "holds", "start", *_COLUMNS)
 
 
@@ -104,7 +104,7 @@ class _File:
 
     @property
     def own(self) -> str:
-        """The file's key, also its identity if it has no other."""
+        """The key of this file, which is also its identity if it has no other."""
         slug = re.sub(r"[^A-Za-z0-9_]+", "-", posixpath.splitext(self.name)[0]).strip("-")[-40:].strip("-")
         return f"{slug or 'file'}-{sha256(self.name.encode()).hexdigest()[:12]}"
 
@@ -286,7 +286,7 @@ class Folder:
         return kept, left_out + _left_out_by_reason(unasked, self.config.root)
 
     def _dealt(self, found: Sequence[_File]) -> list[_File]:
-        """The files with identities, and with splits if they have none yet."""
+        """The files, each with an identity and a split; those that have none yet are assigned one."""
         found = [replace(file, identity=file.identity or file.own) for file in found]
         of_person: dict[str, list[str]] = defaultdict(list)
         for file in found:
@@ -295,8 +295,7 @@ class Folder:
         return [replace(file, split=file.split or split_of[file.identity, file.name]) for file in found]
 
     def _windows(self, found: Sequence[_File]) -> list[_File]:
-        """The windows of each file. The rest at the end of a sound is dropped; a sound shorter than a window is one
-        window."""
+        """The windows of each file. The remainder of a sound is dropped; a shorter sound is one window."""
         seconds = self.config.seconds
         if seconds is None:
             return list(found)
@@ -338,7 +337,7 @@ def _length(path: str) -> float:
         return 0.0
 
 
-@functools.lru_cache(1)  # windows of one file often follow each other
+@functools.lru_cache(1)  # windows of one file are often consecutive
 def _decoded(path: str, sample_rate: int, min_seconds: float) -> NDArray[np.float32]:
     wav_T = decode_voice(steps.read_file(path, "audio"), sample_rate=sample_rate, min_seconds=min_seconds)
     wav_T.flags.writeable = False

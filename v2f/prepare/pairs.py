@@ -1,6 +1,6 @@
 """The converter of pairs: a CSV with the header ``audio,image,identity[,split][,x,y][,landmarks]``, one row per sample.
 
-Paths are relative to the CSV. Blanks around a field, commas after the last one, and the Unicode spelling of names
+Paths are relative to the CSV. Blanks around a field, trailing commas, and the Unicode spelling of names
 (``names.py``) are ignored. Audio may have any format that libsndfile or FFmpeg (PyAV) reads, photos any that Pillow
 reads; ``steps.py`` describes the processing. A row that cannot be used is left out with its reason; a CSV with a wrong
 header or invalid splits is refused.
@@ -115,7 +115,7 @@ class Pairs:
             return square(np.asarray(photo), steps.side(config))
         if config.align == "landmarks":
             content = steps.read_file(self._path(row.landmarks), "landmarks file")
-            # the center of a pixel has integer coordinates, its corner is half a pixel away
+            # pixel centers have integer coordinates, pixel corners are half a pixel away
             landmarks = (align.read_landmarks(content, row.landmarks) + 0.5) * shrunk - 0.5
             landmarks = align.check_landmarks(landmarks, photo)
         else:

@@ -1,4 +1,4 @@
-"""The training as a command, of ``v2f/train.py`` and ``v2f train`` (parse, build, fit); and ``v2f exec``."""
+"""The commands that train (``v2f/train.py`` and ``v2f train``: parse, build, fit), and ``v2f exec``."""
 
 import argparse
 import signal
@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_exec(parser: argparse.ArgumentParser) -> None:
-    """The options of the verb ``v2f exec``."""
+    """Add the options of the subcommand ``v2f exec``."""
     text = "torchrun or accelerate launch, with its arguments"
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="LAUNCHER ...", help=text)
     parser.set_defaults(run=_exec)
@@ -60,7 +60,7 @@ def parsed(parser: argparse.ArgumentParser, command: Sequence[str] | None = None
         if left.code:
             from v2f.training import stopping
 
-            stopping.report(stopping.MISTAKE)  # a launcher turns it into a code that would be retried
+            stopping.report(stopping.MISTAKE)  # a launcher would turn the exit code into one that is retried
         raise
     return args
 
@@ -68,7 +68,7 @@ def parsed(parser: argparse.ArgumentParser, command: Sequence[str] | None = None
 def run(args: argparse.Namespace) -> int | None:
     """Train as the arguments say; returns the exit code (:mod:`v2f.training.stopping`).
 
-    Imports are in here because ``--help`` must not wait for them.
+    Imports are inside this function so that ``--help`` does not wait for them.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # nothing to profile yet; the loop installs a handler
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int | None:
                 if isinstance(error, LostError) and error.gone:
                     raise
                 say(f"v2f: {error}")
-                return stopping.STOPPED  # another start continues the run
+                return stopping.STOPPED  # another launch owns the run and continues it
             except stopping.GivenUpError:
                 together = True
                 raise

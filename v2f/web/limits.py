@@ -1,4 +1,4 @@
-"""What protects the served page from the network: few routes, small bodies, a rate limit per client, strict headers.
+"""Protects the served page from the network: few routes, small request bodies, a rate limit per client, strict headers.
 
 Gradio serves many routes; only the few that the page needs are let through. A call names the file that it is about: it
 may name a file that was uploaded to this page, but no other file and no address to fetch.
@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-CALL_BYTES = 64 * 1024  # of a call, which holds the name of an upload and little else
+CALL_BYTES = 64 * 1024  # limit for a call, which contains the name of an upload and little else
 _FORM_BYTES = 4 * 1024  # what a form adds to the file in it
 _CLIENTS = 4096  # that are remembered
 _WAITING = 64  # uploads that have not been read yet
@@ -50,7 +50,7 @@ HEADERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of a clip and of a client."""
+    """Limits per clip and per client."""
 
     max_seconds: float = 30.0
     max_mb: float = 20.0
@@ -63,7 +63,7 @@ class Limits:
 
 
 class Rate:
-    """At most ``most`` events per client in ``seconds``; only the most recent clients are remembered."""
+    """A limit of ``most`` events per client in ``seconds``; only the most recent clients are remembered."""
 
     def __init__(self, most: int, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.most, self.seconds, self._clock = most, seconds, clock
@@ -97,7 +97,7 @@ class Gate:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
-            return  # web sockets are closed
+            return  # WebSocket connections are refused
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -152,7 +152,7 @@ class Under:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if scope["type"] == "http" and path == self._root:  # links of the page are relative to the slash
+        if scope["type"] == "http" and path == self._root:  # the page's links need the trailing slash
             await RedirectResponse(f"{self._root}/", 308)(scope, receive, send)
             return
         if path.startswith(f"{self._root}/"):
@@ -167,8 +167,8 @@ def client_of(request: Any) -> str:
 
 
 def sweep(folder: str, seconds: float, now: float) -> None:
-    """Remove uploads, and empty folders, that are older than ``seconds``: those that no call ever named."""
-    for at in sorted(Path(folder).rglob("*"), reverse=True):  # the contents of a folder before the folder
+    """Remove uploads, and empty folders, that are older than ``seconds``: those that no call has used."""
+    for at in sorted(Path(folder).rglob("*"), reverse=True):  # a folder's contents come before the folder
         try:
             if now - at.stat().st_mtime >= seconds:
                 at.rmdir() if at.is_dir() else at.unlink()
@@ -205,7 +205,7 @@ def _groups(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Replay a body that was read already."""
+    """Replay a body that has already been read."""
     sent = False
 
     async def once() -> Message:

@@ -22,7 +22,7 @@ from v2f.nn.stylegan2 import Generator, fir_kernel
 from v2f.storage import store
 from v2f.weights.pickles import MODULE, NAMES, PARAMETER, TENSOR, Call, RefusedError, StackMachine, Storage, preview
 
-LARGEST_FILE = 2**31  # bytes; a pickle of 1024 px has 380 million
+LARGEST_FILE = 2**31  # bytes; the pickle of a 1024 px generator has 380 million
 LARGEST_SIDE = 4096  # pixels
 MOST_LAYERS = 64  # of the mapping network
 LAYOUT = "stylegan2-rosinality"
@@ -83,11 +83,11 @@ class NvidiaGenerator:
 
 
 def read_pickle(data: bytes, where: str) -> NvidiaGenerator:
-    """The generator ``G_ema`` of a pickle; nothing of the pickle is run.
+    """The generator ``G_ema`` of a pickle; no code in the pickle is run.
 
     ``where`` names the file in errors. A one-line :class:`V2FError` says why it is not an unconditional StyleGAN2
-    generator of NVIDIA's PyTorch code: a global or an instruction that does not belong there, damage, another
-    architecture, or the first tensor that is missing, unknown, not float32 or of another number of dimensions.
+    generator of NVIDIA's PyTorch code: a global or an opcode that does not belong there, damage, another
+    architecture, or the first tensor that is missing, unknown, not float32 or has another number of dimensions.
     """
     if data[:1] != b"\x80":
         raise V2FError(f"{where}: not a pickle; convert only NVIDIA's .pkl files, other files are used as they are")
@@ -190,7 +190,7 @@ class _Reader:
         if len(shape) != dimensions or len(strides) != dimensions:
             self.fail(f"{path} has the shape {list(shape[:8])}, expected {dimensions} dimensions; {WAY_OUT}")
         last = offset + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True))
-        self.left -= 4 * math.prod(shape)  # a small file could otherwise request one large storage many times
+        self.left -= 4 * math.prod(shape)  # a small file must not request one large storage many times
         if 0 in shape or last >= storage.length or self.left < 0:
             self.fail(f"{path} does not fit its storage; copy the file again")
         numbers = np.frombuffer(self.data, "<f4", storage.length - offset, storage.start + 4 * offset)
@@ -240,7 +240,7 @@ def to_rosinality(generator: NvidiaGenerator) -> dict[str, Tensor]:
 
 
 def convert(source: str, target: str) -> dict[str, str]:
-    """Write the generator of a pickle as safetensors, under rosinality's names and ``latent_avg`` beside them.
+    """Write the generator of a pickle as safetensors, under rosinality's names, together with ``latent_avg``.
 
     Paths may be remote. ``target`` is written atomically, and only if a :class:`Generator` accepts all of it; the same
     pickle gives the same bytes. Returns the new file's metadata: its format, the source's name and SHA-256, the
@@ -273,12 +273,12 @@ def convert(source: str, target: str) -> dict[str, str]:
 
 
 def _sorted_header(data: bytes) -> bytes:
-    """A safetensors file with sorted metadata: the library shuffles them, so equal files would differ."""
+    """A safetensors file with sorted metadata: the library shuffles them, so files with equal content would differ."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # keeps the numbers after it aligned
+    text += b" " * (-len(text) % 8)  # keeps the tensor data after it aligned
     return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[8 + length :]))
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.ndimage
 
-GRID_HZ = 1000  # amplitudes and f0 are set once a millisecond
-FRAME_HZ = 100  # the filters are set once in 10 ms
+GRID_HZ = 1000  # amplitudes and f0 are set once every millisecond
+FRAME_HZ = 100  # the filters are set once every 10 ms
 
 # Peterson & Barney (1952), Table II, men: F1, F2, F3 in Hz of heed, hid, head, had, hod, hawed, hood, who'd, hud and
 # heard.
@@ -37,9 +37,9 @@ class _Consonant:
 
     voicing: float  # amplitude of the pulses during the consonant
     frication: float  # amplitude of the noise
-    burst: bool  # noise only in a short release after a closure
+    burst: bool  # the noise is only a short burst at the release of a closure
     locus: tuple[float, float, float]
-    band: tuple[float, float]  # centre of the noise in Hz, width in octaves
+    band: tuple[float, float]  # center of the noise in Hz, width in octaves
 
 
 _CONSONANTS = (
@@ -64,12 +64,12 @@ BAND = np.array([c.band for c in _CONSONANTS], dtype=np.float64)
 
 @dataclass(frozen=True)
 class Script:
-    """What is said when, on G points of 1 ms and F frames of 10 ms."""
+    """What is said when: tracks on G points, 1 ms apart, and F frames, 10 ms apart."""
 
     voicing_G: np.ndarray
     aspiration_G: np.ndarray
     frication_G: np.ndarray
-    semitone_G: np.ndarray  # f0 against the speaker's mean
+    semitone_G: np.ndarray  # f0 relative to the speaker's mean, in semitones
     formant_F3: np.ndarray  # Hz, of the neutral tract
     consonant_F: np.ndarray  # index into _CONSONANTS
 
@@ -89,7 +89,7 @@ class _Knots:
 
 
 def script_of(rng: np.random.Generator, rate: float, accent: float, grid: int, frames: int) -> Script:
-    """Draws syllables at ``rate`` per second with accents of ``accent`` semitones over ``grid`` ms."""
+    """Draw syllables for ``grid`` ms, at ``rate`` per second, with pitch accents of ``accent`` semitones."""
     seconds = grid / GRID_HZ
     most = int(seconds * rate * 2) + 8
     draw_S6 = rng.random((most, 6))
@@ -99,12 +99,12 @@ def script_of(rng: np.random.Generator, rate: float, accent: float, grid: int, f
     # The clip starts inside a word, as a crop of running speech does.
     now = -2.5 * mean * float(rng.random())
     left = 1 + int(rng.integers(4))  # syllables until the next pause
-    since = now  # start of the phrase, for the declination
+    since = now  # start of the phrase, from which the pitch declines
 
     knots = _Knots([(now - 0.02, 0.0)], [(now - 0.02, 0.0)], [(now - 0.02, 0.0)], [], [], [], [])
     voice, breath, hiss, tone = knots.voice, knots.breath, knots.hiss, knots.tone
     lift = min(0.6 * accent, 4.5)  # dB from an even to a stressed syllable: a lively speaker stresses more (Fry 1958)
-    fall = -1.5 * (0.4 + 0.3 * accent)  # semitones a second
+    fall = -1.5 * (0.4 + 0.3 * accent)  # semitones per second
     for s in range(most):
         if now >= seconds:
             break
@@ -139,13 +139,13 @@ def script_of(rng: np.random.Generator, rate: float, accent: float, grid: int, f
         knots.time.extend([now + 0.5 * (split - now), split - 0.004, split + glide, held])
         locus = _LOCUS[consonant_S[s]]
         vowel = _NEUTRAL * _VOWELS[vowel_S[s]] * (0.96 + 0.08 * u[3])
-        # Halfway to the vowel at the release (coarticulation), and slightly reduced towards the end.
+        # Halfway to the vowel at the release (coarticulation), and slightly reduced toward the end.
         knots.target.extend([locus, 0.55 * locus + 0.45 * vowel, vowel, 0.9 * vowel + 0.1 * _SCHWA])
 
         now, left = end, left - 1
         if left == 0:
             voice.append((now + 0.015, 0.0))
-            breath += [(now + 0.025, 0.25), (now + 0.065, 0.0)]  # the end of a word is breathed out
+            breath += [(now + 0.025, 0.25), (now + 0.065, 0.0)]  # each word ends with an exhalation
             tone.append((now, -0.55 * weight + fall * (now - since)))
             now += (0.09 + 0.45 * mean) * (0.75 + 0.5 * u[4])
             voice.append((now, 0.0))
