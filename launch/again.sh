@@ -12,7 +12,7 @@ say() {
     (echo "v2f: $1" >&2) || :
 }
 
-# The identity of this shell, in the format of v2f/processes.py: `v2f exec` saves and exits when this shell is gone,
+# The identity of this shell, in the format of v2f/storage/processes.py: `v2f exec` saves and exits when this shell is gone,
 # even after SIGKILL.
 starter() {
     # shellcheck disable=SC2046 # the 20th field after the program's name is its start time

@@ -24,7 +24,7 @@ UV = str(Path(sys.executable).parent / "uv")
 PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
 # Where Pythons and the newest packages differ: types and their hints, files, processes, codecs.
 TESTS = [f"tests/data/test_{name}.py" for name in ("order", "sample", "manifest", "audio", "loader")]
-TESTS += ["tests/test_config.py", "tests/test_checkpoint.py"]
+TESTS += ["tests/test_config.py", "tests/runs/test_checkpoint.py"]
 IMPORT_ALL = """
 import importlib, pkgutil, v2f
 names = [module.name for module in pkgutil.walk_packages(v2f.__path__, "v2f.")]
