@@ -176,7 +176,7 @@ def test_a_round_trip_to_mlflow_deletes_what_it_made(tmp_path: Path) -> None:
     try:
         found = lines(services.mlflow(Setup(tracking=server.uri)))
         assert [line.verdict for line in found] == ["ok"], found
-        assert "a run, a number and a picture went there and came back, the run is deleted" in found[0].found
+        assert "a run with a metric and an image was created, read back and deleted" in found[0].found
         client = MlflowClient(server.uri)
         experiment = client.get_experiment_by_name("v2f-doctor")
         assert experiment is not None
