@@ -1,10 +1,12 @@
 """Saves that are killed (SIGKILL) before each thing that they do to the store, one after the other, until one lives.
 
 Arguments: ROOT (a folder or s3:// prefix). Says, as JSON, after how many of its deeds a save was killed, and what was
-found then. A deed is what Python's audit hooks tell: a file opened to be written, renamed, removed, a request sent. On
-a disk each is tried a second time with a limit on file sizes from it on, which kills in the middle of the next file.
+found then. A deed is what Python's audit hooks tell (a file opened for writing, renamed, removed) or a write to a
+socket by the S3 client, which runs in asyncio. On a disk each is tried a second time with a limit on file sizes from it
+on, which kills in the middle of the next file.
 """
 
+import asyncio.selector_events
 import gc
 import json
 import os
@@ -19,7 +21,7 @@ from v2f.runs.saver import Saver
 from v2f.storage import store
 
 KEEP = 2
-DEEDS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "http.client.send"}
+DEEDS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"}
 DEATHS = {signal.SIGKILL, signal.SIGXFSZ}
 
 
@@ -41,13 +43,27 @@ def kill_after(deeds: int, cut: bool) -> None:
     """End this process at its next deed but ``deeds``; with ``cut``, in the first file that it writes after that."""
     left = [deeds]
 
+    def deed() -> None:
+        left[0] -= 1
+        if left[0] < 0 and cut:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (7, 7))
+        elif left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event in DEEDS or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
-            left[0] -= 1
-            if left[0] < 0 and cut:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (7, 7))
-            elif left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            deed()
+
+    def counted(act):
+        def write(*values):
+            deed()
+            return act(*values)
+
+        return write
+
+    transport = asyncio.selector_events._SelectorSocketTransport
+    for name in {"write", "writelines"} & vars(transport).keys():
+        setattr(transport, name, counted(getattr(transport, name)))
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
