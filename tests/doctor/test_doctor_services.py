@@ -185,7 +185,7 @@ def test_a_round_trip_to_mlflow_deletes_what_it_made(tmp_path: Path) -> None:
     finally:
         server.kill()
     (line,) = lines(services.mlflow(Setup(tracking=server.uri)))
-    assert (line.verdict, "no connection to it" in line.found) == ("wrong", True)
+    assert (line.verdict, "the connection failed" in line.found) == ("wrong", True)
 
 
 def test_an_mlflow_that_refuses_or_is_silent_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
