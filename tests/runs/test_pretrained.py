@@ -3,9 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 from typing import Any, Literal
 
 import pytest
@@ -13,6 +11,7 @@ import safetensors.torch
 import torch
 from bare import BareSystem
 from systems.small import SMALL
+from thread_ranks import on_ranks
 from torch import Tensor
 
 from v2f import standins
@@ -147,37 +146,9 @@ def test_a_run_goes_on_bit_for_bit_when_its_source_is_gone(
         fit(gan(tiny_shards, str(tmp_path / "other"), init_from=taken))
 
 
-class Peer:
-    """A rank of two that are threads of this process."""
-
-    world_size = 2
-
-    def __init__(self, rank: int, meeting: Barrier, board: list[Any]) -> None:
-        self.rank, self._meeting, self._board = rank, meeting, board
-
-    def gather(self, value: Any) -> list[Any]:
-        self._board[self.rank] = value
-        self._meeting.wait()
-        values = list(self._board)
-        self._meeting.wait()
-        return values
-
-    def broadcast(self, tensors: Any, source: int) -> None:
-        for here, there in zip(tensors, self.gather(tensors)[source], strict=True):
-            here.copy_(there)
-
-
 def on_two(config: RunConfig, systems: list[System]) -> list[Any]:
-    meeting, board = Barrier(2, timeout=30), [None, None]
-
-    def of(rank: int) -> Any:
-        try:
-            return start_from(config, systems[rank], Peer(rank, meeting, board))
-        except V2FError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(of, range(2)))
+    found = on_ranks(2, lambda rank: start_from(config, systems[rank.rank], rank))
+    return [str(each) if isinstance(each, V2FError) else each for each in found]
 
 
 def test_ranks_hold_the_same_though_one_reads(source: str, tiny_shards: str, tmp_path: Path) -> None:
