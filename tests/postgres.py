@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_server import until
+from ports import free_port
 
 PASSWORD = "a-database-password"  # of a cluster that lives for a minute
 
@@ -46,9 +46,7 @@ def serving() -> Iterator[Postgres]:
             nobody = pwd.getpwnam("nobody")
             os.chown(folder, nobody.pw_uid, nobody.pw_gid)
             run_as = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         secret, log = Path(folder, "password"), Path(folder, "log")
         secret.write_text(PASSWORD)
         secret.chmod(0o644)  # the folder itself is closed

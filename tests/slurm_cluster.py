@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlflow_server import until
+from ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 OVER = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"})
@@ -141,21 +142,6 @@ def _program(name: str) -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports of loopback that follow each other and were free just now."""
-    while True:
-        with contextlib.ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            ports = list(range(first.getsockname()[1], first.getsockname()[1] + count))
-            try:
-                for port in ports[1:]:
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except (OSError, OverflowError):
-                continue
-            return ports
-
-
 def _end_all_jobs(environment: dict[str, str]) -> None:
     """Steps would outlive their slurmd."""
 
@@ -172,7 +158,7 @@ def _end_all_jobs(environment: dict[str, str]) -> None:
 def serving(folder: Path, where: Path) -> Iterator[Slurm]:
     """Slurm with the nodes n0 and n1 from ``folder``; its jobs start in ``where``. NoSlurmError where it cannot be."""
     programs = {name: _program(name) for name in PROGRAMS}
-    controller, *nodes = _free_ports(3)
+    controller, *nodes = free_ports(3)
     (folder / "state").mkdir()
     for node in ("n0", "n1"):
         (folder / f"spool-{node}").mkdir()

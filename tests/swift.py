@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import botocore.session
+from ports import free_ports
 
 START_S = 60.0
 _SERVERS = ("account", "container", "object")
@@ -163,7 +164,7 @@ class Swift:
 def serving(folder: Path) -> Iterator[Swift]:
     """Serve from ``folder``, which is empty, until the block ends; :class:`NoSwiftError` where that is impossible."""
     _check(folder)
-    ports = dict(zip((*_SERVERS, "proxy", "memcached"), _free_ports(5), strict=True))
+    ports = dict(zip((*_SERVERS, "proxy", "memcached"), free_ports(5), strict=True))
     user, memcached = pwd.getpwuid(os.getuid()).pw_name, shutil.which("memcached")
     (folder / "devices" / "d1").mkdir(parents=True)
     (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_prefix = v2f\nswift_hash_path_suffix = test\n")
@@ -211,14 +212,6 @@ def _check(folder: Path) -> None:
 
 def _program(name: str) -> Path:
     return Path(sys.executable).parent / f"swift-{name}-server"
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
 
 
 @contextlib.contextmanager

@@ -21,12 +21,13 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from mlflow_server import until
+from ports import free_ports
 from rendered import REPOSITORY, Object, World, containers, environment, filled, has_pods, jobs, name_of, pods
 
 from v2f.training.stopping import STOPPED
@@ -284,16 +285,6 @@ def can_confine() -> bool:
     """Whether root may mount here: a container often may not."""
     command = ["unshare", "--mount", "--propagation=private", "mount", "-o", "remount,bind,ro", "/"]
     return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
-
-
-def free_ports(count: int) -> Iterable[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def tail(log: Path) -> str:

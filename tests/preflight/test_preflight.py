@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from ports import free_port
 
 from v2f.errors import V2FError
 from v2f.preflight import command, meeting, network, workloads
@@ -49,9 +50,7 @@ def cluster(hosts: int = 3, per_host: int = 2) -> list[RankReport]:
 
 def launched(ranks: int, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
     """The worker's processes as torchrun would start them; starting itself costs a second import of torch."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     running = [
         subprocess.Popen(
@@ -234,9 +233,7 @@ def test_a_stage_may_take_its_limit_beyond_the_time_that_a_measurement_is_asked_
 
 
 def test_a_stage_that_blocks_the_store_s_client_is_told_at_the_limit(monkeypatch, capsys):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     here = meeting.Meeting(0.05)

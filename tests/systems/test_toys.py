@@ -1,10 +1,8 @@
 """A system of each kind, in one file and one line: it trains, resumes, is measured, makes and is served."""
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from ports import free_ports
 from toys import TOYS
 from toys.data import make_data
 from toys.toy import LABELS, RATE
@@ -272,11 +271,9 @@ def test_nothing_asks_a_system_what_it_has() -> None:
 @pytest.mark.slow
 def test_two_ranks_train_the_same(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     recipes = []
-    with contextlib.ExitStack() as listening:
-        for name in TOYS:
-            port = listening.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
-            recipes.append(f"{tmp_path / name}.yaml:{port}")
-            (tmp_path / f"{name}.yaml").write_text(dump_yaml(config(name, out=f"{name}-two", precision="fp64")))
+    for name, port in zip(TOYS, free_ports(len(TOYS)), strict=True):
+        recipes.append(f"{tmp_path / name}.yaml:{port}")
+        (tmp_path / f"{name}.yaml").write_text(dump_yaml(config(name, out=f"{name}-two", precision="fp64")))
     tests = Path(__file__).resolve().parent.parent
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

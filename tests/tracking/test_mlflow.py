@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import postgres
 import pytest
 from mlflow_server import until
+from ports import free_port
 
 from v2f.config import build
 from v2f.runs.config import RunConfig
@@ -39,9 +39,7 @@ class Script:
     """One of ``mlflow/``'s scripts, on one port, however often it is started; its log lies in ``folder``."""
 
     def __init__(self, folder: Path, name: str, *arguments: str, **environment: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.log = folder / "server.log"
         self.temporary = folder / "tmp"

@@ -7,7 +7,6 @@ import base64
 import contextlib
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 from certificates import serving
 from mlflow_server import MlflowServer, until
 from PIL import Image
+from ports import free_port
 
 from v2f.errors import V2FError
 from v2f.tracking import delivery, mlflow_client
@@ -123,10 +123,7 @@ def test_a_server_that_hangs_is_given_up_and_asked_again(tmp_path, monkeypatch, 
 
 
 def test_an_address_where_nobody_listens_is_said_in_few_words(tmp_path, caplog):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with caplog.at_level(logging.WARNING), start(tmp_path, f"http://127.0.0.1:{port}") as tracker:
+    with caplog.at_level(logging.WARNING), start(tmp_path, f"http://127.0.0.1:{free_port()}") as tracker:
         tracker.log(1, 1, {"loss": 1.0})
     assert caplog.records[0].message == (
         "tracking: MLflow does not accept points (the connection failed); they are kept and sent later"

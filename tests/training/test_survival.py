@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from ports import free_port
 
 from v2f.config import build
 from v2f.errors import V2FError
@@ -106,9 +107,7 @@ def rank(number: int, launcher: subprocess.Popen) -> psutil.Process:
 def test_training_survives_the_loss_of_an_agent(run_values, tmp_path):
     values = run_values(steps=60, checkpoint_every=5, sample_log=True)
     out, train = values["out"], recipe(values, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc_per_node=1", "--max_restarts=3"]
     agent += ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=test", "--monitor_interval=0.1"]
     agent += ["--rdzv_conf=last_call_timeout=10,join_timeout=240"]
