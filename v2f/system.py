@@ -17,10 +17,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f.config import Config
+from v2f.nn import freeze as freeze  # part of the contract
 from v2f.nn.statistics import Turn
-from v2f.weights import JudgeConfig
-
-M = TypeVar("M", bound=nn.Module)
+from v2f.weights import JudgeConfig, Requirements
 
 Batch = dict[str, Any]
 """``{transform: [B, ...], "slot": int64 [B], "weight": float32 [B], "identity": int64 [B], "key": [str]}``; for a
@@ -78,8 +77,23 @@ class Optimizer(Config):
     betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(None, gt=0, description="largest L2 norm of the phase's gradient")
+    clip: float | None = Field(None, gt=0, description="null: the gradient is not clipped")
+    clip_by: Literal["norm", "value"] = Field(
+        "norm", description="norm: clip is the largest L2 norm of the phase's gradient; value: of each of its numbers"
+    )
     schedule: Schedule = Schedule()
+    schedules: dict[str, Schedule] = Field({}, description="modules that have a schedule of their own, by name")
+
+    def rates(self, seen: int, total: int) -> dict[str, float]:
+        """The learning rate of each module for the step that starts when ``seen`` of ``total`` samples were used."""
+        return {name: lr * self.schedules.get(name, self.schedule).at(seen, total) for name, lr in self.lr.items()}
+
+    @model_validator(mode="after")
+    def _knows_its_modules(self) -> "Optimizer":
+        unknown = sorted(self.schedules.keys() - self.lr.keys())
+        if unknown:
+            raise ValueError(f"schedules names {unknown[0]}, which has no learning rate in lr")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +117,10 @@ class SystemConfig(Config):
     def nets(self) -> JudgeConfig | None:
         """The frozen nets that the configuration names; None if it names none."""
         return None
+
+    def requirements(self, with_referee: bool = False) -> Requirements:
+        """The weights from outside the package that training needs; ``with_referee``: those of evaluation as well."""
+        return Requirements() if self.nets is None else self.nets.requirements(with_referee)
 
 
 # Kinds of inputs and outputs. In a batch, an input has the shape that its transform gives it, with B in front.
@@ -364,17 +382,6 @@ def trained(system: System) -> dict[str, nn.Module]:
 def device_of(system: System) -> torch.device:
     """The device of a system's nets."""
     return next(system.parameters(), torch.empty(0)).device
-
-
-def freeze(module: M) -> M:
-    """Put ``module`` in eval mode permanently, without gradients for its parameters; they still pass through it."""
-    module.eval().requires_grad_(False)
-    module.train = _stay  # type: ignore[method-assign, assignment]
-    return module
-
-
-def _stay(mode: bool = True) -> None:
-    """A frozen module's ``train``: does nothing, also when called through a parent module."""
 
 
 def weighted(loss_B: Tensor, weight_B: Tensor) -> Tensor:

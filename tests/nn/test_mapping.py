@@ -14,14 +14,14 @@ def maps(batch: int = 2, channels: int = 6) -> tuple[torch.Tensor, torch.Tensor,
 
 def test_the_full_mapping_has_its_count() -> None:
     with torch.device("meta"):
-        mapping = StyleMapping(StyleMapping.Config(), channels=512, n_styles=18, style_dim=512)
+        mapping = StyleMapping(StyleMapping.Config(), channels=[512] * 3, n_styles=18, style_dim=512)
     assert sum(p.numel() for p in mapping.parameters()) == 33_057_792
 
 
 @pytest.mark.parametrize(("convs", "stride"), [(2, 2), (3, 1), (0, 2)])
 def test_a_style_follows_its_formula(convs: int, stride: int) -> None:
     torch.manual_seed(0)
-    mapping = StyleMapping(StyleMapping.Config(convs=convs, stride=stride), channels=6, n_styles=1, style_dim=5)
+    mapping = StyleMapping(StyleMapping.Config(convs=convs, stride=stride), channels=[6] * 3, n_styles=1, style_dim=5)
     (style,) = mapping.styles
     x = maps()[2]
     for i in range(convs):
@@ -34,7 +34,7 @@ def test_a_style_follows_its_formula(convs: int, stride: int) -> None:
 
 def test_each_depth_feeds_its_styles() -> None:
     torch.manual_seed(0)
-    mapping = StyleMapping(StyleMapping.Config(), channels=6, n_styles=10, style_dim=5)
+    mapping = StyleMapping(StyleMapping.Config(), channels=[6] * 3, n_styles=10, style_dim=5)
     base = mapping(maps())
     assert base.shape == (2, 10, 5)
     fed = {"shallow": set(range(7, 10)), "middle": set(range(3, 7)), "deep": set(range(3))}
@@ -46,11 +46,11 @@ def test_each_depth_feeds_its_styles() -> None:
 
 
 def test_styles_keep_full_precision_under_autocast() -> None:
-    mapping = StyleMapping(StyleMapping.Config(), channels=6, n_styles=2, style_dim=5)
+    mapping = StyleMapping(StyleMapping.Config(), channels=[6] * 3, n_styles=2, style_dim=5)
     with torch.autocast("cpu", torch.bfloat16):
         assert mapping(maps()).dtype == torch.float32
 
 
 def test_an_even_kernel_is_refused() -> None:
     with pytest.raises(V2FError, match="kernel 4 is even"):
-        StyleMapping(StyleMapping.Config(kernel=4), channels=6, n_styles=2, style_dim=5)
+        StyleMapping(StyleMapping.Config(kernel=4), channels=[6] * 3, n_styles=2, style_dim=5)

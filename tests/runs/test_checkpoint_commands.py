@@ -469,7 +469,7 @@ def test_the_final_systems_checkpoint_is_0_85_gb_and_dealt_evenly() -> None:
     assert isinstance(config, VoiceStyledFace.Config)
     with torch.device("meta"):
         encoder = WaveformEncoder(config.encoder)
-        mapping = StyleMapping(config.mapping, channels=encoder.out_channels, n_styles=18, style_dim=512)
+        mapping = StyleMapping(config.mapping, channels=encoder.channels, n_styles=18, style_dim=512)
     sizes: dict[str, int] = {}
     for module, net in {"encoder": encoder, "mapping": mapping}.items():
         sizes |= {f"model/{module}.{name}": tensor.nbytes for name, tensor in net.state_dict().items()}

@@ -444,7 +444,7 @@ def test_the_table_of_weights_lists_it(
     text = capsys.readouterr().out
     assert "a module of a run; loaded strictly" in text
     assert str(build_system(config).weights["generator"])[:16] in text
-    assert mirror(str(tmp_path / "mirror"), {"own": config.system.frozen}, str(tmp_path)) == 0  # type: ignore[attr-defined]
+    assert mirror(str(tmp_path / "mirror"), {"own": config.system.requirements()}, str(tmp_path)) == 0
     assert (
         f"not mirrored: {painter} is a run; copy the output of `v2f checkpoint export {painter}` as well"
         in capsys.readouterr().out

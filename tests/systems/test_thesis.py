@@ -90,7 +90,7 @@ def test_the_recipes_have_the_sizes_of_the_thesis(name: str, size: int, styles: 
     with torch.device("meta"):
         generator = Generator(size)
         voice = WaveformEncoder(c.encoder)
-        mapping = StyleMapping(c.mapping, channels=voice.out_channels, n_styles=styles, style_dim=512)
+        mapping = StyleMapping(c.mapping, channels=voice.channels, n_styles=styles, style_dim=512)
     assert generator.n_latent == styles
     assert count(mapping) == styles * 1_836_544
     assert count(voice.stem) == 1_792

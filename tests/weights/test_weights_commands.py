@@ -15,7 +15,7 @@ from v2f.cli import main
 from v2f.errors import V2FError
 from v2f.nn.frozen import LPIPS
 from v2f.nn.stylegan2 import Generator
-from v2f.weights import FrozenConfig, commands, load
+from v2f.weights import FrozenConfig, Requirements, commands, load
 from v2f.weights.catalogue import CATALOGUE
 from v2f.weights.files import SUMS, sha256_of
 
@@ -30,7 +30,11 @@ def frozen(path: Path, **roles: object) -> FrozenConfig:
     return FrozenConfig.model_validate({"path": str(path), **roles})
 
 
-def shown(needs: dict[str, FrozenConfig], load: bool = False) -> tuple[int, str]:
+def required(path: Path, **roles: object) -> Requirements:
+    return frozen(path, **roles).requirements(with_referee=True)
+
+
+def shown(needs: dict[str, Requirements], load: bool = False) -> tuple[int, str]:
     text = io.StringIO()
     missing = commands.show(needs, load, Console(file=text, width=250))
     return missing, text.getvalue()
@@ -70,14 +74,14 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
 
 
 def test_the_table_tells_how_a_file_was_verified(alex: Path) -> None:
-    needs = {"a": frozen(alex, perceptual={"net": "lpips"})}
+    needs = {"a": required(alex, perceptual={"net": "lpips"})}
     digest = sha256_of(str(alex / ALEX))
     missing, text = shown(needs)
     assert missing == 0
     assert digest[:16] in text
     unknown = "NOT the file published under this name"  # random numbers are not ImageNet's
     assert commands.required_weights(needs)[0].state == unknown
-    pinned = {"a": frozen(alex, perceptual={"net": "lpips", "sha256": digest})}
+    pinned = {"a": required(alex, perceptual={"net": "lpips", "sha256": digest})}
     assert commands.required_weights(pinned, load=True)[0].state == f"{unknown}; as in the recipe; loaded strictly"
     (alex / SUMS).write_text(f"{digest}  {ALEX}\n")
     assert commands.required_weights(needs)[0].state == f"{unknown}; as in SHA256SUMS"
@@ -93,12 +97,12 @@ def test_a_file_with_the_published_checksum_is_said_to_be_the_published_one(
 ) -> None:
     digest = sha256_of(str(alex / ALEX))
     monkeypatch.setitem(CATALOGUE, "lpips-alex", replace(CATALOGUE["lpips-alex"], sha256=digest[:8]))
-    assert "as published" in shown({"a": frozen(alex, perceptual={"net": "lpips"})})[1]
+    assert "as published" in shown({"a": required(alex, perceptual={"net": "lpips"})})[1]
 
 
 def test_loading_for_the_table_finds_what_the_checksum_cannot(alex: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, alex / ALEX)
-    needs = {"a": frozen(alex, perceptual={"net": "lpips"})}
+    needs = {"a": required(alex, perceptual={"net": "lpips"})}
     assert commands.required_weights(needs)[0].good
     (row,) = commands.required_weights(needs, load=True)
     assert not row.good
@@ -108,9 +112,9 @@ def test_loading_for_the_table_finds_what_the_checksum_cannot(alex: Path) -> Non
 
 def test_each_file_that_recipes_name_has_a_line_of_its_own(alex: Path) -> None:
     needs = {
-        "a": frozen(alex, perceptual={"net": "lpips"}),
-        "b": frozen(alex, perceptual={"net": "lpips"}),
-        "c": frozen(alex, perceptual={"net": "lpips", "file": "nothere.pth"}),
+        "a": required(alex, perceptual={"net": "lpips"}),
+        "b": required(alex, perceptual={"net": "lpips"}),
+        "c": required(alex, perceptual={"net": "lpips", "file": "nothere.pth"}),
     }
     first, second = commands.required_weights(needs)
     assert (first.needed_by, first.good) == (["a: perceptual", "b: perceptual"], True)
@@ -120,7 +124,7 @@ def test_each_file_that_recipes_name_has_a_line_of_its_own(alex: Path) -> None:
 
 def test_a_narrow_terminal_gets_a_list(alex: Path) -> None:
     text = io.StringIO()
-    commands.show({"a": frozen(alex, perceptual={"net": "lpips"})}, False, Console(file=text, width=80))
+    commands.show({"a": required(alex, perceptual={"net": "lpips"})}, False, Console(file=text, width=80))
     assert f"  file: {alex / ALEX}" in text.getvalue()
     assert "┃" not in text.getvalue()
 
@@ -143,7 +147,7 @@ def test_a_mirror_holds_what_is_needed_with_checksums_and_licences(
     alex: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "mirror"
-    needs = {"a": frozen(alex, perceptual={"net": "lpips"}), "b": frozen(alex, identity={"net": "facenet"})}
+    needs = {"a": required(alex, perceptual={"net": "lpips"}), "b": required(alex, identity={"net": "facenet"})}
     assert commands.mirror(str(target), needs, str(alex)) == 2  # with its referee
     told = capsys.readouterr().out
     assert "missing: get ir-se50 from" in told
@@ -162,7 +166,7 @@ def test_a_mirror_holds_what_is_needed_with_checksums_and_licences(
 
 def test_a_mirror_takes_no_file_that_does_not_load_and_is_mended_by_one_that_does(alex: Path, tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, alex / ALEX)
-    needs, target = {"a": frozen(alex, perceptual={"net": "lpips"})}, tmp_path / "mirror"
+    needs, target = {"a": required(alex, perceptual={"net": "lpips"})}, tmp_path / "mirror"
     with pytest.raises(V2FError, match=rf"{alex / ALEX}: these are not the weights of torchvision's alexnet"):
         commands.mirror(str(target), needs, str(alex))
     assert not target.exists()
@@ -179,12 +183,12 @@ def test_a_mirror_holds_what_a_recipe_names_itself_and_says_what_it_is_not(
     alex: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (alex / ALEX).rename(alex / "mine.pth")
-    needs = {"a": frozen(alex, perceptual={"net": "lpips", "file": "mine.pth"})}
+    needs = {"a": required(alex, perceptual={"net": "lpips", "file": "mine.pth"})}
     assert commands.mirror(str(tmp_path / "mirror"), needs, str(alex)) == 0
     assert "no checksum is known" in capsys.readouterr().out
     load(frozen(tmp_path / "mirror", perceptual={"net": "lpips", "file": "mine.pth"}))
     (alex / "mine.pth").rename(alex / ALEX)
-    assert commands.mirror(str(tmp_path / "mirror"), {"a": frozen(alex, perceptual={"net": "lpips"})}, str(alex)) == 0
+    assert commands.mirror(str(tmp_path / "mirror"), {"a": required(alex, perceptual={"net": "lpips"})}, str(alex)) == 0
     assert "NOT the file published under this name" in capsys.readouterr().out
     with pytest.raises(V2FError, match="nowhere: no such folder of weights; name one with --from"):
         commands.mirror(str(tmp_path / "mirror"), needs, "nowhere")
@@ -203,7 +207,7 @@ def test_nothing_is_fetched_unless_asked_and_then_only_what_is_known(
     here = replace(CATALOGUE["lpips-alex"], direct=address, sha256=sha256_of(str(alex / ALEX))[:8])
     monkeypatch.setitem(CATALOGUE, "lpips-alex", here)
     (tmp_path / "none").mkdir()
-    needs = {"a": frozen(tmp_path / "none", perceptual={"net": "lpips"})}
+    needs = {"a": required(tmp_path / "none", perceptual={"net": "lpips"})}
     target = str(tmp_path / "mirror")
     assert commands.mirror(target, needs, str(tmp_path / "none")) == 1
     assert not asked
@@ -246,5 +250,5 @@ def test_a_mirror_converts_a_pickle_on_the_way(tmp_path: Path, monkeypatch: pyte
     have.mkdir()
     (have / "small.pkl").write_bytes(fake_nvidia.pickled(fake_nvidia.generator(size=32)))
     target = tmp_path / "mirror"
-    assert commands.mirror(str(target), {"a": frozen(have, generator=needed)}, str(have)) == 0
+    assert commands.mirror(str(target), {"a": required(have, generator=needed)}, str(have)) == 0
     assert (target / "small.safetensors").is_file()

@@ -31,7 +31,7 @@ class Thesis(VoiceStyledFace):
         with torch.device("meta"):  # the usual start values would take longer than all the rest
             self.generator = freeze(Generator(1024))
             self.encoder = WaveformEncoder(config.encoder)
-            self.mapping = StyleMapping(config.mapping, channels=self.encoder.out_channels, n_styles=18, style_dim=512)
+            self.mapping = StyleMapping(config.mapping, channels=self.encoder.channels, n_styles=18, style_dim=512)
         self.to_empty(device="cpu")
         for number, tensor in enumerate(self.state_dict().values()):
             tensor.fill_(number)

@@ -88,13 +88,13 @@ def weights(name: str, config: "RunConfig") -> Iterator[Step]:
     from v2f.runs.run import reading_runs
     from v2f.weights.commands import required_weights
 
-    frozen = config.system.nets
-    if frozen is None or not (frozen.user_weights(with_referee=True) or frozen.run_modules()):
+    required = config.system.requirements(with_referee=True)
+    if not required:
         yield Finding("weights", "ok", "none needed: the recipe uses the package's stand-ins, or no frozen nets")
         return
-    yield f"reading the weights in {without_credentials(frozen.path)}"
+    yield f"reading the weights in {without_credentials(required.folder)}"
     with reading_runs(config.tracking.uri):
-        found = required_weights({name: frozen})
+        found = required_weights({name: required})
     for row in found:
         who = ", ".join(row.needed_by)
         if row.path is None or row.sha256 is None:

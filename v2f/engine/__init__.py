@@ -176,7 +176,7 @@ class Engine(Ranks):
             norm = own.norm()
             bad_loss, urgent, value = self._agree(losses["total"], norm, stop)
             skipped = _skip_reason(bad_loss, value, limit)
-            rate = own.set_rates(phase.optimizer.schedule.at(seen, total))
+            rate = own.set_rates(phase.optimizer.rates(seen, total))
             if skipped:
                 own.forget()
                 statistics.discard(own.module)

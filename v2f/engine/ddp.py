@@ -44,8 +44,11 @@ class DDPPhase(PhaseEngine):
         return torch.nn.utils.get_total_norm(self.gradients().values())
 
     def update(self, norm: Tensor) -> None:
-        if self.phase.optimizer.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.phase.optimizer.clip, norm)
+        largest = self.phase.optimizer.clip
+        if largest is not None and self.phase.optimizer.clip_by == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters.values(), largest)
+        elif largest is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), largest, norm)
         self.adam.step()
         self.forget()
 

@@ -98,10 +98,10 @@ class PhaseEngine(abc.ABC):
             for key, tensor in module.state_dict(keep_vars=True).items()
         }
 
-    def set_rates(self, factor: float) -> dict[str, float]:
-        """Set each module's learning rate for the next step to ``factor`` times its base rate; returns the rates."""
+    def set_rates(self, rates: Mapping[str, float]) -> dict[str, float]:
+        """Set each module's learning rate for the next step; returns the rates of the modules that have parameters."""
         for group in self.adam.param_groups:
-            group["lr"] = self.phase.optimizer.lr[group["name"]] * factor
+            group["lr"] = rates[group["name"]]
         return {group["name"]: group["lr"] for group in self.adam.param_groups}
 
     @property

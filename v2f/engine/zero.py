@@ -76,7 +76,7 @@ def settings(phase: Phase, stage: Stage, options: dict[str, Any], share: int) ->
         # We cut the share into micro-batches and say where a step ends, so DeepSpeed must not divide by anything.
         "train_micro_batch_size_per_gpu": share,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": phase.optimizer.clip or 0.0,  # DeepSpeed's default is 1.0
+        "gradient_clipping": (phase.optimizer.clip_by == "norm" and phase.optimizer.clip) or 0.0,  # DeepSpeed's is 1.0
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {**options, "stage": stage},
         "timers": {"throughput": {"enabled": False}},  # it synchronizes with the GPU in every step
@@ -100,6 +100,7 @@ class ZeroPhase(PhaseEngine):
         self._set = deepspeed.utils.safe_set_full_optimizer_state
         self._set_weight = deepspeed.utils.safe_set_full_fp32_param
         self._gradient = deepspeed.utils.safe_get_full_grad
+        self._set_gradient = deepspeed.utils.safe_set_full_grad
         self._engine: Any = deepspeed.initialize(
             model=module, optimizer=self.adam, config=settings(phase, stage, options, share)
         )[0]
@@ -124,6 +125,10 @@ class ZeroPhase(PhaseEngine):
         return norm
 
     def update(self, norm: Tensor) -> None:
+        largest = self.phase.optimizer.clip
+        if largest is not None and self.phase.optimizer.clip_by == "value":
+            for parameter in self.parameters.values():
+                self._set_gradient(parameter, self._gradient(parameter).clamp(-largest, largest))
         if not self.stepped:
             # Start the moments as Adam would. DeepSpeed's accessors know only the moments that exist once the first
             # group has stepped; they would never find those of the second group.

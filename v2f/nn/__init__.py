@@ -1,13 +1,27 @@
 """Networks in plain PyTorch. They depend on tensors only, not on batches, losses, files or ranks."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 EPS = 1e-10
 BOX = (35, 223, 32, 220)  # pSp's face box in a picture of 256 px: rows from, to, columns from, to
+
+
+def freeze(module: M) -> M:
+    """Put ``module`` in eval mode permanently, without gradients for its parameters; they still pass through it."""
+    module.eval().requires_grad_(False)
+    module.train = _stay  # type: ignore[method-assign, assignment]
+    return module
+
+
+def _stay(mode: bool = True) -> None:
+    """A frozen module's ``train``: does nothing, also when called through a parent module."""
 
 
 def float32_products(tf32: bool) -> None:

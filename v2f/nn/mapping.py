@@ -1,9 +1,14 @@
-"""The mapping networks of the voice-styled-face system: the voice encoder's three maps -> a style for each layer.
+"""Mapping networks of the voice-styled-face system: a voice encoder's maps -> a style for each layer of the generator.
+
+    maps [B,C_i,T_i], shallow ones first -> MappingNetwork -> w [B,L,D], an offset from the generator's mean style
 
 Letters: B batch, C channels, T frames, L styles, D style width.
 """
 
-from typing import Annotated
+import abc
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,21 +21,55 @@ from v2f.nn.stylegan2 import EqualLinear
 from v2f.nn.waveform import Conv
 
 SLOPE = 0.01  # of the leaky ReLU, as in pSp's map2style (Richardson et al. 2021, arXiv 2008.00951, section 3)
+InitGain = Annotated[
+    float, Field(gt=0, description="factor on the last layers' initial weights; if small, all faces start as the mean")
+]
+
+
+class Groups(Config):
+    """Which map each style reads, as in pSp: coarse styles read the deepest one, fine styles the shallowest."""
+
+    coarse: Annotated[int, Field(ge=0)] = 3  # styles from the deep map
+    middle: Annotated[int, Field(ge=0)] = 4  # styles from the middle map; the others read the shallow one
+
+    def map_of(self, style: int, maps: int) -> int:
+        """The number of the map that a style reads. The middle one of an even number is the deeper of two."""
+        if style < self.coarse:
+            return maps - 1
+        return maps // 2 if style < self.coarse + self.middle else 0
+
+
+class MappingNetwork(nn.Module, abc.ABC):
+    """Maps [B,C_i,T_i] -> styles w [B,L,D]."""
+
+    @abc.abstractmethod
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """The styles."""
 
 
 class Vec2Style(nn.Module):
     """One style from one map: [B,C,T] -> ``convs`` times (Conv1d, leaky ReLU) -> the maximum over time -> [B,D].
 
-    The last layer is StyleGAN's equalised linear layer. Two convolutions of 512 channels and 3 taps and a style
-    width of 512 have 1,836,544 parameters.
+    The first convolution brings C channels to ``width``. The last layer is StyleGAN's equalised linear layer. Two
+    convolutions of 512 channels and 3 taps and a style width of 512 have 1,836,544 parameters.
     """
 
     def __init__(
-        self, channels: int, style_dim: int, convs: int, kernel: int, stride: int, init_gain: float = 1.0
+        self,
+        channels: int,
+        width: int,
+        style_dim: int,
+        convs: int,
+        kernel: int,
+        stride: int,
+        init_gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(Conv(channels, channels, kernel, stride, bias=True) for _ in range(convs))
-        self.linear = EqualLinear(channels, style_dim)
+        widths = [channels, *[width] * convs]
+        self.convs = nn.ModuleList(
+            Conv(inputs, outputs, kernel, stride, bias=True) for inputs, outputs in pairwise(widths)
+        )
+        self.linear = EqualLinear(widths[-1], style_dim)
         with torch.no_grad():
             self.linear.weight.mul_(init_gain)
 
@@ -44,43 +83,40 @@ class Vec2Style(nn.Module):
         return w_BD
 
 
-class StyleMapping(nn.Module):
-    """Three maps (shallow, middle, deep), each [B,C,T_i] -> styles w [B,L,D], a :class:`Vec2Style` for each.
+class StyleMapping(MappingNetwork):
+    """The thesis's mapping: a :class:`Vec2Style` for each style, on the map of its group (:class:`Groups`).
 
-    Styles 0 to 2 (coarse) read the deep map, 3 to 6 the middle one, 7 and on (fine) the shallow one, as in pSp.
-    18 full-size styles have 33,057,792 parameters. The result is an offset from the generator's mean style.
-
-    The styles run one after another: grouped convolutions were not faster, on one core or two.
+    18 full-size styles on maps of 512 channels have 33,057,792 parameters. The styles run one after another: grouped
+    convolutions were not faster, on one core or two.
     """
 
-    class Config(Config):
+    class Config(Groups):
         """The defaults are the thesis's final mapping; ``stride`` is reconstructed."""
 
+        net: Literal["vec2style"] = "vec2style"
         convs: Annotated[int, Field(ge=0)] = 2
         kernel: Annotated[int, Field(ge=1)] = 3
         stride: Annotated[int, Field(ge=1)] = 2
-        coarse: Annotated[int, Field(ge=0)] = 3  # styles from the deep map
-        middle: Annotated[int, Field(ge=0)] = 4  # styles from the middle map; the others read the shallow one
-        init_gain: Annotated[float, Field(gt=0)] = (
-            1.0  # factor on the last layers' initial weights; if small, all faces start as the mean face
-        )
+        width: int | None = Field(None, gt=0, description="channels of the convolutions; null: those of the map")
+        init_gain: InitGain = 1.0
 
-    def __init__(self, config: "StyleMapping.Config", channels: int, n_styles: int, style_dim: int) -> None:
+    def __init__(self, config: "StyleMapping.Config", channels: Sequence[int], n_styles: int, style_dim: int) -> None:
         super().__init__()
         if config.kernel % 2 == 0:
             raise V2FError(f"mapping: kernel {config.kernel} is even; set an odd one, which keeps the length")
-        self.config = config
+        self._reads = [config.map_of(style, len(channels)) for style in range(n_styles)]
         self.styles = nn.ModuleList(
-            Vec2Style(channels, style_dim, config.convs, config.kernel, config.stride, config.init_gain)
-            for _ in range(n_styles)
+            Vec2Style(
+                channels[read],
+                channels[read] if config.width is None else config.width,
+                style_dim,
+                config.convs,
+                config.kernel,
+                config.stride,
+                config.init_gain,
+            )
+            for read in self._reads
         )
 
-    def forward(self, maps: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        shallow, middle, deep = maps
-        first_middle = self.config.coarse
-        first_fine = first_middle + self.config.middle
-        w_BD = [
-            style(deep if i < first_middle else middle if i < first_fine else shallow)
-            for i, style in enumerate(self.styles)
-        ]
-        return torch.stack(w_BD, dim=1)
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        return torch.stack([style(maps[read]) for style, read in zip(self.styles, self._reads, strict=True)], dim=1)

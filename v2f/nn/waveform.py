@@ -35,6 +35,7 @@ from v2f.config import Config
 from v2f.errors import V2FError
 from v2f.nn import add_stretched
 from v2f.nn.batchnorm import GhostBatchNorm
+from v2f.nn.voice import VoiceEncoder
 
 Activation = Literal["prelu", "leaky_relu"]
 SLOPE = 0.25  # of the leaky ReLU: the initial slope of PReLU (He et al. 2015, arXiv 1502.01852, section 2.1)
@@ -92,7 +93,7 @@ class Block(nn.Module):
         return torch.add(self.shortcut(x_BI1T), self.body(x_BI1T), alpha=self.residual_scale)
 
 
-class WaveformEncoder(nn.Module):
+class WaveformEncoder(VoiceEncoder):
     """wave [B,T] in [-1,1] -> three maps (shallow, middle, deep), each [B,C,T_i].
 
     With the defaults and 6 s at 16 kHz: T = 96,000, T_i = 6,000 / 3,000 / 1,500 and C = 512.
@@ -101,6 +102,7 @@ class WaveformEncoder(nn.Module):
     class Config(Config):
         """The defaults are the thesis's final encoder; ``stem_stride`` and ``strides`` are reconstructed."""
 
+        net: Literal["waveform"] = "waveform"
         channels: Annotated[list[int], Field(min_length=3)] = [64, 128, 256, 512]
         blocks: list[Annotated[int, Field(ge=1)]] = [11, 9, 6, 6]
         strides: list[Annotated[int, Field(ge=1)]] = [2, 2, 2, 2]  # of the first block of each stage
@@ -146,10 +148,7 @@ class WaveformEncoder(nn.Module):
         self.lateral_deep = nn.Identity() if deep == out else Conv(deep, out, 1, bias=True)
         self.lateral_middle = Conv(middle, out, 1, bias=True)
         self.lateral_shallow = Conv(shallow, out, 1, bias=True)
-
-    @property
-    def out_channels(self) -> int:
-        return self.config.out_channels
+        self.channels = (out, out, out)
 
     def forward(self, wav_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if wav_BT.ndim != 2:

@@ -11,7 +11,7 @@ from v2f.options import RUN, add_checkpoint
 from v2f.storage.address import argument
 
 if TYPE_CHECKING:
-    from v2f.weights import JudgeConfig
+    from v2f.weights import Requirements
 
 
 def add_track(parser: argparse.ArgumentParser) -> None:
@@ -147,9 +147,8 @@ def _add_recipes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipes", nargs="*", metavar="RECIPE.yaml", help=text)
 
 
-def _needs(arguments: Sequence[str]) -> "dict[str, JudgeConfig]":
-    """Name of a recipe -> its frozen nets. ``arguments``: recipes and overrides; a system without such nets is left
-    out."""
+def _needs(arguments: Sequence[str]) -> "dict[str, Requirements]":
+    """Name of a recipe -> the weights that it needs. ``arguments``: recipes and overrides."""
     from v2f.runs.config import load_config
 
     overrides = [each for each in arguments if "=" in each]
@@ -163,6 +162,5 @@ def _needs(arguments: Sequence[str]) -> "dict[str, JudgeConfig]":
     needs = {}
     for path, stem in zip(paths, stems, strict=True):
         system = load_config(path, overrides).system
-        if system.nets is not None:
-            needs[stem if stems.count(stem) == 1 else path] = system.nets
+        needs[stem if stems.count(stem) == 1 else path] = system.requirements(with_referee=True)
     return needs

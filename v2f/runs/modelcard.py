@@ -36,10 +36,8 @@ def card(
     """The model card."""
     system = config.system.name
     numbers = sum(tensor.numel() for tensor in weights.values())
-    frozen = config.system.nets
-    brought: dict[str, UserWeights | RunModule] = {}
-    if frozen is not None:
-        brought = {**frozen.user_weights(), **frozen.run_modules()}
+    required = config.system.requirements()
+    brought: dict[str, UserWeights | RunModule] = {**required.user_weights, **required.run_modules}
     lines = [
         f"# {config.name}",
         "",

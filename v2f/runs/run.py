@@ -145,8 +145,9 @@ def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
     for role, before in state.get("weights", {}).items():
         now = system.weights.get(role)
         if now != before:
+            key = "system.encoder" if role == "encoder" else f"system.frozen.{role}"
             raise V2FError(
-                f"system.frozen.{role}: its file has the SHA-256 {now[:16] + '...' if now else '(none)'}, {where} was "
+                f"{key}: its file has the SHA-256 {now[:16] + '...' if now else '(none)'}, {where} was "
                 f"trained against {before[:16]}...; bring the same weights (of a run: that step, or an export of it)"
             )
 

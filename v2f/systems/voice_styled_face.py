@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from v2f import config, metrics, weights
+from v2f import config, encoders, metrics, weights
 from v2f.data.transforms import Photo, StoredCodes, StoredEmbedding, Waveform
+from v2f.encoders import EncoderConfig
 from v2f.errors import V2FError
 from v2f.nn import face_box, losses
-from v2f.nn.mapping import StyleMapping
-from v2f.nn.waveform import WaveformEncoder, other_split
+from v2f.nn.mapping import MappingNetwork, StyleMapping
+from v2f.nn.mappings import MappingConfig, build_mapping
+from v2f.nn.voice import VoiceEncoder
+from v2f.nn.waveform import WaveformEncoder
 from v2f.system import (
     Batch,
     Exported,
@@ -41,7 +44,7 @@ from v2f.system import (
     to_picture,
     weighted,
 )
-from v2f.weights import LEAST_SIDE, FrozenConfig, LPIPSWeights, Precomputed, StyleGAN2Weights
+from v2f.weights import LEAST_SIDE, FrozenConfig, LPIPSWeights, Precomputed, Requirements, StyleGAN2Weights
 
 
 class Terms(config.Config):
@@ -63,9 +66,9 @@ class Terms(config.Config):
 
 
 class VoiceToStyles(nn.Module):
-    """Waves [B,T] -> w+ [B,L,D]: the generator's mean style plus an offset from the voice (as in pSp)."""
+    """Waves [B,T] -> w+ [B,L,D]: the mapping of the voice, plus the generator's mean style if that is added."""
 
-    def __init__(self, encoder: WaveformEncoder, mapping: StyleMapping, mean_style: Tensor) -> None:
+    def __init__(self, encoder: VoiceEncoder, mapping: MappingNetwork, mean_style: Tensor) -> None:
         super().__init__()
         self.encoder, self.mapping = encoder, mapping
         self.register_buffer("mean_style", mean_style)
@@ -86,8 +89,11 @@ class VoiceStyledFace(Styled, Judged):
         seconds: float = Field(6.0, gt=0, description="length of the encoder's input; shorter clips are repeated")
         sample_rate: int = Field(16_000, gt=0)
         image_size: int = Field(256, gt=0, description="the generator's picture is average-pooled to this")
-        encoder: WaveformEncoder.Config = WaveformEncoder.Config()
-        mapping: StyleMapping.Config = StyleMapping.Config()
+        encoder: EncoderConfig = WaveformEncoder.Config()
+        mapping: MappingConfig = StyleMapping.Config()
+        mean_style: Literal["add", "none"] = Field(
+            "add", description="add: w+ is the generator's mean style plus the mapping (pSp); none: the mapping alone"
+        )
         frozen: FrozenConfig = FrozenConfig()
         losses: Terms = Terms()
         optimizer: Optimizer = Optimizer(lr={"encoder": 1e-3, "mapping": 1e-3})
@@ -97,8 +103,12 @@ class VoiceStyledFace(Styled, Judged):
         def nets(self) -> FrozenConfig:
             return self.frozen
 
+        def requirements(self, with_referee: bool = False) -> Requirements:
+            return encoders.with_encoder(super().requirements(with_referee), self.encoder)
+
         @model_validator(mode="after")
         def _fits(self) -> "VoiceStyledFace.Config":
+            encoders.check_rate(self.encoder, self.sample_rate)
             if self.losses.style and self.frozen.codes is None:
                 raise ValueError("losses.style needs the reference's codes: set frozen.codes, or set losses.style to 0")
             generator, perceptual, side = self.frozen.generator, self.frozen.perceptual, self.image_size
@@ -127,19 +137,20 @@ class VoiceStyledFace(Styled, Judged):
                 f"system.image_size: {config.image_size} does not divide the generator's {self.generator.size} px"
             )
         styles, width = self.generator.n_latent, self.generator.style_dim
-        self.encoder = WaveformEncoder(config.encoder)
-        self.mapping = StyleMapping(
-            config.mapping, channels=self.encoder.out_channels, n_styles=styles, style_dim=width
-        )
+        built = encoders.build(config.encoder, config.frozen.path)
+        self.encoder = built.encoder
+        if built.sha256 is not None:
+            self.weights = {**self.weights, "encoder": built.sha256}
+        self.mapping = build_mapping(config.mapping, self.encoder.channels, styles, width)
 
     def phases(self) -> list[Phase]:
-        modules = {"encoder": self.encoder, "mapping": self.mapping}
+        modules = {**self.encoder.trained(), "mapping": self.mapping}
         return [Phase(name="supervised", modules=modules, optimizer=self.config.optimizer, ema=self.config.ema)]
 
     @classmethod
     def misfit(cls, config: "VoiceStyledFace.Config", shapes: Mapping[str, Sequence[int]]) -> str | None:
         own = {n.removeprefix("encoder."): shape for n, shape in shapes.items() if n.startswith("encoder.")}
-        return other_split(config.encoder, own)
+        return encoders.misfit(config.encoder, own)
 
     def transforms(self) -> dict[str, Transform]:
         c = self.config
@@ -161,18 +172,25 @@ class VoiceStyledFace(Styled, Judged):
         c, width = self.config, self.generator.style_dim
         samples = round(c.seconds * c.sample_rate)
         return Exported(
-            graph=VoiceToStyles(self.encoder, self.mapping, self.generator.latent_avg),
+            graph=VoiceToStyles(self.encoder, self.mapping, self._mean_style),
             inputs={"wav": torch.zeros(2, samples)},
             makes="w",
-            about="Encoder and mapping with the generator's mean style: "
-            f"`wav`, float32 [B, {samples}] in [-1, 1], speech of {c.seconds:g} s at {c.sample_rate} Hz (a shorter "
+            about="Encoder and mapping"
+            + (" with the generator's mean style: " if c.mean_style == "add" else ": ")
+            + f"`wav`, float32 [B, {samples}] in [-1, 1], speech of {c.seconds:g} s at {c.sample_rate} Hz (a shorter "
             "clip is repeated to that length), to `w`, float32 "
             f"[B, {self.generator.n_latent}, {width}], the codes w+ that the generator draws; B is free.",
         )
 
+    @property
+    def _mean_style(self) -> Tensor:
+        """What is added to the mapping's result: the generator's mean style, or zero."""
+        mean: Tensor = self.generator.latent_avg
+        return mean if self.config.mean_style == "add" else torch.zeros_like(mean)
+
     def styles(self, wav_BT: Tensor) -> Tensor:
-        """w+ [B, L, D] of voices: the generator's mean style plus an offset from the voice (as in pSp)."""
-        return self.generator.latent_avg + self.mapping(self.encoder(wav_BT))
+        """w+ [B, L, D] of voices: the mapping of the encoder's maps, plus the mean style if ``mean_style`` is add."""
+        return self._mean_style + self.mapping(self.encoder(wav_BT))
 
     def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
         """Pictures [B, 3, S, S] of w+, average-pooled to ``size``; None: ``image_size``."""

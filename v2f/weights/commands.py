@@ -20,9 +20,9 @@ from v2f.storage.local import scratch_folder
 from v2f.weights import (
     FaceNetWeights,
     IRSE50Weights,
-    JudgeConfig,
     LPIPSWeights,
     PSPEncoderWeights,
+    Requirements,
     StyleGAN2Weights,
     UserWeights,
     files,
@@ -42,8 +42,8 @@ HEADINGS = ("weights", "for", "file", "SHA-256", "verified", "licence")
 WIDE = 120  # columns of a terminal from which on a table reads better than a list
 _BLOCK = 1 << 20
 
-Needs = Mapping[str, JudgeConfig]
-"""Name of a recipe -> its frozen nets."""
+Needs = Mapping[str, Requirements]
+"""Name of a recipe -> the weights that it needs."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ def required_weights(needs: Needs, load: bool = False) -> list[RequiredWeights]:
     :func:`v2f.runs.run.reading_runs` if there are modules of runs.
     """
     users_of: dict[tuple[str, str | None, str | None, str | None], list[tuple[str, UserWeights]]] = {}
-    for recipe, frozen in needs.items():
-        for role, net in frozen.user_weights(with_referee=True).items():
+    for recipe, required in needs.items():
+        for role, net in required.user_weights.items():
             try:
-                path = locate(frozen.path, net)
+                path = locate(required.folder, net)
             except V2FError:
                 path = None
             own = net.file if path is None else None
@@ -95,8 +95,8 @@ def required_weights(needs: Needs, load: bool = False) -> list[RequiredWeights]:
 
 def _run_modules(needs: Needs) -> list[RequiredWeights]:
     users: dict[RunModule, list[str]] = {}
-    for recipe, frozen in needs.items():
-        for role, net in frozen.run_modules().items():
+    for recipe, required in needs.items():
+        for role, net in required.run_modules.items():
             users.setdefault(net, []).append(f"{recipe}: {role}")
     found = []
     for net, who in users.items():
@@ -150,11 +150,7 @@ def show(needs: Needs, load: bool = False, console: Console | None = None) -> in
     for published in dict.fromkeys([row.published for row in found] + [optional]):
         source = f"checksum: {published.sha256_source}"
         console.print(f"{published.name}: {published.what}\n  {published.page}; {source}", soft_wrap=True)
-    stood_in = [
-        recipe
-        for recipe, frozen in needs.items()
-        if not frozen.user_weights(with_referee=True) and not frozen.run_modules()
-    ]
+    stood_in = [recipe for recipe, required in needs.items() if not required]
     if stood_in:
         console.print(f"no weights needed, these use the package's stand-ins: {', '.join(stood_in)}", soft_wrap=True)
     bad = sum(not row.good for row in found)
@@ -188,12 +184,12 @@ def mirror(target: str, needs: Needs, source: str, download: bool = False) -> in
     if not download and not store.exists(source):
         raise V2FError(f"{source}: no such folder of weights; name one with --from")
     needed: dict[str, list[tuple[str, UserWeights]]] = {}
-    for frozen in needs.values():
-        for net in frozen.user_weights(with_referee=True).values():
+    for required in needs.values():
+        for net in required.user_weights.values():
             needed.setdefault(net.published.name, [])
             if net.file is not None:
                 with contextlib.suppress(V2FError):  # a missing file is counted below
-                    needed[net.published.name].append((locate(frozen.path, net), net))
+                    needed[net.published.name].append((locate(required.folder, net), net))
     sums = files.sums_beside(target)
     missing = []
     for published in CATALOGUE.values():
@@ -216,7 +212,7 @@ def mirror(target: str, needs: Needs, source: str, download: bool = False) -> in
                 print(f"{at}: {published.name}, loaded strictly; SHA-256 {digest[:16]}..., {matches}")
     for published in missing:
         print(f"missing: {published.way_out}")
-    for run in dict.fromkeys(net.path for frozen in needs.values() for net in frozen.run_modules().values()):
+    for run in dict.fromkeys(net.path for required in needs.values() for net in required.run_modules.values()):
         print(f"not mirrored: {run} is a run; copy the output of `v2f checkpoint export {run}` as well")
     if sums:
         print(f"{target}: {len(sums)} files; use it with system.frozen.path={target}")

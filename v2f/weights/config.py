@@ -1,5 +1,7 @@
 """The configuration of frozen nets: which net plays which role, and which file its weights come from."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -108,6 +110,19 @@ class Precomputed(Config):
     net: Literal["precomputed"]
 
 
+@dataclass(frozen=True)
+class Requirements:
+    """The weights from outside the package that a configuration names, by role."""
+
+    folder: str = "weights"
+    """Folder or mirror that is searched for the files by name."""
+    user_weights: Mapping[str, UserWeights] = field(default_factory=dict)
+    run_modules: Mapping[str, RunModule] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.user_weights or self.run_modules)
+
+
 class JudgeConfig(Config):
     """The frozen nets that look at pictures.
 
@@ -161,6 +176,10 @@ class JudgeConfig(Config):
     def run_modules(self) -> dict[str, RunModule]:
         """Role -> the module of another run that plays it in training."""
         return {role: net for role, net in self.roles().items() if isinstance(net, RunModule)}
+
+    def requirements(self, with_referee: bool = False) -> Requirements:
+        """All weights from outside; arguments as for :meth:`user_weights`."""
+        return Requirements(self.path, self.user_weights(with_referee), self.run_modules())
 
     def roles(self) -> dict[str, Any]:
         """Role -> its weights, for training."""

@@ -1,0 +1,21 @@
+"""The mapping networks by choice: ``system.mapping`` (a configuration with the key ``net``) -> a MappingNetwork."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from v2f.nn.mapping import MappingNetwork, StyleMapping
+
+
+def _default_net(value: Any) -> Any:
+    """Recipes from before there was a choice have no ``net``."""
+    return {"net": "vec2style", **value} if isinstance(value, Mapping) else value
+
+
+MappingConfig = Annotated[StyleMapping.Config, BeforeValidator(_default_net)]
+
+
+def build_mapping(config: MappingConfig, channels: Sequence[int], n_styles: int, style_dim: int) -> MappingNetwork:
+    """The mapping of a configuration, for an encoder whose maps have ``channels``."""
+    return StyleMapping(config, channels, n_styles, style_dim)
