@@ -94,7 +94,7 @@ def with_the_example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(SHOWN))
+@pytest.mark.parametrize("name", sorted(SHOWN.keys() - {"docs/full-run.md"}))  # tests/test_full_run.py follows that one
 def test_every_command_of_a_document_runs_or_is_parsed(
     name: str, sandbox: Sandbox, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
