@@ -31,4 +31,15 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 MAPPINGS: dict[str, dict[str, Any]] = {
     "vec2style": {"net": "vec2style", "convs": 1, "stride": 2, "width": 8},
+    "ecapa_tdnn": {
+        "net": "ecapa_tdnn",
+        "channels": 8,
+        "mfa": 12,
+        "kernels": [5, 3, 1],
+        "dilations": [1, 2, 1],
+        "attention": 4,
+        "scale": 4,
+        "se": 4,
+        "bn_group": 2,
+    },
 }
