@@ -235,6 +235,33 @@ def _like(net: nn.Module) -> State:
     return weights.drawn()
 
 
+def ecapa() -> State:
+    """``embedding_model.ckpt``: SpeechBrain's ECAPA-TDNN, 231 tensors, 20,767,552 parameters."""
+    weights = Weights()
+
+    def conv(name: str, inputs: int, outputs: int, taps: int = 1) -> None:
+        weights.layer(f"{name}.conv", outputs, inputs, taps, bias=True)
+
+    def tdnn(name: str, inputs: int, outputs: int, taps: int = 1) -> None:
+        conv(f"{name}.conv", inputs, outputs, taps)
+        weights.batch_norm(f"{name}.norm.norm", outputs)
+
+    tdnn("blocks.0", 80, 1024, 5)
+    for block in ("blocks.1", "blocks.2", "blocks.3"):
+        tdnn(f"{block}.tdnn1", 1024, 1024)
+        for part in range(7):
+            tdnn(f"{block}.res2net_block.blocks.{part}", 128, 128, 3)
+        tdnn(f"{block}.tdnn2", 1024, 1024)
+        conv(f"{block}.se_block.conv1", 1024, 128)
+        conv(f"{block}.se_block.conv2", 128, 1024)
+    tdnn("mfa", 3072, 3072)
+    tdnn("asp.tdnn", 9216, 128)
+    conv("asp.conv", 128, 3072)
+    weights.batch_norm("asp_bn.norm", 6144)
+    conv("fc", 6144, 192)
+    return weights.drawn()
+
+
 FILES: dict[str, Callable[[], Any]] = {
     "model_ir_se50.pth": ir_se50,
     "psp_ffhq_encode.pt": psp,
@@ -244,6 +271,7 @@ FILES: dict[str, Callable[[], Any]] = {
     "alexnet-owt-7be5be79.pth": alexnet,
     "vgg16-397923af.pth": vgg16,
     "squeezenet1_1-b8a52dc0.pth": squeezenet,
+    "embedding_model.ckpt": ecapa,
 }
 
 

@@ -18,6 +18,7 @@ from v2f.config import build
 from v2f.errors import V2FError
 from v2f.nn.stylegan2 import Generator
 from v2f.weights import (
+    ECAPAWeights,
     FaceNetWeights,
     IRSE50Weights,
     LPIPSWeights,
@@ -70,6 +71,13 @@ LAYOUTS: dict[str, tuple[type[UserWeights], dict[str, Any], str, str | None, str
         "squeezenet1_1-b8a52dc0.pth",
         None,
         "features.4.expand3x3.weight",
+    ),
+    "ecapa": (
+        ECAPAWeights,
+        {"net": "ecapa"},
+        "embedding_model.ckpt",
+        None,
+        "blocks.2.res2net_block.blocks.5.norm.norm.running_mean",
     ),
 }
 LAYOUT = pytest.mark.parametrize("name", LAYOUTS)

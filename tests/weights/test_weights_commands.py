@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from weights import fake_nvidia
 
-from bench.random_weights import alexnet, squeezenet
+from bench.random_weights import alexnet, ecapa, squeezenet
 from v2f.cli import main
 from v2f.errors import V2FError
 from v2f.nn.frozen import LPIPS
 from v2f.nn.stylegan2 import Generator
-from v2f.weights import FrozenConfig, Requirements, commands, load
+from v2f.weights import ECAPAWeights, FrozenConfig, Requirements, commands, load
 from v2f.weights.catalogue import CATALOGUE
 from v2f.weights.files import SUMS, sha256_of
 
@@ -192,6 +192,17 @@ def test_a_mirror_holds_what_a_recipe_names_itself_and_says_what_it_is_not(
     assert "NOT the file published under this name" in capsys.readouterr().out
     with pytest.raises(V2FError, match="nowhere: no such folder of weights; name one with --from"):
         commands.mirror(str(tmp_path / "mirror"), needs, "nowhere")
+
+
+def test_a_voice_encoder_is_in_the_table_and_in_the_mirror(tmp_path: Path) -> None:
+    needs = {"a": Requirements(str(tmp_path), {"encoder": ECAPAWeights(net="ecapa")})}
+    missing, text = shown(needs)
+    assert (missing, "a: encoder" in text, "spkrec-ecapa-voxceleb" in text) == (1, True, True)
+    torch.save(ecapa(), tmp_path / "embedding_model.ckpt")
+    (row,) = commands.required_weights(needs, load=True)
+    assert row.state == "no checksum is known; loaded strictly"
+    assert commands.mirror(str(tmp_path / "mirror"), needs, str(tmp_path)) == 0
+    assert "Apache-2.0" in (tmp_path / "mirror" / commands.LICENCES).read_text()
 
 
 def test_nothing_is_fetched_unless_asked_and_then_only_what_is_known(

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
+from v2f.nn.ecapa_mapping import ECAPAMapping
 from v2f.nn.mapping import MappingNetwork, StyleMapping
 
 
@@ -13,9 +14,13 @@ def _default_net(value: Any) -> Any:
     return {"net": "vec2style", **value} if isinstance(value, Mapping) else value
 
 
-MappingConfig = Annotated[StyleMapping.Config, BeforeValidator(_default_net)]
+MappingConfig = Annotated[
+    Annotated[StyleMapping.Config | ECAPAMapping.Config, Field(discriminator="net")], BeforeValidator(_default_net)
+]
 
 
 def build_mapping(config: MappingConfig, channels: Sequence[int], n_styles: int, style_dim: int) -> MappingNetwork:
     """The mapping of a configuration, for an encoder whose maps have ``channels``."""
+    if isinstance(config, ECAPAMapping.Config):
+        return ECAPAMapping(config, channels, n_styles, style_dim)
     return StyleMapping(config, channels, n_styles, style_dim)

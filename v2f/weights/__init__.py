@@ -9,6 +9,7 @@ name. Nothing is downloaded.
 
 from v2f.weights.config import (
     LEAST_SIDE,
+    ECAPAWeights,
     FaceNetWeights,
     FrozenConfig,
     IRSE50Weights,
@@ -28,6 +29,7 @@ from v2f.weights.runs import RunModule
 
 __all__ = [
     "LEAST_SIDE",
+    "ECAPAWeights",
     "FaceNetWeights",
     "FrozenConfig",
     "FrozenNets",

@@ -116,5 +116,12 @@ CATALOGUE: dict[str, Published] = {
         _backbone("squeeze", "SqueezeNet 1.1", "squeezenet1_1-b8a52dc0.pth"),
         _psp("encode", "inversion"),
         _psp("frontalization", "frontalisation"),
+        Published(
+            name="ecapa-voxceleb",
+            what="SpeechBrain's ECAPA-TDNN, a speaker net trained on VoxCeleb 1 and 2",
+            files=("embedding_model.ckpt",),
+            page="https://huggingface.co/speechbrain/spkrec-ecapa-voxceleb",
+            licence="Apache-2.0 (model card)",
+        ),
     )
 }

@@ -18,6 +18,7 @@ from v2f.errors import V2FError
 from v2f.storage import store
 from v2f.storage.local import scratch_folder
 from v2f.weights import (
+    ECAPAWeights,
     FaceNetWeights,
     IRSE50Weights,
     LPIPSWeights,
@@ -307,4 +308,6 @@ def _default_config(published: Published) -> UserWeights:
         return FaceNetWeights(net="facenet", trained_on=which)  # type: ignore[arg-type]
     if kind == "lpips":
         return LPIPSWeights(net="lpips", backbone=which)  # type: ignore[arg-type]
+    if kind == "ecapa":
+        return ECAPAWeights(net="ecapa")
     return PSPEncoderWeights(net="psp") if kind == "psp" else IRSE50Weights(net="ir_se50", channels="rgb")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from v2f.config import Config, MayChange, Place
+from v2f.nn.ecapa import ECAPA
 from v2f.weights.catalogue import CATALOGUE, Published
 from v2f.weights.runs import RunModule
 
@@ -102,6 +103,16 @@ class PSPEncoderWeights(UserWeights):
     @property
     def published(self) -> Published:
         return CATALOGUE["psp-ffhq-encode"]
+
+
+class ECAPAWeights(UserWeights, ECAPA.Config):
+    """SpeechBrain's ECAPA-TDNN, a voice encoder (:mod:`v2f.encoders.ecapa`)."""
+
+    net: Literal["ecapa"]
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["ecapa-voxceleb"]
 
 
 class Precomputed(Config):

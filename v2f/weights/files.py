@@ -25,7 +25,7 @@ from v2f.storage import store
 from v2f.storage.local import opened
 
 SUMS = "SHA256SUMS"
-SUFFIXES = (".pt", ".pth", ".safetensors", ".pkl")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pkl")
 _BLOCK = 1 << 24
 _GLOBAL = re.compile(r"GLOBAL (\S+)|(?:class|function|global)s? (\S+\.\S+)")
 
@@ -45,7 +45,7 @@ def find(path: str, names: Sequence[str], way_out: str) -> str:
             return store.join(path, name)
     what = f"contains none of {', '.join(names)}"
     if there <= {path.rstrip("/").rpartition("/")[2]}:  # empty, or a file that lists itself
-        kinds = f"neither a folder of weights nor a file that ends in {', '.join(SUFFIXES[:3])}"
+        kinds = f"neither a folder of weights nor a file that ends in {', '.join(SUFFIXES[:-1])}"
         what = kinds if store.exists(path) else "no such folder"
     raise V2FError(f"{path}: {what}; {way_out}")
 
@@ -91,7 +91,7 @@ def check(path: str, digest: str, configured: str | None) -> None:
 
 
 def read(path: str, sha256: str | None = None) -> tuple[Any, str]:
-    """The content of a ``.pt``, ``.pth`` or ``.safetensors`` file, on the CPU, and its SHA-256. Loading runs no code.
+    """The content of a file of weights (:data:`SUFFIXES`), on the CPU, and its SHA-256. Loading runs no code.
 
     A local file is read twice, for the checksum and for the tensors: it must not change in between. ``sha256``: the
     configured checksum.

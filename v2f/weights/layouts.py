@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
+from v2f.nn.ecapa import ECAPA
 from v2f.nn.irse import IRSE50
 from v2f.nn.psp import PSP, GradualStyleEncoder
 from v2f.nn.strict import fill
 from v2f.nn.stylegan2 import Generator
 from v2f.weights import files
 from v2f.weights.config import (
+    ECAPAWeights,
     FaceNetWeights,
     IRSE50Weights,
     LPIPSWeights,
@@ -108,6 +110,12 @@ def _lpips(net: LPIPSWeights, content: Any, path: str) -> "LPIPS":
     return lpips
 
 
+def _ecapa(net: ECAPAWeights, content: Any, path: str) -> ECAPA:
+    with torch.device("meta"):
+        ecapa = ECAPA(net)
+    return fill(ecapa, files.tensors(content, path), path, "SpeechBrain's ECAPA-TDNN (embedding_model.ckpt)")
+
+
 def _psp(net: UserWeights, content: Any, path: str) -> PSP:
     state = files.tensors(files.part(content, "state_dict", path), path)
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
@@ -147,4 +155,5 @@ _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     IRSE50Weights: _ir_se50,
     FaceNetWeights: _facenet,
     LPIPSWeights: _lpips,
+    ECAPAWeights: _ecapa,
 }
