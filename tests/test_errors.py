@@ -92,7 +92,7 @@ def test_an_output_that_cannot_be_written_is_one_line() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=REPOSITORY, env=environment, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        "v2f: stdout cannot be written (No space left on device); free space, or redirect it elsewhere\n"
+        "v2f: cannot write to stdout (No space left on device); free space, or redirect it elsewhere\n"
     )
 
 

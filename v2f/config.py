@@ -1,7 +1,7 @@
 """How configurations work: typed models <-> YAML, dotted overrides, errors that name the nearest key.
 
-A configurable class has its own ``Config`` (a subclass of :class:`Config`); a recipe is a YAML file that spells a
-whole run. This module does not know what it configures.
+A configurable class has its own ``Config`` (a subclass of :class:`Config`); a recipe is a YAML file that describes
+a whole run. This module does not know what it configures.
 """
 
 import difflib
@@ -59,7 +59,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -117,7 +117,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise V2FError(
-            f"{path}: a configuration is a mapping of keys to values, this file holds {type(value).__name__}"
+            f"{path}: expected a mapping of keys to values, found {type(value).__name__}; write it as key: value lines"
         )
     return value
 
@@ -168,7 +168,7 @@ def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
             _refuse_credentials(value, where, f"{prefix}{number}.")
     elif isinstance(values, str) and has_credentials(values):
         raise V2FError(
-            f"{where}: {prefix.rstrip('.')}: an address carries no credentials; set them in the environment: "
+            f"{where}: {prefix.rstrip('.')}: an address must not contain credentials; set them in the environment: "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) for a tracking "
             "server, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) for s3://, PGPASSWORD for "
             "PostgreSQL"
@@ -234,7 +234,7 @@ def _explain(cls: type[Config], error: ValidationError, where: str, under: str) 
         tag = f"{dotted}.{first['ctx']['discriminator'].strip(chr(39))}"
         if first["type"] == "union_tag_not_found":
             return f"{where}: the key {tag!r} is missing{more}"
-        return f"{where}: {tag}: there is no {first['ctx']['tag']!r}, but {first['ctx']['expected_tags']}{more}"
+        return f"{where}: {tag}: unknown value {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}{more}"
     message = first["msg"][:1].lower() + first["msg"][1:]
     message = message.removeprefix("value error, ")
     if isinstance(first["input"], dict) and first["type"] == "value_error":  # about a group: the message names its keys

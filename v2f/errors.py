@@ -69,7 +69,7 @@ def _flush() -> None:
         raise
     except OSError as error:  # a full disk, a terminal that hung up
         _drop([sys.stdout.fileno()])
-        _tell(f"v2f: stdout cannot be written ({error.strerror}); free space, or redirect it elsewhere")
+        _tell(f"v2f: cannot write to stdout ({error.strerror}); free space, or redirect it elsewhere")
         raise SystemExit(1) from None
 
 
@@ -132,5 +132,5 @@ def unexpected(error: BaseException) -> str:
     text = first_line(error)
     if not text:
         frames = traceback.extract_tb(error.__traceback__)
-        text = f"at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "without a word"
+        text = f"at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "no message"
     return f"unexpected {type(error).__name__}: {text}"

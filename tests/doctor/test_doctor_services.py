@@ -46,7 +46,7 @@ def test_a_store_that_refuses_says_why(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET + "-0123")
     line = told()
     assert "access is denied (HTTP 403 SignatureDoesNotMatch)" in line.found
-    assert line.do == "check its rights or credentials"
+    assert line.do == "check your permissions and credentials"
     assert SECRET not in str(line)
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
         monkeypatch.delenv(name)
@@ -206,7 +206,7 @@ def test_an_mlflow_that_refuses_or_is_silent_says_why(monkeypatch: pytest.Monkey
         assert "it does not respond in time" in line.found
     (line,) = lines(services.mlflow(Setup(tracking=f"http://ada:{SECRET}@127.0.0.1:1")))
     assert line.verdict == "wrong"
-    assert "an address carries no credentials" in line.found
+    assert "an address must not contain credentials" in line.found
     assert "MLFLOW_TRACKING_PASSWORD" in line.do
     assert SECRET not in str(line)
     (line,) = lines(services.mlflow(Setup(tracking=f"sqlite:///{tmp_path}/none/mlflow.db")))

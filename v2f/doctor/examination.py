@@ -1,4 +1,4 @@
-"""The examination: all checks, the table or JSON of what they find, and how many problems they find.
+"""Runs all checks, and prints what they find as a table or JSON.
 
     recipe --> the places it names --> checks, each in its own process --> findings --> table or JSON, exit code
 
@@ -46,7 +46,7 @@ def doctor(setup: Setup, *, limit_s: float = LIMIT_S, as_json: bool = False, con
     """Run all checks, print their findings, and return how many have the verdict ``wrong``."""
     console = console or Console()
     findings: list[Finding] = []
-    with console.status("looking") if console.is_terminal and not as_json else contextlib.nullcontext():
+    with console.status("checking") if console.is_terminal and not as_json else contextlib.nullcontext():
         if setup.recipe is not None:
             if setup.weights:
                 setup = replace(setup, overrides=[*setup.overrides, f"system.frozen.path={setup.weights}"])

@@ -14,9 +14,9 @@ _CARGOES: tuple[Cargo, ...] = ("points", "pictures")
 def roll_back(folder: str, step: int) -> int:
     """Move the lines after ``step`` from the spool to ``rolled-back.jsonl``; return how many.
 
-    Call it before a :class:`~v2f.tracking.tracker.Tracker` is made for ``folder``, which is local. A kill in the middle
-    can leave a line in both files; the next call removes it from the spool. The marks are moved accordingly, so that
-    remaining lines which were not delivered yet still will be.
+    Call it before you make a :class:`~v2f.tracking.tracker.Tracker` for ``folder``, a local path. A kill in the middle
+    can leave a line in both files; the next call removes it from the spool. The marks (how far MLflow has received the
+    spool) move accordingly, so that the remaining lines that were not delivered yet still will be.
     """
     spool, aside = Path(folder, SPOOL), Path(folder, ROLLED_BACK)
     if not spool.exists():

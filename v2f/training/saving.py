@@ -1,4 +1,4 @@
-"""Saving a training: what a checkpoint holds beside the tensors, and what became of each save."""
+"""Saving a training run: what a checkpoint holds beside the tensors, and what became of each save."""
 
 from typing import Any
 
