@@ -105,7 +105,7 @@ def test_a_part_that_is_not_there_is_said_to_be_missing() -> None:
         ({}, "neither audio nor photos nor an array"),
         ({"wav_T": np.zeros(9)}, "given together"),
         ({"photos_HWC": [np.zeros((4, 4, n), np.uint8) for n in (1, 3)]}, "all RGB or all gray"),
-        ({"photos_HWC": [np.zeros((4, 4, 1), np.uint8)], "photo_format": "webp"}, "WebP knows no gray"),
+        ({"photos_HWC": [np.zeros((4, 4, 1), np.uint8)], "photo_format": "webp"}, "WebP has no grayscale"),
         ({"arrays": {"codes": np.zeros(3)}}, "cannot be called 'codes'"),
         ({"arrays": {"a.b": np.zeros(3)}}, "cannot be called 'a.b'"),
         ({"arrays": {"a": np.zeros(3, object)}}, "array 'a' is of object"),
@@ -237,7 +237,7 @@ def test_what_is_bound_to_the_trained_people_keeps_their_numbers(tmp_path: Path)
         1, 0, -1,
     ]  # fmt: skip
     assert again == PersonNumber(tuple(f"s{n}" for n in range(8)))
-    with pytest.raises(V2FError, match="has to be bound"):
+    with pytest.raises(V2FError, match="bind the transform PersonNumber"):
         PersonNumber()(Sample("k", drawn(0, {"audio"})[1]), None)
 
 

@@ -81,7 +81,7 @@ def test_a_face_at_the_border_is_filled_up_not_cut() -> None:
 @pytest.mark.parametrize(
     ("landmarks", "said"),
     [
-        (np.full((5, 2), 7.0), r"a square of 0\.0 pixels, at least 16 are wanted"),
+        (np.full((5, 2), 7.0), r"a square of 0\.0 pixels, expected at least 16"),
         (np.full((5, 2), np.nan), "a square of nan pixels"),
         (LANDMARKS / 20, r"a square of 8\.0 pixels"),
         (LANDMARKS / 10.1, r"a square of 15\.8 pixels"),
@@ -140,8 +140,8 @@ def test_landmarks_are_read_from_each_kind_of_file(points: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.txt", b"", "a.txt: .json, .npy or .csv is wanted"),
-        ("a.json", b"[[1, 2], [3, 4]]", r"shape \[2, 2\], \[5, 2\] or \[68, 2\] is wanted"),
+        ("a.txt", b"", "a.txt: expected .json, .npy or .csv"),
+        ("a.json", b"[[1, 2], [3, 4]]", r"shape \[2, 2\], expected \[5, 2\] or \[68, 2\]"),
         ("a.json", b'{"face": [1, 2]}', "float"),
         ("a.json", b"[[1, 2], [3]]", "inhomogeneous"),
         ("a.json", b"nothing", "Expecting value"),
@@ -169,13 +169,13 @@ def test_landmarks_that_cannot_be_a_faces_are_refused() -> None:
     ):
         assert check_landmarks(points, photo) is points
     for points in (LANDMARKS * 3, LANDMARKS - 70, LANDMARKS * np.inf, points_68(LANDMARKS * np.nan)):
-        with pytest.raises(UnusableError, match="lie outside of the photo"):
+        with pytest.raises(UnusableError, match="are outside of the photo"):
             check_landmarks(points, photo)
     for points in (
         LANDMARKS[[1, 0, 2, 4, 3]],
         LANDMARKS * 0 + 7,
     ):  # named as the person would, not as the picture shows
-        with pytest.raises(UnusableError, match="are no face"):
+        with pytest.raises(UnusableError, match="do not form a face"):
             check_landmarks(points, photo)
 
 
@@ -206,7 +206,7 @@ def test_the_face_at_the_point_is_taken(point: tuple[float, float], nearest: int
 def test_the_largest_or_the_only_face_is_taken() -> None:
     assert choose_face(FACES, "largest") is FACES[0]
     assert choose_face(FACES[1:2], "only") is FACES[1]
-    with pytest.raises(UnusableError, match=r"several faces \(3, one is wanted\)"):
+    with pytest.raises(UnusableError, match=r"several faces \(found 3, expected one\)"):
         choose_face(FACES, "only")
 
 

@@ -194,7 +194,7 @@ def test_what_cannot_work_is_one_clear_line(
     with pytest.raises(V2FError, match=r"psp\.device: there is no GPU here that torch can use"):
         pack(recipe(folder, "out", codes=True, device="cuda"))
     monkeypatch.setattr(FakePSP, "pictures", lambda *_: torch.full((2, 3, 256, 256), torch.inf))
-    with pytest.raises(V2FError, match=r"psp\.pt: its result for a photo is not finite"):
+    with pytest.raises(V2FError, match=r"psp\.pt: its output for a photo is NaN or infinite"):
         pack(recipe(folder, "out", pictures=True))
 
 

@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(
         "nowhere.wav,p.png,ada": "audio is missing",
         "a.wav,nowhere.png,ada": "photo is missing",
         "a.wav,cut.png,ada": "photo cannot be decoded",
-        "a.wav,text.png,ada": "photo cannot be decoded (no kind of picture that is known)",
+        "a.wav,text.png,ada": "photo cannot be decoded (unknown picture format)",
         "a.wav,huge.png,ada": "photo is too large (60 x 50 pixels)",
         "a.wav,.,ada": "photo cannot be read",
         "a.wav,,ada": "empty field (image)",
@@ -230,9 +230,9 @@ def test_landmarks_that_cannot_be_used_are_left_out_with_their_reason(folder: Pa
     assert dataset.manifest.identities == ["good.npy"]
     lines = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
     assert {line["identity"]: line["reason"] for line in lines} == {
-        "wide.npy": "landmarks lie outside of the photo",
+        "wide.npy": "landmarks are outside of the photo",
         "small.npy": "face is too small",
-        "swapped.npy": "landmarks are no face",
+        "swapped.npy": "landmarks do not form a face",
         "few.npy": "landmarks cannot be read",
         "code.npy": "landmarks cannot be read",
         "nowhere.npy": "landmarks file is missing",
@@ -270,7 +270,7 @@ def test_a_photo_of_two_gives_the_face_that_is_meant(folder: Path, portraits: li
     rows = ["a.wav,two.png,ada,0.2,0.3", "b.flac,two.png,bob,0.7,0.5", "a.wav,alone.png,eve,,"]
     found, said = run(rows, face="only")
     assert found.keys() == {"eve"}
-    assert said == dict.fromkeys(("ada", "bob"), "several faces (2, one is wanted)")
+    assert said == dict.fromkeys(("ada", "bob"), "several faces (found 2, expected one)")
     large, _ = run(rows, face="largest")
     assert np.array_equal(large["ada"], large["bob"])
     odd = ["a.wav,two.png,far,0.02,0.98", "a.wav,two.png,odd,120,90", "a.wav,two.png,word,left,0.5", rows[2]]
@@ -283,8 +283,8 @@ def test_a_photo_of_two_gives_the_face_that_is_meant(folder: Path, portraits: li
         < np.abs(near["ada"].astype(int) - large["ada"]).mean()
     )
     assert said["far"].startswith("no face at the point (the nearest of 2 is ")
-    assert said["odd"] == "x,y is no point (120, 90; shares of width and height are wanted, 0 to 1)"
-    assert said["word"].startswith("x,y is no point (left, 0.5;")
+    assert said["odd"] == "x,y is not a point in the photo (120, 90; use fractions of width and height, 0 to 1)"
+    assert said["word"].startswith("x,y is not a point in the photo (left, 0.5;")
     assert said["eve"] == "empty field (x, y)"
 
 
@@ -295,16 +295,16 @@ def test_a_face_smaller_than_asked_for_is_left_out(folder: Path, portraits: list
     assert dataset.manifest.identities == ["120"]
     (line,) = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
     assert line["reason"] == "face is too small"
-    assert line["detail"].endswith("pixels, at least 80 are wanted")
+    assert line["detail"].endswith("pixels, expected at least 80")
 
 
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        ({"face": "nearest"}, "its header has to be audio,image,identity,x,y, with any of"),
-        ({"align": "landmarks"}, "its header has to be audio,image,identity,landmarks, with any of"),
-        ({"align": "none", "face": "only"}, "face 'only' chooses among the faces that align 'mtcnn' finds, not 'none'"),
-        ({"align": "landmarks", "face": "nearest"}, "face 'nearest' chooses among"),
+        ({"face": "nearest"}, "the header must be audio,image,identity,x,y and optionally "),
+        ({"align": "landmarks"}, "the header must be audio,image,identity,landmarks and optionally "),
+        ({"align": "none", "face": "only"}, "face 'only' needs align 'mtcnn', but align is 'none'"),
+        ({"align": "landmarks", "face": "nearest"}, "face 'nearest' needs align 'mtcnn'"),
         ({"psp": {"file": "x"}}, "psp: set pictures, codes or both to true, or leave psp out"),
         ({"psp": {"file": "x", "code": True}}, "unknown key 'psp.code'; did you mean 'psp.codes'"),
     ],
@@ -389,11 +389,11 @@ def test_a_column_that_mixes_people_is_refused(tmp_path: Path, rows: list[str], 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"sound,image,identity\n", "its header has to be audio,image,identity"),
-        (b"audio,image,identity,age\n", "its header has to be audio,image,identity, with any of split,x,y,landmarks"),
-        (b"audio,image,identity,x,x\n", "its header has to be audio,image,identity"),
+        (b"sound,image,identity\n", "the header must be audio,image,identity"),
+        (b"audio,image,identity,age\n", "the header must be audio,image,identity and optionally split,x,y,landmarks"),
+        (b"audio,image,identity,x,x\n", "the header must be audio,image,identity"),
         (b"", "it is empty"),
-        (b"audio,image,identity\n", "it has no row that could be used"),
+        (b"audio,image,identity\n", "it has no usable row"),
         (b"audio,image,identity\n\xff\xfe\n", "this is not a CSV file in UTF-8"),
         (b'audio,image,identity\n"a,b,c\n', "this is not a CSV file in UTF-8"),
     ],
@@ -518,7 +518,7 @@ def test_where_no_row_can_be_used_it_is_said_why(tmp_path: Path) -> None:
     with pytest.raises(V2FError) as error:
         packed(tmp_path, ["a.wav,p.png,ada,x", "a.wav,,ada", "a.wav,p.png,", "a.wav"])
     assert str(error.value).endswith(
-        "pairs.csv: it has no row that could be used (3 x empty field, 1 x too many fields; the first: "
+        "pairs.csv: it has no usable row (3 x empty field, 1 x too many fields; the first: "
         "line 3 (a.wav, ): empty field (image))"
     )
 

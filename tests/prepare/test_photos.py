@@ -111,7 +111,7 @@ def test_no_program_is_started_for_a_photo(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n"
-    assert refused(tmp_path, eps) == "photo cannot be decoded (no kind of picture that is known)"
+    assert refused(tmp_path, eps) == "photo cannot be decoded (unknown picture format)"
 
 
 @pytest.mark.parametrize("kind", steps.PICTURES)

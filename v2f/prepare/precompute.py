@@ -75,7 +75,7 @@ def load(assignments: Sequence[str], recipe: str | None = None) -> PrecomputeCon
 
         system = load_config(recipe).system.model_dump(mode="json")
         if "frozen" not in system:
-            raise V2FError(f"{recipe}: its system has no frozen nets, there is nothing to compute")
+            raise V2FError(f"{recipe}: its system has no frozen nets, so there is nothing to compute; name the nets")
         values = {name: system["frozen"][name] for name in ("path", "identity", "codes")}
         if values["codes"] is not None and values["codes"]["net"] == "precomputed":
             values["codes"] = {"net": "psp"}  # the network whose codes are to be stored
@@ -88,12 +88,12 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
     source = open_dataset(data)
     source.check_own("v2f shards precompute")
     if PHOTOS not in source.manifest.holds:
-        raise V2FError(f"{data}: not every sample has a photo, and what is computed is of photos")
+        raise V2FError(f"{data}: not every sample has a photo, but precompute needs one; choose another data set")
     device = torch_device(config.device, "device")
     before = source.manifest.provenance.get("precomputed", {})  # outputs of other networks, which stay
     computed = {**before, "of": source.fingerprint, **_made_by(config, device)}
     provenance = {**source.manifest.provenance, "precomputed": computed}
-    # a packing in several parts, because other machines may be working here: another one is refused, not removed
+    # Packed in several parts, since other machines may be writing here: a different packing is an error, never removed.
     packing = Packing(parts=max(2, len(_names(source))), plan=source.fingerprint, provenance=provenance)
     dataset = _existing(out, computed)
     if dataset is not None:
@@ -113,7 +113,7 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
 
 
 def _existing(out: str, computed: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
-    """The data set in ``out`` if it is the wanted one; None if there is none, V2FError if it is another."""
+    """The data set in ``out``, or None if there is none; V2FError if it holds other outputs than ``computed``."""
     if not store.exists(store.join(out, MANIFEST)):
         return None
     dataset = open_dataset(out)
@@ -152,12 +152,12 @@ def _commit(owner: Lease, source: Dataset, out: str, provenance: dict[str, Any])
     records = [parts.read_shard_record(out, name) for name in _names(source)]
     rows = [record.rows for record in records if record is not None]
     if len(rows) < len(records):
-        raise V2FError(f"{out}: a shard that was computed is not there any more; run the same command again")
+        raise V2FError(f"{out}: a finished shard has disappeared; run the same command again")
     for name in (LEFT_OUT, YIELD):
         if store.exists(store.join(source.root, name)):
             owner.put(store.join(out, name), store.read_bytes(store.join(source.root, name)))
     if read_manifest(source.root) != source.manifest:  # a person may have been removed from it meanwhile
-        raise V2FError(f"{source.root}: it was changed while it was read; remove {out} and start again")
+        raise V2FError(f"{source.root}: the data set changed during this command; remove {out} and start again")
     dataset = parts.commit(owner, out, rows, provenance, source.manifest.arrays)
     size, before = (sum(shard.bytes for shard in each.manifest.shards) / 1e6 for each in (dataset, source))
     print(
@@ -280,5 +280,5 @@ def _opened(data: str, fingerprint: str) -> Dataset:
     """The source, opened once per process."""
     dataset = open_dataset(data)
     if dataset.fingerprint != fingerprint:
-        raise V2FError(f"{data}: another data set was put in its place meanwhile; start again")
+        raise V2FError(f"{data}: a different data set replaced it during this command; start again")
     return dataset

@@ -54,7 +54,7 @@ def see(config: PspConfig, photo_NHWC: Pixels, size: int) -> tuple[npt.NDArray[n
 
 def _finite(values: torch.Tensor, config: PspConfig) -> torch.Tensor:
     if not values.isfinite().all():
-        raise V2FError(f"{config.file}: its result for a photo is not finite; the file is damaged, copy it again")
+        raise V2FError(f"{config.file}: its output for a photo is NaN or infinite; the file is damaged, copy it again")
     return values
 
 
@@ -64,6 +64,6 @@ def _loaded(file: str, sha256: str | None, model: Model, device: str) -> PSP:
 
 
 def _model(config: PspConfig) -> Model:
-    """Which of the two published files to look for in a folder: the one that redraws faces, or the one that encodes
-    them as they are."""
+    """Which of the two published files to look for in a folder: the one that renders faces from the front, or the one
+    that encodes them as they are."""
     return "frontalization" if config.pictures else "encode"

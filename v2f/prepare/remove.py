@@ -201,7 +201,7 @@ def _yield(root: str) -> dict[str, Any] | None:
         report = json.loads(store.read_bytes(path))
         return {"people": dict(report["people"]), "rejected_photos": dict(report["rejected_photos"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise V2FError(f"{path}: this is no yield report; restore or remove it") from error
+        raise V2FError(f"{path}: not a yield report; restore or remove it") from error
 
 
 def _named_beside(root: str) -> set[str]:

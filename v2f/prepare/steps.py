@@ -274,7 +274,7 @@ def read_photo(file: str | bytes, max_side: int) -> tuple[Image.Image, Points]:
         except Image.DecompressionBombError as error:
             raise UnusableError("photo is too large", str(error)) from error
         except UnidentifiedImageError as error:
-            raise UnusableError("photo cannot be decoded", "no kind of picture that is known") from error
+            raise UnusableError("photo cannot be decoded", "unknown picture format") from error
         if orientation in _TURNS:
             upright = upright.transpose(_TURNS[orientation])
         upright.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
