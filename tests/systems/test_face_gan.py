@@ -132,7 +132,7 @@ STEPS, LOG = 48, 4
 
 
 def play(system: FaceGAN, shards: str) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Train for ``STEPS`` steps; the meters over the trained people, and the means over ``LOG`` steps."""
+    """Train for ``STEPS`` steps; the meters over the people in train, and the means over ``LOG`` steps."""
     split = open_dataset(shards).split("train")
     order = Order.for_batches(split.shard_sizes, seed=0, batch=32, window=8)
     engine = Engine("fp32")
@@ -214,7 +214,7 @@ def test_the_training_says_it_and_the_run_is_measured_and_shown(
     assert page.index("When the training ended: NOT CONVERGING") < page.index("What it draws now")
     assert page.count('alt="a generated face"') == page.count('alt="a portrait from the data set"') == 6
     assert [f"samples at step {step}" in page for step in (20, 30, 40)] == [True, False, True]
-    assert "photos of trained people" in page
+    assert "photos of people seen in training" in page
     with pytest.raises(V2FError, match="does not hear a voice"):
         generate(run, "voice.wav", str(tmp_path / "face.png"))
 

@@ -54,9 +54,9 @@ class Labelled(Protocol):
 
     kind: type[Kind]
     explained = (
-        "label found: the five nearest held-out samples vote for the requested label; nearest and energy: distance "
-        "from held-out samples (best: 1 and 0); variety within a label: mean distance between two outputs of one "
-        "label, relative to that of real ones (0: always the same)"
+        "label found: how often the five nearest held-out samples vote for the requested label; nearest and energy: "
+        "distance from held-out samples (best: 1 and 0); variety within a label: mean distance between two outputs of "
+        "one label, relative to that of real ones (0: always the same)"
     )
 
     def splits(self, dataset: Dataset) -> list[str]:
@@ -68,7 +68,7 @@ class Labelled(Protocol):
         left_out: list[str] = []
         real = _real(dataset.split(name), system, kind, left_out, job.limit)
         if real is None:
-            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first: {left_out[0]}")
+            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first problem: {left_out[0]}")
         batch, things, numbers_N = real
         label_N = batch[asked].numpy()
         look = _features_of(job, kind)
@@ -77,7 +77,7 @@ class Labelled(Protocol):
         trained = _trained(job, kind, label_N)
         if trained is None:
             notes.append(
-                f"no split {job.run.config.data.split!r} here: there is no line for training samples to compare with"
+                f"this data set has no split {job.run.config.data.split!r}, so the row for training samples is missing"
             )
         else:
             sets["trained"] = look(trained[0]), trained[1]

@@ -67,8 +67,8 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     """Write ``report.html`` into the run and return its path.
 
     ``run``: the run or its name; ``system``: the run's system, if it is loaded already; ``people``: how many pairs of
-    each split are shown, the first ones in the order of the data set. Needs a committed checkpoint and the data set,
-    and raises their V2FErrors; without ``eval.json`` the page says how to get it.
+    each split are shown, the first ones in the order of the data set. V2FError if the run has no
+    committed checkpoint or its data set cannot be opened; without ``eval.json`` the page says how to get it.
     """
     run = Run.open(run) if isinstance(run, str) else run
     system = (run.system() if system is None else system).eval()
@@ -132,7 +132,7 @@ def _page(template: str, run: Run, values: dict[str, Any]) -> str:
     except UndefinedError as error:  # only an evaluation may lack a value that the template uses
         where = store.join(run.path, evaluate.FILE)
         raise V2FError(
-            f"{where}: it lacks a value that the page shows ({error}); write it again with `v2f eval`"
+            f"{where}: a value that the page shows is missing ({error}); run `v2f eval` on this run again"
         ) from error
 
 
@@ -144,7 +144,7 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
     split, notes = dataset.split(name), generate.provenance(run, system)
     _, sound, _, drawn = heard_and_drawn(system)
     hears, sees = Waveform(sound.seconds, sound.rate), Photo(drawn.size, drawn.share)
-    # without what only the losses need, such as codes, which another data set may not have
+    # Inputs that only losses need, such as codes, are not read: another data set may lack them.
     transforms: dict[str, Transform] = {"wav": hears, "image": sees}
     world = world_of(dataset)
     if isinstance(world, World):
@@ -181,7 +181,8 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
 
 
 def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[list[str], list[str]]:
-    """Up to ``count`` generated pictures, and photos of as many people who were not in the training data, if any."""
+    """Up to ``count`` generated pictures, and photos of as many people: unseen ones, or of the training split if the
+    data set has no others."""
     held_out = [split for split in (*SPLITS, run.config.data.split) if split in dataset.splits]
     found = people_of(dataset.split(held_out[0]), system, count, [])
     if found is None:
