@@ -100,8 +100,8 @@ def read_pickle(data: bytes, where: str) -> NvidiaGenerator:
                 "PyTorch file of the same name"
             ) from None
         raise V2FError(
-            f"{where}: refused, and nothing of it was run: the pickle {refused}, which does not belong in a "
-            "StyleGAN2 of NVIDIA's; get the file from its authors"
+            f"{where}: refused, and no code in it was run: the pickle {refused}, which does not belong in an "
+            "NVIDIA StyleGAN2 pickle; get the file from its authors"
         ) from None
     except (ValueError, TypeError, KeyError, IndexError):
         raise V2FError(f"{where}: the pickle is truncated or damaged, or not NVIDIA's; copy it again") from None
@@ -127,7 +127,7 @@ class _Reader:
         mapping, synthesis = (_part(state, "_modules").get(name) for name in ("mapping", "synthesis"))
         blocks = self.state(synthesis, "G_ema.synthesis", "SynthesisNetwork")
         if "input" in _part(blocks, "_modules"):
-            self.fail("G_ema is a StyleGAN3 generator, only StyleGAN2 is supported; use a stylegan2-*.pkl")
+            self.fail("G_ema is a StyleGAN3 generator, but only StyleGAN2 is supported; use a stylegan2-*.pkl")
         size = state.get("img_resolution")
         layers = self.state(mapping, "G_ema.mapping", "MappingNetwork").get("num_layers")
         if type(size) is not int or size not in _resolutions(LARGEST_SIDE)[1:]:
@@ -251,7 +251,7 @@ def convert(source: str, target: str) -> dict[str, str]:
         raise V2FError(f"{target}: the output is a safetensors file; choose a name that ends in .safetensors")
     if store.size(source) > LARGEST_FILE:
         raise V2FError(
-            f"{source}: larger than {LARGEST_FILE // 2**30} GiB, StyleGAN2's pickles are far smaller; check the path"
+            f"{source}: larger than {LARGEST_FILE // 2**30} GiB, but StyleGAN2 pickles are far smaller; check the path"
         )
     data = store.read_bytes(source)
     generator = read_pickle(data, source)
