@@ -1,4 +1,4 @@
-"""Batches for one rank: fetches raw bytes in the given order, checks and decodes them, ahead of the training.
+"""Batches for one rank: fetches raw bytes in the given order, checks and decodes them, ahead of training.
 
     slots --order--> samples --fetch (this process; whole blocks, CRC-32)--> raw bytes --decode workers--> batches
                                                      | a sample that cannot be used

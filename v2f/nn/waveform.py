@@ -192,7 +192,7 @@ def other_split(config: WaveformEncoder.Config, shapes: Mapping[str, Sequence[in
     why = " (the split of launch/recipes/thesis-*.yaml was corrected from the one to the other)" if corrected else ""
     return (
         f"its encoder has {found}, this configuration has {expected}{why}; use the config.yaml of its run (also in a "
-        "checkpoint's record: state.config), or start a new training under another name"
+        "checkpoint's record: state.config), or start a new run under another name"
     )
 
 
