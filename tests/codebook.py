@@ -1,4 +1,4 @@
-"""The smallest vector quantiser, for tests of what a step commits: k-means starts its codes, drawn vectors revive them.
+"""The smallest vector quantizer, for tests of what a step commits: k-means starts its codes, drawn vectors revive them.
 
 Letters: B batch, X a sample's numbers, N vectors of a sample, D their width, K codes, M drawn vectors.
 """
@@ -92,7 +92,7 @@ def k_means(vector_MD: Tensor) -> Tensor:
     return mean_KD
 
 
-class Quantised(BareSystem):
+class Quantized(BareSystem):
     """An encoder with batch norm, the codebook, a decoder. ``told``: the arguments of ``after_step``; ``noise``:
     a number that it draws."""
 
@@ -142,9 +142,9 @@ def batches(rank: int = 0, world_size: int = 1, start: int = 0) -> Iterator[Batc
         step += 1
 
 
-def trained(strategy: Any, precision: Any, micro: int | None) -> tuple[Engine, Quantised]:
+def trained(strategy: Any, precision: Any, micro: int | None) -> tuple[Engine, Quantized]:
     """The system after ``STEPS`` steps, on this rank."""
-    engine, system = Engine(precision, strategy), Quantised()
+    engine, system = Engine(precision, strategy), Quantized()
     engine.wrap(system, share=BATCH // engine.world_size, micro_batch=micro, seed=3)
     system.train()
     stream, (phase,) = batches(engine.rank, engine.world_size), system.phases()

@@ -221,7 +221,7 @@ def test_what_the_data_do_not_have_is_said_before_they_are_read(tmp_path: Path) 
         (Array("tokens"), r"its array 'tokens' is int16 \[any\]: a batch needs equal shapes"),
         (Array("f0"), "its samples have no array 'f0'; their arrays: tokens"),
         (TokenWindow("f0", 3), "its samples have no array 'f0'"),
-        (ClassNumber("colour"), "its manifest names no classes of 'colour'"),
+        (ClassNumber("color"), "its manifest names no classes of 'color'"),
     ):
         with pytest.raises(V2FError, match=f"{tmp_path}: {message}"):
             next(read_split(split, {"x": transform}, 4))
@@ -252,7 +252,7 @@ def test_tokens_begin_anywhere_in_training_and_at_the_start_in_evaluation() -> N
         TokenWindow("f", 3)(Sample("k", encode("k", arrays={"f": np.ones(2)}, **ABOUT)), None)  # type: ignore[arg-type]
 
 
-def test_gray_and_colour_become_one_another() -> None:
+def test_gray_and_color_become_one_another() -> None:
     gray = Sample("k", encode("k", photos_HWC=[np.full((8, 8, 1), 77, np.uint8)], **ABOUT))  # type: ignore[arg-type]
     red = Sample("k", encode("k", photos_HWC=[np.full((8, 8, 3), (255, 0, 0), np.uint8)], **ABOUT))  # type: ignore[arg-type]
     assert np.array_equal(Photo(4)(gray, None), np.full((3, 4, 4), 77))

@@ -679,7 +679,7 @@ def no_queue(objects: World) -> Iterator[str]:
     there = [bool(of(objects, kind)) for kind in ("LocalQueue", "ClusterQueue", "ResourceFlavor")]
     there += [any(map(is_queued, objects))]
     if any(there) and not all(there):
-        yield "a queue, a quota, a flavour and a Job in them belong together"
+        yield "a queue, a quota, a flavor and a Job in them belong together"
 
 
 def train_job(found: Object, objects: World) -> Iterator[str]:

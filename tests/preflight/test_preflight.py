@@ -123,7 +123,7 @@ def test_a_fault_that_all_share_is_one_line():
     assert judge(ranks, [], 0.15, None) == ["all 6 ranks: step: data/x: no data set there"]
 
 
-def test_all_reduces_are_of_all_within_hosts_and_between_neighbours():
+def test_all_reduces_are_of_all_within_hosts_and_between_neighbors():
     shapes = [[(link.scope, link.ranks) for link in together] for together in rounds(cluster(4))]
     assert shapes == [
         [("all ranks", list(range(8)))],
@@ -141,7 +141,7 @@ def test_all_reduces_are_of_all_within_hosts_and_between_neighbours():
     assert [[link.scope for link in together] for together in rounds(cluster(1, 4))] == [["all ranks"]]
 
 
-def test_a_host_whose_network_is_slow_is_named_and_its_neighbours_are_not():
+def test_a_host_whose_network_is_slow_is_named_and_its_neighbors_are_not():
     links = [link for together in rounds(cluster(5)) for link in together]
     for link in links:
         slow = "host-3" in link.hosts and link.scope != "within a host"

@@ -29,7 +29,7 @@ TALK, WEB, MUTE, BROKEN, GONE = "TalkTalk-01", "Webm_Webm02", "MuteMuteM03", "Br
 
 def stage(*faces: tuple[int, tuple[float, float]]) -> Image.Image:
     """A picture with the faces of some people at some points."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT), "grey")
+    picture = Image.new("RGB", (WIDTH, HEIGHT), "gray")
     for person, (x, y) in faces:
         face = portrait(person).resize((140, 140))
         picture.paste(face, (round(x * WIDTH) - 70, round(y * HEIGHT) - 70))

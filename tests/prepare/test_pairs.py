@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "text.wav").write_text("this is no sound")
     photo().save(folder / "p.png")
     photo().save(folder / "p.bmp")
-    photo("L").save(folder / "grey.jpg")
+    photo("L").save(folder / "gray.jpg")
     photo("RGBA").save(folder / "alpha.png")
     photo("I;16").save(folder / "deep.png")
     photo("CMYK").save(folder / "cmyk.tif")
@@ -104,7 +104,7 @@ def test_every_kind_of_audio_becomes_mono_16_khz(folder: Path) -> None:
 
 
 def test_every_kind_of_picture_becomes_upright_rgb(folder: Path) -> None:
-    names = ["p.png", "p.bmp", "grey.jpg", "alpha.png", "deep.png", "cmyk.tif", "turned.jpg"]
+    names = ["p.png", "p.bmp", "gray.jpg", "alpha.png", "deep.png", "cmyk.tif", "turned.jpg"]
     found = {
         name.split()[1]: s.photo() for name, s in samples(packed(folder, [f"a.wav,{n},ada" for n in names])).items()
     }
@@ -113,7 +113,7 @@ def test_every_kind_of_picture_becomes_upright_rgb(folder: Path) -> None:
     assert np.array_equal(found["p.png"], found["p.bmp"])
     assert np.array_equal(found["alpha.png"], found["p.png"])
     assert np.abs(found["deep.png"][..., 0].astype(int) - np.asarray(photo())[:, 5:35, 0]).max() <= 1
-    assert np.ptp(found["grey.jpg"], axis=2).max() == 0
+    assert np.ptp(found["gray.jpg"], axis=2).max() == 0
     # Stored left to right is shown top to bottom; the red ramp runs along x in the file, so along y when upright.
     upright = np.asarray(photo().transpose(Image.Transpose.ROTATE_270))[5:35]
     assert np.abs(found["turned.jpg"].astype(int) - upright).mean() < 6
@@ -172,16 +172,16 @@ def test_alignment_leaves_out_what_has_no_face(folder: Path) -> None:
 # -------------------------------------------------------------------------------------- which face, and where
 
 DISCS = np.array([[40.0, 50.0], [80.0, 50.0], [60.0, 72.0], [46.0, 94.0], [74.0, 94.0]])  # eyes, nose, mouth
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
 
 
 def scene(scale: float, shift: tuple[float, float], size: tuple[int, int]) -> tuple[Image.Image, np.ndarray]:
-    """Grey, with a coloured disc at each landmark; and the landmarks, in pixels of this picture."""
+    """Gray, with a colored disc at each landmark; and the landmarks, in pixels of this picture."""
     landmarks = (DISCS + shift) * scale
     y, x = np.mgrid[: size[1], : size[0]]
     picture = np.full((size[1], size[0], 3), 128, np.uint8)
-    for (cx, cy), colour in zip(landmarks, COLOURS, strict=True):
-        picture[(x - cx) ** 2 + (y - cy) ** 2 < (5 * scale) ** 2] = colour
+    for (cx, cy), color in zip(landmarks, COLORS, strict=True):
+        picture[(x - cx) ** 2 + (y - cy) ** 2 < (5 * scale) ** 2] = color
     return Image.fromarray(picture), landmarks
 
 
@@ -203,8 +203,8 @@ def test_landmarks_align_what_is_stored_turned_or_shrunk(folder: Path) -> None:
     for sample in samples(packed(folder, rows, LANDMARKS_HEADER, **kinds)).values():
         crop_HWC = sample.photo().astype(float) - 128
         # eyes 40 apart and 44 above the mouth: half a side is max(2 * 40, 1.8 * 44) around (60, 54.4)
-        for place, colour in zip((DISCS - [60, 54.4]) / 160 * 64 + 32, COLOURS, strict=True):
-            weight = np.clip(crop_HWC @ (np.array(colour) - 128.0), 0, None) ** 3
+        for place, color in zip((DISCS - [60, 54.4]) / 160 * 64 + 32, COLORS, strict=True):
+            weight = np.clip(crop_HWC @ (np.array(color) - 128.0), 0, None) ** 3
             weight[weight < weight.max() / 4] = 0
             y, x = np.mgrid[:64, :64] + 0.5
             found = np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
@@ -251,11 +251,11 @@ def portraits() -> list[Image.Image]:
 
 
 def test_a_photo_of_two_gives_the_face_that_is_meant(folder: Path, portraits: list[Image.Image]) -> None:
-    two = Image.new("RGB", (400, 260), "grey")
+    two = Image.new("RGB", (400, 260), "gray")
     two.paste(portraits[0].resize((120, 120)), (10, 10))
     two.paste(portraits[1].resize((240, 240)), (150, 10))
     two.save(folder / "two.png")
-    alone = Image.new("RGB", (400, 260), "grey")
+    alone = Image.new("RGB", (400, 260), "gray")
     alone.paste(portraits[0].resize((120, 120)), (10, 10))
     alone.save(folder / "alone.png")
     header, kinds = "audio,image,identity,x,y", {"align": "mtcnn", "size": 48}

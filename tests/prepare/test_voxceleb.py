@@ -62,9 +62,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_jpg(root / f"VGGFace/A.J._Buckley/{n:08d}.jpg", portrait(1, n))
     save_jpg(root / "VGGFace/eartha kitt/1.jpg", portrait(3))  # names as people write them
     save_jpg(root / "VGGFace2/train/n000012/0001_01.jpg", portrait(4))
-    save_jpg(root / "VGGFace2/train/n000012/0002_01.jpg", Image.new("RGB", (128, 128), "grey"))
+    save_jpg(root / "VGGFace2/train/n000012/0002_01.jpg", Image.new("RGB", (128, 128), "gray"))
     (root / "VGGFace2/train/n000012/0003_01.jpg").write_bytes(b"<html>404 not found</html>")
-    save_jpg(root / "VGGFace2/test/n000017/0001_01.jpg", Image.new("RGB", (128, 128), "grey"))
+    save_jpg(root / "VGGFace2/test/n000017/0001_01.jpg", Image.new("RGB", (128, 128), "gray"))
     save_jpg(root / "VGGFace2/test/n000018/0001_01.jpg", portrait(7))  # nobody of ours
     (root / "VGGFace/A.J._Buckley/faces.txt").write_text("1 http://dead.link 1 2 3 4")
     return root

@@ -254,11 +254,11 @@ def test_a_discriminator_that_is_worse_than_a_guess_is_named() -> None:
 
 
 def test_nothing_is_said_before_there_is_something_to_see() -> None:
-    grey = dict.fromkeys(FINE, 0.01)
+    gray = dict.fromkeys(FINE, 0.01)
     pale = FINE | {"variety": 0.15, "variety_nearest": 0.19}
-    assert metrics.gan_verdict(grey, {}) is None
-    assert metrics.gan_verdict(grey, curves([0.7] * 9)) is None
-    assert metrics.gan_verdict(grey, curves([0.7] * 10)) is not None
+    assert metrics.gan_verdict(gray, {}) is None
+    assert metrics.gan_verdict(gray, curves([0.7] * 9)) is None
+    assert metrics.gan_verdict(gray, curves([0.7] * 10)) is not None
     assert metrics.gan_verdict(pale, curves([0.7] * 10)) is None
     assert metrics.gan_verdict(dict.fromkeys(FINE, float("nan")), curves([0.7] * 10)) is None
 

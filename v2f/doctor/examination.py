@@ -85,7 +85,7 @@ def _print(findings: Sequence[Finding], console: Console) -> None:
                 escape(f"{finding.verdict:5} {finding.check}: {finding.found}{do}"), soft_wrap=True, highlight=False
             )
         return
-    colours = {"ok": "green", "look": "yellow", "wrong": "bold red"}
+    colors = {"ok": "green", "look": "yellow", "wrong": "bold red"}
     table = Table(pad_edge=False, box=None, show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")
@@ -93,5 +93,5 @@ def _print(findings: Sequence[Finding], console: Console) -> None:
     for finding in findings:
         name, before = "" if finding.check == before else finding.check, finding.check
         do = f"\n[italic]→ {escape(finding.do)}[/]" if finding.do else ""
-        table.add_row(f"[{colours[finding.verdict]}]{finding.verdict}[/]", name, f"{escape(finding.found)}{do}")
+        table.add_row(f"[{colors[finding.verdict]}]{finding.verdict}[/]", name, f"{escape(finding.found)}{do}")
     console.print(table)

@@ -31,7 +31,7 @@ from v2f.metrics.arrays import distances
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, of_kind, to_picture
 
 HELD_OUT = ("test", "valid")
-_NEIGHBOURS = 5
+_NEIGHBORS = 5
 _SIDE = 16  # px, of pictures that are compared pixel by pixel
 _MELS, _FRAME_S, _HOP_S = 40, 0.064, 0.016
 
@@ -262,7 +262,7 @@ def _numbers_of(
 def voted(made_MP: NDArray[np.float64], real_NP: NDArray[np.float64], label_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """The most frequent label of the five nearest real samples; with a tie, that of the nearest one."""
     square_MN = ((made_MP**2).sum(1)[:, None] + (real_NP**2).sum(1)[None]) - 2 * made_MP @ real_NP.T
-    near_MK = np.argsort(square_MN, axis=1, kind="stable")[:, :_NEIGHBOURS]
+    near_MK = np.argsort(square_MN, axis=1, kind="stable")[:, :_NEIGHBORS]
     votes_MK = label_N[near_MK]
     found = []
     for votes in votes_MK:

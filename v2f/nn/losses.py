@@ -59,7 +59,7 @@ def identity(net: Embedder, output: Tensor, reference_BE: Tensor) -> Tensor:
 
 
 def w_norm(w_BLD: Tensor, mean_w: Tensor) -> Tensor:
-    """``||w+ - mean w||_F`` over L x D, not squared (pSp's regularisation, eq. 4): [B,L,D] and [D] or [L,D] -> [B]."""
+    """``||w+ - mean w||_F`` over L x D, not squared (pSp's regularization, eq. 4): [B,L,D] and [D] or [L,D] -> [B]."""
     return torch.linalg.vector_norm(widened(w_BLD - mean_w), dim=(1, 2))
 
 

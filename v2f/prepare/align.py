@@ -144,8 +144,8 @@ def face_square(landmarks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     x = x / max(float(np.hypot(*x)), 1e-9)
     x = x * max(np.hypot(*eye_to_eye) * 2.0, np.hypot(*eye_to_mouth) * 1.8)
     y = x[::-1] * [-1, 1]
-    centre = eyes + eye_to_mouth * 0.1
-    return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
+    center = eyes + eye_to_mouth * 0.1
+    return np.stack([center - x - y, center - x + y, center + x + y, center + x - y])
 
 
 def align_face(

@@ -68,13 +68,13 @@ def _remove(owner: Lease, root: str, identities: Sequence[str]) -> Dataset:
     if wanted:
         before, dataset = dataset, _without(owner, dataset, wanted)
         _clear(owner, dataset)
-        _summarise(before, dataset, wanted)
+        _summarize(before, dataset, wanted)
     else:
         print(f"{root}: a removal that was interrupted is finished; fingerprint {dataset.fingerprint}")
     return dataset
 
 
-def _summarise(before: Dataset, after: Dataset, identities: Sequence[str]) -> None:
+def _summarize(before: Dataset, after: Dataset, identities: Sequence[str]) -> None:
     old, new = before.manifest.shards, {shard.name for shard in after.manifest.shards}
     samples = len(before.index.key) - len(after.index.key)
     print(

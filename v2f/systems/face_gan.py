@@ -59,7 +59,7 @@ class FaceGAN(Judged):
         width: int = Field(64, gt=0, description="channels of the largest maps")
         bn_group: int = Field(16, gt=0, description="samples in each mean of batch norm")
         loss: Literal["non_saturating", "minimax"] = Field(
-            "non_saturating", description="the generator maximises log D(G(z)), or minimises log(1 - D(G(z)))"
+            "non_saturating", description="the generator maximizes log D(G(z)), or minimizes log(1 - D(G(z)))"
         )
         smooth: float = Field(0.0, ge=0, lt=0.5, description="the discriminator's target for photos is 1 - smooth")
         every: int = Field(1, gt=0, description="discriminator steps per generator step")

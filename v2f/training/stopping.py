@@ -65,7 +65,7 @@ class StopRequest:
 
     def __init__(self, max_seconds: float | None) -> None:
         self._deadline = None if max_seconds is None else processes.uptime() + max_seconds - _since_start()
-        self._signalled = 0
+        self._signaled = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -78,15 +78,15 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._signalled == _SIGNALS[signal.SIGINT]:
+        if number == signal.SIGINT and self._signaled == _SIGNALS[signal.SIGINT]:
             raise KeyboardInterrupt
-        self._signalled = max(self._signalled, _SIGNALS[signal.Signals(number)])
+        self._signaled = max(self._signaled, _SIGNALS[signal.Signals(number)])
         if number == signal.SIGINT:  # counted before it is printed: a reader may press Ctrl-C again at once
             tell("v2f: Ctrl-C: will save after this step and exit; press it again to exit at once")
 
     def __int__(self) -> int:
         over = self._deadline is not None and processes.uptime() >= self._deadline
-        return max(self._signalled, int(over))
+        return max(self._signaled, int(over))
 
 
 def heard_signals() -> list[signal.Signals]:
