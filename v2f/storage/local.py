@@ -52,7 +52,7 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 class PassingError(V2FError):
     """The disk failed, but may succeed later or with more space."""
 
-    again = True
+    retryable = True
 
 
 class NotAFileError(OSError):

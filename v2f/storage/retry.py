@@ -25,7 +25,7 @@ SAID_AT = 4  # the number of failures in a row after which a warning explains th
 class UnreachableError(V2FError):
     """The store failed at every attempt, so nothing is known about the object."""
 
-    again = True
+    retryable = True
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from v2f.training.run_record import package_versions
 class UnsavedError(V2FError):
     """The last checkpoint of a start could not be written; another start may succeed."""
 
-    again = True
+    retryable = True
 
 
 def save(job: Job, wait: bool) -> None:
