@@ -23,7 +23,7 @@ from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, num
 from v2f.system import Noise, Picture, System, Transform, device_of, of_kind, to_picture
 
 
-def noise_and_drawn(system: System) -> tuple[str, Noise, str, Picture]:
+def noise_input_and_picture_output(system: System) -> tuple[str, Noise, str, Picture]:
     """The noise input and the picture output of a system: name and kind of each.
 
     V2FError if the system asks for anything else, or makes no picture.
@@ -41,7 +41,7 @@ def people_of(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Photo [N,3,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people, and these people's
     numbers [N]; None if no sample is usable."""
-    _, kind, _, drawn = noise_and_drawn(system)
+    _, kind, _, drawn = noise_input_and_picture_output(system)
     read: dict[str, Transform] = {"image": Photo(drawn.size, drawn.share), "noise": NoiseVector(kind.width)}
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:limit]
     batches = list(read_usable(split, read, BATCH, left_out, samples=firsts.tolist()))
@@ -83,13 +83,13 @@ class PicturesFromNoise(Protocol):
     def measure(self, job: Job, name: str) -> Measured:
         dataset, system, observers = job.dataset, job.system, job.observers
         left_out: list[str] = []
-        asked = noise_and_drawn(system)[0]
+        asked = noise_input_and_picture_output(system)[0]
         held_out = people_of(dataset.split(name), system, job.limit, left_out)
         if held_out is None:
             raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first problem: {left_out[0]}")
         photos, noise_NZ, people = held_out
 
-        def looked(draw: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[NDArray[np.float32], Looks]:
+        def observe(draw: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[NDArray[np.float32], Looks]:
             def function(row_B: Tensor) -> tuple[Tensor, ...]:
                 picture_BCHW = draw(row_B)
                 return (picture_BCHW.flatten(1), *seen(observers, picture_BCHW))
@@ -97,17 +97,17 @@ class PicturesFromNoise(Protocol):
             pixels_MP, *columns = in_batches(function, rows, device_of(system))
             return pixels_MP, looks(observers, columns)
 
-        sets = {"generated": looked(lambda noise: next(iter(system.sample({asked: noise}).values())), noise_NZ)}
+        sets = {"generated": observe(lambda noise: next(iter(system.sample({asked: noise}).values())), noise_NZ)}
         notes = []
         if job.run.config.data.split in dataset.splits:
             others = people_of(dataset.split(job.run.config.data.split), system, len(photos), [])
             if others is not None:
-                sets["trained"] = looked(to_picture, others[0])
+                sets["trained"] = observe(to_picture, others[0])
         else:
             notes.append(
                 f"this data set has no split {job.run.config.data.split!r}, so the row for its photos is missing"
             )
-        real_pixels_MP, real = looked(to_picture, photos)
+        real_pixels_MP, real = observe(to_picture, photos)
         width = max((look.emb_MD.shape[1] for look in real.values()), default=0)
         if len(photos) <= width:
             notes.append(

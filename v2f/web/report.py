@@ -30,7 +30,7 @@ from v2f.errors import V2FError
 from v2f.evaluation import evaluate, protocols
 from v2f.evaluation.faces_of_voices import FacesOfVoices, heard_and_drawn, world_of
 from v2f.evaluation.observers import BY, first_observer
-from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_and_drawn, people_of
+from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_input_and_picture_output, people_of
 from v2f.evaluation.protocol import SPLITS, percent
 from v2f.runs.run import Run
 from v2f.storage import store
@@ -189,7 +189,7 @@ def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[
         return [], []
     photo_N3HW, noise_NZ, _ = found
     with torch.no_grad():
-        asked = noise_and_drawn(system)[0]
+        asked = noise_input_and_picture_output(system)[0]
         made_N3HW = next(iter(system.sample({asked: noise_NZ.to(device_of(system))}).values()))
     notes = generate.provenance(run, system)
     return [picture_uri(one, notes) for one in made_N3HW], [picture_uri(one) for one in to_picture(photo_N3HW)]
