@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from v2f.engine import Engine
 from v2f.nn.batchnorm import GhostBatchNorm
-from v2f.nn.statistics import Drawn, Keeps, Turn
+from v2f.nn.statistics import KeepsStatistics, KeyedVectorSample, Turn
 from v2f.system import Batch, Losses, Optimizer, Phase, Stepped, weighted
 
 X, N, D, K = 5, 3, 2, 6
@@ -22,7 +22,7 @@ DECAY, DEAD, ALIVE = 0.6, 3.5, 6.0  # vectors of a step that a code takes
 NOISE = 0x4E6F69
 
 
-class Codebook(Keeps):
+class Codebook(KeepsStatistics):
     """Codes that follow the mean of their vectors (van den Oord et al. 2017, arXiv 1711.00937, appendix A.1)."""
 
     codes_KD: Tensor
@@ -38,7 +38,7 @@ class Codebook(Keeps):
         self.register_buffer("totals_KD", torch.zeros(K, D))
         self.register_buffer("started", torch.tensor(0))
         self.register_buffer("revived", torch.tensor(0))
-        self.drawn = Drawn(D, purpose=7)
+        self.drawn = KeyedVectorSample(D, purpose=7)
         self.discard()
 
     def begin(self, turn: Turn) -> None:

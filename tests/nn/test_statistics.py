@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from v2f.engine import Engine
 from v2f.keyed import keyed_rng
-from v2f.nn.statistics import Drawn, Turn, begin, collect
+from v2f.nn.statistics import KeyedVectorSample, Turn, begin, collect
 from v2f.system import Batch, Losses, Stepped
 
 Tensors = dict[str, Tensor]
@@ -192,7 +192,7 @@ def drawn(count: int, cuts: list[int], turn: Turn = TURN, purpose: int = 7, weig
     for x, slot, w in zip(
         X_BND.split(cuts), (turn.slot + torch.arange(8)).split(cuts), weight.split(cuts), strict=True
     ):
-        one = Drawn(2, purpose)
+        one = KeyedVectorSample(2, purpose)
         one.begin(turn, count)
         one.collect(x, slot, w)
         sums.append(one.sums(x.device))
