@@ -32,7 +32,9 @@ def checksum(config: PspConfig) -> str:
     return load_psp(config.file, config.sha256, _model(config))[1]
 
 
-def see(config: PspConfig, photo_NHWC: Pixels, size: int) -> tuple[npt.NDArray[np.float32], Pixels | None]:
+def encode_and_render(
+    config: PspConfig, photo_NHWC: Pixels, size: int
+) -> tuple[npt.NDArray[np.float32], Pixels | None]:
     """w+ [N, L, D] of photos, and with ``config.pictures`` the pictures generated from them, uint8 [N, size, size, 3].
 
     Pictures are generated from w+ rounded to float16, as stored in samples.
