@@ -16,7 +16,7 @@ from v2f.storage import local as files
 from v2f.storage import s3
 from v2f.storage.backend import Backend
 from v2f.storage.backend import ConflictError as ConflictError
-from v2f.storage.credentials import shown, user_in
+from v2f.storage.credentials import redacted, user_in
 from v2f.storage.disk import Disk
 from v2f.storage.objects import Objects
 from v2f.storage.other import OtherStore
@@ -46,7 +46,9 @@ def backend_of(path: str, verb: str) -> Backend:
     if local is not None:
         return Disk(path, verb, local)
     if user_in(path):
-        raise V2FError(f"{shown(path)}: a path must not contain credentials; set them in the environment or a profile")
+        raise V2FError(
+            f"{redacted(path)}: a path must not contain credentials; set them in the environment or a profile"
+        )
     return (Objects if path.partition("://")[0].lower() in ("s3", "s3a") else OtherStore)(path, verb)
 
 
@@ -104,7 +106,7 @@ def read_range(path: str, offset: int, length: int) -> bytes:
         data = backend.read(offset, offset + length)
     if len(data) != length:
         raise V2FError(
-            f"{shown(path)}: found only {len(data)} of the {length} bytes from byte {offset} on: "
+            f"{redacted(path)}: found only {len(data)} of the {length} bytes from byte {offset} on: "
             "the file was truncated or replaced; copy it again"
         )
     count(bytes_read=length)
@@ -261,7 +263,7 @@ def explained(path: str, verb: str = "write") -> Iterator[None]:
 
 
 def _explanation(path: str, verb: str, error: Exception) -> V2FError | None:
-    name, remote = shown(path), local_path(path) is None
+    name, remote = redacted(path), local_path(path) is None
     if isinstance(error, s3.DeniedError):
         return V2FError(f"{name}: cannot {verb} it, access is denied ({error}); check your permissions and credentials")
     if isinstance(error, s3.S3Error):
