@@ -94,18 +94,18 @@ class _Batching:
 
 
 def prepare(
-    config: RunConfig, resume: str, allow_changes: bool, stop_request: SupportsInt, owned: contextlib.ExitStack
+    config: RunConfig, resume: str, allow_changes: bool, stop_request: SupportsInt, resources: contextlib.ExitStack
 ) -> Job:
-    """Build everything the loop needs. Collective. The run's lease is released with ``owned``."""
+    """Build everything the loop needs. Collective. The run's lease is released with ``resources``."""
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    start = _claim(config, stop_request, owned)
+    start = _claim(config, stop_request, resources)
     engine = start.engine
     origin = _find_checkpoint(start, resume, allow_changes)
     data = _open_data(config)
     system = build_system(config)
     init_from = start_from(config, system, engine) if origin.checkpoint is None else []
-    batching = _cut_batches(config, engine, system)
+    batching = _plan_batching(config, engine, system)
     engine.wrap(system, share=batching.share, micro_batch=batching.micro_batch, seed=config.seed)
     state: dict[str, Any] = {}
     if origin.checkpoint is not None:
@@ -151,7 +151,7 @@ def prepare(
     )
 
 
-def _claim(config: RunConfig, stop_request: SupportsInt, owned: contextlib.ExitStack) -> _Start:
+def _claim(config: RunConfig, stop_request: SupportsInt, resources: contextlib.ExitStack) -> _Start:
     """Join the other ranks, and take the run's lease on rank 0. If another start holds it, all ranks raise the same
     error."""
     engine = Engine(config.train.precision, config.train.strategy, patience_minutes=config.train.watchdog_minutes)
@@ -165,7 +165,7 @@ def _claim(config: RunConfig, stop_request: SupportsInt, owned: contextlib.ExitS
             lease = Lease.take(
                 root, "a training run", note=inherited, say=say, interrupted=lambda: bool(int(stop_request))
             )
-            owned.enter_context(lease)
+            resources.enter_context(lease)
 
     folder = RunFolder(config.folder)
     alike(engine, take)
@@ -235,7 +235,7 @@ def _open_stream(config: DataConfig, seed: int) -> tuple[str, Samples, Order | M
     return mixed.fingerprint, mixed, MixOrder(sizes, weights, data=names, **kind)
 
 
-def _cut_batches(config: RunConfig, engine: Engine, system: System) -> _Batching:
+def _plan_batching(config: RunConfig, engine: Engine, system: System) -> _Batching:
     streams = streams_of(config, system)
     bn_group = common_group(trained(system).values())
     for name, data in streams.items():
