@@ -42,11 +42,11 @@ from v2f.world import bounds
 from v2f.world.people import FACTORS, VOICE, World
 
 FILE = "report.html"
-PEOPLE = 12
-DRAWN = 48
-SHEETS = 5
+PEOPLE_SHOWN = 12
+PICTURES_SHOWN = 48
+SHEETS_SHOWN = 5
 _SHEET = re.compile(r"step-\d+\.png")
-_TELLING = 0.8  # standard deviations beyond which a voice is called low, breathy, ...
+_NOTABLE = 0.8  # standard deviations beyond which a voice is called low, breathy, ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Pair:
     """What the voice is like; synthetic data only."""
 
 
-def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE) -> str:
+def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE_SHOWN) -> str:
     """Write ``report.html`` into the run and return its path.
 
     ``run``: the run or its name; ``system``: the run's system, if it is loaded already; ``people``: how many pairs of
@@ -97,7 +97,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     }
     own: dict[str, Any]
     if isinstance(protocol, PicturesFromNoise):
-        drawn, photos = from_noise(dataset, run, system, DRAWN)
+        drawn, photos = from_noise(dataset, run, system, PICTURES_SHOWN)
         own = {"verdict": _verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
         page = _page("noise.html.j2", run, shared | own)
     elif not isinstance(protocol, FacesOfVoices):
@@ -210,7 +210,7 @@ def _sheets(run: Run) -> list[tuple[int, str]]:
     folder = store.join(run.path, "samples")
     old = outdated_pictures(run.path)
     found = [name for name in store.names(folder) if _SHEET.fullmatch(name) and f"samples/{name}" not in old]
-    count = min(SHEETS, len(found))
+    count = min(SHEETS_SHOWN, len(found))
     chosen = [round(i * (len(found) - 1) / max(1, count - 1)) for i in range(count)]
     shown = []
     for name in (found[i] for i in chosen):
@@ -223,8 +223,8 @@ def voice_in_words(voice_V: NDArray[np.float32]) -> str:
     """The factors in which a voice stands out most, at most three, in words."""
     ends = {factor.name: (factor.low, factor.high) for factor in FACTORS if factor.group == "voice"}
     strongest = sorted(range(len(VOICE)), key=lambda i: -abs(float(voice_V[i])))[:3]
-    told = [ends[VOICE[i]][int(voice_V[i] > 0)] for i in strongest if abs(float(voice_V[i])) >= _TELLING]
-    return ", ".join(told) or "an average voice"
+    words = [ends[VOICE[i]][int(voice_V[i] > 0)] for i in strongest if abs(float(voice_V[i])) >= _NOTABLE]
+    return ", ".join(words) or "an average voice"
 
 
 def picture_uri(picture: Tensor, notes: Mapping[str, str] = MappingProxyType({})) -> str:
