@@ -131,9 +131,9 @@ class AVSpeech:
         for name in [name for name in found if name not in there and not config.download]:
             count = len(found.pop(name))
             left_out.append(LeftOut(name, name, "video is missing", f"{count} segments", count))
-        unasked = sorted(there.keys() - {name for each in of_file for name in each})
-        if unasked:
-            detail = f"{len(unasked)} videos, the first: {there[unasked[0]]}"
+        not_in_csv = sorted(there.keys() - {name for each in of_file for name in each})
+        if not_in_csv:
+            detail = f"{len(not_in_csv)} videos, the first: {there[not_in_csv[0]]}"
             left_out.append(LeftOut(config.videos, "", "no row names the video", detail, 0))
         left_out += _drop_repeated(found)
         split_of = deal(

@@ -48,7 +48,7 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 _SPLITS |= dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 _COLUMNS = ("file", "label", "split", "identity")
 # JSON keys that columns must not overwrite
-_OURS = ("sample_rate", "seconds", "source", "holds", "start", *_COLUMNS)
+_RESERVED = ("sample_rate", "seconds", "source", "holds", "start", *_COLUMNS)
 
 
 class FolderConfig(StepsConfig):
@@ -127,7 +127,7 @@ class Folder:
         if config.csv is not None:
             text = store.read_bytes(on_disk(config.csv))
             known["csv_sha256"] = sha256(text).hexdigest()
-            found, bad = self._listed(text, config.csv, found)
+            found, bad = self._from_csv(text, config.csv, found)
         else:
             found, bad = self._by_folder(found)
         left_out += bad
@@ -139,7 +139,7 @@ class Folder:
         labels = {file.label for file in found if file.label is not None}
         if labels:
             known["classes"] = {"label": config.classes or sorted(labels)}
-        found = self._windows(self._dealt(found))
+        found = self._windows(self._with_splits(found))
         items = [Item(file.key, file.split, file.identity, _display_name(file), file) for file in found]
         items = config.subset.of(items, config.seed)
         return Plan(items, left_out, {**known, **steps.provenance(config)})
@@ -253,7 +253,7 @@ class Folder:
         others = {"its class is not in `classes`": [file.name for file in found if file.label not in classes]}
         return [file for file in found if file.label in classes], _left_out_by_reason(others, self.config.root)
 
-    def _listed(self, text: bytes, path: str, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
+    def _from_csv(self, text: bytes, path: str, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
         """The files that a CSV names, with its columns."""
         there = {name: file for file in found for name in (file.name, file.picture, file.sound) if name is not None}
         there |= {same(name): file for name, file in there.items()}
@@ -279,13 +279,13 @@ class Folder:
                     number=number,
                     known=known,
                 )
-        unasked = {"no row names the file": [file.name for file in found if file.name not in listed]}
+        not_in_csv = {"no row names the file": [file.name for file in found if file.name not in listed]}
         kept = list(listed.values())
         if "split" in header:
             check_column([replace(file, identity=file.identity or file.own) for file in kept], path)
-        return kept, left_out + _left_out_by_reason(unasked, self.config.root)
+        return kept, left_out + _left_out_by_reason(not_in_csv, self.config.root)
 
-    def _dealt(self, found: Sequence[_File]) -> list[_File]:
+    def _with_splits(self, found: Sequence[_File]) -> list[_File]:
         """The files, each with an identity and a split; those that have none yet are assigned one."""
         found = [replace(file, identity=file.identity or file.own) for file in found]
         of_person: dict[str, list[str]] = defaultdict(list)
@@ -348,7 +348,9 @@ def _rows_of(text: bytes, path: str) -> tuple[list[tuple[int, dict[str, str]]], 
     """The rows of a CSV with their line numbers, the rows left out, and the columns."""
     listed = read_rows(text, path)
     header = without_empty_end(next(listed, (0, []))[1])
-    bad = [name for name in header if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in set(_OURS) - set(_COLUMNS)]
+    bad = [
+        name for name in header if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in set(_RESERVED) - set(_COLUMNS)
+    ]
     if "file" not in header or len(set(header)) < len(header) or bad:
         why = f"{bad[0]!r} cannot be a column" if bad else f"it is {','.join(header) or 'empty'}"
         raise V2FError(f"{path}: the header must be file[,label][,split][,identity] and any columns of your own; {why}")
