@@ -51,10 +51,10 @@ def _odd_ones(values: dict[str, str], what: str, found: dict[str, list[str]]) ->
 
 def _slow_ones(rates: dict[str, float], what: str, tolerance: float, found: dict[str, list[str]]) -> None:
     if len(rates) > 1:
-        middle = statistics.median_high(rates.values())  # with two ranks, this is the faster one
+        median = statistics.median_high(rates.values())  # with two ranks, this is the faster one
         for where, rate in rates.items():
-            if rate * (1 + tolerance) < middle:
-                line = f"slow: {what}: {rate:.3g}, the median is {middle:.3g} ({middle / rate - 1:.0%} more)"
+            if rate * (1 + tolerance) < median:
+                line = f"slow: {what}: {rate:.3g}, the median is {median:.3g} ({median / rate - 1:.0%} more)"
                 found.setdefault(line, []).append(where)
 
 
