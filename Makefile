@@ -23,7 +23,7 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-# The slow tests: real trainings, kills, launchers, Slurm, PostgreSQL, and the commands in the documents.
+# The slow tests: real training runs, kills, launchers, Slurm, PostgreSQL, and the commands in the documents.
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 

@@ -1,4 +1,4 @@
-"""Kill -9 a training at random moments, again and again; the final result must not show it.
+"""Kill -9 a training run at random moments, again and again; the final result must not show it.
 
     python bench/chaos.py                                       # 30 kills with 1 rank, 30 with 2, runs on a disk
     python bench/chaos.py --ranks 2 --kills 8 --kill agent exec restarted local      # of one process alone

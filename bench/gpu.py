@@ -1,4 +1,4 @@
-"""What one GPU does: is it right, does a training on it survive, and how fast and large is the thesis's system there.
+"""What one GPU does: is it right, does a training run survive, and how fast and large is the thesis's system there.
 
     python bench/gpu.py                              # all parts, some six minutes; merges into bench/results/gpu.json
     python bench/gpu.py --parts numbers training     # see PARTS

@@ -49,7 +49,7 @@ LEAST_WARMUP_STEPS = 16
 POINTS, VALIDATIONS, SAVES = 64, 8, 2  # of a run
 KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # else 15 % slower on a CPU
 MOST_APART = 0.05  # of R@10, about the 95 % interval of one
-COLOURS = {"rule": "#1f4e9c", "linear": "#8e44ad", "unscaled": "#c0392b"}
+COLORS = {"rule": "#1f4e9c", "linear": "#8e44ad", "unscaled": "#c0392b"}
 
 
 def main() -> int:
@@ -242,12 +242,12 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         points = [at(seen, loss) for seen, loss in run["curve"]]
         thick = {16: 3, 256: 2, 1024: 1}[run["batch"]]
         for line in [points] if run["arm"] == "rule" else dashes(points):
-            draw.line(line, COLOURS[run["arm"]], thick)
-        ends.append((points[-1][1], f"{run['batch']:,} {run['arm']}", COLOURS[run["arm"]]))
+            draw.line(line, COLORS[run["arm"]], thick)
+        ends.append((points[-1][1], f"{run['batch']:,} {run['arm']}", COLORS[run["arm"]]))
     next_up = float(height - bottom) + 16
-    for y, label, colour in sorted(ends, reverse=True):  # labels do not lie on one another, nor below the axis
+    for y, label, color in sorted(ends, reverse=True):  # labels do not lie on one another, nor below the axis
         next_up = min(y, next_up - 16)
-        draw.text((width - right + 8, next_up), label, colour, font, anchor="lm")
+        draw.text((width - right + 8, next_up), label, color, font, anchor="lm")
     image.save(path, optimize=True)
 
 

@@ -314,14 +314,14 @@ def plot(points: Sequence[Sequence[float]], path: Path) -> None:
     for samples in range(0, int(points[-1][0]) + 1, 20_000):
         draw.text((at(samples, 0)[0], height - bottom + 8), f"{samples:,}", "black", font, anchor="ma")
     draw.text((width / 2, height - 6), "samples read", "black", font, anchor="mb")
-    colours = ("#1f4e9c", "#c0392b", "#2e8b57", "#8e44ad")
-    for column, colour in zip(range(1, len(points[0])), colours, strict=False):
+    colors = ("#1f4e9c", "#c0392b", "#2e8b57", "#8e44ad")
+    for column, color in zip(range(1, len(points[0])), colors, strict=False):
         dashes = column == 3  # one of two lines that lie on each other shows through the other
         for i, (one, two) in enumerate(itertools.pairwise(points)):
             if not dashes or i // 3 % 2:
-                draw.line([at(one[0], one[column]), at(two[0], two[column])], colour, 2)
+                draw.line([at(one[0], one[column]), at(two[0], two[column])], color, 2)
         name = (*OWN, "shared trays")[column - 1]
-        draw.text((left + 20 + 90 * (column - 1), top + 4), name, colour, font)
+        draw.text((left + 20 + 90 * (column - 1), top + 4), name, color, font)
     path.parent.mkdir(exist_ok=True)
     image.save(path, optimize=True)
 

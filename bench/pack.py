@@ -77,7 +77,7 @@ def main() -> int:
     }
     Path(args.output).write_text(json.dumps(result, indent=1) + "\n")
     ratio = summary["pack over alone"]["median"]
-    print(f"packing has {ratio:.2f} of the speed of decoding and encoding alone; {args.floor} is wanted")
+    print(f"packing has {ratio:.2f} of the speed of decoding and encoding alone; expected at least {args.floor}")
     return 0 if ratio >= args.floor else 1
 
 

@@ -12,8 +12,8 @@ say() {
     (echo "v2f: $1" >&2) || :
 }
 
-# The identity of this shell, in the format of v2f/storage/processes.py: `v2f exec` saves and exits when this shell is gone,
-# even after SIGKILL.
+# The identity of this shell, in the format of v2f/storage/processes.py: `v2f exec` saves and exits
+# when this shell is gone, even after SIGKILL.
 starter() {
     # shellcheck disable=SC2046 # the 20th field after the program's name is its start time
     set -- $(sed 's/.*) //' "/proc/$$/stat")
@@ -22,7 +22,7 @@ starter() {
 
 asked= heard= child=
 
-wish() {
+request_stop() {
     asked=1 heard=1
     [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null || :
 }
@@ -62,7 +62,7 @@ again() {
         V2F_STARTER=$(starter)
         export V2F_STARTER
     fi
-    trap wish TERM USR1 INT HUP
+    trap request_stop TERM USR1 INT HUP
     while [ -z "$asked" ]; do
         run "$@"
         case $code in 0 | 75 | 78) return "$code" ;; esac

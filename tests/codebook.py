@@ -1,4 +1,4 @@
-"""The smallest vector quantiser, for tests of what a step commits: k-means starts its codes, drawn vectors revive them.
+"""The smallest vector quantizer, for tests of what a step commits: k-means starts its codes, drawn vectors revive them.
 
 Letters: B batch, X a sample's numbers, N vectors of a sample, D their width, K codes, M drawn vectors.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from v2f.engine import Engine
 from v2f.nn.batchnorm import GhostBatchNorm
-from v2f.nn.statistics import Drawn, Keeps, Turn
+from v2f.nn.statistics import KeepsStatistics, KeyedVectorSample, Turn
 from v2f.system import Batch, Losses, Optimizer, Phase, Stepped, weighted
 
 X, N, D, K = 5, 3, 2, 6
@@ -22,7 +22,7 @@ DECAY, DEAD, ALIVE = 0.6, 3.5, 6.0  # vectors of a step that a code takes
 NOISE = 0x4E6F69
 
 
-class Codebook(Keeps):
+class Codebook(KeepsStatistics):
     """Codes that follow the mean of their vectors (van den Oord et al. 2017, arXiv 1711.00937, appendix A.1)."""
 
     codes_KD: Tensor
@@ -38,7 +38,7 @@ class Codebook(Keeps):
         self.register_buffer("totals_KD", torch.zeros(K, D))
         self.register_buffer("started", torch.tensor(0))
         self.register_buffer("revived", torch.tensor(0))
-        self.drawn = Drawn(D, purpose=7)
+        self.drawn = KeyedVectorSample(D, purpose=7)
         self.discard()
 
     def begin(self, turn: Turn) -> None:
@@ -92,7 +92,7 @@ def k_means(vector_MD: Tensor) -> Tensor:
     return mean_KD
 
 
-class Quantised(BareSystem):
+class Quantized(BareSystem):
     """An encoder with batch norm, the codebook, a decoder. ``told``: the arguments of ``after_step``; ``noise``:
     a number that it draws."""
 
@@ -142,9 +142,9 @@ def batches(rank: int = 0, world_size: int = 1, start: int = 0) -> Iterator[Batc
         step += 1
 
 
-def trained(strategy: Any, precision: Any, micro: int | None) -> tuple[Engine, Quantised]:
+def trained(strategy: Any, precision: Any, micro: int | None) -> tuple[Engine, Quantized]:
     """The system after ``STEPS`` steps, on this rank."""
-    engine, system = Engine(precision, strategy), Quantised()
+    engine, system = Engine(precision, strategy), Quantized()
     engine.wrap(system, share=BATCH // engine.world_size, micro_batch=micro, seed=3)
     system.train()
     stream, (phase,) = batches(engine.rank, engine.world_size), system.phases()

@@ -23,7 +23,7 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory) -> str:
-    """24 trained people with two clips of 0.5 s, 6 to validate, 6 unseen, 6 seen: the data of every training test."""
+    """24 people in train with two clips of 0.5 s, 6 to validate, 6 unseen, 6 seen: the data of every training test."""
     from v2f.prepare.pack import load_recipe, pack
 
     out = str(tmp_path_factory.mktemp("tiny") / "shards")

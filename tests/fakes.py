@@ -1,6 +1,6 @@
 """A system, a data set and a run so small that every number of an evaluation is known beforehand.
 
-Person p's voice is a constant level, (p + 1) / 64; the person's picture is a pattern of coloured squares that is a
+Person p's voice is a constant level, (p + 1) / 64; the person's picture is a pattern of colored squares that is a
 function of p. So a system can read the person off the voice exactly, or ignore it, and nothing is trained.
 """
 

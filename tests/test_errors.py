@@ -11,7 +11,7 @@ import soundfile
 from corpora import voice
 from PIL import Image
 
-from v2f.errors import UNREAD, V2FError, guarded, spoken
+from v2f.errors import UNREAD, V2FError, entry_point, guarded
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -58,7 +58,7 @@ def test_whatever_writes_the_end_is_the_same(say: Callable[[], None], monkeypatc
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        assert spoken(lambda: guarded(say, debug=False))() == UNREAD
+        assert entry_point(lambda: guarded(say, debug=False))() == UNREAD
         print("more")
         stream.flush()  # as Python does when it ends
 
@@ -67,7 +67,7 @@ def test_a_pipe_that_broke_elsewhere_is_no_quiet_end(capsys: pytest.CaptureFixtu
     def command() -> None:
         raise BrokenPipeError("a worker's")
 
-    assert spoken(lambda: guarded(command, debug=False))() == 1
+    assert entry_point(lambda: guarded(command, debug=False))() == 1
     assert "unexpected BrokenPipeError: a worker's" in capsys.readouterr().err
 
 
@@ -80,7 +80,7 @@ def test_the_exit_code_survives_a_stderr_that_nobody_reads(monkeypatch: pytest.M
     with os.fdopen(writer, "w", buffering=1) as stream:
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stderr", stream)
-            assert guarded(command, debug=False, mistake=78) == 78
+            assert guarded(command, debug=False, error_code=78) == 78
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -92,7 +92,7 @@ def test_an_output_that_cannot_be_written_is_one_line() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, cwd=REPOSITORY, env=environment, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        "v2f: stdout cannot be written (No space left on device); free space, or redirect it elsewhere\n"
+        "v2f: cannot write to stdout (No space left on device); free space, or redirect it elsewhere\n"
     )
 
 

@@ -26,7 +26,7 @@ PAGE = (REPOSITORY / "docs" / "full-run.md").read_text()
 SIDE = 64  # of the generator here, which takes 10 styles
 
 SBATCH = """#!/bin/bash
-# Runs a job of the page at once: packs in two parts; a training on 64 GPUs is only read.
+# Runs a job of the page at once: packs in two parts; a run on 64 GPUs is only read.
 set -eu
 while [ $# -gt 0 ]; do
     case $1 in

@@ -42,7 +42,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def holder(folder: str, **more: Any) -> Lease:
-    return Lease.take(f"{folder}/checkpoints", "a training", note=inherited, **more)
+    return Lease.take(f"{folder}/checkpoints", "a training run", note=inherited, **more)
 
 
 class Lapsed(lease.Clock):
@@ -79,7 +79,7 @@ def test_a_second_start_says_who_has_the_run_waits_and_leaves_with_75(run_values
     with holder(values["out"]):
         assert as_a_command(values, tmp_path, "--resume", "auto") == STOPPED
         said = capsys.readouterr().err
-        assert f"a training (process {os.getpid()} on " in said
+        assert f"a training run (process {os.getpid()} on " in said
         assert "waiting up to" in said
         assert not Path(values["out"], "config.yaml").exists()
     assert as_a_command(values, tmp_path, "--resume", "auto") == DONE
@@ -91,12 +91,12 @@ def test_a_start_takes_over_from_one_that_left_no_word(run_values, hurried):
     gone = holder(values["out"], renewing=False)
     folder = fit(build(RunConfig, values, "test"), resume="auto")
     assert steps(folder) == [1]
-    with pytest.raises(LostError, match=r"a training .* has taken over"):
+    with pytest.raises(LostError, match=r"a training run .* has taken over"):
         gone.check()
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], Any]) -> None:
-    """Call ``act`` once in the midst of a training, before its step ``step`` (from 0)."""
+    """Call ``act`` once in the midst of a training run, before its step ``step`` (from 0)."""
     from v2f.systems.voice_styled_face import VoiceStyledFace
 
     real = VoiceStyledFace.loss
@@ -140,7 +140,7 @@ def test_a_run_whose_folder_is_gone_ends_as_broken_and_says_so(run_values, tmp_p
     lose = {"removed": lambda: shutil.rmtree(folder), "renamed": lambda: folder.rename(tmp_path / "elsewhere")}[how]
     at_step(monkeypatch, 3, lose)
     assert as_a_command(values, tmp_path) == BROKEN
-    assert f"{folder}/checkpoints: it was removed or renamed while a training" in capsys.readouterr().err
+    assert f"{folder}/checkpoints: it was removed or renamed while a training run" in capsys.readouterr().err
 
 
 def test_a_refused_start_leaves_the_run_to_the_next(run_values):
@@ -198,7 +198,7 @@ class _Inline:
         return False
 
 
-class Trainings:
+class TrainingRuns:
     """Starts of one run that save after every step; a checkpoint holds which term has trained each step up to it."""
 
     def __init__(self, world: World) -> None:
@@ -210,7 +210,7 @@ class Trainings:
         return [] if folder is None else checkpoint.load(folder)[0]["model/terms"].tolist()
 
     def train(self, count: int = 4) -> int:
-        with Lease.take(self.root, "a training", note=inherited, renewing=False) as mine:
+        with Lease.take(self.root, "a training run", note=inherited, renewing=False) as mine:
             terms = self.history(checkpoint.latest(self.root))
             mine.keep(taken_up(mine.note, len(terms)))
             self.taken_up[mine.number, mine.owner] = list(terms)
@@ -263,7 +263,7 @@ def test_wherever_a_start_is_paused_it_spoils_nothing_of_the_one_that_takes_over
     """Paused for a minute after each number of requests, then woken: the middle of a take, a save, a removal."""
     for requests in itertools.count(1, every):
         with worlds(kind) as world:
-            runs = Trainings(world)
+            runs = TrainingRuns(world)
             one = world.start("one", functools.partial(runs.train, 3))
             for _ in range(requests):
                 world.go_on(one)
@@ -293,7 +293,7 @@ def test_wherever_a_start_is_paused_it_spoils_nothing_of_the_one_that_takes_over
 )
 def test_whatever_happens_to_three_starts_no_superseded_commit_is_taken_up(worlds, kind, actions):
     with worlds(kind) as world:
-        runs = Trainings(world)
+        runs = TrainingRuns(world)
         for name in ("one", "two", "three"):
             world.start(name, runs.train)
         world.play(actions, runs.watch)

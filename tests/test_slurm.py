@@ -91,7 +91,7 @@ ENDLESS = 1_000_000
 
 @pytest.fixture
 def endless(run_values) -> dict[str, Any]:
-    """Values of the lightest system's run, in which only a wish to stop, or the end, saves."""
+    """Values of the lightest system's run, in which only a request to stop, or the end, saves."""
     rare = {"checkpoint_every": ENDLESS, "validate_every": ENDLESS, "log_every": 50}
     return run_values("face_gan", **rare, sample_log=True)
 
@@ -228,7 +228,7 @@ def test_a_pipe_that_broke_takes_nothing_from_the_code(notes):
     assert len(starts(notes)) == 3
 
 
-def test_a_wish_between_two_starts_is_heard_too(notes):
+def test_a_request_between_two_starts_is_heard_too(notes):
     process = again("1", V2F_PAUSE="600")
     assert process.stderr is not None
     assert process.stderr.readline() == "v2f: exited with 1; restarting in 600 s, then at most 2 more times\n"

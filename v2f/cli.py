@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from v2f import __version__
-from v2f.errors import V2FError, guarded, spoken
+from v2f.errors import V2FError, entry_point, guarded
 from v2f.options import RUN, positive, whole
 from v2f.storage.address import argument
 from v2f.training import command as train_command
@@ -23,7 +23,7 @@ from v2f.training import command as train_command
 _NAME = "such as quickstart, for that run and its data; or a path from the list"
 
 
-@spoken
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted, 141 nobody reads
     the output; for ``train`` and ``exec`` see :mod:`v2f.training.stopping`."""

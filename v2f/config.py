@@ -1,7 +1,7 @@
 """How configurations work: typed models <-> YAML, dotted overrides, errors that name the nearest key.
 
-A configurable class has its own ``Config`` (a subclass of :class:`Config`); a recipe is a YAML file that spells a
-whole run. This module does not know what it configures.
+A configurable class has its own ``Config`` (a subclass of :class:`Config`); a recipe is a YAML file that describes
+a whole run. This module does not know what it configures.
 """
 
 import difflib
@@ -42,11 +42,11 @@ class Config(BaseModel):
     )
 
 
-class _Loader(yaml.SafeLoader):
+class _YamlLoader(yaml.SafeLoader):
     """YAML's safe subset, with numbers such as ``1e-3`` read as numbers and duplicate keys refused."""
 
 
-_Loader.add_implicit_resolver(
+_YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
@@ -54,23 +54,23 @@ _Loader.add_implicit_resolver(
 _BARE = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+def _mapping(loader: _YamlLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", key_node.start_mark)
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_YamlLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text; ``where`` names its source in an error."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        return yaml.load(text, Loader=_YamlLoader)  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -90,7 +90,7 @@ def parse_value(text: str, where: str) -> Any:
     text = text.strip()
     if not text.startswith(("[", "{", "'", '"')):
         try:
-            loader = _Loader(text)
+            loader = _YamlLoader(text)
             tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
             if tag not in _BARE or ":" in text:  # else 1:30 would be 90, and a date not a string
                 return text
@@ -98,7 +98,7 @@ def parse_value(text: str, where: str) -> Any:
         except (yaml.YAMLError, ValueError) as error:
             raise V2FError(f"{where}: not valid YAML ({first_line(error)})") from error
     value = parse_yaml(text, where)
-    node = yaml.compose(text, Loader=_Loader)
+    node = yaml.compose(text, Loader=_YamlLoader)
     rest = "" if node is None else text[node.end_mark.index :].strip()
     if rest:
         raise V2FError(f"{where}: {rest!r} after the value would be ignored; put the whole value in quotes")
@@ -117,7 +117,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise V2FError(
-            f"{path}: a configuration is a mapping of keys to values, this file holds {type(value).__name__}"
+            f"{path}: expected a mapping of keys to values, found {type(value).__name__}; write it as key: value lines"
         )
     return value
 
@@ -168,7 +168,7 @@ def _refuse_credentials(values: Any, where: str, prefix: str) -> None:
             _refuse_credentials(value, where, f"{prefix}{number}.")
     elif isinstance(values, str) and has_credentials(values):
         raise V2FError(
-            f"{where}: {prefix.rstrip('.')}: an address carries no credentials; set them in the environment: "
+            f"{where}: {prefix.rstrip('.')}: an address must not contain credentials; set them in the environment: "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) for a tracking "
             "server, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) for s3://, PGPASSWORD for "
             "PostgreSQL"
@@ -185,23 +185,23 @@ def flatten(config: Config) -> dict[str, Any]:
     return dict(_leaves(config.model_dump(mode="json"), ""))
 
 
-def fixed(config: Config) -> dict[str, Any]:
+def fixed_on_resume(config: Config) -> dict[str, Any]:
     """As :func:`flatten`, without the keys that may change when a run resumes (:data:`MayChange`)."""
-    free = tuple(_free(config, ""))
+    free = tuple(_changeable_keys(config, ""))
     return {key: value for key, value in flatten(config).items() if not f"{key}.".startswith(free)}
 
 
-def _free(value: Any, prefix: str) -> Iterator[str]:
+def _changeable_keys(value: Any, prefix: str) -> Iterator[str]:
     """The dotted keys that may change, each followed by a dot."""
     if isinstance(value, Config):
         for key, field in type(value).model_fields.items():
             if any(isinstance(mark, _MayChange) for mark in field.metadata):
                 yield f"{prefix}{key}."
             else:
-                yield from _free(getattr(value, key), f"{prefix}{key}.")
+                yield from _changeable_keys(getattr(value, key), f"{prefix}{key}.")
     elif isinstance(value, dict):
         for key, child in value.items():
-            yield from _free(child, f"{prefix}{key}.")
+            yield from _changeable_keys(child, f"{prefix}{key}.")
 
 
 def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -220,7 +220,7 @@ def _explain(cls: type[Config], error: ValidationError, where: str, under: str) 
     problems = error.errors(include_url=False)
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in first["loc"]]
-    path = _shown(cls, location)
+    path = _user_path(cls, location)
     dotted = under + ".".join(path) or "the configuration"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
@@ -234,7 +234,7 @@ def _explain(cls: type[Config], error: ValidationError, where: str, under: str) 
         tag = f"{dotted}.{first['ctx']['discriminator'].strip(chr(39))}"
         if first["type"] == "union_tag_not_found":
             return f"{where}: the key {tag!r} is missing{more}"
-        return f"{where}: {tag}: there is no {first['ctx']['tag']!r}, but {first['ctx']['expected_tags']}{more}"
+        return f"{where}: {tag}: unknown value {first['ctx']['tag']!r}; known: {first['ctx']['expected_tags']}{more}"
     message = first["msg"][:1].lower() + first["msg"][1:]
     message = message.removeprefix("value error, ")
     if isinstance(first["input"], dict) and first["type"] == "value_error":  # about a group: the message names its keys
@@ -278,7 +278,7 @@ def _models_at(cls: type[Config], location: Sequence[str]) -> list[type[Config]]
     return models
 
 
-def _shown(cls: type[Config], location: Sequence[str]) -> list[str]:
+def _user_path(cls: type[Config], location: Sequence[str]) -> list[str]:
     """A location as the user wrote it, without tags of unions and names of validators."""
     path = []
     for at, part in enumerate(location):

@@ -26,11 +26,11 @@ class V2FError(Exception):
     traceback. The message says what is wrong, where (file, shard, sample, key), and what to do.
     """
 
-    again = False
+    retryable = False
     """Whether starting again without changes may help."""
 
 
-def spoken(main: Callable[P, T]) -> Callable[P, T | int]:
+def entry_point(main: Callable[P, T]) -> Callable[P, T | int]:
     """Make ``main`` an entry point that handles problems of its output.
 
     Characters that a stream cannot encode are written as escapes. If nobody reads the output any more, ``main`` ends
@@ -69,7 +69,7 @@ def _flush() -> None:
         raise
     except OSError as error:  # a full disk, a terminal that hung up
         _drop([sys.stdout.fileno()])
-        _tell(f"v2f: stdout cannot be written ({error.strerror}); free space, or redirect it elsewhere")
+        _print_error(f"v2f: cannot write to stdout ({error.strerror}); free space, or redirect it elsewhere")
         raise SystemExit(1) from None
 
 
@@ -94,30 +94,30 @@ def _drop(numbers: Sequence[int]) -> None:
     os.close(nowhere)
 
 
-def guarded(command: Callable[[], int | None], *, debug: bool, mistake: int = 1) -> int:
-    """Run a command and return its exit code: 0 success, ``mistake`` for a V2FError, 1 for an unexpected error or one
-    where starting again may help, 130 interrupted, :data:`UNREAD` if nobody reads its output."""
+def guarded(command: Callable[[], int | None], *, debug: bool, error_code: int = 1) -> int:
+    """Run a command and return its exit code: 0 success, ``error_code`` for a V2FError, 1 for an unexpected error or
+    one where starting again may help, 130 interrupted, :data:`UNREAD` if nobody reads its output."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return command() or 0
     except V2FError as error:
         if debug:
             raise
-        _tell(f"v2f: {error}")
-        return 1 if error.again else mistake
+        _print_error(f"v2f: {error}")
+        return 1 if error.retryable else error_code
     except KeyboardInterrupt:
-        _tell("v2f: interrupted")
+        _print_error("v2f: interrupted")
         return 130
     except Exception as error:  # a defect in v2f: one line, and the traceback on request
         if isinstance(error, BrokenPipeError) and _unread():
             return UNREAD
         if debug:
             raise
-        _tell(f"v2f: {unexpected(error)} (run again with --debug for the traceback)")
+        _print_error(f"v2f: {unexpected(error)} (run again with --debug for the traceback)")
         return 1
 
 
-def _tell(line: str) -> None:
+def _print_error(line: str) -> None:
     with contextlib.suppress(OSError):  # if stderr cannot be written, the exit code still matters
         print(line, file=sys.stderr)
 
@@ -132,5 +132,5 @@ def unexpected(error: BaseException) -> str:
     text = first_line(error)
     if not text:
         frames = traceback.extract_tb(error.__traceback__)
-        text = f"at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "without a word"
+        text = f"at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "no message"
     return f"unexpected {type(error).__name__}: {text}"

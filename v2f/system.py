@@ -222,8 +222,8 @@ class Stepped(Turn):
     """A step that all ranks have taken: its turn (seed, step, slots) and the statistics that they summed."""
 
     statistics: Mapping[str, Tensor]
-    """``MODULE.path`` of each :class:`~v2f.nn.statistics.Keeps` that the phase trains -> its sums over all ranks and
-    micro-batches, flat, float64."""
+    """``MODULE.path`` of each :class:`~v2f.nn.statistics.KeepsStatistics` that the phase trains -> its sums over all
+    ranks and micro-batches, flat, float64."""
 
 
 class System(nn.Module, abc.ABC):

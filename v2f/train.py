@@ -18,7 +18,7 @@ if __name__ == "__main__":
         # A script's folder comes first on sys.path, where config.py and others would shadow those of other packages.
         here = Path(__file__).resolve().parent
         sys.path[:] = [str(here.parent), *(p for p in sys.path if Path(p or ".").resolve() != here)]
-    from v2f.errors import spoken
+    from v2f.errors import entry_point
     from v2f.training.command import main
 
-    sys.exit(spoken(main)())
+    sys.exit(entry_point(main)())

@@ -172,9 +172,9 @@ def test_a_data_set_that_is_gone_is_an_error_and_no_damage(whole: Dataset, copy_
     split = copy_of(whole).split("train")
     for path in Path(split.dataset.root).iterdir():
         path.unlink()
-    with pytest.raises(V2FError, match=r"copy: the data set is not there any more; bring it back and resume"):
+    with pytest.raises(V2FError, match=r"copy: the data set has disappeared; restore it and resume"):
         an_epoch(split)
-    with pytest.raises(V2FError, match="the data set is not there any more"):
+    with pytest.raises(V2FError, match="the data set has disappeared"):
         list(read_usable(split, TRANSFORMS, BATCH, []))
 
 

@@ -105,7 +105,7 @@ def test_a_part_that_is_not_there_is_said_to_be_missing() -> None:
         ({}, "neither audio nor photos nor an array"),
         ({"wav_T": np.zeros(9)}, "given together"),
         ({"photos_HWC": [np.zeros((4, 4, n), np.uint8) for n in (1, 3)]}, "all RGB or all gray"),
-        ({"photos_HWC": [np.zeros((4, 4, 1), np.uint8)], "photo_format": "webp"}, "WebP knows no gray"),
+        ({"photos_HWC": [np.zeros((4, 4, 1), np.uint8)], "photo_format": "webp"}, "WebP has no grayscale"),
         ({"arrays": {"codes": np.zeros(3)}}, "cannot be called 'codes'"),
         ({"arrays": {"a.b": np.zeros(3)}}, "cannot be called 'a.b'"),
         ({"arrays": {"a": np.zeros(3, object)}}, "array 'a' is of object"),
@@ -221,7 +221,7 @@ def test_what_the_data_do_not_have_is_said_before_they_are_read(tmp_path: Path) 
         (Array("tokens"), r"its array 'tokens' is int16 \[any\]: a batch needs equal shapes"),
         (Array("f0"), "its samples have no array 'f0'; their arrays: tokens"),
         (TokenWindow("f0", 3), "its samples have no array 'f0'"),
-        (ClassNumber("colour"), "its manifest names no classes of 'colour'"),
+        (ClassNumber("color"), "its manifest names no classes of 'color'"),
     ):
         with pytest.raises(V2FError, match=f"{tmp_path}: {message}"):
             next(read_split(split, {"x": transform}, 4))
@@ -237,7 +237,7 @@ def test_what_is_bound_to_the_trained_people_keeps_their_numbers(tmp_path: Path)
         1, 0, -1,
     ]  # fmt: skip
     assert again == PersonNumber(tuple(f"s{n}" for n in range(8)))
-    with pytest.raises(V2FError, match="has to be bound"):
+    with pytest.raises(V2FError, match="bind the transform PersonNumber"):
         PersonNumber()(Sample("k", drawn(0, {"audio"})[1]), None)
 
 
@@ -252,7 +252,7 @@ def test_tokens_begin_anywhere_in_training_and_at_the_start_in_evaluation() -> N
         TokenWindow("f", 3)(Sample("k", encode("k", arrays={"f": np.ones(2)}, **ABOUT)), None)  # type: ignore[arg-type]
 
 
-def test_gray_and_colour_become_one_another() -> None:
+def test_gray_and_color_become_one_another() -> None:
     gray = Sample("k", encode("k", photos_HWC=[np.full((8, 8, 1), 77, np.uint8)], **ABOUT))  # type: ignore[arg-type]
     red = Sample("k", encode("k", photos_HWC=[np.full((8, 8, 3), (255, 0, 0), np.uint8)], **ABOUT))  # type: ignore[arg-type]
     assert np.array_equal(Photo(4)(gray, None), np.full((3, 4, 4), 77))

@@ -134,7 +134,7 @@ def exactly_once(
             bad |= set(np.flatnonzero(dataset.index.shard == missing).tolist())
         split = dataset.split("train")
         if len(bad) == total:
-            with pytest.raises(V2FError, match="no sample of train was found that can be used"):
+            with pytest.raises(V2FError, match="found no usable sample of train"):
                 Job(split, window).leg(1, 1)
             return
         steps = sum(leg[0] for leg in legs) + -(-total // BATCH)
@@ -203,7 +203,8 @@ def test_where_nothing_verifies_that_is_the_error(make_dataset: Make) -> None:
             raise V2FError(f"sample {sample.key}: no such thing in it")  # type: ignore[attr-defined]
 
     split = make_dataset([200], photos=1, frames=100).split("train")
-    message = r"no sample of train was found .*; the first: .*train-00000\.tar: sample s00000 at byte 0: no such thing"
+    problem = r"train-00000\.tar: sample s00000 at byte 0: no such thing in it"
+    message = f"found no usable sample of train; the first problem: .*{problem}"
     with pytest.raises(V2FError, match=message):
         next(iter(Loader(split, order(split), {"x": Refuses()}, batch=BATCH, seed=0)))
     assert Refuses.tried < 130

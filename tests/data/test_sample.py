@@ -161,8 +161,8 @@ HUGE = (
         (npy(CODES[:1].astype(np.float16))[:-2], "166 bytes are no float16"),
         (npy(CODES[:1].astype(np.float16)) + b"..", "170 bytes are no float16"),
         (HUGE, r"168 bytes are no float16 \[9999999, 14, 999999\]"),
-        (npy(CODES[:1]), "float64 .*, float16"),
-        (npy(CODES.astype(np.float16)), r"\[3, 14, 6\], float16 \[1, styles, width\]"),
+        (npy(CODES[:1]), "float64 .*, expected float16"),
+        (npy(CODES.astype(np.float16)), r"\[3, 14, 6\], expected float16 \[1, styles, width\]"),
         (npy(CODES[0].astype(np.float16)), "float16"),
         (npy(np.full((1, 2, 2), np.inf, np.float16)), "not finite"),
     ],
@@ -175,7 +175,7 @@ def test_codes_that_the_schema_does_not_promise_are_refused(content: bytes, mess
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (CODES[:2], r"codes of shape \(2, 14, 6\), \[3, styles, width\] is wanted"),
+        (CODES[:2], r"codes of shape \(2, 14, 6\), expected \[3, styles, width\]"),
         (CODES[0], "codes of shape"),
         (CODES[:, :0], "codes of shape"),
         (CODES * np.nan, "not finite in float16"),

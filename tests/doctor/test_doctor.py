@@ -46,8 +46,8 @@ SECRET = "hush-hush"
 )
 def test_a_check_tells_what_it_found_or_how_it_ended(check: Any, told: list[Finding]) -> None:
     found = examine("x", check, Setup(), 60)
-    assert [(line.verdict, line.found, line.do) for line in found] == [
-        (each.verdict, each.found, each.do) for each in told
+    assert [(line.verdict, line.found, line.advice) for line in found] == [
+        (each.verdict, each.found, each.advice) for each in told
     ]
 
 
@@ -114,7 +114,7 @@ def test_versions_that_fit_are_one_line(tmp_path: Path) -> None:
 def test_a_version_that_does_not_fit_is_named(tmp_path: Path, changed: dict[str, Any], verdict: str, told: str) -> None:
     (line,) = [line for line in packages(tmp_path, **changed) if told in line.found]
     assert line.verdict == verdict
-    assert line.do
+    assert line.advice
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="constraints.txt is of Python 3.11")
@@ -188,7 +188,7 @@ def test_a_gpu_that_does_not_work_is_named(changed: dict[str, Any], verdict: str
     found = gpus(fake_torch(1, **changed))
     assert found[0].verdict == verdict
     assert found[0].found.endswith(told)
-    assert found[0].do
+    assert found[0].advice
 
 
 def test_code_for_a_later_gpu_comes_from_ptx() -> None:
@@ -219,7 +219,7 @@ def test_gpus_that_torch_cannot_use_have_a_way_out(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     (line,) = gpus(fake_torch(available=False, built=built), cards, driver)
     assert line.verdict == "wrong"
-    assert line.do.startswith(told) or told in line.do
+    assert line.advice.startswith(told) or told in line.advice
     (none,) = gpus(fake_torch(available=False), 0, None)
     assert none.verdict == "ok"
 
@@ -229,7 +229,7 @@ def test_an_all_reduce_that_fails_tells_its_trouble(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")  # how it is when all is well: the whole doctor, below
     found = lines(devices.all_reduce(Setup()))
     assert [(line.check, line.verdict) for line in found] == [("gloo", "wrong"), ("nccl", "ok")]
-    assert "GLOO_SOCKET_IFNAME" in found[0].do
+    assert "GLOO_SOCKET_IFNAME" in found[0].advice
 
 
 def test_a_wrong_sum_and_a_dead_process_are_wrong() -> None:
@@ -282,7 +282,7 @@ def test_data_that_are_gone_or_damaged_are_wrong(small_recipe: str, tiny_shards:
         shard.write_bytes(shard.read_bytes()[:5000])
     (line,) = lines(recipe.data(load_config(small_recipe, [f"data.path={copy}"])))
     assert line.verdict == "wrong"
-    assert line.do == f"v2f shards verify {copy} lists all damage"
+    assert line.advice == f"v2f shards verify {copy} lists all damage"
 
 
 def test_weights_that_are_missing_or_others_are_wrong(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_weights_that_are_missing_or_others_are_wrong(tmp_path: Path) -> None:
     found = {line.found.split(" (")[0]: line for line in lines(recipe.weights("final", config))}
     assert {line.verdict for line in found.values()} == {"wrong"}
     assert "missing" in found["stylegan2-ffhq-1024"].found
-    assert found["stylegan2-ffhq-1024"].do
+    assert found["stylegan2-ffhq-1024"].advice
     (identity,) = [line for line in found.values() if "model_ir_se50.pth" in line.found]
     assert "REFUSED" in identity.found
     small = str(REPOSITORY / "launch" / "recipes" / "quickstart.yaml")
@@ -323,7 +323,10 @@ def test_lines_json_and_table_say_the_same(few: None, capsys: pytest.CaptureFixt
     assert main(["doctor", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "wrong"
-    assert [line["check"] for line in found["lines"]] == ["good", "refuses"]
+    assert found["lines"] == [
+        {"check": "good", "verdict": "ok", "found": "found it at runs", "do": ""},
+        {"check": "refuses", "verdict": "wrong", "found": "http://***@host/x: it is away", "do": "start it"},
+    ]
     screen = io.StringIO()
     assert examination.doctor(Setup(), console=Console(file=screen, force_terminal=True, width=100)) == 1
     for word in ("good", "found it at runs", "refuses", "http://***@host/x: it is away", "start it", "1 wrong"):
@@ -359,7 +362,7 @@ def test_the_whole_doctor_on_this_machine(
     main(["doctor", "--json", "--run-config", small_recipe, "--store", "store", "--limit", "60"])
     text = capsys.readouterr().out
     assert SECRET not in text
-    found = [Finding(**line) for line in json.loads(text)["lines"]]
+    found = [Finding(*map(line.pop, ("check", "verdict", "found", "do"))) for line in json.loads(text)["lines"]]
     assert not [line for line in found if "this check crashed" in line.found or "not finished within" in line.found]
     names = {line.check for line in found}
     assert names >= {"recipe", "python", "packages", "torch", "gpu", "gloo", "nccl", "cpu", "memory", "shm", "limits"}

@@ -67,7 +67,7 @@ def test_the_limits_of_a_container_are_found(version: str, tmp_path: Path, monke
     found = {
         line.found: line for line in of(machine.machine(Setup(), groups=groups, own=str(tmp_path / "own")), "look")
     }
-    assert found["this container may use 1.5 of the 16 cores"].do.startswith(
+    assert found["this container may use 1.5 of the 16 cores"].advice.startswith(
         "set OMP_NUM_THREADS and train.threads to 1"
     )
     (memory,) = [line for line in found.values() if line.check == "memory"]
@@ -100,7 +100,7 @@ def test_shared_memory_is_said_to_be_nccls(tmp_path: Path) -> None:
     gone = machine._shared_memory(str(tmp_path / "none"))
     assert gone.verdict == "look"
     assert "the loader does not use it, NCCL does" in gone.found
-    assert "docker --shm-size" in gone.do
+    assert "docker --shm-size" in gone.advice
 
 
 def test_a_disk_and_a_shared_memory_that_are_tiny_are_seen_from_within(tmp_path: Path) -> None:
@@ -179,17 +179,17 @@ def test_the_kind_of_a_disk_decides_what_may_lie_there(tmp_path: Path, mounts: s
     (line,) = disk(mounts, out=f"{tmp_path}/local/runs/x", **here)
     assert (line.verdict, line.check) == ("ok", "disk")
     assert line.found.startswith(f"runs and scratch: {tmp_path}/local (ext4): 900 GiB free, writes 1000 MB/s")
-    assert [line.do for line in disk(mounts, out=f"{tmp_path}/memory/x", **here)] == [
+    assert [line.advice for line in disk(mounts, out=f"{tmp_path}/memory/x", **here)] == [
         "checkpoints are lost with the machine: take out= on a disk",
         "",
     ]
     shared = f"file://{tmp_path}/shared disk/x"
     assert [line.verdict for line in disk(mounts, out=shared, **here)] == ["ok", "ok"]
     told = disk(mounts, out=shared, tracking="sqlite:///runs/mlflow.db", **here)
-    assert "SQLite's locks do not work" in told[0].do
+    assert "SQLite's locks do not work" in told[0].advice
     told = disk(mounts, out="s3://lab/x", cache=f"{tmp_path}/shared disk", **here)
     assert [line.verdict for line in told] == ["ok", "look"]
-    assert "set data.cache.path to a disk of this machine" in told[1].do
+    assert "set data.cache.path to a disk of this machine" in told[1].advice
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(20 * GIB, "ok"), (5 * GIB, "look"), (GIB // 2, "wrong")])

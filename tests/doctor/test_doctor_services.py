@@ -46,13 +46,13 @@ def test_a_store_that_refuses_says_why(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET + "-0123")
     line = told()
     assert "access is denied (HTTP 403 SignatureDoesNotMatch)" in line.found
-    assert line.do == "check its rights or credentials"
+    assert line.advice == "check your permissions and credentials"
     assert SECRET not in str(line)
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
         monkeypatch.delenv(name)
     line = told()
     assert line.found.endswith("credentials none")
-    assert "AWS_PROFILE" in line.do
+    assert "AWS_PROFILE" in line.advice
     (tmp_path / "credentials").write_text(
         f"[lab]\naws_access_key_id={swift.access_key}\naws_secret_access_key={swift.secret_key}\n"
     )
@@ -199,15 +199,15 @@ def test_an_mlflow_that_refuses_or_is_silent_says_why(monkeypatch: pytest.Monkey
         with answering(status) as uri:
             (line,) = lines(services.mlflow(Setup(tracking=uri)))
         assert line.verdict == "wrong"
-        assert told in f"{line.found}; {line.do}"
+        assert told in f"{line.found}; {line.advice}"
         assert line.found.startswith(f"{uri}: MLflow cannot be reached")
     with answering(200, silent=True) as uri:
         (line,) = lines(services.mlflow(Setup(tracking=uri)))
         assert "it does not respond in time" in line.found
     (line,) = lines(services.mlflow(Setup(tracking=f"http://ada:{SECRET}@127.0.0.1:1")))
     assert line.verdict == "wrong"
-    assert "an address carries no credentials" in line.found
-    assert "MLFLOW_TRACKING_PASSWORD" in line.do
+    assert "an address must not contain credentials" in line.found
+    assert "MLFLOW_TRACKING_PASSWORD" in line.advice
     assert SECRET not in str(line)
     (line,) = lines(services.mlflow(Setup(tracking=f"sqlite:///{tmp_path}/none/mlflow.db")))
     assert (line.verdict, line.found.endswith("not there yet, the first run creates it")) == ("ok", True)

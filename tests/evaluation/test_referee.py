@@ -77,7 +77,7 @@ def test_a_training_knows_no_referee(
     asked: list[str] = []
     real = standins.load
     monkeypatch.setattr(standins, "load", lambda kind, *more: (asked.append(kind), real(kind, *more))[1])
-    monkeypatch.setattr(referee, "load", lambda *_: pytest.fail("a training asked the referee"))
+    monkeypatch.setattr(referee, "load", lambda *_: pytest.fail("a training run asked the referee"))
     values = run_values(name, steps=2, validate_every=1, checkpoint_every=1)
     folder = fit(build(RunConfig, values, "test"))
     assert "identity" in asked

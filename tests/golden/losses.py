@@ -80,7 +80,7 @@ def shrunk(values: Mapping[str, Any], data: str, out: str) -> dict[str, Any]:
 
 
 def make_data(root: str) -> str:
-    """A data set of drawn integers: coloured squares and steps of sound."""
+    """A data set of drawn integers: colored squares and steps of sound."""
     samples = []
     for person in range(PEOPLE):
         for clip in range(CLIPS):

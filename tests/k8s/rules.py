@@ -29,7 +29,7 @@ from rendered import (
 from v2f import __version__
 from v2f.training.stopping import MISTAKE, STOPPED
 
-SAVE_S = 120  # what a training needs from SIGTERM on at the very least: a step, 849 MB to a store, the last points
+SAVE_S = 120  # what a training run needs at least from SIGTERM on: a step, 849 MB to a store, the last points
 Break = Callable[[Object], Iterator[Object | None]]
 """Broken copies of an object; None: it is not there at all."""
 
@@ -534,7 +534,7 @@ def parts(found: Object, objects: World) -> Iterator[str]:
 
 
 def arguments_of(found: Object) -> list[str]:
-    """What a training is told, whoever starts it."""
+    """What a training run is told, whoever starts it."""
     if found["kind"] == "TrainJob":
         return list(found["spec"]["trainer"]["args"])
     return [w for c in containers(found) for w in c.get("args", [])] if is_training(found) else []
@@ -679,7 +679,7 @@ def no_queue(objects: World) -> Iterator[str]:
     there = [bool(of(objects, kind)) for kind in ("LocalQueue", "ClusterQueue", "ResourceFlavor")]
     there += [any(map(is_queued, objects))]
     if any(there) and not all(there):
-        yield "a queue, a quota, a flavour and a Job in them belong together"
+        yield "a queue, a quota, a flavor and a Job in them belong together"
 
 
 def train_job(found: Object, objects: World) -> Iterator[str]:
@@ -870,7 +870,7 @@ RULES = [
         _word_gone("command"),
         gone,
     ), missing=workloads),
-    Rule("a training is told what to do, and where", trains, work, (
+    Rule("a training run is told what to do, and where", trains, work, (
         edit(lambda o: containers(o) if has_pods(o) else [o["spec"]["trainer"]], *without("args"),
              lambda c: c.update(args=[w for w in c["args"] if not w.startswith("tracking.uri")]),
              lambda c: c.update(args=[w for w in c["args"] if not w.startswith("--config")]),

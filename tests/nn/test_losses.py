@@ -45,7 +45,7 @@ def test_perceptual_by_hand(weighted: bool) -> None:
     torch.testing.assert_close(losses.perceptual(net, a, b), torch.tensor([first + second]), rtol=1e-5, atol=0)
 
 
-def test_perceptual_normalises_as_lpips_does() -> None:
+def test_perceptual_normalizes_as_lpips_does() -> None:
     x, y = torch.randn(2, 7, 5, 5), torch.randn(2, 7, 5, 5)
     expected = (lpips.normalize_tensor(x) - lpips.normalize_tensor(y)).square().sum(1).mean((1, 2))
     torch.testing.assert_close(losses.perceptual(Maps(lambda z: [z]), x, y), expected, rtol=1e-5, atol=0)

@@ -4,19 +4,19 @@ from typing import Any
 
 import pytest
 import torch
-from codebook import BATCH, GROUP, NOISE, STEPS, Codebook, D, K, N, Quantised, batches, trained
+from codebook import BATCH, GROUP, NOISE, STEPS, Codebook, D, K, N, Quantized, batches, trained
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from v2f.engine import Engine
 from v2f.keyed import keyed_rng
-from v2f.nn.statistics import Drawn, Turn, begin, collect
+from v2f.nn.statistics import KeyedVectorSample, Turn, begin, collect
 from v2f.system import Batch, Losses, Stepped
 
 Tensors = dict[str, Tensor]
 
 
-def whole(engine: Engine, system: Quantised) -> Tensors:
+def whole(engine: Engine, system: Quantized) -> Tensors:
     return engine.copy(system, engine.sizes(system))
 
 
@@ -26,7 +26,7 @@ def furthest(one: Tensors, other: Tensors) -> float:
 
 
 @pytest.fixture(scope="module")
-def undisturbed() -> tuple[Tensors, Quantised]:
+def undisturbed() -> tuple[Tensors, Quantized]:
     engine, system = trained("ddp", "fp64", None)
     return whole(engine, system), system
 
@@ -61,14 +61,14 @@ def test_after_step_sees_seed_and_slot_and_what_was_added_up(undisturbed):
 # ------------------------------------------------------------------------------------------------ steps
 
 
-def wrapped() -> tuple[Engine, Quantised]:
-    engine, system = Engine("fp64", "ddp"), Quantised()
+def wrapped() -> tuple[Engine, Quantized]:
+    engine, system = Engine("fp64", "ddp"), Quantized()
     engine.wrap(system, share=BATCH, micro_batch=4, seed=3)
     system.train()
     return engine, system
 
 
-def step(engine: Engine, system: Quantised, first: int, last: int, spoil: float = 1.0) -> list[Any]:
+def step(engine: Engine, system: Quantized, first: int, last: int, spoil: float = 1.0) -> list[Any]:
     (phase,), stream, skipped = system.phases(), batches(start=first), []
     for at in range(first, last):
         batch = next(stream)
@@ -151,7 +151,7 @@ class OfFew(Codebook):
         super().begin(turn.of("few"))
 
 
-class TwoStreams(Quantised):
+class TwoStreams(Quantized):
     """Looks at the second of its streams alone, whose batches are the smaller ones."""
 
     def __init__(self) -> None:
@@ -192,7 +192,7 @@ def drawn(count: int, cuts: list[int], turn: Turn = TURN, purpose: int = 7, weig
     for x, slot, w in zip(
         X_BND.split(cuts), (turn.slot + torch.arange(8)).split(cuts), weight.split(cuts), strict=True
     ):
-        one = Drawn(2, purpose)
+        one = KeyedVectorSample(2, purpose)
         one.begin(turn, count)
         one.collect(x, slot, w)
         sums.append(one.sums(x.device))

@@ -204,7 +204,7 @@ def test_mapping_agrees_with_its_formula() -> None:
 # --- the pieces --------------------------------------------------------------------------------------------------
 
 
-def test_equalised_rate_follows_its_definition() -> None:
+def test_equalized_rate_follows_its_definition() -> None:
     torch.manual_seed(0)
     layer = EqualLinear(300, 400, lr_mul=0.1, bias_init=1.0)
     assert layer.weight.std().item() == pytest.approx(10, rel=0.02)  # stored: N(0, 1) / lr_mul
@@ -283,7 +283,7 @@ def test_the_stored_filter_is_the_one_that_is_used() -> None:
     assert not up(x).any()
 
 
-# --- behaviour ---------------------------------------------------------------------------------------------------
+# --- behavior ---------------------------------------------------------------------------------------------------
 
 
 def test_fixed_noise_repeats_a_picture_and_other_noise_changes_it() -> None:

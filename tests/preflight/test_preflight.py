@@ -99,10 +99,10 @@ def test_a_rank_that_disagrees_is_named_and_where_nobody_has_a_majority_all_are(
     ranks = cluster()
     ranks[4].answers["loss of the same batch"] = "b"
     assert judge(ranks, [], 0.15, None) == [
-        "host-2 cuda:0 (rank 4): gives another loss of the same batch than the other H100"
+        "host-2 cuda:0 (rank 4): computes a different loss of the same batch than the other H100"
     ]
     two = judge([ranks[0], ranks[4]], [], 0.15, None)
-    assert two == ["all 2 ranks: gives another loss of the same batch than the other H100"]
+    assert two == ["all 2 ranks: computes a different loss of the same batch than the other H100"]
     ranks[4].kind = "A100"  # another model may round otherwise
     assert judge(ranks, [], 0.15, None) == []
 
@@ -112,7 +112,7 @@ def test_a_host_with_another_version_is_named():
     for each in ranks[2:4]:
         each.versions["torch"] = "2.10.0"
     assert judge(ranks, [], 0.15, None) == [
-        "host-1 cuda:0 (rank 2); host-1 cuda:1 (rank 3): has another torch than the others"
+        "host-1 cuda:0 (rank 2); host-1 cuda:1 (rank 3): has a different torch than the others"
     ]
 
 
@@ -123,7 +123,7 @@ def test_a_fault_that_all_share_is_one_line():
     assert judge(ranks, [], 0.15, None) == ["all 6 ranks: step: data/x: no data set there"]
 
 
-def test_all_reduces_are_of_all_within_hosts_and_between_neighbours():
+def test_all_reduces_are_of_all_within_hosts_and_between_neighbors():
     shapes = [[(link.scope, link.ranks) for link in together] for together in rounds(cluster(4))]
     assert shapes == [
         [("all ranks", list(range(8)))],
@@ -141,16 +141,16 @@ def test_all_reduces_are_of_all_within_hosts_and_between_neighbours():
     assert [[link.scope for link in together] for together in rounds(cluster(1, 4))] == [["all ranks"]]
 
 
-def test_a_host_whose_network_is_slow_is_named_and_its_neighbours_are_not():
+def test_a_host_whose_network_is_slow_is_named_and_its_neighbors_are_not():
     links = [link for together in rounds(cluster(5)) for link in together]
     for link in links:
         slow = "host-3" in link.hosts and link.scope != "within a host"
         link.rates = {1.0: 1.0, 256.0: 20.0 if slow else 180.0}
     assert judge(cluster(5), links, 0.15, None) == [
-        "host-3: slow: all-reduce with its neighbours, GB/s: 20, the median is 180 (800% more)"
+        "host-3: slow: all-reduce with its neighbors, GB/s: 20, the median is 180 (800% more)"
     ]
     (line, _) = judge(cluster(5), links, 0.15, 100.0)[::-1]
-    assert line == "all ranks: all-reduce: 20 GB/s, below the 100 that were asked for"
+    assert line == "all ranks: all-reduce: 20 GB/s, below the required 100"
 
 
 # ------------------------------------------------------------------------------------------------ one device

@@ -22,7 +22,7 @@ from v2f.world.people import World
 from v2f.world.portraits import render_portraits
 
 LANDMARKS = np.array([[40.0, 50.0], [80.0, 50.0], [60.0, 72.0], [46.0, 94.0], [74.0, 94.0]])
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
 
 
 def turned(degrees: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
@@ -32,20 +32,20 @@ def turned(degrees: float, scale: float, shift: tuple[float, float]) -> np.ndarr
 
 
 def dotted(landmarks: np.ndarray, side: int = 400) -> Image.Image:
-    """Grey, with a coloured disc at each landmark."""
+    """Gray, with a colored disc at each landmark."""
     y, x = np.mgrid[:side, :side]
     picture = np.full((side, side, 3), 128, np.uint8)
-    for (cx, cy), colour in zip(landmarks, COLOURS, strict=True):
-        picture[(x - cx) ** 2 + (y - cy) ** 2 < 16] = colour
+    for (cx, cy), color in zip(landmarks, COLORS, strict=True):
+        picture[(x - cx) ** 2 + (y - cy) ** 2 < 16] = color
     return Image.fromarray(picture)
 
 
 def found(crop: np.ndarray) -> np.ndarray:
     """Where the discs are in a crop, as shares of its side."""
-    grey = crop.astype(float) - 128
+    gray = crop.astype(float) - 128
     places = []
-    for colour in COLOURS:
-        weight = np.clip(grey @ (np.array(colour) - 128.0), 0, None) ** 3
+    for color in COLORS:
+        weight = np.clip(gray @ (np.array(color) - 128.0), 0, None) ** 3
         weight[weight < weight.max() / 4] = 0
         y, x = np.mgrid[: len(crop), : len(crop)] + 0.5
         places.append([(weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()])
@@ -63,7 +63,7 @@ def test_landmarks_come_to_the_same_place_whatever_the_pose(
     landmarks = turned(degrees, scale, shift)
     crop = cut_square(dotted(landmarks), face_square(landmarks), size)
     assert crop.shape == (size, size, 3)
-    # The eyes are 40 apart, the mouth 44 below: half a side is max(2 * 40, 1.8 * 44), the centre 4.4 below the eyes.
+    # The eyes are 40 apart, the mouth 44 below: half a side is max(2 * 40, 1.8 * 44), the center 4.4 below the eyes.
     expected = (LANDMARKS - [60.0, 50.0 + 4.4]) / (2 * 80) + 0.5
     assert np.abs(found(crop) - expected).max() < 1.2 / size
 
@@ -81,7 +81,7 @@ def test_a_face_at_the_border_is_filled_up_not_cut() -> None:
 @pytest.mark.parametrize(
     ("landmarks", "said"),
     [
-        (np.full((5, 2), 7.0), r"a square of 0\.0 pixels, at least 16 are wanted"),
+        (np.full((5, 2), 7.0), r"a square of 0\.0 pixels, expected at least 16"),
         (np.full((5, 2), np.nan), "a square of nan pixels"),
         (LANDMARKS / 20, r"a square of 8\.0 pixels"),
         (LANDMARKS / 10.1, r"a square of 15\.8 pixels"),
@@ -140,8 +140,8 @@ def test_landmarks_are_read_from_each_kind_of_file(points: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.txt", b"", "a.txt: .json, .npy or .csv is wanted"),
-        ("a.json", b"[[1, 2], [3, 4]]", r"shape \[2, 2\], \[5, 2\] or \[68, 2\] is wanted"),
+        ("a.txt", b"", "a.txt: expected .json, .npy or .csv"),
+        ("a.json", b"[[1, 2], [3, 4]]", r"shape \[2, 2\], expected \[5, 2\] or \[68, 2\]"),
         ("a.json", b'{"face": [1, 2]}', "float"),
         ("a.json", b"[[1, 2], [3]]", "inhomogeneous"),
         ("a.json", b"nothing", "Expecting value"),
@@ -169,13 +169,13 @@ def test_landmarks_that_cannot_be_a_faces_are_refused() -> None:
     ):
         assert check_landmarks(points, photo) is points
     for points in (LANDMARKS * 3, LANDMARKS - 70, LANDMARKS * np.inf, points_68(LANDMARKS * np.nan)):
-        with pytest.raises(UnusableError, match="lie outside of the photo"):
+        with pytest.raises(UnusableError, match="are outside of the photo"):
             check_landmarks(points, photo)
     for points in (
         LANDMARKS[[1, 0, 2, 4, 3]],
         LANDMARKS * 0 + 7,
     ):  # named as the person would, not as the picture shows
-        with pytest.raises(UnusableError, match="are no face"):
+        with pytest.raises(UnusableError, match="do not form a face"):
             check_landmarks(points, photo)
 
 
@@ -186,7 +186,7 @@ def face(x: float, y: float, side: float) -> Face:
     return Face(LANDMARKS, np.array([[x, y], [x + side, y + side]]), 0.99)
 
 
-FACES = [face(100, 100, 60), face(300, 100, 40), face(20, 20, 30)]  # centres (130, 130), (320, 120), (35, 35)
+FACES = [face(100, 100, 60), face(300, 100, 40), face(20, 20, 30)]  # centers (130, 130), (320, 120), (35, 35)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ FACES = [face(100, 100, 60), face(300, 100, 40), face(20, 20, 30)]  # centres (1
     [((128, 135), 0), ((318, 100), 1), ((35, 35), 2), ((60, 70), 2), ((220, 130), 0), ((235, 121), None)],
 )
 def test_the_face_at_the_point_is_taken(point: tuple[float, float], nearest: int | None) -> None:
-    """(60, 70) is inside of no face, and nearer to the small one's centre than to the large one's; at (235, 121) the
+    """(60, 70) is inside of no face, and nearer to the small one's center than to the large one's; at (235, 121) the
     nearest is more than its own size away."""
     if nearest is None:
         with pytest.raises(UnusableError, match=r"no face at the point \(the nearest of 3 is 2\.1 times its size away"):
@@ -206,7 +206,7 @@ def test_the_face_at_the_point_is_taken(point: tuple[float, float], nearest: int
 def test_the_largest_or_the_only_face_is_taken() -> None:
     assert choose_face(FACES, "largest") is FACES[0]
     assert choose_face(FACES[1:2], "only") is FACES[1]
-    with pytest.raises(UnusableError, match=r"several faces \(3, one is wanted\)"):
+    with pytest.raises(UnusableError, match=r"several faces \(found 3, expected one\)"):
         choose_face(FACES, "only")
 
 
@@ -217,17 +217,17 @@ def portraits() -> list[Image.Image]:
 
 
 def test_the_largest_face_is_taken(portraits: list[Image.Image]) -> None:
-    scene = Image.new("RGB", (400, 260), "grey")
+    scene = Image.new("RGB", (400, 260), "gray")
     scene.paste(portraits[0].resize((90, 90)), (10, 10))
     scene.paste(portraits[1].resize((240, 240)), (150, 10))
     faces = find_faces(scene, 0.9)
     assert len(faces) == 2
     assert faces[0].area > 2 * faces[1].area
     for found_face, place in zip(faces, [(150, 10, 390, 250), (10, 10, 100, 100)], strict=True):
-        centre = found_face.box.mean(axis=0)
-        assert (place[:2] < centre).all()
-        assert (centre < place[2:]).all()
-    alone = Image.new("RGB", (400, 260), "grey")
+        center = found_face.box.mean(axis=0)
+        assert (place[:2] < center).all()
+        assert (center < place[2:]).all()
+    alone = Image.new("RGB", (400, 260), "gray")
     alone.paste(portraits[1].resize((240, 240)), (150, 10))
     both, one = (align_face(each, find_faces(each, 0.9)[0].landmarks, 64, 16.0) for each in (scene, alone))
     assert np.abs(both.astype(int) - one).mean() < 12

@@ -29,7 +29,7 @@ TALK, WEB, MUTE, BROKEN, GONE = "TalkTalk-01", "Webm_Webm02", "MuteMuteM03", "Br
 
 def stage(*faces: tuple[int, tuple[float, float]]) -> Image.Image:
     """A picture with the faces of some people at some points."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT), "grey")
+    picture = Image.new("RGB", (WIDTH, HEIGHT), "gray")
     for person, (x, y) in faces:
         face = portrait(person).resize((140, 140))
         picture.paste(face, (round(x * WIDTH) - 70, round(y * HEIGHT) - 70))
@@ -150,9 +150,9 @@ def test_what_is_lost_is_in_the_yield(corpus: Path, dataset: Dataset) -> None:
         (f"{MUTE} 0.00-3.00 s", "audio cannot be decoded"),
         (f"{BROKEN} 0.00-3.00 s", "video cannot be decoded"),
         (GONE, "video is missing"),
-        (f"line 11 of {csv}", "the row is no segment"),
-        (f"line 12 of {csv}", "the row is no segment"),
-        (f"line 13 of {csv}", "the row is no segment"),
+        (f"line 11 of {csv}", "the row does not describe a segment"),
+        (f"line 12 of {csv}", "the row does not describe a segment"),
+        (f"line 13 of {csv}", "the row does not describe a segment"),
     }
     assert left_out[GONE, "video is missing"]["samples"] == 2
     report = json.loads((Path(dataset.root) / "yield.json").read_text())
@@ -231,11 +231,16 @@ def test_splits_come_from_the_files_or_from_shares(corpus: Path, tmp_path: Path)
         (
             {"train.csv": b"id,start\n", "test.csv": b""},
             {},
-            r"can be used \(1 x the row is no segment; the first: line 1 of .*train\.csv: .*\(id,start\)\)",
+            r"can be used \(1 x the row does not describe a segment; the first: line 1 of .*train\.csv: "
+            r".*\(id,start\)\)",
         ),
         ({}, {"download": True}, "avspeech.download: there is no yt-dlp here"),
         ({}, {"download": True, "videos": "s3://b/v"}, "download needs a local folder for videos, not s3://b/v"),
-        ({}, {"align": "none", "mtcnn": "w"}, "mtcnn has weights, but align is 'none'"),
+        (
+            {},
+            {"align": "none", "mtcnn": "w"},
+            "mtcnn is set, but align is 'none'; set align to 'mtcnn' or remove mtcnn",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
@@ -275,8 +280,8 @@ def test_every_video_below_the_folder_is_taken_or_counted(tmp_path: Path) -> Non
     assert {(each.name, each.reason, each.samples, each.detail) for each in plan.left_out} == {
         (names[3], "video is missing", 1, "1 segments"),
         (names[4], "video is missing", 1, "1 segments"),
-        (f"{place}/{names[3]}.AVI", "no kind of video that is taken", 0, "mp4, mkv and webm are"),
-        (f"{place}/my holidays.mp4", "the file's name is no VIDEO.mp4", 0, ""),
+        (f"{place}/{names[3]}.AVI", "unsupported type of video", 0, "use mp4, mkv or webm"),
+        (f"{place}/my holidays.mp4", "its name is not VIDEO.mp4", 0, ""),
         (f"{place}/deep/er/{names[1]}.mp4", "the same video again", 0, f"as {place}/{names[1]}.mkv"),
         (place, "no row names the video", 0, f"2 videos, the first: {place}/{names[5]}.mp4"),
     }

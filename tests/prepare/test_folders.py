@@ -74,10 +74,10 @@ def test_classes_are_folders_and_may_be_in_every_split(animals: Path, tmp_path: 
     assert [found_["label"] for found_ in _meta(dataset, "valid")] == [("cat", "dog")[n] for n in batch["label"]]
     reasons = {each.reason: each.detail or each.name for each in read_left_out(dataset.root)}
     assert reasons == {
-        "it is a sound, pictures are wanted": "1 files, the first: cat/purr.wav",
+        "it is a sound, but `holds` is pictures": "1 files, the first: cat/purr.wav",
         "it is hidden": "2 files, the first: .DS_Store",
-        "no kind of file that is taken": "1 files, the first: README.txt",
-        "it lies in no class's folder": "1 files, the first: lost.png",
+        "unsupported type of file": "1 files, the first: README.txt",
+        "it is not in the folder of a class": "1 files, the first: lost.png",
         "photo cannot be decoded": reasons["photo cannot be decoded"],
     }
 
@@ -110,7 +110,7 @@ def test_gray_pictures_stay_gray_where_that_is_asked(animals: Path, tmp_path: Pa
     assert by_file(dataset)["dog/deep/7.jpg"].photo().shape == (16, 16, 1)
     assert by_file(dataset)["dog/deep/7.jpg"].photo()[0, 0, 0] == 107
     assert verify(dataset.root) == []
-    with pytest.raises(V2FError, match="nothing is of the class 'cow', which `classes` names"):
+    with pytest.raises(V2FError, match="no file has the class 'cow', which `classes` lists"):
         pack(recipe(tmp_path / "e", root=str(animals), classes=["dog", "cow"]))
 
 
@@ -124,7 +124,7 @@ def test_splits_may_be_folders(tmp_path: Path) -> None:
     assert {(s.meta["split"], s.meta["label"]) for s in samples(dataset).values()} == {
         (split, label) for split in ("train", "test", "valid") for label in "37"
     }
-    assert [each.reason for each in read_left_out(dataset.root)] == ["it lies in no folder that names a split"]
+    assert [each.reason for each in read_left_out(dataset.root)] == ["it is not in a folder named after a split"]
     assert verify(dataset.root) == []
 
 
@@ -190,8 +190,11 @@ def test_a_csv_names_classes_splits_people_and_what_else_is_known(tmp_path: Path
         "all/2.png": ("eve", "test", "a", "0"),
     }
     assert {each.reason for each in read_left_out(dataset.root)} == {
-        "file is missing, or of no kind that is wanted", "the same file again", "empty field", "no row names the file",
-    }  # fmt: skip
+        "file is missing, or not of a type that `holds` selects",
+        "the same file again",
+        "empty field",
+        "no row names the file",
+    }
     assert verify(dataset.root) == []
     (batch,) = read_split(dataset.split("train"), {"g": ClassNumber("glasses", ("0", "1"))}, 9)
     assert sorted(batch["g"].tolist()) == [0, 1]
@@ -200,11 +203,11 @@ def test_a_csv_names_classes_splits_people_and_what_else_is_known(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,label\n0.png,a\n", "its header has to be file"),
+        ("name,label\n0.png,a\n", "the header must be file"),
         ("file,sample_rate\n0.png,a\n", "'sample_rate' cannot be a column"),
         ("file,split\n0.png,dev\n", "line 2: the split 'dev' is none of"),
         ("file,split,identity\n0.png,train,ada\n1.png,test,ada\n", "'ada' is in train .line 2. and in test .line 3."),
-        ("file\n", "it has no file that could be used"),
+        ("file\n", "it has no usable file"),
     ],
 )
 def test_a_csv_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -218,11 +221,11 @@ def test_a_csv_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, messag
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        ({"csv": "a.csv", "splits": "folders"}, "with a csv they are its column"),
-        ({"channels": 1, "photo": "webp"}, "WebP knows no gray"),
+        ({"csv": "a.csv", "splits": "folders"}, "with a csv, its column `split` sets the splits"),
+        ({"channels": 1, "photo": "webp"}, "WebP has no grayscale"),
         ({"seconds": 1.0, "max_seconds": 2.0}, "set vad and max_seconds to null"),
         ({"seconds": 0.1}, "seconds is 0.1, but min_seconds is 0.5"),
-        ({"classes": ["a", "a"]}, "classes has a name twice"),
+        ({"classes": ["a", "a"]}, "classes names a class twice"),
     ],
 )
 def test_keys_that_do_not_fit_together_are_refused(tmp_path: Path, group: dict[str, Any], message: str) -> None:

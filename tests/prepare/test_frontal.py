@@ -25,7 +25,7 @@ TONE = 0.4 * np.sin(2 * np.pi * 300 * np.arange(16000) / 16000)
 
 
 class FakePSP(torch.nn.Module):
-    """Codes: the mean colour of each quarter of the picture. Picture: one colour, in which the last bits of the first
+    """Codes: the mean color of each quarter of the picture. Picture: one color, in which the last bits of the first
     code count, and which may lie outside of [-1, 1]."""
 
     def __init__(self) -> None:
@@ -42,10 +42,10 @@ class FakePSP(torch.nn.Module):
         return w_BLD * torch.nan if self.broken else w_BLD
 
     def pictures(self, w_BLD: torch.Tensor, size: int) -> torch.Tensor:
-        return colour(w_BLD[:, 0])[:, :, None, None].expand(-1, -1, size, size)
+        return color(w_BLD[:, 0])[:, :, None, None].expand(-1, -1, size, size)
 
 
-def colour(code: Any) -> Any:
+def color(code: Any) -> Any:
     return code * 512 % 3 - 1.25
 
 
@@ -69,7 +69,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[FakePSP]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One voice; seven photos as large as pSp sees them, one colour above and another below; the fourth is broken."""
+    """One voice; seven photos as large as pSp sees them, one color above and another below; the fourth is broken."""
     folder = tmp_path / "raw"
     folder.mkdir()
     soundfile.write(folder / "a.wav", TONE, 16000)
@@ -124,7 +124,7 @@ def test_photos_are_redrawn_in_batches_and_the_codes_are_what_drew_them(
     for identity, sample in found.items():
         codes = expected_codes(int(identity[1:]))
         assert np.abs(sample.codes() - codes).max() < 1e-3  # an ulp of float16
-        drawn = np.round((np.clip(colour(sample.codes()[0]), -1, 1) + 1) * 127.5)
+        drawn = np.round((np.clip(color(sample.codes()[0]), -1, 1) + 1) * 127.5)
         assert np.array_equal(sample.photo(), np.broadcast_to(drawn, (256, 256, 3)).astype(np.uint8))
     assert dataset.manifest.provenance["psp_sha256"] == "sha of psp.pt"
     _, used = fake()  # the first one was loaded to check the file
@@ -194,7 +194,7 @@ def test_what_cannot_work_is_one_clear_line(
     with pytest.raises(V2FError, match=r"psp\.device: there is no GPU here that torch can use"):
         pack(recipe(folder, "out", codes=True, device="cuda"))
     monkeypatch.setattr(FakePSP, "pictures", lambda *_: torch.full((2, 3, 256, 256), torch.inf))
-    with pytest.raises(V2FError, match=r"psp\.pt: its result for a photo is not finite"):
+    with pytest.raises(V2FError, match=r"psp\.pt: its output for a photo is NaN or infinite"):
         pack(recipe(folder, "out", pictures=True))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from v2f.prepare import LeftOut, yields
 from v2f.prepare.names import is_text, on_disk, person, printable, same, tidy
 
-ANY = st.text(st.characters())  # lone surrogates included: what Python makes of bytes that are no UTF-8
+ANY = st.text(st.characters())  # lone surrogates included: what Python makes of bytes that are not UTF-8
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 

@@ -57,8 +57,8 @@ def test_shards_have_about_the_size_asked_for_and_mix_people(packed: Dataset) ->
     assert len(train.shards) > 3
     assert all(0.2e6 < shard.bytes < 0.35e6 for shard in train.shards[:-1])
     keys = [train.key(i) for i in range(train.samples)]
-    neighbours = sum(a.split("-")[0] == b.split("-")[0] for a, b in itertools.pairwise(keys))
-    assert neighbours < 8
+    neighbors = sum(a.split("-")[0] == b.split("-")[0] for a, b in itertools.pairwise(keys))
+    assert neighbors < 8
     assert verify(packed.root) == []
 
 

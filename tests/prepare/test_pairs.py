@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "text.wav").write_text("this is no sound")
     photo().save(folder / "p.png")
     photo().save(folder / "p.bmp")
-    photo("L").save(folder / "grey.jpg")
+    photo("L").save(folder / "gray.jpg")
     photo("RGBA").save(folder / "alpha.png")
     photo("I;16").save(folder / "deep.png")
     photo("CMYK").save(folder / "cmyk.tif")
@@ -104,7 +104,7 @@ def test_every_kind_of_audio_becomes_mono_16_khz(folder: Path) -> None:
 
 
 def test_every_kind_of_picture_becomes_upright_rgb(folder: Path) -> None:
-    names = ["p.png", "p.bmp", "grey.jpg", "alpha.png", "deep.png", "cmyk.tif", "turned.jpg"]
+    names = ["p.png", "p.bmp", "gray.jpg", "alpha.png", "deep.png", "cmyk.tif", "turned.jpg"]
     found = {
         name.split()[1]: s.photo() for name, s in samples(packed(folder, [f"a.wav,{n},ada" for n in names])).items()
     }
@@ -113,7 +113,7 @@ def test_every_kind_of_picture_becomes_upright_rgb(folder: Path) -> None:
     assert np.array_equal(found["p.png"], found["p.bmp"])
     assert np.array_equal(found["alpha.png"], found["p.png"])
     assert np.abs(found["deep.png"][..., 0].astype(int) - np.asarray(photo())[:, 5:35, 0]).max() <= 1
-    assert np.ptp(found["grey.jpg"], axis=2).max() == 0
+    assert np.ptp(found["gray.jpg"], axis=2).max() == 0
     # Stored left to right is shown top to bottom; the red ramp runs along x in the file, so along y when upright.
     upright = np.asarray(photo().transpose(Image.Transpose.ROTATE_270))[5:35]
     assert np.abs(found["turned.jpg"].astype(int) - upright).mean() < 6
@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(
         "nowhere.wav,p.png,ada": "audio is missing",
         "a.wav,nowhere.png,ada": "photo is missing",
         "a.wav,cut.png,ada": "photo cannot be decoded",
-        "a.wav,text.png,ada": "photo cannot be decoded (no kind of picture that is known)",
+        "a.wav,text.png,ada": "photo cannot be decoded (unknown picture format)",
         "a.wav,huge.png,ada": "photo is too large (60 x 50 pixels)",
         "a.wav,.,ada": "photo cannot be read",
         "a.wav,,ada": "empty field (image)",
@@ -172,16 +172,16 @@ def test_alignment_leaves_out_what_has_no_face(folder: Path) -> None:
 # -------------------------------------------------------------------------------------- which face, and where
 
 DISCS = np.array([[40.0, 50.0], [80.0, 50.0], [60.0, 72.0], [46.0, 94.0], [74.0, 94.0]])  # eyes, nose, mouth
-COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
+COLORS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
 
 
 def scene(scale: float, shift: tuple[float, float], size: tuple[int, int]) -> tuple[Image.Image, np.ndarray]:
-    """Grey, with a coloured disc at each landmark; and the landmarks, in pixels of this picture."""
+    """Gray, with a colored disc at each landmark; and the landmarks, in pixels of this picture."""
     landmarks = (DISCS + shift) * scale
     y, x = np.mgrid[: size[1], : size[0]]
     picture = np.full((size[1], size[0], 3), 128, np.uint8)
-    for (cx, cy), colour in zip(landmarks, COLOURS, strict=True):
-        picture[(x - cx) ** 2 + (y - cy) ** 2 < (5 * scale) ** 2] = colour
+    for (cx, cy), color in zip(landmarks, COLORS, strict=True):
+        picture[(x - cx) ** 2 + (y - cy) ** 2 < (5 * scale) ** 2] = color
     return Image.fromarray(picture), landmarks
 
 
@@ -203,8 +203,8 @@ def test_landmarks_align_what_is_stored_turned_or_shrunk(folder: Path) -> None:
     for sample in samples(packed(folder, rows, LANDMARKS_HEADER, **kinds)).values():
         crop_HWC = sample.photo().astype(float) - 128
         # eyes 40 apart and 44 above the mouth: half a side is max(2 * 40, 1.8 * 44) around (60, 54.4)
-        for place, colour in zip((DISCS - [60, 54.4]) / 160 * 64 + 32, COLOURS, strict=True):
-            weight = np.clip(crop_HWC @ (np.array(colour) - 128.0), 0, None) ** 3
+        for place, color in zip((DISCS - [60, 54.4]) / 160 * 64 + 32, COLORS, strict=True):
+            weight = np.clip(crop_HWC @ (np.array(color) - 128.0), 0, None) ** 3
             weight[weight < weight.max() / 4] = 0
             y, x = np.mgrid[:64, :64] + 0.5
             found = np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
@@ -230,9 +230,9 @@ def test_landmarks_that_cannot_be_used_are_left_out_with_their_reason(folder: Pa
     assert dataset.manifest.identities == ["good.npy"]
     lines = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
     assert {line["identity"]: line["reason"] for line in lines} == {
-        "wide.npy": "landmarks lie outside of the photo",
+        "wide.npy": "landmarks are outside of the photo",
         "small.npy": "face is too small",
-        "swapped.npy": "landmarks are no face",
+        "swapped.npy": "landmarks do not form a face",
         "few.npy": "landmarks cannot be read",
         "code.npy": "landmarks cannot be read",
         "nowhere.npy": "landmarks file is missing",
@@ -251,11 +251,11 @@ def portraits() -> list[Image.Image]:
 
 
 def test_a_photo_of_two_gives_the_face_that_is_meant(folder: Path, portraits: list[Image.Image]) -> None:
-    two = Image.new("RGB", (400, 260), "grey")
+    two = Image.new("RGB", (400, 260), "gray")
     two.paste(portraits[0].resize((120, 120)), (10, 10))
     two.paste(portraits[1].resize((240, 240)), (150, 10))
     two.save(folder / "two.png")
-    alone = Image.new("RGB", (400, 260), "grey")
+    alone = Image.new("RGB", (400, 260), "gray")
     alone.paste(portraits[0].resize((120, 120)), (10, 10))
     alone.save(folder / "alone.png")
     header, kinds = "audio,image,identity,x,y", {"align": "mtcnn", "size": 48}
@@ -270,7 +270,7 @@ def test_a_photo_of_two_gives_the_face_that_is_meant(folder: Path, portraits: li
     rows = ["a.wav,two.png,ada,0.2,0.3", "b.flac,two.png,bob,0.7,0.5", "a.wav,alone.png,eve,,"]
     found, said = run(rows, face="only")
     assert found.keys() == {"eve"}
-    assert said == dict.fromkeys(("ada", "bob"), "several faces (2, one is wanted)")
+    assert said == dict.fromkeys(("ada", "bob"), "several faces (found 2, expected one)")
     large, _ = run(rows, face="largest")
     assert np.array_equal(large["ada"], large["bob"])
     odd = ["a.wav,two.png,far,0.02,0.98", "a.wav,two.png,odd,120,90", "a.wav,two.png,word,left,0.5", rows[2]]
@@ -283,8 +283,8 @@ def test_a_photo_of_two_gives_the_face_that_is_meant(folder: Path, portraits: li
         < np.abs(near["ada"].astype(int) - large["ada"]).mean()
     )
     assert said["far"].startswith("no face at the point (the nearest of 2 is ")
-    assert said["odd"] == "x,y is no point (120, 90; shares of width and height are wanted, 0 to 1)"
-    assert said["word"].startswith("x,y is no point (left, 0.5;")
+    assert said["odd"] == "x,y is not a point in the photo (120, 90; use fractions of width and height, 0 to 1)"
+    assert said["word"].startswith("x,y is not a point in the photo (left, 0.5;")
     assert said["eve"] == "empty field (x, y)"
 
 
@@ -295,16 +295,16 @@ def test_a_face_smaller_than_asked_for_is_left_out(folder: Path, portraits: list
     assert dataset.manifest.identities == ["120"]
     (line,) = map(json.loads, (Path(dataset.root) / "left_out.jsonl").read_text().splitlines())
     assert line["reason"] == "face is too small"
-    assert line["detail"].endswith("pixels, at least 80 are wanted")
+    assert line["detail"].endswith("pixels, expected at least 80")
 
 
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        ({"face": "nearest"}, "its header has to be audio,image,identity,x,y, with any of"),
-        ({"align": "landmarks"}, "its header has to be audio,image,identity,landmarks, with any of"),
-        ({"align": "none", "face": "only"}, "face 'only' chooses among the faces that align 'mtcnn' finds, not 'none'"),
-        ({"align": "landmarks", "face": "nearest"}, "face 'nearest' chooses among"),
+        ({"face": "nearest"}, "the header must be audio,image,identity,x,y and optionally "),
+        ({"align": "landmarks"}, "the header must be audio,image,identity,landmarks and optionally "),
+        ({"align": "none", "face": "only"}, "face 'only' needs align 'mtcnn', but align is 'none'"),
+        ({"align": "landmarks", "face": "nearest"}, "face 'nearest' needs align 'mtcnn'"),
         ({"psp": {"file": "x"}}, "psp: set pictures, codes or both to true, or leave psp out"),
         ({"psp": {"file": "x", "code": True}}, "unknown key 'psp.code'; did you mean 'psp.codes'"),
     ],
@@ -389,11 +389,11 @@ def test_a_column_that_mixes_people_is_refused(tmp_path: Path, rows: list[str], 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"sound,image,identity\n", "its header has to be audio,image,identity"),
-        (b"audio,image,identity,age\n", "its header has to be audio,image,identity, with any of split,x,y,landmarks"),
-        (b"audio,image,identity,x,x\n", "its header has to be audio,image,identity"),
+        (b"sound,image,identity\n", "the header must be audio,image,identity"),
+        (b"audio,image,identity,age\n", "the header must be audio,image,identity and optionally split,x,y,landmarks"),
+        (b"audio,image,identity,x,x\n", "the header must be audio,image,identity"),
         (b"", "it is empty"),
-        (b"audio,image,identity\n", "it has no row that could be used"),
+        (b"audio,image,identity\n", "it has no usable row"),
         (b"audio,image,identity\n\xff\xfe\n", "this is not a CSV file in UTF-8"),
         (b'audio,image,identity\n"a,b,c\n', "this is not a CSV file in UTF-8"),
     ],
@@ -518,7 +518,7 @@ def test_where_no_row_can_be_used_it_is_said_why(tmp_path: Path) -> None:
     with pytest.raises(V2FError) as error:
         packed(tmp_path, ["a.wav,p.png,ada,x", "a.wav,,ada", "a.wav,p.png,", "a.wav"])
     assert str(error.value).endswith(
-        "pairs.csv: it has no row that could be used (3 x empty field, 1 x too many fields; the first: "
+        "pairs.csv: it has no usable row (3 x empty field, 1 x too many fields; the first: "
         "line 3 (a.wav, ): empty field (image))"
     )
 

@@ -111,7 +111,7 @@ def test_no_program_is_started_for_a_photo(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n"
-    assert refused(tmp_path, eps) == "photo cannot be decoded (no kind of picture that is known)"
+    assert refused(tmp_path, eps) == "photo cannot be decoded (unknown picture format)"
 
 
 @pytest.mark.parametrize("kind", steps.PICTURES)
@@ -149,7 +149,7 @@ def test_a_photo_that_was_cut_is_left_out(tmp_path: Path, kind: str) -> None:
 
 
 def test_of_several_pictures_the_first_is_taken(tmp_path: Path) -> None:
-    others = [Image.new("RGB", PICTURE.size, colour) for colour in ("red", "blue")]
+    others = [Image.new("RGB", PICTURE.size, color) for color in ("red", "blue")]
     for kind in ("PNG", "GIF", "TIFF", "WEBP"):
         lossless = {"lossless": True} if kind == "WEBP" else {}
         several = encoded(PICTURE, kind, save_all=True, append_images=others, **lossless)
@@ -166,7 +166,7 @@ def test_photos_in_which_no_face_can_be_cost_no_other(tmp_path: Path) -> None:
     from corpora import portrait
 
     good = {"good.png": encoded(portrait(0), "PNG")}
-    odd = {f"{w}x{h}.png": encoded(Image.new("RGB", (w, h), "grey"), "PNG") for w, h in SIZES}
+    odd = {f"{w}x{h}.png": encoded(Image.new("RGB", (w, h), "gray"), "PNG") for w, h in SIZES}
     dataset, left_out = packed(tmp_path, good | odd)
     assert dataset.manifest.identities == ["good.png"]
     assert left_out == dict.fromkeys(odd, "no face was found")
@@ -177,7 +177,7 @@ def test_photos_in_which_no_face_can_be_cost_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_middle_of_a_photo_of_any_shape_is_taken(tmp_path: Path, size: tuple[int, int]) -> None:
-    dataset, left_out = packed(tmp_path, {"a.png": encoded(Image.new("RGB", size, "grey"), "PNG")}, align="none")
+    dataset, left_out = packed(tmp_path, {"a.png": encoded(Image.new("RGB", size, "gray"), "PNG")}, align="none")
     assert dataset.manifest.shards[0].samples == 1
     assert left_out == {}
 

@@ -204,7 +204,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(
         remove(root, ["p4"])
 
     monkeypatch.setattr(module, "_fill", removed)
-    with pytest.raises(V2FError, match=r"copy: it was changed while it was read; remove .*d and start again"):
+    with pytest.raises(V2FError, match=r"copy: the data set changed during this command; remove .*d and start again"):
         precompute(root, str(tmp_path / "d"), load(BOTH))
     assert not (tmp_path / "d" / "manifest.json").exists()
 
@@ -230,7 +230,7 @@ def test_the_recipe_of_a_run_names_the_nets(tmp_path: Path) -> None:
     ("assignments", "message"),
     [
         ([], "name at least one net"),
-        (["identity.net=facenett"], "there is no 'facenett'"),
+        (["identity.net=facenett"], "unknown value 'facenett'"),
         (["identity.net=stand_in", "batch_size=3"], "unknown key 'batch_size'; did you mean 'batch'"),
         (["codes.net=psp", "path=nowhere"], "nowhere"),
     ],

@@ -27,7 +27,7 @@ def test_real_pairs_are_aligned_and_packed(
     ]
     kept = {split: sum(row.endswith(split) for row in rows) for split in ("train", "seen")}
     audio, image, person, _ = rows[0].split(",")
-    Image.new("RGB", (220, 220), "grey").save(tmp_path / "wall.png")
+    Image.new("RGB", (220, 220), "gray").save(tmp_path / "wall.png")
     (tmp_path / "broken.wav").write_bytes(Path(audio).read_bytes()[:30])
     rows += [f"{audio},wall.png,{person},train", f"broken.wav,{image},{person},train"]
     (tmp_path / "pairs.csv").write_text("\n".join(["audio,image,identity,split", *rows]))

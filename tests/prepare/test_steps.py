@@ -318,12 +318,12 @@ def test_a_network_computes_in_one_thread_and_only_then() -> None:
 def test_psp_sees_all_photos_of_a_batch_and_each_sample_gets_its_own_back(monkeypatch: pytest.MonkeyPatch) -> None:
     from v2f.prepare import psp
 
-    def see(config: Any, photo_NHWC: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def encode_and_render(config: Any, photo_NHWC: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         first_N = photo_NHWC[:, 0, 0, 0]
         drawn_NHWC = np.broadcast_to(255 - first_N[:, None, None, None], (len(first_N), size, size, 3))
         return np.broadcast_to(first_N[:, None, None], (len(first_N), 2, 3)).astype(np.float32), drawn_NHWC
 
-    monkeypatch.setattr(psp, "see", see)
+    monkeypatch.setattr(psp, "encode_and_render", encode_and_render)
     config = build(StepsConfig, {"size": 32, "psp": {"file": "x", "pictures": True, "codes": True}}, "the test")
     photos = {"a": [10, 20], "b": [], "c": [30], "d": [40, 50, 60]}
 

@@ -23,7 +23,7 @@ Crowd = dict[str, tuple[str, int, int]]
 
 
 def items_of(crowd: Crowd) -> list[Item]:
-    """Of each person so many clips in a split, and of trained people so many in seen."""
+    """So many clips of each person in a split; of people in train, so many in seen."""
     items = []
     for identity, (split, clips, seen) in crowd.items():
         items += [Item(f"{identity}-{n}", split, identity, "") for n in range(clips)]

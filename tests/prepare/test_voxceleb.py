@@ -62,9 +62,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_jpg(root / f"VGGFace/A.J._Buckley/{n:08d}.jpg", portrait(1, n))
     save_jpg(root / "VGGFace/eartha kitt/1.jpg", portrait(3))  # names as people write them
     save_jpg(root / "VGGFace2/train/n000012/0001_01.jpg", portrait(4))
-    save_jpg(root / "VGGFace2/train/n000012/0002_01.jpg", Image.new("RGB", (128, 128), "grey"))
+    save_jpg(root / "VGGFace2/train/n000012/0002_01.jpg", Image.new("RGB", (128, 128), "gray"))
     (root / "VGGFace2/train/n000012/0003_01.jpg").write_bytes(b"<html>404 not found</html>")
-    save_jpg(root / "VGGFace2/test/n000017/0001_01.jpg", Image.new("RGB", (128, 128), "grey"))
+    save_jpg(root / "VGGFace2/test/n000017/0001_01.jpg", Image.new("RGB", (128, 128), "gray"))
     save_jpg(root / "VGGFace2/test/n000018/0001_01.jpg", portrait(7))  # nobody of ours
     (root / "VGGFace/A.J._Buckley/faces.txt").write_text("1 http://dead.link 1 2 3 4")
     return root
@@ -275,11 +275,11 @@ def test_the_metadata_is_read_as_published() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "this is no metadata of VoxCeleb"),
-        ("id,name\n", r"its header has to name VoxCeleb1 ID, VGGFace1 ID \(or 2\) and Set, it is id,name"),
-        (VOX1.replace("\tSet", "\tRole"), "its header has to name"),
-        (VOX1 + "id1\tx\tm\tUSA\tdev\n", r"line 5 is no person \(id1, x, m, USA, dev\)"),
-        (VOX1 + "id10009\tx\n", "line 5 is no person"),
+        ("", "not VoxCeleb metadata"),
+        ("id,name\n", r"the header must contain VoxCeleb1 ID, VGGFace1 ID \(or 2\) and Set; it is id,name"),
+        (VOX1.replace("\tSet", "\tRole"), "the header must contain"),
+        (VOX1 + "id1\tx\tm\tUSA\tdev\n", r"line 5 does not describe a person \(id1, x, m, USA, dev\)"),
+        (VOX1 + "id10009\tx\n", "line 5 does not describe a person"),
         (VOX1 + "id10009\tx\tm\tUSA\ttrain\n", r"line 5: the set 'train' is neither dev nor test"),
         (VOX1 + "id10001\tx\tm\tUSA\tdev\n", "id10001 is there with other data in another line or file"),
     ],
@@ -337,7 +337,7 @@ def test_every_sound_below_the_roots_is_taken_or_counted(trees: Path) -> None:
     assert {key: count for key, count in left_out.items() if key not in NOBODY_S} == {
         ("vox1/id10001/abc/00001.WAV", "the same clip again"): (1, 0),
         ("vox1/id10001/abc/deep/00005.wav", "it does not lie where clips do"): (1, 0),
-        ("vox1/id10001/abc/00006.mp3", "no kind of clip that is taken"): (1, 0),
+        ("vox1/id10001/abc/00006.mp3", "unsupported type of clip"): (1, 0),
         ("vox1/other/1.OGG", "it does not lie where clips do"): (1, 0),
         ("vox1/2.wav", "it does not lie where clips do"): (1, 0),
     }
@@ -361,12 +361,12 @@ def test_every_photo_below_the_roots_is_taken_or_counted(trees: Path) -> None:
     assert sorted(photo.name for photo in plan.items[0].what.photos) == ["A.J._Buckley/1.jpg", "A.J._Buckley/2.JPG"]
     left_out = {key: count for key, count in planned(trees)[1].items() if key not in NOBODY_S}
     assert left_out == {
-        ("VGGFace/A.J._Buckley", "no kind of photo that is taken"): (0, 1),
+        ("VGGFace/A.J._Buckley", "unsupported type of photo"): (0, 1),
         ("VGGFace/Nobody", "the folder is of nobody in the metadata"): (0, 2),
         ("VGGFace", "the folder is of nobody in the metadata"): (0, 1),
     }
     identities = {each.reason: each.identity for each in plan.left_out if each.photos > 0}
-    assert identities["no kind of photo that is taken"] == "id10001"  # so `remove` finds the line
+    assert identities["unsupported type of photo"] == "id10001"  # so `remove` finds the line
 
 
 def test_a_link_back_packs_nothing_twice(trees: Path) -> None:
@@ -396,15 +396,15 @@ def test_a_folder_of_photos_has_the_person_s_name_in_any_spelling(trees: Path) -
 
 
 def test_a_file_whose_name_is_no_text_is_left_out_and_named(trees: Path) -> None:
-    """Bytes that are no UTF-8, as old Windows names are on a Linux disk; in the reports they are escaped."""
+    """Bytes that are not valid UTF-8, as old Windows names are on a Linux disk; in the reports they are escaped."""
     odd = os.fsdecode(b"caf\xe9")
     for name in (f"vox1/{odd}/id10001/abc/00002.wav", f"VGGFace/A.J._Buckley/{odd}.jpg"):
         (trees / name).parent.mkdir(exist_ok=True, parents=True)
         (trees / name).touch()
     taken, left_out = planned(trees)
     assert taken == ["id10001/abc/00001"]
-    assert left_out["vox1/caf\\udce9/id10001/abc/00002.wav", "the file's name is no UTF-8"] == (1, 0)
-    assert left_out["VGGFace/A.J._Buckley", "the file's name is no UTF-8"] == (0, 1)
+    assert left_out["vox1/caf\\udce9/id10001/abc/00002.wav", "its name is not valid UTF-8"] == (1, 0)
+    assert left_out["VGGFace/A.J._Buckley", "its name is not valid UTF-8"] == (0, 1)
     plan = VoxCeleb(config(trees)).plan()
     yields.write_left_out(str(trees), plan.left_out)
     assert yields.read_left_out(str(trees)) == plan.left_out
@@ -414,7 +414,7 @@ def test_commas_and_tabs_behind_the_last_field_of_the_metadata_do_not_count() ->
     plain = read_meta(VOX1.encode(), "vox1_meta.csv", True)
     assert read_meta(VOX1.replace("\n", "\t\t\n").encode(), "vox1_meta.csv", True) == plain
     assert read_meta(VOX1.replace("dev\n", "dev\t \n").encode(), "vox1_meta.csv", True) == plain
-    with pytest.raises(V2FError, match="line 2 is no person"):
+    with pytest.raises(V2FError, match="line 2 does not describe a person"):
         read_meta(VOX1.replace("dev\n", "dev\tx\n").encode(), "vox1_meta.csv", True)
 
 

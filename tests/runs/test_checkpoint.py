@@ -652,7 +652,7 @@ def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path, monkeypatch: pytest
     told = {f"rank 0: {'unexpected OSError: ' if how == 'unexpected' else ''}{first}"}
     assert {str(other) for other in others} == told
     assert all(isinstance(other, V2FError) for other in others)
-    assert {other.again for other in others} == {how in ("away", "unexpected")}
+    assert {other.retryable for other in others} == {how in ("away", "unexpected")}
     if how in ("flipped", "gone", "record"):
         assert str(first).endswith("; remove it to resume from step-00000001")
 

@@ -333,7 +333,7 @@ def test_an_export_holds_nothing_of_the_site_that_made_it(run_folder: str, tiny_
         "step 40 of 40",
         "| margin |",
         "Stand-ins: generator, identity",
-        "no likeness",
+        "not a likeness",
         "Apache-2.0",
     ):
         assert told in card, told

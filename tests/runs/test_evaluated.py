@@ -16,4 +16,4 @@ def test_numbers_by_an_observer_of_the_table_are_read(by: str) -> None:
 def test_numbers_by_another_are_refused_with_the_names_of_the_table() -> None:
     problem = problem_of(Evaluated, {"data": {"fingerprint": "f"}, "splits": {"test": {"by": {"jury": NUMBERS}}}})
     assert problem is not None
-    assert problem.endswith(f"'jury' is no observer; the observers are {', '.join(BY)}")
+    assert problem.endswith(f"'jury' is not an observer; the observers are {', '.join(BY)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from v2f.config import build, fixed, flatten
+from v2f.config import build, fixed_on_resume, flatten
 from v2f.runs.config import RunConfig, changes, load_config
 
 RECIPES = Path(__file__).parents[2] / "launch" / "recipes"
@@ -73,7 +73,7 @@ def test_the_keys_that_may_change_are_those_of_the_table(name: str) -> None:
     expected = {
         key for key in keys if re.sub(r"^data\.streams\.\w+\.(?=path|mix)", "data.", key).startswith(MAY_CHANGE)
     }
-    assert keys - fixed(config).keys() == expected
+    assert keys - fixed_on_resume(config).keys() == expected
 
 
 def test_what_may_not_change_is_named_with_both_values() -> None:

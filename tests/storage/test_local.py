@@ -73,7 +73,7 @@ def test_what_is_no_file_is_refused_at_once(strange: str, read: Callable[[str], 
     what = KINDS.get(Path(strange).name, KINDS["device"])
     with pytest.raises(V2FError) as caught:
         read(strange)
-    assert not caught.value.again
+    assert not caught.value.retryable
     assert str(caught.value).startswith(f"{strange}: ")
     assert what in str(caught.value)
     assert not os.path.isfile(strange)
@@ -116,7 +116,7 @@ def test_every_failed_write_is_told_with_path_and_way_out_and_whether_to_start_a
         with store.explained(path):
             raise OSError(code, os.strerror(code), path)
 
-    left = guarded(command, debug=False, mistake=stopping.MISTAKE)
+    left = guarded(command, debug=False, error_code=stopping.MISTAKE)
     told = capsys.readouterr().err
     assert told.startswith(f"v2f: {path}: cannot write it")
     assert told.count("\n") == 1
@@ -229,7 +229,7 @@ for state in ("full", "read-only"):
         try:
             write(str(disk / name))
         except V2FError as error:
-            found[f"{state} {name}"] = [str(error), error.again]
+            found[f"{state} {name}"] = [str(error), error.retryable]
     found[f"{state}: rests"] = [name for name in store.tree(str(disk)) if name not in ("fill", "lines")]
 print(json.dumps(found))
 """

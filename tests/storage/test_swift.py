@@ -83,7 +83,7 @@ NO_BUCKET = ": there is no such bucket; create it, or correct its name or AWS_EN
 def test_what_is_not_there_or_not_enough_is_one_line_and_asked_for_once(through: Faults, s3_root: str) -> None:
     store.write_bytes(f"{s3_root}/f", b"0123456789")
     for offset, there in ((6, 4), (10, 0), (99, 0)):
-        with pytest.raises(V2FError, match=f"f: only {there} of the 8 bytes from byte {offset} on are there"):
+        with pytest.raises(V2FError, match=f"f: found only {there} of the 8 bytes from byte {offset} on: the file was"):
             store.read_range(f"{s3_root}/f", offset, 8)
     through.asked.clear()
     for path, why in ((f"{s3_root}/nothing", ", there is no such file"), ("s3://no-such-bucket/x", NO_BUCKET)):

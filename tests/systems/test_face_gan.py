@@ -132,7 +132,7 @@ STEPS, LOG = 48, 4
 
 
 def play(system: FaceGAN, shards: str) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Train for ``STEPS`` steps; the meters over the trained people, and the means over ``LOG`` steps."""
+    """Train for ``STEPS`` steps; the meters over the people in train, and the means over ``LOG`` steps."""
     split = open_dataset(shards).split("train")
     order = Order.for_batches(split.shard_sizes, seed=0, batch=32, window=8)
     engine = Engine("fp32")
@@ -214,7 +214,7 @@ def test_the_training_says_it_and_the_run_is_measured_and_shown(
     assert page.index("When the training ended: NOT CONVERGING") < page.index("What it draws now")
     assert page.count('alt="a generated face"') == page.count('alt="a portrait from the data set"') == 6
     assert [f"samples at step {step}" in page for step in (20, 30, 40)] == [True, False, True]
-    assert "photos of trained people" in page
+    assert "photos of people seen in training" in page
     with pytest.raises(V2FError, match="does not hear a voice"):
         generate(run, "voice.wav", str(tmp_path / "face.png"))
 
@@ -254,11 +254,11 @@ def test_a_discriminator_that_is_worse_than_a_guess_is_named() -> None:
 
 
 def test_nothing_is_said_before_there_is_something_to_see() -> None:
-    grey = dict.fromkeys(FINE, 0.01)
+    gray = dict.fromkeys(FINE, 0.01)
     pale = FINE | {"variety": 0.15, "variety_nearest": 0.19}
-    assert metrics.gan_verdict(grey, {}) is None
-    assert metrics.gan_verdict(grey, curves([0.7] * 9)) is None
-    assert metrics.gan_verdict(grey, curves([0.7] * 10)) is not None
+    assert metrics.gan_verdict(gray, {}) is None
+    assert metrics.gan_verdict(gray, curves([0.7] * 9)) is None
+    assert metrics.gan_verdict(gray, curves([0.7] * 10)) is not None
     assert metrics.gan_verdict(pale, curves([0.7] * 10)) is None
     assert metrics.gan_verdict(dict.fromkeys(FINE, float("nan")), curves([0.7] * 10)) is None
 

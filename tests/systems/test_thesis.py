@@ -197,7 +197,7 @@ def test_a_run_of_the_first_split_is_refused_under_the_corrected_one_and_goes_on
         r"the other\); use the config.yaml of its run"
     )
     for allow_changes in (False, True):
-        with pytest.raises(V2FError, match=f"^{newest}: {told}.* or start a new training under another name$"):
+        with pytest.raises(V2FError, match=f"^{newest}: {told}.* or start a new run under another name$"):
             fit(values(CORRECTED, steps=2), resume="auto", allow_changes=allow_changes)
     export(str(folder), str(tmp_path / "export"))
     assert sum(Run.open(str(tmp_path / "export")).system().config.encoder.blocks) == 32  # type: ignore[attr-defined]

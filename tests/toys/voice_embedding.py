@@ -1,4 +1,4 @@
-"""A voice in, an embedding out: three numbers that say which of the trained people it is."""
+"""A voice in, an embedding out: three numbers that say which of the people in train it is."""
 
 import torch
 from torch import Tensor

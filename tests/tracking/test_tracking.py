@@ -1,4 +1,4 @@
-"""Tracking (promise 6): every point is in the spool, reaches MLflow once, and nothing of it can stop a training.
+"""Tracking (promise 6): every point is in the spool, reaches MLflow once, and nothing in it can stop a training run.
 
 Most tests deliver to an MLflow in memory, which keeps whatever it is sent: a point that is sent twice is there twice.
 """
@@ -48,7 +48,7 @@ def start(folder: Path, uri: str | None = "memory", run_id: str | None = None, *
 
 
 def train(tracker: Tracker, first: int, last: int) -> None:
-    """What a training logs in steps ``first`` to ``last``: two kinds of points a step, whose values tell the step."""
+    """What a training run logs in steps ``first`` to ``last``: two kinds of points a step; values tell the step."""
     with tracker:
         for step in range(first, last + 1):
             tracker.log(step, step * 4, {"loss": 1.0 / step, "rate": 0.5})
@@ -703,7 +703,7 @@ def test_numbers_that_are_not_finite_stay_in_the_spool(tmp_path, memory):
 )
 def test_credentials_in_an_address_are_refused_in_one_line_that_does_not_show_them(key, value):
     recipe = str(REPOSITORY / "launch" / "recipes" / "quickstart.yaml")
-    with pytest.raises(V2FError, match=r"carries no credentials.*MLFLOW_TRACKING_PASSWORD.*AWS_SECRET") as found:
+    with pytest.raises(V2FError, match=r"must not contain credentials.*MLFLOW_TRACKING_PASSWORD.*AWS_SECRET") as found:
         load_config(recipe, [f"{key}={value}"])
     assert key in str(found.value)
     assert "hunter2" not in str(found.value)

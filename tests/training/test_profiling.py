@@ -1,4 +1,4 @@
-"""SIGUSR2 profiles the next steps, reports where the profile is, and never stops a training."""
+"""SIGUSR2 profiles the next steps, reports where the profile is, and never stops a training run."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""How a training proceeds: means of steps, spikes, goodput."""
+"""How a training run proceeds: means of steps, spikes, goodput."""
 
 import json
 import math

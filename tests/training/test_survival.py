@@ -197,7 +197,7 @@ def test_a_changed_configuration_is_shown_and_refused_unless_allowed(run_values,
     values = run_values(steps=2)
     folder = fit(build(RunConfig, values, "test"))
     changed = build(RunConfig, values | {"train": values["train"] | {"steps": 3, "precision": "bf16"}}, "test")
-    with pytest.raises(V2FError, match=r"precision: fp32 -> bf16; train\.steps: 2 -> 3; .* allow it with --allow-cha"):
+    with pytest.raises(V2FError, match=r"precision: fp32 -> bf16; train\.steps: 2 -> 3\); .* allow the changes with"):
         fit(changed, resume="auto")
     fit(changed, resume="auto", allow_changes=True)
     assert "changed and allowed: train.steps: 2 -> 3" in capsys.readouterr().err

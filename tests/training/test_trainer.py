@@ -95,7 +95,7 @@ def test_a_finished_run_stays_as_it_is_and_more_steps_are_a_change_of_configurat
     with pytest.raises(V2FError, match=r"there is already a run here; resume it with --resume auto"):
         fit(config)
     longer = build(RunConfig, run_values(steps=3), "test")
-    with pytest.raises(V2FError, match=r"the configuration changed, train\.steps: 2 -> 3"):
+    with pytest.raises(V2FError, match=r"the configuration changed \(train\.steps: 2 -> 3\)"):
         fit(longer, resume="auto")
 
 

@@ -115,7 +115,9 @@ def test_one_client_is_slowed_down_and_told_for_how_long(folder: Path) -> None:
     with client(folder, most=2) as gate:
         codes = [gate.post("/gradio_api/upload", content=b"x").status_code for _ in range(3)]
         assert codes == [200, 200, 429]
-        assert gate.post("/gradio_api/upload", content=b"x").headers["retry-after"] == "61"
+        refused = gate.post("/gradio_api/upload", content=b"x")
+        assert refused.headers["retry-after"] == "61"
+        assert refused.json()["error"] == "too many requests; wait 61 s, then try again"
         assert gate.post("/login", content=b"x").status_code == 429  # who guesses passwords is slowed down, too
         assert gate.get("/").status_code == 200
 

@@ -113,7 +113,7 @@ def test_a_photo_makes_a_sound_and_a_server_takes_it_in_base64(loaded: Loaded) -
     rows.append({"photo": base64.b64encode(b"Dear all").decode()})
     answer = client.post("/invocations", json={"dataframe_records": rows})
     assert answer.status_code == 400
-    said = "row 2: the photo: photo cannot be decoded (no kind of picture that is known); give a photo, such as a JPEG"
+    said = "row 2: the photo: photo cannot be decoded (unknown picture format); give a photo, such as a JPEG"
     assert answer.json()["message"].endswith(said)
     with pytest.raises(MlflowException, match=r"^row 1: neither the bytes of a photo nor their base64$"):
         model.predict(pd.DataFrame({"photo": [base64.encodebytes(photo()).decode(), "a path.jpg"]}))

@@ -219,8 +219,8 @@ def picture(g: Any, w: Tensor) -> Tensor:
             x = modulated(layer, x, dense(layer.affine, w), layer.up == 2, demodulate=True)
             x = leaky(x + layer.noise_const * layer.noise_strength + layer.bias[:, None, None])
         rgb = here.torgb
-        colours = modulated(rgb, x, dense(rgb.affine, w) * rgb.weight_gain, False, demodulate=False)
-        colours = colours + rgb.bias[:, None, None]
-        image = colours if image is None else colours + filtered(zeros_between(image), here.resample_filter, 2, 1)
+        colors = modulated(rgb, x, dense(rgb.affine, w) * rgb.weight_gain, False, demodulate=False)
+        colors = colors + rgb.bias[:, None, None]
+        image = colors if image is None else colors + filtered(zeros_between(image), here.resample_filter, 2, 1)
     assert image is not None
     return image

@@ -141,7 +141,7 @@ BREAKS: dict[Callable[[dict[str, Any], str, Path], None], str] = {
     extra: r"the tensor '{0}_2' is unknown",
     misshapen: r"'{0}' has the shape \[5, .*\], expected \[",
     of_another_type: r"'{0}' is float16, expected float32",
-    with_code: r"refused, and nothing of it was run: contains (posix|nt)\.system",
+    with_code: r"refused, and no code in it was run: contains (posix|nt)\.system",
 }
 
 

@@ -194,7 +194,7 @@ CHANGES: list[tuple[str, Callable[[Any], None], str]] = [
     (
         "synthesis",
         set_to(input=fake.Net("SynthesisInput", size=np.array([36, 36]))),
-        "a StyleGAN3 generator, only StyleGAN2",
+        "a StyleGAN3 generator, but only StyleGAN2",
     ),
 ]
 
@@ -276,7 +276,7 @@ class Deed:
         return os.mkdir, (str(self.path),)
 
 
-def refused(data: bytes, marker: Path, message: str = "refused, and nothing of it was run") -> None:
+def refused(data: bytes, marker: Path, message: str = "refused, and no code in it was run") -> None:
     """Reading ``data`` is refused in one line, and what it would do has not been done."""
     with pytest.raises(V2FError, match=message) as caught:
         read_pickle(data, "a.pkl")
@@ -480,7 +480,7 @@ def test_code_in_the_bytes_of_a_storage_is_refused(place: str, tmp_path: Path) -
     for content in hostile:
         tensor = Tensors(Bytes(content), 0, (6,), (1,), False, OrderedDict())
         data = mean_style(tensor) if place == "G_ema" else fake.pickled(fake.generator(8), D={"x": tensor})
-        refused(data, marker, "refused, and nothing of it was run|truncated or damaged")
+        refused(data, marker, "refused, and no code in it was run|truncated or damaged")
 
 
 @pytest.mark.parametrize(

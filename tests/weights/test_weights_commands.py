@@ -143,7 +143,7 @@ def test_recipes_of_one_name_and_overrides_are_told_apart(
     assert all(f"{path}:perceptual" in text for path in paths)
 
 
-def test_a_mirror_holds_what_is_needed_with_checksums_and_licences(
+def test_a_mirror_holds_what_is_needed_with_checksums_and_licenses(
     alex: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "mirror"

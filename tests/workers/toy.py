@@ -1,4 +1,4 @@
-"""One rank, or the only one, of a training of the toy of two streams: the recipe is the argument."""
+"""One rank, or the only one, of a training run of the toy of two streams: the recipe is the argument."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One rank of a training of each toy in turn: the arguments are their recipes, each with a free port behind a colon."""
+"""One rank of a training run of each toy in turn; arguments: recipes, each followed by a colon and a free port."""
 
 import os
 import sys

@@ -82,7 +82,7 @@ def test_factors_go_the_way_their_words_say() -> None:
     )
     assert fair("skin", -1.5, *cheek) > fair("skin", 1.5, *cheek) + 0.2
     assert fair("hair_tone", 1.5, *crown) > fair("hair_tone", -1.5, *crown) + 0.2
-    assert fair("age", 1.8, *crown) > fair("age", -1.8, *crown) + 0.2, "grey hair"
+    assert fair("age", 1.8, *crown) > fair("age", -1.8, *crown) + 0.2, "gray hair"
     assert np.abs(picture("softness", 1.8) - picture("softness", -1.8))[beside_jaw].mean() > 0.1, "longer hair"
     red = picture("hair_red", 1.8)[crown]
     assert red[..., 0].mean() > 1.6 * red[..., 2].mean()

@@ -27,7 +27,7 @@ def loud_frames(wav_T: np.ndarray, size: int = 1024, hop: int = 160) -> np.ndarr
 
 
 def correlation(frames: np.ndarray) -> np.ndarray:
-    """Normalised autocorrelation of Hann frames, the window's own divided out (Boersma 1993): [F,lags]."""
+    """Normalized autocorrelation of Hann frames, the window's own divided out (Boersma 1993): [F,lags]."""
     window = np.hanning(frames.shape[1])
 
     def lags(x: np.ndarray) -> np.ndarray:

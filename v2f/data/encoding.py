@@ -90,7 +90,7 @@ def encode(
 def encode_audio(key: str, wav_T: npt.NDArray[np.floating[Any]], sample_rate: int, audio_format: AudioFormat) -> bytes:
     """``wav_T`` in [-1, 1] as 16-bit FLAC or WAV."""
     if wav_T.ndim != 1 or not wav_T.size:
-        raise V2FError(f"sample {key}: audio of shape {wav_T.shape}, mono of at least one frame is wanted")
+        raise V2FError(f"sample {key}: audio of shape {wav_T.shape}, expected mono of at least one frame")
     if not np.isfinite(wav_T).all():
         raise V2FError(f"sample {key}: its audio holds values that are not finite")
     pcm_T = np.round(np.clip(wav_T, -1.0, 1.0) * 32767.0).astype(np.int16)
@@ -102,10 +102,10 @@ def encode_audio(key: str, wav_T: npt.NDArray[np.floating[Any]], sample_rate: in
 def encode_photo(key: str, photo_HWC: npt.NDArray[np.uint8], photo_format: PhotoFormat, quality: int) -> bytes:
     """A uint8 photo, RGB [H, W, 3] or gray [H, W, 1], as PNG (lossless), JPEG or (RGB only) WebP."""
     if photo_HWC.ndim != 3 or photo_HWC.shape[2] not in (1, 3) or photo_HWC.dtype != np.uint8:
-        wanted = "[H, W, 3] or [H, W, 1] uint8 is wanted"
+        wanted = "expected [H, W, 3] or [H, W, 1] uint8"
         raise V2FError(f"sample {key}: photo of shape {photo_HWC.shape} {photo_HWC.dtype}, {wanted}")
     if photo_HWC.shape[2] == 1 and photo_format == "webp":
-        raise V2FError(f"sample {key}: WebP knows no gray photos; store them as png or jpg")
+        raise V2FError(f"sample {key}: WebP has no grayscale; store gray photos as png or jpg")
     buffer = io.BytesIO()
     image = pillow_image(photo_HWC)
     if photo_format == "png":
@@ -139,14 +139,14 @@ def encode_array(key: str, name: str, values: npt.NDArray[Any]) -> bytes:
 def encode_codes(key: str, codes_PLD: npt.NDArray[np.floating[Any]], photos: int) -> bytes:
     """w+ [P, L, D] of the ``photos`` photos of a sample in NumPy's format, float16."""
     if codes_PLD.ndim != 3 or len(codes_PLD) != photos or not codes_PLD.size:
-        raise V2FError(f"sample {key}: codes of shape {codes_PLD.shape}, [{photos}, styles, width] is wanted")
+        raise V2FError(f"sample {key}: codes of shape {codes_PLD.shape}, expected [{photos}, styles, width]")
     return _encode_npy(key, "codes", codes_PLD)
 
 
 def encode_embedding(key: str, embedding_PE: npt.NDArray[np.floating[Any]], photos: int) -> bytes:
     """Identity embeddings [P, E] of the ``photos`` photos of a sample in NumPy's format, float16."""
     if embedding_PE.ndim != 2 or len(embedding_PE) != photos or not embedding_PE.size:
-        raise V2FError(f"sample {key}: embeddings of shape {embedding_PE.shape}, [{photos}, width] is wanted")
+        raise V2FError(f"sample {key}: embeddings of shape {embedding_PE.shape}, expected [{photos}, width]")
     return _encode_npy(key, "embeddings", embedding_PE)
 
 

@@ -274,7 +274,7 @@ class Farm:
 class WorkerLostError(V2FError):
     """A decode worker died."""
 
-    again = True
+    retryable = True
 
 
 @contextlib.contextmanager

@@ -139,7 +139,7 @@ class Reader:
         """A shard is missing: raise an error if the manifest beside it is missing, too."""
         root = self._split.root(number)
         if not store.exists(store.join(root, MANIFEST)):
-            raise V2FError(f"{root}: the data set is not there any more; bring it back and resume") from error
+            raise V2FError(f"{root}: the data set has disappeared; restore it and resume") from error
 
     def _extent(self, number_n: Ints) -> tuple[str, int, int]:
         """Path, offset and total length of adjacent samples of one shard."""

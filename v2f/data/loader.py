@@ -1,4 +1,4 @@
-"""Batches for one rank: fetches raw bytes in the given order, checks and decodes them, ahead of the training.
+"""Batches for one rank: fetches raw bytes in the given order, checks and decodes them, ahead of training.
 
     slots --order--> samples --fetch (this process; whole blocks, CRC-32)--> raw bytes --decode workers--> batches
                                                      | a sample that cannot be used
@@ -190,7 +190,7 @@ def _parts(split: Samples, batch: int, samples: Sequence[int] | None, limit: int
         raise V2FError(f"a batch has at least one sample, got {batch}")
     number_N = np.arange(split.samples, dtype=np.int64) if samples is None else np.asarray(samples, dtype=np.int64)
     if len(number_N) and not 0 <= number_N.min() <= number_N.max() < split.samples:
-        raise V2FError(f"the split {split.name} has the samples 0 to {split.samples - 1}, others were asked for")
+        raise V2FError(f"the split {split.name} has the samples 0 to {split.samples - 1}, but others were requested")
     number_N = number_N[:limit]
     return [number_N[at : at + batch] for at in range(0, len(number_N), batch)]
 
@@ -285,7 +285,7 @@ class _Substitute:
             number, count = int(run_n[-1]) + 1, min(2 * count, 64)
             while number < split.samples and self._reader.lost(number) is not None:
                 number += int(np.argmax(shard_N[number:] != shard_N[number])) or split.samples
-        raise V2FError(f"no sample of {split.name} was found that can be used; the first: {first}")
+        raise V2FError(f"found no usable sample of {split.name}; the first problem: {first}")
 
     def _verified(self, key: str, raw: memoryview) -> tuple[str, bytes]:
         worker.decode([key], [raw], [0], None, self._transforms)

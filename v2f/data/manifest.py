@@ -76,7 +76,7 @@ class ArrayKind(Config):
         try:
             kind = np.dtype(self.dtype)
         except TypeError as error:
-            raise ValueError(f"{self.dtype!r} is no type of NumPy's") from error
+            raise ValueError(f"{self.dtype!r} is not a NumPy type") from error
         if kind.kind not in "fiu" or kind.itemsize > 8 or kind.name != self.dtype:
             raise ValueError(f"{self.dtype!r}: float16 to float64, int8 to int64 and uint8 to uint64 may be stored")
         if not all(length is None or length > 0 for length in self.shape):

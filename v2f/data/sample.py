@@ -366,7 +366,7 @@ class Sample:
         if values.dtype != np.float16 or values.ndim != 2 + shape.count(",") or len(values) != self.photo_count:
             raise V2FError(
                 f"sample {self.key}: its {what} are {values.dtype} {list(values.shape)}, "
-                f"float16 [{self.photo_count}, {shape}] is wanted"
+                f"expected float16 [{self.photo_count}, {shape}]"
             )
         if not np.isfinite(values).all():
             raise V2FError(f"sample {self.key}: its {what} hold values that are not finite")

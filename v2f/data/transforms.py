@@ -195,9 +195,7 @@ class PersonNumber:
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.int64]:
         if not self.people:
-            raise V2FError(
-                "a transform PersonNumber has to be bound to the data that are trained on, before it is used"
-            )
+            raise V2FError("bind the transform PersonNumber to the training data before you use it")
         return np.asarray(self._number.get(sample.identity, -1), np.int64)
 
     def bind(self, datasets: "Sequence[Dataset]") -> "PersonNumber":

@@ -33,8 +33,8 @@ def torch_and_gpus(setup: Setup) -> Iterator[Step]:
 
     builds = {version.partition("+")[2] for version in versions}
     if len(builds) > 1:
-        do = "install all three from one index: operators of one build may not accept tensors of another"
-        yield Finding("torch", "look", f"{', '.join(versions)}: builds of different kinds", do)
+        advice = "install all three from one index: operators of one build may not accept tensors of another"
+        yield Finding("torch", "look", f"{', '.join(versions)}: builds of different kinds", advice)
     else:
         yield Finding("torch", "ok", f"{', '.join(versions)}, CUDA {torch.version.cuda or 'none'}")
     yield "querying the GPU driver"
@@ -56,16 +56,16 @@ def gpus(torch: Any, cards: Sequence[str] | None = None, driver: tuple[int, int]
         seen = f"{len(cards)} NVIDIA GPUs" if cards else "an NVIDIA driver"
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if built is None:
-            do = "install the default torch package, which includes CUDA"
+            advice = "install the default torch package, which includes CUDA"
         elif driver is not None and driver[0] < int(built.split(".")[0]):
-            do = (
+            advice = (
                 f"update the driver to one that supports CUDA {built.split('.')[0]}; this one supports {dotted(driver)}"
             )
         elif hidden is not None:
-            do = f"CUDA_VISIBLE_DEVICES is {hidden!r}: unset it, or name devices that exist"
+            advice = f"CUDA_VISIBLE_DEVICES is {hidden!r}: unset it, or name devices that exist"
         else:
-            do = "run nvidia-smi; in a container, check that its runtime passes in GPUs and driver libraries"
-        yield Finding("gpu", "wrong", f"{seen}, but torch (CUDA {built or 'none'}) can use no GPU", do)
+            advice = "run nvidia-smi; in a container, check that its runtime passes in GPUs and driver libraries"
+        yield Finding("gpu", "wrong", f"{seen}, but torch (CUDA {built or 'none'}) can use no GPU", advice)
         return
     count = torch.cuda.device_count()
     for number in range(count):
@@ -77,8 +77,8 @@ def gpus(torch: Any, cards: Sequence[str] | None = None, driver: tuple[int, int]
         pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
         apart = [f"{a}-{b}" for a, b in pairs if a < b and not torch.cuda.can_device_access_peer(a, b)]
         if apart:
-            do = "gradients go through CPU memory: check `nvidia-smi topo -m`, the IOMMU and the container's limits"
-            yield Finding("gpu", "look", f"no direct access between the GPUs {some(apart)}", do)
+            advice = "gradients go through CPU memory: check `nvidia-smi topo -m`, the IOMMU and the container's limits"
+            yield Finding("gpu", "look", f"no direct access between the GPUs {some(apart)}", advice)
         else:
             yield Finding("gpu", "ok", f"direct access between all {count} GPUs")
 
@@ -140,8 +140,8 @@ def all_reduce(setup: Setup) -> Iterator[Step]:
     yield f"an all-reduce of {gpus} GPUs by NCCL {nccl}"
     names = sorted(name for name in os.environ if name.startswith("NCCL_"))
     named = f"NCCL {nccl}" + (f" with {', '.join(names)}" if names else "")
-    do = "run it again with NCCL_DEBUG=WARN; check /dev/shm above and launch/nccl/*.env"
-    yield _reduced("nccl", _ranks("nccl", gpus), named, do)
+    advice = "run it again with NCCL_DEBUG=WARN; check /dev/shm above and launch/nccl/*.env"
+    yield _reduced("nccl", _ranks("nccl", gpus), named, advice)
 
 
 def _ranks(backend: str, count: int) -> list[dict[str, Any]]:
@@ -186,9 +186,9 @@ def _rank(backend: str, rank: int, count: int, port: int) -> Iterator[dict[str, 
     yield about
 
 
-def _reduced(check: str, ranks: Sequence[Mapping[str, Any]], by: str, do: str) -> Finding:
+def _reduced(check: str, ranks: Sequence[Mapping[str, Any]], by: str, advice: str) -> Finding:
     errors = [each["error"] for each in ranks if "error" in each]
     if errors:
-        return Finding(check, "wrong", f"an all-reduce of {len(ranks)} processes by {by} failed: {errors[0]}", do)
+        return Finding(check, "wrong", f"an all-reduce of {len(ranks)} processes by {by} failed: {errors[0]}", advice)
     seconds = max(each["seconds"] for each in ranks)
     return Finding(check, "ok", f"an all-reduce of {len(ranks)} processes by {by}, 4 MiB in {1000 * seconds:.0f} ms")

@@ -1,4 +1,4 @@
-"""The examination: all checks, the table or JSON of what they find, and how many problems they find.
+"""Runs all checks, and prints what they find as a table or JSON.
 
     recipe --> the places it names --> checks, each in its own process --> findings --> table or JSON, exit code
 
@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +25,7 @@ from v2f.doctor.processes import Check, examine
 
 LIMIT_S = 20.0
 _LOADING = 3  # multiplies the limit of a check that imports torch or MLflow, which is slow from a cold disk
-_AT_ONCE = 4
+_PARALLEL = 4
 
 CHECKS: dict[str, tuple[Check, bool]] = {
     "python": (installed.python, False),
@@ -46,7 +46,7 @@ def doctor(setup: Setup, *, limit_s: float = LIMIT_S, as_json: bool = False, con
     """Run all checks, print their findings, and return how many have the verdict ``wrong``."""
     console = console or Console()
     findings: list[Finding] = []
-    with console.status("looking") if console.is_terminal and not as_json else contextlib.nullcontext():
+    with console.status("checking") if console.is_terminal and not as_json else contextlib.nullcontext():
         if setup.recipe is not None:
             if setup.weights:
                 setup = replace(setup, overrides=[*setup.overrides, f"system.frozen.path={setup.weights}"])
@@ -63,13 +63,13 @@ def doctor(setup: Setup, *, limit_s: float = LIMIT_S, as_json: bool = False, con
             return examine(name, check, setup, limit_s * (_LOADING if loading else 1))
 
         chosen = [name for name in CHECKS if name != "recipe" or setup.recipe is not None]
-        with ThreadPoolExecutor(min(_AT_ONCE, len(os.sched_getaffinity(0)))) as pool:
+        with ThreadPoolExecutor(min(_PARALLEL, len(os.sched_getaffinity(0)))) as pool:
             for each in pool.map(one, chosen):
                 findings += each
     counts = Counter(finding.verdict for finding in findings)
     if as_json:
         worst: Verdict = "wrong" if counts["wrong"] else "look" if counts["look"] else "ok"
-        print(json.dumps({"verdict": worst, "lines": [asdict(finding) for finding in findings]}, indent=1))
+        print(json.dumps({"verdict": worst, "lines": [finding.record() for finding in findings]}, indent=1))
     else:
         _print(findings, console)
         rest = f", {counts['look']} to look at" if counts["look"] else ""
@@ -80,18 +80,18 @@ def doctor(setup: Setup, *, limit_s: float = LIMIT_S, as_json: bool = False, con
 def _print(findings: Sequence[Finding], console: Console) -> None:
     if not console.is_terminal:
         for finding in findings:
-            do = f"; {finding.do}" if finding.do else ""
+            advice = f"; {finding.advice}" if finding.advice else ""
             console.print(
-                escape(f"{finding.verdict:5} {finding.check}: {finding.found}{do}"), soft_wrap=True, highlight=False
+                escape(f"{finding.verdict:5} {finding.check}: {finding.found}{advice}"), soft_wrap=True, highlight=False
             )
         return
-    colours = {"ok": "green", "look": "yellow", "wrong": "bold red"}
+    colors = {"ok": "green", "look": "yellow", "wrong": "bold red"}
     table = Table(pad_edge=False, box=None, show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")
     before = None
     for finding in findings:
         name, before = "" if finding.check == before else finding.check, finding.check
-        do = f"\n[italic]→ {escape(finding.do)}[/]" if finding.do else ""
-        table.add_row(f"[{colours[finding.verdict]}]{finding.verdict}[/]", name, f"{escape(finding.found)}{do}")
+        advice = f"\n[italic]→ {escape(finding.advice)}[/]" if finding.advice else ""
+        table.add_row(f"[{colors[finding.verdict]}]{finding.verdict}[/]", name, f"{escape(finding.found)}{advice}")
     console.print(table)

@@ -17,12 +17,16 @@ Verdict = Literal["ok", "look", "wrong"]
 
 @dataclass(frozen=True)
 class Finding:
-    """``found``: what is there, or what is wrong; ``do``: what to do about it, empty if nothing is to be done."""
+    """``found``: what is there, or what is wrong; ``advice``: what to do about it, empty if nothing is to be done."""
 
     check: str
     verdict: Verdict
     found: str
-    do: str = ""
+    advice: str = ""
+
+    def record(self) -> dict[str, str]:
+        """The finding as ``v2f doctor --json`` prints it, where the advice has the key ``do``."""
+        return {"check": self.check, "verdict": self.verdict, "found": self.found, "do": self.advice}
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ Step = Finding | str
 
 def finding_of(check: str, error: V2FError, where: str = "") -> Finding:
     """The finding of an error, whose message has the form ``what is wrong; what to do``."""
-    found, _, do = str(error).partition("; ")
-    return Finding(check, "wrong", f"{where}{found}", do)
+    found, _, advice = str(error).partition("; ")
+    return Finding(check, "wrong", f"{where}{found}", advice)
 
 
 def shown_reason(error: BaseException) -> str:

@@ -37,13 +37,13 @@ def machine(
     cores: float = len(os.sched_getaffinity(0))
     quota = limits.get("cpu")
     if quota is not None and quota < cores - 0.5:
-        do = f"set OMP_NUM_THREADS and train.threads to {max(1, int(quota))}: torch would start {cores:.0f} threads"
+        advice = f"set OMP_NUM_THREADS and train.threads to {max(1, int(quota))}: torch would start {cores:.0f} threads"
         done = os.environ.get("OMP_NUM_THREADS", "").isdigit() and int(os.environ["OMP_NUM_THREADS"]) <= max(1, quota)
         yield Finding(
             "cpu",
             "ok" if done else "look",
             f"this container may use {quota:g} of the {cores:.0f} cores",
-            "" if done else do,
+            "" if done else advice,
         )
     else:
         yield Finding("cpu", "ok", f"{cores:.0f} cores")
@@ -55,8 +55,10 @@ def machine(
     else:
         text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if free < _MEMORY:
-        do = f"a small run needs about {_MEMORY / GIB:.0f} GiB: raise the limit, or lower data.workers or data.batch"
-        yield Finding("memory", "look", text, do)
+        advice = (
+            f"a small run needs about {_MEMORY / GIB:.0f} GiB: raise the limit, or lower data.workers or data.batch"
+        )
+        yield Finding("memory", "look", text, advice)
     else:
         yield Finding("memory", "ok", text)
     yield _shared_memory(shm)
@@ -84,12 +86,14 @@ def _shared_memory(shm: str) -> Finding:
             file.write(b"\0" * min(size, MIB))
             file.flush()
     except OSError as error:
-        do = f"mount a tmpfs of {_SHM / GIB:.0f} GiB there (docker --shm-size, an emptyDir with medium: Memory)"
-        return Finding("shm", "wrong" if several else "look", f"{shm} cannot be used ({error.strerror}); {who}", do)
+        advice = f"mount a tmpfs of {_SHM / GIB:.0f} GiB there (docker --shm-size, an emptyDir with medium: Memory)"
+        return Finding("shm", "wrong" if several else "look", f"{shm} cannot be used ({error.strerror}); {who}", advice)
     if size < _SHM:
-        do = f"give it {_SHM / GIB:.0f} GiB (docker --shm-size, an emptyDir with medium: Memory)"
+        advice = f"give it {_SHM / GIB:.0f} GiB (docker --shm-size, an emptyDir with medium: Memory)"
         text = f"{shm}: {size / MIB:.0f} MiB; {who}"
-        return Finding("shm", "look", text, do) if several else Finding("shm", "ok", text, f"before several GPUs: {do}")
+        if not several:
+            return Finding("shm", "ok", text, f"before several GPUs: {advice}")
+        return Finding("shm", "look", text, advice)
     return Finding("shm", "ok", f"{shm}: {size / GIB:.1f} GiB; {who}")
 
 
@@ -148,19 +152,21 @@ def network(setup: Setup, *, port: int = _RENDEZVOUS) -> Iterator[Step]:
     try:
         addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)})
     except OSError as error:
-        do = "add it to /etc/hosts, or set the interface with GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
-        yield Finding("network", "look", f"the host's own name {name} does not resolve ({error.strerror})", do)
+        advice = "add it to /etc/hosts, or set the interface with GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        yield Finding("network", "look", f"the host's own name {name} does not resolve ({error.strerror})", advice)
     else:
         alone = all(address.startswith("127.") or address == "::1" for address in addresses)
-        do = "for several machines, set the interface: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME" if alone else ""
-        yield Finding("network", "ok", f"{name} is {', '.join(addresses)}", do)
+        advice = "for several machines, set the interface: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME" if alone else ""
+        yield Finding("network", "ok", f"{name} is {', '.join(addresses)}", advice)
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("", port))
     except OSError as error:
-        do = "does another job run? accelerate launch --main_process_port 0, torchrun --standalone choose a free one"
-        yield Finding("network", "look", f"port {port}, the launchers' default, is in use ({error.strerror})", do)
+        advice = (
+            "does another job run? accelerate launch --main_process_port 0, torchrun --standalone choose a free one"
+        )
+        yield Finding("network", "look", f"port {port}, the launchers' default, is in use ({error.strerror})", advice)
     else:
         yield Finding("network", "ok", f"port {port}, the launchers' default, is free")
 
@@ -212,8 +218,8 @@ def _one_disk(named: str, folder: str, kind: str, whats: Sequence[str], setup: S
             "disk", "look", f"{text}; it is memory", "a cache there counts toward the container's memory limit"
         )
     elif kind.startswith(_SHARED_DISKS) and (setup.tracking or "").startswith("sqlite:") and "runs" in whats:
-        do = "SQLite's locks do not work on a shared file system: set tracking.uri to a local disk or a server"
-        yield Finding("disk", "look", f"{text}; MLflow's SQLite file is there", do)
+        advice = "SQLite's locks do not work on a shared file system: set tracking.uri to a local disk or a server"
+        yield Finding("disk", "look", f"{text}; MLflow's SQLite file is there", advice)
     elif kind.startswith(_SHARED_DISKS) and "cache" in whats:
         yield Finding("disk", "look", f"{text}; it is shared", "set data.cache.path to a disk of this machine")
     elif written < _SLOW:

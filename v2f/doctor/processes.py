@@ -91,8 +91,8 @@ def examine(name: str, check: Check, setup: Setup, limit_s: float) -> list[Any]:
             else:
                 found.append(Finding(**step) if "verdict" in step else step)
     if late:
-        do = "find out what blocks it; --limit sets a longer limit"
-        found.append(Finding(name, "wrong", f"not finished within {limit_s:g} s while {doing}", do))
+        advice = "find out what blocks it; --limit sets a longer limit"
+        found.append(Finding(name, "wrong", f"not finished within {limit_s:g} s while {doing}", advice))
     elif process.returncode:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"code {process.returncode}"
         found.append(Finding(name, "wrong", f"it crashed ({how}) while {doing}: {last_line(errors)}"))
@@ -104,4 +104,6 @@ def last_line(text: str) -> str:
 
 
 def _clean(finding: Finding) -> Finding:
-    return Finding(finding.check, finding.verdict, without_credentials(finding.found), without_credentials(finding.do))
+    return Finding(
+        finding.check, finding.verdict, without_credentials(finding.found), without_credentials(finding.advice)
+    )

@@ -53,8 +53,10 @@ def storage(setup: Setup) -> Iterator[Step]:
         access = f" at {about.endpoint}, credentials {about.credentials}"
         yield from _clock("storage", about.endpoint)
         if about.credentials == "none":
-            do = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; on a cluster, give the pod a role"
-            yield Finding("storage", "wrong", f"{shown}{access}", do)
+            advice = (
+                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; on a cluster, give the pod a role"
+            )
+            yield Finding("storage", "wrong", f"{shown}{access}", advice)
             return
     body = random.Random(uuid.uuid4().int).randbytes(_PUT if local is None else MIB)
     folder = store.join(root, f"v2f-doctor-{uuid.uuid4().hex}")
@@ -94,8 +96,8 @@ def storage(setup: Setup) -> Iterator[Step]:
         f"({len(back) / down / 1e6:.0f} MB/s) with the same CRC-32, listed, removed"
     )
     if again:
-        do = "check the network and its proxies"
-        yield Finding("storage", "look", f"{text}; {again} requests had to be repeated", do)
+        advice = "check the network and its proxies"
+        yield Finding("storage", "look", f"{text}; {again} requests had to be repeated", advice)
     else:
         yield Finding("storage", "ok", text)
 

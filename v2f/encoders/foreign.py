@@ -58,7 +58,7 @@ class ForeignConfig(UserWeights):
             net, digest = weights.read(source, weights.locate(folder, source))
         except V2FError as error:
             located = V2FError(f"system.encoder: {error}")
-            located.again = error.again
+            located.retryable = error.retryable
             raise located from error
         return self.wrapped(net), digest
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
-from v2f.nn import widened
+from v2f.nn import at_least_float32
 from v2f.system import Batch, Losses, Phase, System
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -43,7 +43,7 @@ class PhaseModule(nn.Module):
             return {"total": torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0}
         with autocast(self._device, self._bf16):
             losses = self._loss(self._phase, batch, step)
-        return {name: widened(value) for name, value in losses.items()}
+        return {name: at_least_float32(value) for name, value in losses.items()}
 
 
 class PhaseEngine(abc.ABC):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from v2f.config import fixed, flatten
+from v2f.config import fixed_on_resume, flatten
 from v2f.evaluation.subjects import Subject
 
 _ABSENT = "–"
@@ -44,7 +44,7 @@ def differences(subjects: Sequence[Subject]) -> Differences:
     flat = [flatten(subject.run.config) for subject in subjects]
     keys = [key for key in dict.fromkeys(itertools.chain(*flat)) if key not in ("name", "out")]
     rows = [ComparedKey(key, tuple(_formatted(of[key]) if key in of else _ABSENT for of in flat)) for key in keys]
-    trained = {key for subject in subjects for key in fixed(subject.run.config)}
+    trained = {key for subject in subjects for key in fixed_on_resume(subject.run.config)}
     config: dict[str, list[ComparedKey]] = {}
     some, free = [], []
     for row in rows:

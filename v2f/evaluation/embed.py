@@ -178,7 +178,7 @@ class _Readers:
         except UnusableError as error:
             self._leave_out(name, str(error))
         except V2FError as error:
-            if error.again:  # the store cannot be reached; the file may be fine
+            if error.retryable:  # the store cannot be reached; the file may be fine
                 raise
             self._leave_out(name, str(error))
         else:

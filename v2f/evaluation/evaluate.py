@@ -1,7 +1,7 @@
 """``v2f eval``: how good a run is on each split, by each observer, next to what is possible at best.
 
-For each split (such as ``test``: unseen people, and ``seen``: unseen clips of trained people), the system's protocol
-(:mod:`v2f.evaluation.protocols`) makes lines of numbers::
+For each split (such as ``test``: unseen people, and ``seen``: unseen clips of people seen in training), the
+system's protocol (:mod:`v2f.evaluation.protocols`) makes lines of numbers::
 
     split --protocol, observers--> lines of numbers -> eval.json, tables, MLflow
                                    each person's share in the run's own -> eval-people.json -> v2f compare

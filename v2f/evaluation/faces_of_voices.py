@@ -134,7 +134,9 @@ def gather(job: Job, split: Split) -> Clips:
                 if person not in clips.other_N and not np.array_equal(other, clips.photo_N[person]):
                     clips.other_N[person] = other
     if not clips.person_M:
-        raise V2FError(f"{split.dataset.root}: no sample of {split.name} can be used; the first: {clips.left_out[0]}")
+        raise V2FError(
+            f"{split.dataset.root}: no sample of {split.name} can be used; the first problem: {clips.left_out[0]}"
+        )
     return clips
 
 
@@ -267,7 +269,9 @@ def _notes(clips: Clips, world: World | str) -> list[str]:
     people = len(clips.names)
     notes = [world] if isinstance(world, str) else []
     if not clips.other_N:
-        notes.append("nobody has a second photo: there is no line for what the generator and the identity net allow")
+        notes.append(
+            "nobody has a second photo, so the row for what the generator and the identity net allow is missing"
+        )
     if people < 2:
         notes.append("one person only: there is nobody to tell apart, so nothing is retrieved")
     elif people < metrics.GALLERY:

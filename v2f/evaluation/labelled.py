@@ -31,7 +31,7 @@ from v2f.metrics.arrays import distances
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, of_kind, to_picture
 
 HELD_OUT = ("test", "valid")
-_NEIGHBOURS = 5
+_NEIGHBORS = 5
 _SIDE = 16  # px, of pictures that are compared pixel by pixel
 _MELS, _FRAME_S, _HOP_S = 40, 0.064, 0.016
 
@@ -54,9 +54,9 @@ class Labelled(Protocol):
 
     kind: type[Kind]
     explained = (
-        "label found: the five nearest held-out samples vote for the requested label; nearest and energy: distance "
-        "from held-out samples (best: 1 and 0); variety within a label: mean distance between two outputs of one "
-        "label, relative to that of real ones (0: always the same)"
+        "label found: how often the five nearest held-out samples vote for the requested label; nearest and energy: "
+        "distance from held-out samples (best: 1 and 0); variety within a label: mean distance between two outputs of "
+        "one label, relative to that of real ones (0: always the same)"
     )
 
     def splits(self, dataset: Dataset) -> list[str]:
@@ -68,7 +68,7 @@ class Labelled(Protocol):
         left_out: list[str] = []
         real = _real(dataset.split(name), system, kind, left_out, job.limit)
         if real is None:
-            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first: {left_out[0]}")
+            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first problem: {left_out[0]}")
         batch, things, numbers_N = real
         label_N = batch[asked].numpy()
         look = _features_of(job, kind)
@@ -77,7 +77,7 @@ class Labelled(Protocol):
         trained = _trained(job, kind, label_N)
         if trained is None:
             notes.append(
-                f"no split {job.run.config.data.split!r} here: there is no line for training samples to compare with"
+                f"this data set has no split {job.run.config.data.split!r}, so the row for training samples is missing"
             )
         else:
             sets["trained"] = look(trained[0]), trained[1]
@@ -262,7 +262,7 @@ def _numbers_of(
 def voted(made_MP: NDArray[np.float64], real_NP: NDArray[np.float64], label_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """The most frequent label of the five nearest real samples; with a tie, that of the nearest one."""
     square_MN = ((made_MP**2).sum(1)[:, None] + (real_NP**2).sum(1)[None]) - 2 * made_MP @ real_NP.T
-    near_MK = np.argsort(square_MN, axis=1, kind="stable")[:, :_NEIGHBOURS]
+    near_MK = np.argsort(square_MN, axis=1, kind="stable")[:, :_NEIGHBORS]
     votes_MK = label_N[near_MK]
     found = []
     for votes in votes_MK:

@@ -23,15 +23,16 @@ from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, num
 from v2f.system import Noise, Picture, System, Transform, device_of, of_kind, to_picture
 
 
-def noise_and_drawn(system: System) -> tuple[str, Noise, str, Picture]:
-    """The noise that a system asks for and the picture that it makes from it: two names, each with its kind.
+def noise_input_and_picture_output(system: System) -> tuple[str, Noise, str, Picture]:
+    """The noise input and the picture output of a system: name and kind of each.
 
     V2FError if the system asks for anything else, or makes no picture.
     """
     asked = of_kind(system.asks(), Noise)
     drawn = of_kind(system.makes(), Picture)
     if len(asked) != len(system.asks()) or not asked or not drawn:
-        raise V2FError(f"no pictures from noise: this system asks for {', '.join(system.asks()) or 'nothing'}")
+        inputs = ", ".join(system.asks()) or "nothing"
+        raise V2FError(f"this system does not make pictures from noise alone: its input is {inputs}")
     return *asked[0], *drawn[0]
 
 
@@ -40,7 +41,7 @@ def people_of(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Photo [N,3,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people, and these people's
     numbers [N]; None if no sample is usable."""
-    _, kind, _, drawn = noise_and_drawn(system)
+    _, kind, _, drawn = noise_input_and_picture_output(system)
     read: dict[str, Transform] = {"image": Photo(drawn.size, drawn.share), "noise": NoiseVector(kind.width)}
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:limit]
     batches = list(read_usable(split, read, BATCH, left_out, samples=firsts.tolist()))
@@ -71,8 +72,9 @@ class PicturesFromNoise(Protocol):
     )
     explained = (
         "Frechet: distance between the distributions of identity features, which falls with the number of pictures; "
-        "nearest and energy: distance from the photos in feature maps (best: 1 and 0); variety, to the nearest, "
-        "between people: mean distance in pixels, to the nearest other picture, and of identities, relative to photos"
+        "nearest and energy: distance from the photos in feature maps (best: 1 and 0); relative to photos: variety, "
+        "mean distance in pixels; to the nearest, mean distance to the nearest other picture; between people, mean "
+        "distance of identities"
     )
 
     def splits(self, dataset: Dataset) -> list[str]:
@@ -81,13 +83,13 @@ class PicturesFromNoise(Protocol):
     def measure(self, job: Job, name: str) -> Measured:
         dataset, system, observers = job.dataset, job.system, job.observers
         left_out: list[str] = []
-        asked = noise_and_drawn(system)[0]
+        asked = noise_input_and_picture_output(system)[0]
         held_out = people_of(dataset.split(name), system, job.limit, left_out)
         if held_out is None:
-            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first: {left_out[0]}")
+            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first problem: {left_out[0]}")
         photos, noise_NZ, people = held_out
 
-        def looked(draw: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[NDArray[np.float32], Looks]:
+        def observe(draw: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[NDArray[np.float32], Looks]:
             def function(row_B: Tensor) -> tuple[Tensor, ...]:
                 picture_BCHW = draw(row_B)
                 return (picture_BCHW.flatten(1), *seen(observers, picture_BCHW))
@@ -95,22 +97,22 @@ class PicturesFromNoise(Protocol):
             pixels_MP, *columns = in_batches(function, rows, device_of(system))
             return pixels_MP, looks(observers, columns)
 
-        sets = {"generated": looked(lambda noise: next(iter(system.sample({asked: noise}).values())), noise_NZ)}
+        sets = {"generated": observe(lambda noise: next(iter(system.sample({asked: noise}).values())), noise_NZ)}
         notes = []
         if job.run.config.data.split in dataset.splits:
             others = people_of(dataset.split(job.run.config.data.split), system, len(photos), [])
             if others is not None:
-                sets["trained"] = looked(to_picture, others[0])
+                sets["trained"] = observe(to_picture, others[0])
         else:
             notes.append(
-                f"no split {job.run.config.data.split!r} here: there is no line for other photos to compare with"
+                f"this data set has no split {job.run.config.data.split!r}, so the row for its photos is missing"
             )
-        real_pixels_MP, real = looked(to_picture, photos)
+        real_pixels_MP, real = observe(to_picture, photos)
         width = max((look.emb_MD.shape[1] for look in real.values()), default=0)
         if len(photos) <= width:
             notes.append(
-                f"{len(photos)} people are few for {width} features: read the Frechet distance only relative to that "
-                "of other photos"
+                f"{len(photos)} people are few for {width} features: compare the Frechet distance only with that of "
+                "the photos of people seen in training"
             )
         by: dict[str, dict[str, Any]] = {who: {"lines": {}} for who in (*real, "pixels")}
         each: dict[str, dict[str, NDArray[np.float64]]] = {}
@@ -143,11 +145,11 @@ class PicturesFromNoise(Protocol):
     def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:
         """Print the tables of a split, one for each observer and one for the pixels."""
         split = result["splits"][name]
-        of = f"{name}: {split['what']}, as many pictures as people: {split['people']}"
+        of = f"{name}: {split['what']}, {split['people']} people and as many pictures"
         for by, observed in split["by"].items():
             pixels = by == "pixels"
             table = Table(title=f"{of}; {BY[by]}", title_justify="left")
-            table.add_column("against the photos of these people")
+            table.add_column("compared with photos of these people")
             columns = ("variety", "to the nearest") if pixels else ("Frechet", "nearest", "energy", "between people")
             for column in columns:
                 table.add_column(column, justify="right")
@@ -168,4 +170,4 @@ class PicturesFromNoise(Protocol):
         print_remarks(split, console)
 
     def title(self, line: str, observed: Mapping[str, Any]) -> str:
-        return {"generated": "generated (this run)", "trained": "photos of trained people"}[line]
+        return {"generated": "generated (this run)", "trained": "photos of people seen in training"}[line]

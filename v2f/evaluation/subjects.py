@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from v2f import metrics
-from v2f.config import fixed, flatten
+from v2f.config import fixed_on_resume, flatten
 from v2f.errors import V2FError
 from v2f.evaluation import evaluate, protocols
 from v2f.evaluation.observers import first_observer
@@ -128,7 +128,7 @@ class Subject:
             ground["judge"] = self.evaluated["referee"]
         elif metric.net:
             net = f"system.frozen.{metric.net}."
-            options = {k: v for k, v in fixed(self.run.config).items() if k.startswith(net)}
+            options = {k: v for k, v in fixed_on_resume(self.run.config).items() if k.startswith(net)}
             ground["judge"] = (options, self.evaluated["weights"].get(metric.net))
         if metric.of_pictures:
             ground["pictures"] = (values.get("system.image_size"), values.get("system.share"))
@@ -189,7 +189,7 @@ def recipes(subjects: Sequence[Subject]) -> list[Recipe]:
     """
     grouped: dict[tuple[Any, ...], list[list[Subject]]] = {}
     for subject in subjects:
-        own = {key: value for key, value in fixed(subject.run.config).items() if key not in ("name", "seed")}
+        own = {key: value for key, value in fixed_on_resume(subject.run.config).items() if key not in ("name", "seed")}
         info = subject.run.info
         facts = {key: info.get(key) for key in ("fingerprint", "code", "weights", "stand_ins")}
         step = (subject.evaluated or {}).get("step", subject.step)

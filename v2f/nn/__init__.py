@@ -40,7 +40,7 @@ def computes_bf16(device: torch.device) -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def widened(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """``x``, converted to float32 if its dtype is narrower, as under autocast: for norms, means and distances."""
     return x.float() if x.dtype.itemsize < 4 else x
 
@@ -53,7 +53,7 @@ def face_box(img_BCHW: Tensor) -> Tensor:
     return img_BCHW[..., top:bottom, left:right]
 
 
-def add_stretched(x_BCHW: Tensor, deeper_BChw: Tensor) -> Tensor:
+def upsample_add(x_BCHW: Tensor, deeper_BChw: Tensor) -> Tensor:
     """``x`` plus the deeper map, resized bilinearly with aligned corners, as in pSp's pyramid."""
     return x_BCHW + F.interpolate(deeper_BChw, size=x_BCHW.shape[2:], mode="bilinear", align_corners=True)
 
@@ -91,5 +91,5 @@ def perceptual_distance(
 
 
 def _unit(x_BCHW: Tensor) -> Tensor:
-    x_BCHW = widened(x_BCHW)
+    x_BCHW = at_least_float32(x_BCHW)
     return x_BCHW * torch.rsqrt(x_BCHW.square().sum(dim=1, keepdim=True) + EPS)

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
-from v2f.nn.statistics import Keeps
+from v2f.nn.statistics import KeepsStatistics
 
 
-class GhostBatchNorm(Keeps):
+class GhostBatchNorm(KeepsStatistics):
     """Batch norm of [B,C,...] (any number of axes behind C) over groups of ``group`` samples.
 
     In training ``B`` must be a multiple of ``group``, else :class:`V2FError`. Evaluation uses the running statistics.

@@ -54,7 +54,7 @@ class DCGANGenerator(nn.Module):
             nn.ConvTranspose2d(i, o, KERNEL, stride=2, padding=2, output_padding=1, bias=n == steps - 1)
             for n, (i, o) in enumerate(pairwise([*channels, 3]))
         )
-        initialise(self)
+        initialize(self)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
         x = self.linear(z_BZ).unflatten(1, (-1, self.side, self.side))
@@ -77,7 +77,7 @@ class DCGANDiscriminator(nn.Module):
         )
         self.norms = nn.ModuleList([nn.Identity(), *(GhostBatchNorm(c, bn_group) for c in channels[1:])])
         self.linear = nn.Linear(channels[-1] * (size >> steps) ** 2, 1)
-        initialise(self)
+        initialize(self)
 
     def forward(self, img_B3HH: Tensor) -> Tensor:
         x = img_B3HH.contiguous(memory_format=torch.channels_last)
@@ -88,7 +88,7 @@ class DCGANDiscriminator(nn.Module):
 
 
 @torch.no_grad()
-def initialise(net: nn.Module) -> None:
+def initialize(net: nn.Module) -> None:
     """Weights from N(0, 0.02), the norms' weights from N(1, 0.02), biases zero (section 4 of the paper)."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from v2f.config import Config
 from v2f.errors import V2FError
-from v2f.nn import widened
+from v2f.nn import at_least_float32
 from v2f.nn.fbank import BANDS
 
 LEAST_VARIANCE = 1e-12  # below it, a standard deviation is constant and has no gradient
@@ -155,10 +155,10 @@ class AttentivePooling(nn.Module):
         self.conv = Conv(hidden, channels)
 
     def forward(self, x_BMF: Tensor) -> Tensor:
-        wide_BMF = widened(x_BMF)
+        wide_BMF = at_least_float32(x_BMF)
         context_BS1 = _moments(wide_BMF, wide_BMF.new_full((), 1 / x_BMF.shape[2]))[:, :, None]
         seen = torch.cat([x_BMF, context_BS1.to(x_BMF.dtype).expand(-1, -1, x_BMF.shape[2])], dim=1)
-        weight_BMF = widened(self.conv(torch.tanh(self.tdnn(seen)))).softmax(dim=2)
+        weight_BMF = at_least_float32(self.conv(torch.tanh(self.tdnn(seen)))).softmax(dim=2)
         return _moments(wide_BMF, weight_BMF)
 
 

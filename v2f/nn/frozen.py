@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from v2f.nn import face_box, perceptual_distance, widened
+from v2f.nn import at_least_float32, face_box, perceptual_distance
 from v2f.nn.strict import check, fill
 
 Backbone = Literal["alex", "vgg", "squeeze"]
@@ -74,7 +74,7 @@ class FaceIdentity(nn.Module):
         img_B3HW = F.adaptive_avg_pool2d(img_B3HW, self.size)
         if self.channels == "bgr":
             img_B3HW = img_B3HW.flip(1)
-        return F.normalize(widened(self.net(_channels_last(img_B3HW * self.scale))), dim=1)
+        return F.normalize(at_least_float32(self.net(_channels_last(img_B3HW * self.scale))), dim=1)
 
 
 class LPIPS(nn.Module):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2f.nn import widened
+from v2f.nn import at_least_float32
 from v2f.nn.waveform import PReLU
 
 STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))  # channels and units; the first unit of each halves the sides
@@ -108,4 +108,4 @@ class IRSE50(IRSE50Trunk):
 
     def forward(self, img_B3HW: Tensor) -> Tensor:
         x_BCHW = self.maps(img_B3HW, [len(self.body) - 1])[0]
-        return F.normalize(widened(self.output_layer(x_BCHW)), dim=1)
+        return F.normalize(at_least_float32(self.output_layer(x_BCHW)), dim=1)

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from v2f.nn import widened
+from v2f.nn import at_least_float32
 
 Embedder = Callable[[Tensor], Tensor]
 
@@ -26,7 +26,7 @@ class Perceptual(Protocol):
 
 
 def _mean(x: Tensor) -> Tensor:
-    return widened(x).flatten(1).mean(dim=1)
+    return at_least_float32(x).flatten(1).mean(dim=1)
 
 
 def mse(output: Tensor, reference: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ def identity(net: Embedder, output: Tensor, reference_BE: Tensor) -> Tensor:
 
 
 def w_norm(w_BLD: Tensor, mean_w: Tensor) -> Tensor:
-    """``||w+ - mean w||_F`` over L x D, not squared (pSp's regularisation, eq. 4): [B,L,D] and [D] or [L,D] -> [B]."""
-    return torch.linalg.vector_norm(widened(w_BLD - mean_w), dim=(1, 2))
+    """``||w+ - mean w||_F`` over L x D, not squared (pSp's regularization, eq. 4): [B,L,D] and [D] or [L,D] -> [B]."""
+    return torch.linalg.vector_norm(at_least_float32(w_BLD - mean_w), dim=(1, 2))
 
 
 def style(w_BLD: Tensor, codes_BLD: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class MappingNetwork(nn.Module, abc.ABC):
 class Vec2Style(nn.Module):
     """One style from one map: [B,C,T] -> ``convs`` times (Conv1d, leaky ReLU) -> the maximum over time -> [B,D].
 
-    The first convolution brings C channels to ``width``. The last layer is StyleGAN's equalised linear layer. Two
+    The first convolution brings C channels to ``width``. The last layer is StyleGAN's equalized linear layer. Two
     convolutions of 512 channels and 3 taps and a style width of 512 have 1,836,544 parameters.
     """
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2f.nn import add_stretched, widened
+from v2f.nn import at_least_float32, upsample_add
 from v2f.nn.irse import STAGES, IRSE50Trunk
 from v2f.nn.stylegan2 import EqualLinear, Generator
 
@@ -59,12 +59,12 @@ class GradualStyleEncoder(IRSE50Trunk):
 
     def forward(self, img_B3HW: Tensor) -> Tensor:
         shallow, middle, deep = self.maps(img_B3HW, TAPS)
-        middle = add_stretched(self.latlayer1(middle), deep)
-        shallow = add_stretched(self.latlayer2(shallow), middle)
+        middle = upsample_add(self.latlayer1(middle), deep)
+        shallow = upsample_add(self.latlayer2(shallow), middle)
         styles = [
             style(deep if i < COARSE else middle if i < MIDDLE else shallow) for i, style in enumerate(self.styles)
         ]
-        return widened(torch.stack(styles, dim=1))
+        return at_least_float32(torch.stack(styles, dim=1))
 
 
 class PSP(nn.Module):

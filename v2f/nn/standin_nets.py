@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from v2f.nn import perceptual_distance, widened
+from v2f.nn import at_least_float32, perceptual_distance
 
 SIZE = 64
 SLOPE = 0.2
@@ -76,7 +76,7 @@ class IdentityNet(nn.Module):
     def raw(self, img_B3HW: Tensor) -> Tensor:
         """The embedding before it is scaled to length one, in float32."""
         x_BE: Tensor = self.head(self.trunk(img_B3HW)[-1].flatten(1))
-        return widened(x_BE)
+        return at_least_float32(x_BE)
 
     def forward(self, img_B3HW: Tensor) -> Tensor:
         return F.normalize(self.raw(img_B3HW), dim=1)
@@ -115,7 +115,7 @@ class RefereeNet(nn.Module):
             x = stage(x)
             maps.append(x)
         x_BE: Tensor = self.head(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
-        return F.normalize(widened(x_BE), dim=1), maps
+        return F.normalize(at_least_float32(x_BE), dim=1), maps
 
     def forward(self, img_B3HW: Tensor) -> Tensor:
         return self.look(img_B3HW)[0]
@@ -145,7 +145,7 @@ class PerceptualNet(nn.Module):
     def factors(self, img_B3HW: Tensor) -> Tensor:
         x = F.leaky_relu(self.hidden(self.trunk(img_B3HW)[-1].flatten(1)), SLOPE)
         factors_BF: Tensor = self.head(x)
-        return widened(factors_BF)
+        return at_least_float32(factors_BF)
 
 
 class CodeEncoder(nn.Module):
@@ -170,4 +170,4 @@ class CodeEncoder(nn.Module):
     def forward(self, img_B3HW: Tensor) -> Tensor:
         x = F.leaky_relu(self.hidden(self.trunk(img_B3HW)[-1].flatten(1)), SLOPE)
         offset: Tensor = self.head(x)
-        return widened(offset).unflatten(1, (self.n_styles, -1)) + self.latent_avg
+        return at_least_float32(offset).unflatten(1, (self.n_styles, -1)) + self.latent_avg

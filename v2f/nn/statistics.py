@@ -2,7 +2,7 @@
 
 A forward pass sees one micro-batch of one rank, may run twice (activation checkpointing), and its step may be skipped.
 A module with statistics of the samples it saw (the running statistics of batch norm, a codebook that follows its
-vectors) is therefore a :class:`Keeps`. The owner of the step calls, for all of them::
+vectors) is therefore a :class:`KeepsStatistics`. The owner of the step calls, for all of them::
 
     begin(module, turn)        # before the first micro-batch
     ...                        # the forward passes collect
@@ -11,7 +11,8 @@ vectors) is therefore a :class:`Keeps`. The owner of the step calls, for all of 
     commit(module, sums)       # or discard(module) if the step is skipped
 
 Except for rounding, sums do not depend on how a global batch is split into ranks and micro-batches. Where a sum is not
-enough (k-means that initializes a codebook, the revival of dead codes), :class:`Drawn` picks single vectors by a key.
+enough (k-means that initializes a codebook, the revival of dead codes), :class:`KeyedVectorSample` picks single vectors
+by a key.
 
 Letters: B micro-batch, N vectors of a sample, D width, K drawn vectors.
 """
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from v2f.keyed import keyed_rng
 
 AnyTurn = TypeVar("AnyTurn", bound="Turn")
-_SLOTS, _PLACES = 0x536C6F74, 0x506C6163  # streams of :class:`Drawn`
+_SLOTS, _PLACES = 0x536C6F74, 0x506C6163  # streams of :class:`KeyedVectorSample`
 
 
 def recomputing() -> bool:
@@ -51,7 +52,7 @@ class Turn:
 
     def of(self: AnyTurn, stream: str) -> AnyTurn:
         """The same step in the slots of one stream, whose batches may have another size: for modules that see only its
-        samples, such as a :class:`Drawn`. KeyError if there is no such stream."""
+        samples, such as a :class:`KeyedVectorSample`. KeyError if there is no such stream."""
         slot, slots = self.streams[stream]
         return replace(self, slot=slot, slots=slots)
 
@@ -60,7 +61,7 @@ class Turn:
         return keyed_rng(purpose, self.seed, self.slot)
 
 
-class Keeps(nn.Module, abc.ABC):
+class KeepsStatistics(nn.Module, abc.ABC):
     """A module that keeps statistics over samples in buffers; a forward pass collects if :attr:`collecting`.
 
     All methods but the forward pass are called on all ranks alike and may depend only on values that are equal there:
@@ -90,7 +91,7 @@ class Keeps(nn.Module, abc.ABC):
         """Reset the collected values: the step is skipped, or its statistics are not needed."""
 
 
-class Drawn:
+class KeyedVectorSample:
     """Single vectors of a step's global batch, independent of ranks and micro-batches: their slots are keyed.
 
     Slots are drawn without repetition; if more are requested than there are, the sequence starts again. So are the
@@ -132,7 +133,8 @@ class Drawn:
             self._found[rows, 1:] = x_BND[samples, places].double()
 
     def sums(self, device: torch.device) -> Tensor:
-        """For :meth:`Keeps.sums`, flat: K (1 + D) numbers. A vector is on one rank only, so the sum is exact."""
+        """For :meth:`KeepsStatistics.sums`, flat: K (1 + D) numbers. A vector is on one rank only, so the sum is
+        exact."""
         found = self._nothing(device) if self._found is None else self._found
         return found.flatten()
 
@@ -150,9 +152,9 @@ class Drawn:
         return torch.zeros(self._count, 1 + self.width, dtype=torch.float64, device=device)
 
 
-def keepers(module: nn.Module) -> dict[str, Keeps]:
+def keepers(module: nn.Module) -> dict[str, KeepsStatistics]:
     """Name -> module that keeps statistics, without duplicates, in the order of definition (on all ranks)."""
-    return {name: m for name, m in module.named_modules() if isinstance(m, Keeps)}
+    return {name: m for name, m in module.named_modules() if isinstance(m, KeepsStatistics)}
 
 
 def begin(module: nn.Module, turn: Turn) -> None:

@@ -37,7 +37,7 @@ class PixelNorm(nn.Module):
 
 
 class EqualLinear(nn.Module):
-    """A linear layer with equalised learning rate (Karras et al. 2018, section 4.1).
+    """A linear layer with equalized learning rate (Karras et al. 2018, section 4.1).
 
     The stored weight is N(0, 1) / lr_mul and is scaled by ``lr_mul / sqrt(inputs)`` when used, so that Adam moves
     every layer at the same relative rate, times ``lr_mul``. It is excluded from autocast: styles are small tensors, and

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from v2f.config import Config
 from v2f.errors import V2FError
-from v2f.nn import add_stretched
+from v2f.nn import upsample_add
 from v2f.nn.batchnorm import GhostBatchNorm
 from v2f.nn.voice import VoiceEncoder
 
@@ -159,8 +159,8 @@ class WaveformEncoder(VoiceEncoder):
             x = stage(x)
             depths.append(x)
         deep = self.lateral_deep(depths[-1])
-        middle = add_stretched(self.lateral_middle(depths[-2]), deep)
-        shallow = add_stretched(self.lateral_shallow(depths[-3]), middle)
+        middle = upsample_add(self.lateral_middle(depths[-2]), deep)
+        shallow = upsample_add(self.lateral_shallow(depths[-3]), middle)
         return shallow.squeeze(2), middle.squeeze(2), deep.squeeze(2)
 
 
@@ -192,7 +192,7 @@ def other_split(config: WaveformEncoder.Config, shapes: Mapping[str, Sequence[in
     why = " (the split of launch/recipes/thesis-*.yaml was corrected from the one to the other)" if corrected else ""
     return (
         f"its encoder has {found}, this configuration has {expected}{why}; use the config.yaml of its run (also in a "
-        "checkpoint's record: state.config), or start a new training under another name"
+        "checkpoint's record: state.config), or start a new run under another name"
     )
 
 

@@ -14,7 +14,7 @@ from importlib.metadata import version
 import torch
 import torch.distributed as dist
 
-from v2f.errors import V2FError, first_line, guarded, spoken
+from v2f.errors import V2FError, entry_point, first_line, guarded
 from v2f.preflight import workloads
 from v2f.preflight.findings import judge, show
 from v2f.preflight.meeting import Meeting
@@ -24,7 +24,7 @@ from v2f.preflight.workloads import Workload
 from v2f.storage import store
 
 
-@spoken
+@entry_point
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 nothing to look at, 1 a finding, or a stage that did not end."""
     text = "Before a long run: measure every device and the network between them, and compare."

@@ -20,10 +20,10 @@ def judge(ranks: Sequence[RankReport], links: Sequence[Link], tolerance: float, 
     for kind in sorted({each.kind for each in ranks}):
         for name in sorted({name for each in ranks for name in each.answers}):
             alike = {each.where: each.answers[name] for each in ranks if each.kind == kind and name in each.answers}
-            _odd_ones(alike, f"gives another {name} than the other {kind}", found)
+            _odd_ones(alike, f"computes a different {name} than the other {kind}", found)
     for name in sorted({name for each in ranks for name in each.versions}):
         _odd_ones(
-            {each.where: f"{each.versions[name]}" for each in ranks}, f"has another {name} than the others", found
+            {each.where: f"{each.versions[name]}" for each in ranks}, f"has a different {name} than the others", found
         )
     for name in sorted({name for each in ranks for name in each.rates}):
         rates = {each.where: each.rates[name] for each in ranks if name in each.rates}
@@ -34,10 +34,10 @@ def judge(ranks: Sequence[RankReport], links: Sequence[Link], tolerance: float, 
     # A slow host slows down both of its pairs; each neighbor also has a pair without it, so take a host's best pair.
     pairs = [link for link in links if link.scope == "between two hosts"]
     between = {host: max(link.rate for link in pairs if host in link.hosts) for host in sorted(hosts) if pairs}
-    _slow_ones(between, "all-reduce with its neighbours, GB/s", tolerance, found)
+    _slow_ones(between, "all-reduce with its neighbors, GB/s", tolerance, found)
     for link in links:
         if link.scope == "all ranks" and least_gb_s is not None and link.rate < least_gb_s:
-            found[f"all-reduce: {link.rate:.3g} GB/s, below the {least_gb_s:g} that were asked for"] = ["all ranks"]
+            found[f"all-reduce: {link.rate:.3g} GB/s, below the required {least_gb_s:g}"] = ["all ranks"]
     return [f"{named(places, len(ranks))}: {what}" for what, places in found.items()]
 
 
@@ -51,10 +51,10 @@ def _odd_ones(values: dict[str, str], what: str, found: dict[str, list[str]]) ->
 
 def _slow_ones(rates: dict[str, float], what: str, tolerance: float, found: dict[str, list[str]]) -> None:
     if len(rates) > 1:
-        middle = statistics.median_high(rates.values())  # with two ranks, this is the faster one
+        median = statistics.median_high(rates.values())  # with two ranks, this is the faster one
         for where, rate in rates.items():
-            if rate * (1 + tolerance) < middle:
-                line = f"slow: {what}: {rate:.3g}, the median is {middle:.3g} ({middle / rate - 1:.0%} more)"
+            if rate * (1 + tolerance) < median:
+                line = f"slow: {what}: {rate:.3g}, the median is {median:.3g} ({median / rate - 1:.0%} more)"
                 found.setdefault(line, []).append(where)
 
 
@@ -73,8 +73,8 @@ def show(ranks: Sequence[RankReport], links: Sequence[Link], findings: Sequence[
             f"all-reduce, {link.scope} ({', '.join(link.hosts[:4])}), bus GB/s: {', '.join(rates)}", highlight=False
         )
     if len(ranks) > 1 and not links:
-        console.print("all-reduce: not measured, since a device is at fault")
+        console.print("all-reduce: not measured, because a device is faulty")
     for line in findings:
         console.print(f"[bold red]look at[/] {line}", highlight=False)
     if not findings:
-        console.print("nothing to look at: all ranks are right, and alike in speed", highlight=False)
+        console.print("nothing to look at: all ranks compute correctly and at similar speed", highlight=False)

@@ -79,7 +79,7 @@ def choose_face(faces: Sequence[Face], choice: FaceChoice, point: npt.NDArray[np
     not found and the nearest one is somebody else's.
     """
     if choice == "only" and len(faces) > 1:
-        raise UnusableError("several faces", f"{len(faces)}, one is wanted")
+        raise UnusableError("several faces", f"found {len(faces)}, expected one")
     if choice != "nearest":
         return faces[0]
     assert point is not None
@@ -104,9 +104,9 @@ def read_landmarks(content: bytes, name: str) -> npt.NDArray[np.float64]:
             titled = bool(lines) and [word.strip() for word in lines[0]] == ["x", "y"]
             points = np.asarray(lines[titled:], np.float64)
         else:
-            raise UnusableError("landmarks cannot be read", f"{name}: .json, .npy or .csv is wanted")
+            raise UnusableError("landmarks cannot be read", f"{name}: expected .json, .npy or .csv")
     if points.shape not in ((5, 2), (68, 2)):
-        raise UnusableError("landmarks cannot be read", f"shape {list(points.shape)}, [5, 2] or [68, 2] is wanted")
+        raise UnusableError("landmarks cannot be read", f"shape {list(points.shape)}, expected [5, 2] or [68, 2]")
     return points
 
 
@@ -115,11 +115,11 @@ def check_landmarks(landmarks: npt.NDArray[np.float64], photo: Image.Image) -> n
     used = np.stack(_eyes_and_mouth(landmarks))
     near = (used >= -_BEYOND * np.array(photo.size)) & (used <= (1 + _BEYOND) * np.array(photo.size))
     if not near.all():  # also if not finite
-        raise UnusableError("landmarks lie outside of the photo", "pixels of the upright photo are wanted")
+        raise UnusableError("landmarks are outside of the photo", "use pixels of the upright photo")
     left_eye, right_eye, left_mouth, right_mouth = used
     across, down = right_eye - left_eye, (left_mouth + right_mouth - left_eye - right_eye) / 2
     if across[0] * down[1] - across[1] * down[0] <= 0:
-        raise UnusableError("landmarks are no face", "what the picture shows on the left comes first")
+        raise UnusableError("landmarks do not form a face", "the eye on the left of the picture comes first")
     return landmarks
 
 
@@ -144,8 +144,8 @@ def face_square(landmarks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     x = x / max(float(np.hypot(*x)), 1e-9)
     x = x * max(np.hypot(*eye_to_eye) * 2.0, np.hypot(*eye_to_mouth) * 1.8)
     y = x[::-1] * [-1, 1]
-    centre = eyes + eye_to_mouth * 0.1
-    return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
+    center = eyes + eye_to_mouth * 0.1
+    return np.stack([center - x - y, center - x + y, center + x + y, center + x - y])
 
 
 def align_face(
@@ -156,7 +156,7 @@ def align_face(
     corners = face_square(landmarks)
     side = float(np.hypot(*(corners[3] - corners[0])))
     if not side >= min_face:  # also if not finite
-        raise UnusableError("face is too small", f"a square of {side:.1f} pixels, at least {min_face:g} are wanted")
+        raise UnusableError("face is too small", f"a square of {side:.1f} pixels, expected at least {min_face:g}")
     return cut_square(photo, corners, size)
 
 

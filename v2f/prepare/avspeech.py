@@ -58,15 +58,15 @@ class AVSpeechConfig(StepsConfig):
     photos: int = Field(1, ge=1, le=100, description="per segment: the first at its start, the others evenly spaced")
     box: float = Field(0.8, gt=0.0, le=2.0, description="side of the square around x,y, as a share of the height")
     people: Shares = Shares()
-    seen: float = Field(0.0, ge=0.0, lt=1.0, description="share of a trained video's segments that is held out")
-    seed: int = Field(0, ge=0, description="another seed, other splits")
+    seen: float = Field(0.0, ge=0.0, lt=1.0, description="held-out share of the segments of each video in train")
+    seed: int = Field(0, ge=0, description="another seed gives other splits")
     subset: Subset = Subset()
     align: Literal["mtcnn", "none"] = "mtcnn"
 
     @model_validator(mode="after")
     def _fits_together(self) -> "AVSpeechConfig":
         if self.align == "none" and self.mtcnn is not None:
-            raise ValueError("mtcnn has weights, but align is 'none'")
+            raise ValueError("mtcnn is set, but align is 'none'; set align to 'mtcnn' or remove mtcnn")
         if self.download and store.local_path(self.videos) is None:
             raise ValueError(f"download needs a local folder for videos, not {self.videos}")
         return self
@@ -131,9 +131,9 @@ class AVSpeech:
         for name in [name for name in found if name not in there and not config.download]:
             count = len(found.pop(name))
             left_out.append(LeftOut(name, name, "video is missing", f"{count} segments", count))
-        unasked = sorted(there.keys() - {name for each in of_file for name in each})
-        if unasked:
-            detail = f"{len(unasked)} videos, the first: {there[unasked[0]]}"
+        not_in_csv = sorted(there.keys() - {name for each in of_file for name in each})
+        if not_in_csv:
+            detail = f"{len(not_in_csv)} videos, the first: {there[not_in_csv[0]]}"
             left_out.append(LeftOut(config.videos, "", "no row names the video", detail, 0))
         left_out += _drop_repeated(found)
         split_of = deal(
@@ -171,9 +171,9 @@ class AVSpeech:
                 continue
             path = store.join(root, name)
             if kind.lower() not in _KINDS:
-                left_out.append(LeftOut(path, stem, "no kind of video that is taken", "mp4, mkv and webm are", 0))
+                left_out.append(LeftOut(path, stem, "unsupported type of video", "use mp4, mkv or webm", 0))
             elif _VIDEO.fullmatch(stem) is None:
-                left_out.append(LeftOut(path, stem, "the file's name is no VIDEO.mp4", "", 0))
+                left_out.append(LeftOut(path, stem, "its name is not VIDEO.mp4", "", 0))
             elif stem in there:
                 left_out.append(LeftOut(path, stem, "the same video again", f"as {there[stem]}", 0))
             else:
@@ -248,7 +248,7 @@ def read_segments(text: bytes, path: str, there: dict[str, str]) -> tuple[list[S
         segment = _segment(row, there)
         if segment is None:
             name = f"line {number} of {path}"
-            left_out.append(LeftOut(name, same(row[0]), "the row is no segment", ",".join(row)[:80]))
+            left_out.append(LeftOut(name, same(row[0]), "the row does not describe a segment", ",".join(row)[:80]))
         else:
             segments.append(segment)
     return segments, left_out

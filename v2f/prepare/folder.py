@@ -48,42 +48,42 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 _SPLITS |= dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 _COLUMNS = ("file", "label", "split", "identity")
 # JSON keys that columns must not overwrite
-_OURS = ("sample_rate", "seconds", "source", "holds", "start", *_COLUMNS)
+_RESERVED = ("sample_rate", "seconds", "source", "holds", "start", *_COLUMNS)
 
 
 class FolderConfig(StepsConfig):
     """Which files to use, and (``StepsConfig``) how to process them."""
 
-    root: Place = Field(description="the folder, whose files are taken at any depth")
+    root: Place = Field(description="the folder; its files are found at any depth")
     holds: Literal["pictures", "sounds", "both"] = "pictures"
     csv: Place | None = Field(None, description="file[,label][,split][,identity]; null: classes are folders")
     labels: bool = Field(True, description="without a csv: whether folders are classes")
-    classes: list[str] | None = Field(None, min_length=1, description="these in this order; null: all, sorted")
+    classes: list[str] | None = Field(None, min_length=1, description="classes, in this order; null: all, sorted")
     splits: Literal["shares", "folders"] = "shares"
     people: Shares = Shares()
-    seen: float = Field(0.0, ge=0.0, lt=1.0, description="share of a trained person's samples that is held out")
-    seed: int = Field(0, ge=0, description="another seed, other splits")
+    seen: float = Field(0.0, ge=0.0, lt=1.0, description="held-out share of the samples of each person in train")
+    seed: int = Field(0, ge=0, description="another seed gives other splits")
     subset: Subset = Subset()
-    seconds: float | None = Field(None, gt=0.0, description="sounds are cut into windows of so many; null: whole")
+    seconds: float | None = Field(None, gt=0.0, description="length of the windows of a sound; null: not cut")
     align: Literal["mtcnn", "none"] = "none"
     channels: Literal[1, 3] = Field(3, description="of a picture: 3 is RGB, 1 gray")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FolderConfig":
         if self.csv is not None and self.splits == "folders":
-            raise ValueError("splits are folders, but with a csv they are its column `split`")
+            raise ValueError("with a csv, its column `split` sets the splits; remove `splits: folders`")
         if self.mtcnn is not None and self.align == "none":
-            raise ValueError("mtcnn has weights, but align is 'none'")
+            raise ValueError("mtcnn is set, but align is 'none'; set align to 'mtcnn' or remove mtcnn")
         if self.psp is not None and (self.holds == "sounds" or self.channels == 1):
             raise ValueError("psp needs RGB pictures")
         if self.channels == 1 and self.photo == "webp":
-            raise ValueError("WebP knows no gray pictures; set photo to png or jpg")
+            raise ValueError("WebP has no grayscale; set photo to png or jpg")
         if self.seconds is not None and (self.vad is not None or self.max_seconds is not None):
-            raise ValueError("windows are cut from a sound as it is: with seconds, set vad and max_seconds to null")
+            raise ValueError("`seconds` cuts the unprocessed sound; set vad and max_seconds to null, or seconds")
         if self.seconds is not None and self.seconds < self.min_seconds:
             raise ValueError(f"seconds is {self.seconds:g}, but min_seconds is {self.min_seconds:g}")
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes has a name twice")
+            raise ValueError("classes names a class twice; remove one")
         return self
 
 
@@ -127,7 +127,7 @@ class Folder:
         if config.csv is not None:
             text = store.read_bytes(on_disk(config.csv))
             known["csv_sha256"] = sha256(text).hexdigest()
-            found, bad = self._listed(text, config.csv, found)
+            found, bad = self._from_csv(text, config.csv, found)
         else:
             found, bad = self._by_folder(found)
         left_out += bad
@@ -135,11 +135,11 @@ class Folder:
         left_out += bad
         if not found:
             lost = yields.why(left_out) if left_out else "it is empty"
-            raise V2FError(f"{config.root}: it has no file that could be used ({lost})")
+            raise V2FError(f"{config.root}: it has no usable file ({lost})")
         labels = {file.label for file in found if file.label is not None}
         if labels:
             known["classes"] = {"label": config.classes or sorted(labels)}
-        found = self._windows(self._dealt(found))
+        found = self._windows(self._with_splits(found))
         items = [Item(file.key, file.split, file.identity, _display_name(file), file) for file in found]
         items = config.subset.of(items, config.seed)
         return Plan(items, left_out, {**known, **steps.provenance(config)})
@@ -178,7 +178,7 @@ class Folder:
         first, last = (round((file.window + n) * config.seconds * config.sample_rate) for n in (0, 1))
         wav_T = whole_T[first:last]
         if file.window and len(wav_T) < last - first:
-            raise UnusableError("the sound ends before the window does", f"it has {len(whole_T)} frames of {last}")
+            raise UnusableError("the sound ends before the window does", f"it has {len(whole_T)} of {last} frames")
         if float(np.abs(wav_T).max()) < SILENCE:
             raise UnusableError("audio is silent")
         return steps.voice(config, wav_T)
@@ -197,15 +197,15 @@ class Folder:
         for path in sorted(store.tree(on_disk(self.config.root))):
             name = same(path)
             if not is_text(name):
-                others["the file's name is no UTF-8"].append(path)
+                others["its name is not valid UTF-8"].append(path)
             elif name.rpartition("/")[2].startswith("."):
                 others["it is hidden"].append(path)
             elif PICTURE.fullmatch(name):
-                (pictures if wanted != "sounds" else others["it is a picture, sounds are wanted"]).append(path)
+                (pictures if wanted != "sounds" else others["it is a picture, but `holds` is sounds"]).append(path)
             elif SOUND.fullmatch(name):
-                (sounds if wanted != "pictures" else others["it is a sound, pictures are wanted"]).append(path)
+                (sounds if wanted != "pictures" else others["it is a sound, but `holds` is pictures"]).append(path)
             else:
-                others["no kind of file that is taken"].append(path)
+                others["unsupported type of file"].append(path)
         found = []
         if wanted != "both":
             found = [_File(same(path), path, None) for path in pictures] + [
@@ -221,7 +221,7 @@ class Folder:
                     found.append(_File(stem, seen[0], heard[0]))
                 else:
                     why = "the picture has no sound" if not heard else "the sound has no picture"
-                    others[why if not (seen and heard) else "several pictures or sounds of one name"] += seen + heard
+                    others[why if not (seen and heard) else "several pictures or sounds share a name"] += seen + heard
         return sorted(found, key=lambda file: file.name), _left_out_by_reason(others, self.config.root)
 
     def _by_folder(self, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
@@ -234,11 +234,11 @@ class Folder:
             if config.splits == "folders":
                 split = _SPLITS.get(folders.pop(0).casefold(), "") if folders else ""
                 if not split:
-                    others["it lies in no folder that names a split"].append(file.name)
+                    others["it is not in a folder named after a split"].append(file.name)
                     continue
             kept.append(replace(file, split=split, label=folders[0] if folders and config.labels else None))
         if any(file.label is not None for file in kept):
-            others["it lies in no class's folder"] += [file.name for file in kept if file.label is None]
+            others["it is not in the folder of a class"] += [file.name for file in kept if file.label is None]
             kept = [file for file in kept if file.label is not None]
         return kept, _left_out_by_reason(others, config.root)
 
@@ -249,11 +249,11 @@ class Folder:
             return found, []
         missing = sorted(set(classes) - {file.label for file in found})
         if missing:
-            raise V2FError(f"{self.config.root}: nothing is of the class {missing[0]!r}, which `classes` names")
-        others = {"its class is none of `classes`": [file.name for file in found if file.label not in classes]}
+            raise V2FError(f"{self.config.root}: no file has the class {missing[0]!r}, which `classes` lists")
+        others = {"its class is not in `classes`": [file.name for file in found if file.label not in classes]}
         return [file for file in found if file.label in classes], _left_out_by_reason(others, self.config.root)
 
-    def _listed(self, text: bytes, path: str, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
+    def _from_csv(self, text: bytes, path: str, found: Sequence[_File]) -> tuple[list[_File], list[LeftOut]]:
         """The files that a CSV names, with its columns."""
         there = {name: file for file in found for name in (file.name, file.picture, file.sound) if name is not None}
         there |= {same(name): file for name, file in there.items()}
@@ -264,7 +264,7 @@ class Folder:
             file = there.get(same(posixpath.normpath(row["file"])))
             identity = person(row.get("identity", ""))
             if file is None:
-                left_out.append(LeftOut(name, identity, "file is missing, or of no kind that is wanted"))
+                left_out.append(LeftOut(name, identity, "file is missing, or not of a type that `holds` selects"))
             elif file.name in listed:
                 left_out.append(
                     LeftOut(name, identity, "the same file again", f"as in line {listed[file.name].number}")
@@ -279,13 +279,13 @@ class Folder:
                     number=number,
                     known=known,
                 )
-        unasked = {"no row names the file": [file.name for file in found if file.name not in listed]}
+        not_in_csv = {"no row names the file": [file.name for file in found if file.name not in listed]}
         kept = list(listed.values())
         if "split" in header:
             check_column([replace(file, identity=file.identity or file.own) for file in kept], path)
-        return kept, left_out + _left_out_by_reason(unasked, self.config.root)
+        return kept, left_out + _left_out_by_reason(not_in_csv, self.config.root)
 
-    def _dealt(self, found: Sequence[_File]) -> list[_File]:
+    def _with_splits(self, found: Sequence[_File]) -> list[_File]:
         """The files, each with an identity and a split; those that have none yet are assigned one."""
         found = [replace(file, identity=file.identity or file.own) for file in found]
         of_person: dict[str, list[str]] = defaultdict(list)
@@ -348,17 +348,19 @@ def _rows_of(text: bytes, path: str) -> tuple[list[tuple[int, dict[str, str]]], 
     """The rows of a CSV with their line numbers, the rows left out, and the columns."""
     listed = read_rows(text, path)
     header = without_empty_end(next(listed, (0, []))[1])
-    bad = [name for name in header if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in set(_OURS) - set(_COLUMNS)]
+    bad = [
+        name for name in header if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in set(_RESERVED) - set(_COLUMNS)
+    ]
     if "file" not in header or len(set(header)) < len(header) or bad:
         why = f"{bad[0]!r} cannot be a column" if bad else f"it is {','.join(header) or 'empty'}"
-        raise V2FError(f"{path}: its header has to be file[,label][,split][,identity] and columns of yours; {why}")
+        raise V2FError(f"{path}: the header must be file[,label][,split][,identity] and any columns of your own; {why}")
     rows, left_out = [], []
     for number, values in listed:
         row = dict(zip_longest(header, values[: len(header)], fillvalue=""))
         name = f"line {number} ({row['file']})"
         empty = [column for column in _COLUMNS if not row.get(column, " ")]
         if any(values[len(header) :]):
-            left_out.append(LeftOut(name, "", "too many fields", "quote what holds a comma"))
+            left_out.append(LeftOut(name, "", "too many fields", "put fields that contain a comma in quotes"))
         elif empty:
             left_out.append(LeftOut(name, "", "empty field", ", ".join(empty)))
         else:

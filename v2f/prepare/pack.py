@@ -290,7 +290,7 @@ def _commit(owner: Lease, out: str, packing: Packing) -> Dataset:
     seconds = dict.fromkeys(SPLITS, 0.0)
     for record in ordered:
         seconds[record.rows.shard.split] += record.seconds
-    _summarise(dataset, seconds, report)
+    _summarize(dataset, seconds, report)
     return dataset
 
 
@@ -300,7 +300,7 @@ def _in_words(some: Sequence[Part]) -> str:
     return f"part {named} is" if len(some) == 1 else f"parts {named} are"
 
 
-def _summarise(dataset: Dataset, seconds: dict[str, float], report: dict[str, Any]) -> None:
+def _summarize(dataset: Dataset, seconds: dict[str, float], report: dict[str, Any]) -> None:
     manifest = dataset.manifest
     samples = sum(shard.samples for shard in manifest.shards)
     size = sum(shard.bytes for shard in manifest.shards)

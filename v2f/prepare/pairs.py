@@ -40,18 +40,20 @@ class PairsConfig(StepsConfig):
 
     csv: Place = Field(description="audio,image,identity[,split][,x,y][,landmarks]; paths are relative to it")
     people: Shares = Shares()
-    seen: float = Field(0.1, ge=0.0, lt=1.0, description="share of a trained person's clips that is held out")
-    seed: int = Field(0, ge=0, description="another seed, other splits")
+    seen: float = Field(0.1, ge=0.0, lt=1.0, description="held-out share of the clips of each person in train")
+    seed: int = Field(0, ge=0, description="another seed gives other splits")
     subset: Subset = Subset()
     align: Literal["mtcnn", "landmarks", "none"] = "mtcnn"
-    face: Literal["largest", "nearest", "only"] = Field("largest", description="of several; nearest: to the point x,y")
+    face: Literal["largest", "nearest", "only"] = Field(
+        "largest", description="if there are several; nearest: to the point x,y"
+    )
 
     @model_validator(mode="after")
     def _faces_are_chosen_among_those_found(self) -> "PairsConfig":
         if self.mtcnn is not None and self.align != "mtcnn":
-            raise ValueError(f"mtcnn has weights, but align is {self.align!r}")
+            raise ValueError(f"mtcnn is set, but align is {self.align!r}; set align to 'mtcnn' or remove mtcnn")
         if self.face != "largest" and self.align != "mtcnn":
-            raise ValueError(f"face {self.face!r} chooses among the faces that align 'mtcnn' finds, not {self.align!r}")
+            raise ValueError(f"face {self.face!r} needs align 'mtcnn', but align is {self.align!r}")
         return self
 
     @property
@@ -148,8 +150,8 @@ def _pairs_of(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[PairR
     names = [name for name in header if name]
     known, unused = {*_COLUMNS, *_OPTIONAL}, {*_OPTIONAL} - {*needed, "split"}
     if len(set(names)) < len(names) or not {*needed} <= {*names} <= known:
-        wanted = f"its header has to be {','.join(needed)}, with any of {','.join(_OPTIONAL)} beside"
-        raise V2FError(f"{path}: {wanted}, it is {','.join(header) or 'empty'}")
+        wanted = f"the header must be {','.join(needed)} and optionally {','.join(_OPTIONAL)}"
+        raise V2FError(f"{path}: {wanted}; it is {','.join(header) or 'empty'}")
     rows: list[PairRow] = []
     left_out: list[LeftOut] = []
     first: dict[tuple[str, ...], int] = {}
@@ -160,7 +162,8 @@ def _pairs_of(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[PairR
         pair = tuple(map(same, (row.audio, row.image, row.identity)))
         empty = [name for name, field in named if name and not field and name not in unused]
         if any(fields[len(header) :]) or any(field for name, field in named if not name):
-            left_out.append(LeftOut(row.name, row.identity, "too many fields", "quote what holds a comma"))
+            advice = "put fields that contain a comma in quotes"
+            left_out.append(LeftOut(row.name, row.identity, "too many fields", advice))
         elif empty:
             left_out.append(LeftOut(row.name, row.identity, "empty field", ", ".join(empty)))
         elif pair in first:
@@ -170,7 +173,7 @@ def _pairs_of(text: bytes, path: str, needed: Sequence[str]) -> tuple[list[PairR
             rows.append(row)
     if not rows:
         reasons = f" ({yields.why(left_out)})" if left_out else ""
-        raise V2FError(f"{path}: it has no row that could be used{reasons}")
+        raise V2FError(f"{path}: it has no usable row{reasons}")
     return rows, left_out, "split" in names
 
 
@@ -187,5 +190,6 @@ def _point(row: PairRow, photo: Image.Image) -> Points:
     except ValueError:
         point = np.full(2, np.nan)
     if not ((point >= 0) & (point <= 1)).all():
-        raise UnusableError("x,y is no point", f"{row.x}, {row.y}; shares of width and height are wanted, 0 to 1")
+        detail = f"{row.x}, {row.y}; use fractions of width and height, 0 to 1"
+        raise UnusableError("x,y is not a point in the photo", detail)
     return point * photo.size

@@ -75,7 +75,7 @@ def load(assignments: Sequence[str], recipe: str | None = None) -> PrecomputeCon
 
         system = load_config(recipe).system.model_dump(mode="json")
         if "frozen" not in system:
-            raise V2FError(f"{recipe}: its system has no frozen nets, there is nothing to compute")
+            raise V2FError(f"{recipe}: its system has no frozen nets, so there is nothing to compute; name the nets")
         values = {name: system["frozen"][name] for name in ("path", "identity", "codes")}
         if values["codes"] is not None and values["codes"]["net"] == "precomputed":
             values["codes"] = {"net": "psp"}  # the network whose codes are to be stored
@@ -88,13 +88,13 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
     source = open_dataset(data)
     source.check_own("v2f shards precompute")
     if PHOTOS not in source.manifest.holds:
-        raise V2FError(f"{data}: not every sample has a photo, and what is computed is of photos")
+        raise V2FError(f"{data}: not every sample has a photo, but precompute needs one; choose another data set")
     device = torch_device(config.device, "device")
     before = source.manifest.provenance.get("precomputed", {})  # outputs of other networks, which stay
-    computed = {**before, "of": source.fingerprint, **_made_by(config, device)}
+    computed = {**before, "of": source.fingerprint, **_network_ids(config, device)}
     provenance = {**source.manifest.provenance, "precomputed": computed}
-    # a packing in several parts, because other machines may be working here: another one is refused, not removed
-    packing = Packing(parts=max(2, len(_names(source))), plan=source.fingerprint, provenance=provenance)
+    # Packed in several parts, since other machines may be writing here: a different packing is an error, never removed.
+    packing = Packing(parts=max(2, len(_shard_names(source))), plan=source.fingerprint, provenance=provenance)
     dataset = _existing(out, computed)
     if dataset is not None:
         return dataset
@@ -113,7 +113,7 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
 
 
 def _existing(out: str, computed: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
-    """The data set in ``out`` if it is the wanted one; None if there is none, V2FError if it is another."""
+    """The data set in ``out``, or None if there is none; V2FError if it holds other outputs than ``computed``."""
     if not store.exists(store.join(out, MANIFEST)):
         return None
     dataset = open_dataset(out)
@@ -126,7 +126,7 @@ def _existing(out: str, computed: dict[str, Any], owner: Lease | None = None) ->
 
 def _fill(owner: Lease, source: Dataset, out: str, config: PrecomputeConfig, part: Part, device: str) -> None:
     """Write the missing shards of a part."""
-    shards = _names(source)
+    shards = _shard_names(source)
     mine = [number for number in range(len(shards)) if number % part.of == part.number]
     missing = [number for number in mine if parts.read_shard_record(out, shards[number]) is None]
     samples = [shard.samples for shard in source.manifest.shards]
@@ -138,7 +138,7 @@ def _fill(owner: Lease, source: Dataset, out: str, config: PrecomputeConfig, par
             bar.update(samples[number])
 
 
-def _names(source: Dataset) -> list[str]:
+def _shard_names(source: Dataset) -> list[str]:
     """The new name of each shard, numbered consecutively in each split."""
     count: dict[str, int] = defaultdict(int)
     found = []
@@ -149,15 +149,15 @@ def _names(source: Dataset) -> list[str]:
 
 
 def _commit(owner: Lease, source: Dataset, out: str, provenance: dict[str, Any]) -> Dataset:
-    records = [parts.read_shard_record(out, name) for name in _names(source)]
+    records = [parts.read_shard_record(out, name) for name in _shard_names(source)]
     rows = [record.rows for record in records if record is not None]
     if len(rows) < len(records):
-        raise V2FError(f"{out}: a shard that was computed is not there any more; run the same command again")
+        raise V2FError(f"{out}: a finished shard has disappeared; run the same command again")
     for name in (LEFT_OUT, YIELD):
         if store.exists(store.join(source.root, name)):
             owner.put(store.join(out, name), store.read_bytes(store.join(source.root, name)))
     if read_manifest(source.root) != source.manifest:  # a person may have been removed from it meanwhile
-        raise V2FError(f"{source.root}: it was changed while it was read; remove {out} and start again")
+        raise V2FError(f"{source.root}: the data set changed during this command; remove {out} and start again")
     dataset = parts.commit(owner, out, rows, provenance, source.manifest.arrays)
     size, before = (sum(shard.bytes for shard in each.manifest.shards) / 1e6 for each in (dataset, source))
     print(
@@ -175,7 +175,7 @@ def _work(
 ) -> Iterator[int]:
     """Write the shards with these numbers; yields each number when its shard is written."""
     most = 1 if device == "cuda" else cores()
-    if not all(isinstance(named, StandInWeights) for named in _named(config).values()):
+    if not all(isinstance(named, StandInWeights) for named in _networks_by_role(config).values()):
         most = min(most, _MOST_WITH_WEIGHTS)
     workers = min(config.workers or most, len(numbers))
     what = (owner, source.root, source.fingerprint, out, config, device)
@@ -193,7 +193,7 @@ def _compute(
 ) -> int:
     """Write one shard and its record; returns its number."""
     source = _opened(data, fingerprint)
-    shard, name, index = source.manifest.shards[number], _names(source)[number], source.index
+    shard, name, index = source.manifest.shards[number], _shard_names(source)[number], source.index
     content = memoryview(store.read_bytes(store.join(data, shard.name)))
     rows = np.flatnonzero(index.shard == number)
     keys = [bytes(key).decode("ascii") for key in index.key[rows]]
@@ -246,17 +246,17 @@ def _outputs(net: nn.Module, samples: Sequence[Sample], batch: int, device: str)
 # ------------------------------------------------------------------------------------------------- nets
 
 
-def _named(config: PrecomputeConfig) -> dict[Role, Any]:
+def _networks_by_role(config: PrecomputeConfig) -> dict[Role, Any]:
     """Role -> its configured network."""
     roles: dict[Role, Any] = {"identity": config.identity, "codes": config.codes}
     return {role: named for role, named in roles.items() if named is not None}
 
 
-def _made_by(config: PrecomputeConfig, device: str) -> dict[Role, dict[str, Any]]:
+def _network_ids(config: PrecomputeConfig, device: str) -> dict[Role, dict[str, Any]]:
     """Role -> what identifies the network; unsuitable files are refused here, before work starts."""
     _loaded.cache_clear()  # a file may have been replaced since an earlier call in this process
     checksums = {role: digest for role, (_, digest) in _loaded(config.model_dump_json(), device).items()}
-    return {role: described(role, named, checksums[role]) for role, named in _named(config).items()}
+    return {role: described(role, named, checksums[role]) for role, named in _networks_by_role(config).items()}
 
 
 @functools.lru_cache(maxsize=1)
@@ -264,7 +264,7 @@ def _loaded(config_json: str, device: str) -> dict[Role, tuple[nn.Module, str | 
     """Role -> network and the SHA-256 of its file; loaded once per process."""
     config = PrecomputeConfig.model_validate_json(config_json)
     found: dict[Role, tuple[nn.Module, str | None]] = {}
-    for role, named in _named(config).items():
+    for role, named in _networks_by_role(config).items():
         digest: str | None = None
         if isinstance(named, StandInWeights):
             net = standins.load(role)
@@ -280,5 +280,5 @@ def _opened(data: str, fingerprint: str) -> Dataset:
     """The source, opened once per process."""
     dataset = open_dataset(data)
     if dataset.fingerprint != fingerprint:
-        raise V2FError(f"{data}: another data set was put in its place meanwhile; start again")
+        raise V2FError(f"{data}: a different data set replaced it during this command; start again")
     return dataset

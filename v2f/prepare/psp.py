@@ -32,7 +32,9 @@ def checksum(config: PspConfig) -> str:
     return load_psp(config.file, config.sha256, _model(config))[1]
 
 
-def see(config: PspConfig, photo_NHWC: Pixels, size: int) -> tuple[npt.NDArray[np.float32], Pixels | None]:
+def encode_and_render(
+    config: PspConfig, photo_NHWC: Pixels, size: int
+) -> tuple[npt.NDArray[np.float32], Pixels | None]:
     """w+ [N, L, D] of photos, and with ``config.pictures`` the pictures generated from them, uint8 [N, size, size, 3].
 
     Pictures are generated from w+ rounded to float16, as stored in samples.
@@ -54,7 +56,7 @@ def see(config: PspConfig, photo_NHWC: Pixels, size: int) -> tuple[npt.NDArray[n
 
 def _finite(values: torch.Tensor, config: PspConfig) -> torch.Tensor:
     if not values.isfinite().all():
-        raise V2FError(f"{config.file}: its result for a photo is not finite; the file is damaged, copy it again")
+        raise V2FError(f"{config.file}: its output for a photo is NaN or infinite; the file is damaged, copy it again")
     return values
 
 
@@ -64,6 +66,6 @@ def _loaded(file: str, sha256: str | None, model: Model, device: str) -> PSP:
 
 
 def _model(config: PspConfig) -> Model:
-    """Which of the two published files to look for in a folder: the one that redraws faces, or the one that encodes
-    them as they are."""
+    """Which of the two published files to look for in a folder: the one that renders faces from the front, or the one
+    that encodes them as they are."""
     return "frontalization" if config.pictures else "encode"

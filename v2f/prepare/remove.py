@@ -68,13 +68,13 @@ def _remove(owner: Lease, root: str, identities: Sequence[str]) -> Dataset:
     if wanted:
         before, dataset = dataset, _without(owner, dataset, wanted)
         _clear(owner, dataset)
-        _summarise(before, dataset, wanted)
+        _summarize(before, dataset, wanted)
     else:
         print(f"{root}: a removal that was interrupted is finished; fingerprint {dataset.fingerprint}")
     return dataset
 
 
-def _summarise(before: Dataset, after: Dataset, identities: Sequence[str]) -> None:
+def _summarize(before: Dataset, after: Dataset, identities: Sequence[str]) -> None:
     old, new = before.manifest.shards, {shard.name for shard in after.manifest.shards}
     samples = len(before.index.key) - len(after.index.key)
     print(
@@ -201,7 +201,7 @@ def _yield(root: str) -> dict[str, Any] | None:
         report = json.loads(store.read_bytes(path))
         return {"people": dict(report["people"]), "rejected_photos": dict(report["rejected_photos"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise V2FError(f"{path}: this is no yield report; restore or remove it") from error
+        raise V2FError(f"{path}: not a yield report; restore or remove it") from error
 
 
 def _named_beside(root: str) -> set[str]:

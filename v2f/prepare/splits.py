@@ -110,12 +110,12 @@ def check_column(rows: list[AnyRow], path: str) -> list[AnyRow]:
         if other.split != row.split:
             raise V2FError(
                 f"{path}: {row.identity!r} is in {other.split} (line {other.number}) and in {row.split} "
-                f"(line {row.number}): splits are by person; held-out clips of trained people are called 'seen'"
+                f"(line {row.number}): splits are by person; held-out clips of people in train belong to 'seen'"
             )
     for row in rows:
         if row.split == "seen" and (row.identity not in first or first[row.identity].split != "train"):
             raise V2FError(
-                f"{path}: line {row.number}: {row.identity!r} is in 'seen', which are clips of trained people, "
-                "but has no row in train"
+                f"{path}: line {row.number}: {row.identity!r} is in 'seen', which holds clips of people in "
+                "train, but has no row in train"
             )
     return rows

@@ -177,7 +177,7 @@ def _apply_psp(config: StepsConfig, raws: list[RawSample]) -> list[RawSample]:
     from v2f.prepare import psp
 
     photo_NHWC = np.stack([photo_HWC for raw in raws for photo_HWC in raw.photos_HWC or ()])
-    codes_NLD, drawn_NHWC = psp.see(config.psp, photo_NHWC, config.size)
+    codes_NLD, drawn_NHWC = psp.encode_and_render(config.psp, photo_NHWC, config.size)
     if drawn_NHWC is None:
         drawn_NHWC = np.stack([square(photo_HWC, config.size) for photo_HWC in photo_NHWC])
     seen, at = [], 0
@@ -274,7 +274,7 @@ def read_photo(file: str | bytes, max_side: int) -> tuple[Image.Image, Points]:
         except Image.DecompressionBombError as error:
             raise UnusableError("photo is too large", str(error)) from error
         except UnidentifiedImageError as error:
-            raise UnusableError("photo cannot be decoded", "no kind of picture that is known") from error
+            raise UnusableError("photo cannot be decoded", "unknown picture format") from error
         if orientation in _TURNS:
             upright = upright.transpose(_TURNS[orientation])
         upright.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)

@@ -59,11 +59,11 @@ class VoxCelebConfig(StepsConfig):
     spare: int = Field(3, ge=0, le=100, description="photos that are tried where others have no usable face")
     splits: Literal["published", "shares"] = Field("published", description="published: its test people are `test`")
     people: Shares = Shares()
-    seen: float = Field(0.1, ge=0.0, lt=1.0, description="share of a trained person's clips that is held out")
-    seed: int = Field(0, ge=0, description="another seed, other splits and other photos")
+    seen: float = Field(0.1, ge=0.0, lt=1.0, description="held-out share of the clips of each person in train")
+    seed: int = Field(0, ge=0, description="another seed gives other splits and other photos")
     subset: Subset = Subset()
     align: Literal["mtcnn", "none"] = "mtcnn"
-    face: Literal["largest", "only"] = Field("largest", description="of several faces in a photo")
+    face: Literal["largest", "only"] = Field("largest", description="which face, if a photo has several")
 
     @model_validator(mode="after")
     def _faces_are_chosen_among_those_found(self) -> "VoxCelebConfig":
@@ -216,9 +216,9 @@ class VoxCeleb:
                     continue
                 owner, why = _owner(name, exact, loose)
                 if not is_text(name):
-                    why = "the file's name is no UTF-8"
+                    why = "its name is not valid UTF-8"
                 elif _PHOTO.fullmatch(name) is None:
-                    why = "no kind of photo that is taken"
+                    why = "unsupported type of photo"
                 if owner and not why:
                     photos[owner].append(_Photo(name, store.join(root, path)))
                 else:
@@ -252,11 +252,11 @@ def read_meta(text: bytes, path: str, needs_set: bool) -> list[Speaker]:
         columns = [_COLUMNS.get(re.sub(r"\s", "", title).lower(), "") for title in titles]
         listed = [_trimmed([same(tidy(value)) for value in row], len(columns)) for row in rows]
     except (UnicodeDecodeError, csv.Error, ValueError, StopIteration) as error:
-        raise V2FError(f"{path}: this is no metadata of VoxCeleb ({error or 'it is empty'})") from error
+        raise V2FError(f"{path}: not VoxCeleb metadata ({error or 'it is empty'})") from error
     wanted = {"id", *(["set"] if needs_set else [])}
     if not wanted <= set(columns) or not {"face", "name"} & set(columns):
         raise V2FError(
-            f"{path}: its header has to name VoxCeleb1 ID, VGGFace1 ID (or 2) and Set, it is {','.join(titles)}"
+            f"{path}: the header must contain VoxCeleb1 ID, VGGFace1 ID (or 2) and Set; it is {','.join(titles)}"
         )
     people = []
     for number, row in enumerate(listed, start=2):
@@ -264,7 +264,10 @@ def read_meta(text: bytes, path: str, needs_set: bool) -> list[Speaker]:
             continue
         values = {column: value for column, value in zip(columns, row, strict=False) if column}
         if len(row) != len(columns) or not re.fullmatch(r"id\d{5}", values["id"]):
-            raise V2FError(f"{path}: line {number} is no person ({', '.join(row)}); it is damaged, fetch it anew")
+            raise V2FError(
+                f"{path}: line {number} does not describe a person ({', '.join(row)}); the file is damaged, "
+                "download it again"
+            )
         if needs_set and values["set"].lower() not in ("dev", "test"):
             raise V2FError(f"{path}: line {number}: the set {values['set']!r} is neither dev nor test")
         names = tuple(dict.fromkeys(values[column] for column in ("face", "name") if values.get(column)))
@@ -289,9 +292,9 @@ def _no_clip(name: str, path: str) -> LeftOut:
     folders = name.split("/")[:-1]
     id = next((folder for folder in reversed(folders) if re.fullmatch(r"id\d{5}", folder)), "".join(folders[:1]))
     if not is_text(name):
-        return LeftOut(path, id, "the file's name is no UTF-8")
+        return LeftOut(path, id, "its name is not valid UTF-8")
     if _CLIP.fullmatch(f"{name.rpartition('.')[0]}.wav") is not None:
-        return LeftOut(path, id, "no kind of clip that is taken", "these are .wav, .m4a and .flac")
+        return LeftOut(path, id, "unsupported type of clip", "use .wav, .m4a or .flac")
     return LeftOut(path, id, "it does not lie where clips do", "that is idXXXXX/VIDEO/UTT.wav|m4a")
 
 

@@ -74,7 +74,7 @@ def read_left_out(root: str) -> list[LeftOut]:
         # not splitlines: a name may contain line separators that JSON does not escape
         return [LeftOut(**json.loads(line)) for line in store.read_bytes(path).decode().split("\n") if line]
     except (ValueError, TypeError) as error:
-        raise V2FError(f"{path}: this is no list of what was left out ({error}); restore or remove it") from error
+        raise V2FError(f"{path}: not a list of left-out inputs ({error}); restore or remove it") from error
 
 
 def why(left_out: Sequence[LeftOut]) -> str:

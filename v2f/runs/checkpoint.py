@@ -175,7 +175,7 @@ class _Clock(Record):
 
 
 class _State(Record):
-    """What a run resumes from. A program that saves less than a training leaves out the rest."""
+    """What a run resumes from. A program that saves less than a training run leaves out the rest."""
 
     step: int | None = None
     slot: int | None = None

@@ -15,7 +15,7 @@ from v2f.config import (
     MayChange,
     Place,
     build,
-    fixed,
+    fixed_on_resume,
     override,
     read_yaml,
 )
@@ -285,6 +285,6 @@ def config_from(values: Any, where: str) -> RunConfig:
 
 def changes(before: RunConfig, now: RunConfig) -> list[str]:
     """How the trained function differs: a line ``key: old -> new`` for each key that may not change."""
-    old, new = fixed(before), fixed(now)
+    old, new = fixed_on_resume(before), fixed_on_resume(now)
     keys = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys]

@@ -17,7 +17,7 @@ BY = {
 
 def _observer(name: str) -> str:
     if name not in BY:
-        raise ValueError(f"{name!r} is no observer; the observers are {', '.join(BY)}")
+        raise ValueError(f"{name!r} is not an observer; the observers are {', '.join(BY)}")
     return name
 
 

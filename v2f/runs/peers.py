@@ -54,14 +54,14 @@ def alike(peers: Peers, act: Callable[[], T]) -> list[T]:
     except Exception as raised:
         error = raised
     kind = type(error) if isinstance(error, V2FError) else V2FError
-    failed = None if error is None else (kind, line_of(error), error.again if isinstance(error, V2FError) else True)
+    failed = None if error is None else (kind, line_of(error), error.retryable if isinstance(error, V2FError) else True)
     everyones = peers.gather((own, failed))
     if error is not None:
         raise error
     for rank, (_, other) in enumerate(everyones):
         if other is not None:
             elsewhere = other[0](f"rank {rank}: {other[1]}")
-            elsewhere.again = other[2]
+            elsewhere.retryable = other[2]
             raise elsewhere
     return [value for value, _ in everyones]  # type: ignore[misc]
 
@@ -77,7 +77,7 @@ def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], pa
     try:
         store.write_bytes(own, socket.gethostname().encode())
     except V2FError as error:
-        failure = str(error), error.again
+        failure = str(error), error.retryable
     failures = gather(failure)
     absent: list[int] = []
     listed: list[str] = []
@@ -97,8 +97,8 @@ def check_shared(root: str, *, rank: int, gather: Callable[[Any], list[Any]], pa
             store.remove(store.join(root, name))
     for other, failed in enumerate(failures):
         if failed:
-            why, again = failed
-            kind = PassingError if again else V2FError
+            why, retryable = failed
+            kind = PassingError if retryable else V2FError
             raise kind(f"rank {other} cannot write to the run's folder: {why}")
     for other, (host, missing) in enumerate(seen):
         if missing:

@@ -92,7 +92,7 @@ def _filled(config: RunConfig, system: System) -> list[dict[str, Any]]:
             _put(config, system, source.target, found)
         except V2FError as error:
             located = V2FError(f"init_from.{number}: {error}")
-            located.again = error.again
+            located.retryable = error.retryable
             raise located from error
         taken.append({"source": source.file or source.run, "into": source.target, **found.about})
     return taken

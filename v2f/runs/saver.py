@@ -65,7 +65,7 @@ class Saver:
     committed before stays whole until it is committed again. A Saver keeps the newest ``keep`` checkpoints (at least
     2), every step that ``keep_every`` divides, and the best one by ``best`` among those measured at their own step.
     :meth:`take_failures` reports failed saves; they are never raised. Rank 0 waits ``patience_s`` seconds for the parts
-    of the other ranks, which is less than the training's watchdog allows.
+    of the other ranks, which is less than the watchdog of the training run allows.
 
     ``lease``: rank 0's lease on ``root``. A Saver commits and removes files only while it holds the lease. Each commit
     records the lease's number, by which readers recognize the commits of a superseded owner.

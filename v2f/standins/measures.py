@@ -1,4 +1,4 @@
-"""Losses of the stand-ins' trainings, and measures of what the trained nets do on people they never saw."""
+"""Losses for training the stand-ins, and measures of what the trained nets do on people they never saw."""
 
 import math
 from collections.abc import Callable

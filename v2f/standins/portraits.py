@@ -1,4 +1,4 @@
-"""The portraits that stand-ins are trained on: rendered once, shared by all trainings."""
+"""The portraits that stand-ins are trained on: rendered once, shared by all training runs."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from v2f.world.portraits import render_portraits
 SEED = 1000  # of the world of the people that all stand-ins but the referee are trained on
 REFEREE_SEED = 2000  # of the referee's world, which has nobody in common with the other
 SIZE = 64
-HELD_OUT = 1_000_000  # the first person outside every training
+HELD_OUT = 1_000_000  # the first person outside every training run
 STYLE_DIM = 128
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from v2f.errors import V2FError
 from v2f.storage import local as files
 from v2f.storage import s3
-from v2f.storage.credentials import shown
+from v2f.storage.credentials import redacted
 from v2f.storage.retry import Attempts
 
 # Not retried: the answer is final, or the program has a defect.
@@ -89,7 +89,7 @@ class Backend(ABC):
 
     def stage(self) -> Staged:
         """A temporary file for :meth:`put`, in this machine's scratch folder."""
-        where, place = f"{shown(self.path)}: by way of {files.scratch()} ({files.SCRATCH})", files.scratch()
+        where, place = f"{redacted(self.path)}: by way of {files.scratch()} ({files.SCRATCH})", files.scratch()
         with files.explained(where, place=place):
             return Staged(files.scratch_file(), where, place)
 

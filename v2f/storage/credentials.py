@@ -38,7 +38,7 @@ def has_credentials(text: str) -> bool:
     return named or ("://" in text and _SECRET_KEY.search(text) is not None)
 
 
-def shown(path: str) -> str:
+def redacted(path: str) -> str:
     """A path, made safe to show: without a user before its bucket and without a query."""
     user = user_in(path)
     text = f"{user[1]}://***@{path[user.end() :]}" if user else path

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from v2f.storage import local as files
 from v2f.storage.backend import Backend, GoneError, Staged
-from v2f.storage.credentials import shown
+from v2f.storage.credentials import redacted
 from v2f.storage.retry import count
 
 log = logging.getLogger("v2f")
@@ -88,7 +88,7 @@ class Disk(Backend):
         os.makedirs(self.folder, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=self.folder)
         os.close(handle)
-        return Staged(temporary, shown(self.path), self.local)
+        return Staged(temporary, redacted(self.path), self.local)
 
     def put(self, temporary: str) -> None:
         self.request(functools.partial(self._commit, temporary))
@@ -141,7 +141,7 @@ class Disk(Backend):
                 os.unlink(temporary)
                 raise
         except FileNotFoundError:
-            raise GoneError(f"{shown(self.path)}: cannot {self.verb} it, its folder no longer exists") from None
+            raise GoneError(f"{redacted(self.path)}: cannot {self.verb} it, its folder no longer exists") from None
         return None
 
     def _written(self, data: bytes) -> str:

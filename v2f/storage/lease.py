@@ -56,13 +56,13 @@ _LOCK = "lock"
 class HeldError(V2FError):
     """Another owner, which is alive, has the lease."""
 
-    again = True
+    retryable = True
 
 
 class LostError(V2FError):
     """This owner has lost the lease: another one has taken over, or (``gone``) the folder no longer exists."""
 
-    again = True
+    retryable = True
 
     def __init__(self, message: str, *, gone: bool = False) -> None:
         super().__init__(message)

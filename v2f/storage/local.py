@@ -30,8 +30,8 @@ _PLACE = "choose another place"
 # The reason and what to do. These errors last until somebody acts; those in _PASSING may go away.
 _LASTING = {
     errno.EROFS: f"the file system is read-only; {_PLACE}, or mount it for writing",
-    errno.EACCES: "access is denied; check its rights or credentials",
-    errno.EPERM: "access is denied; check its rights or credentials",
+    errno.EACCES: "access is denied; check your permissions and credentials",
+    errno.EPERM: "access is denied; check your permissions and credentials",
     errno.ENAMETOOLONG: "its name is too long for the file system; choose a shorter one",
     errno.ELOOP: "its links form a loop; correct them",
     errno.EFBIG: f"it is larger than the file system or `ulimit -f` allows; raise the limit, or {_PLACE}",
@@ -52,7 +52,7 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 class PassingError(V2FError):
     """The disk failed, but may succeed later or with more space."""
 
-    again = True
+    retryable = True
 
 
 class NotAFileError(OSError):
@@ -125,7 +125,7 @@ def explanation(path: str, verb: str, error: Exception, place: str | None = None
     if code in _MISSING or isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return V2FError(f"{begins}there is no such file")
     if code == errno.EISDIR:
-        return V2FError(f"{begins}it is a folder and no file; name a file")
+        return V2FError(f"{begins}it is a folder; name a file")
     if code in _LASTING:
         return V2FError(begins + _LASTING[code])
     if code in _PASSING:

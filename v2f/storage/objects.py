@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from v2f.storage import s3
 from v2f.storage.backend import Backend, ConflictError
-from v2f.storage.credentials import shown
+from v2f.storage.credentials import redacted
 from v2f.storage.retry import Attempts
 
 PART = 32 << 20  # a larger file is uploaded in parts of at least this size; S3 takes 10,000 parts
@@ -119,7 +119,7 @@ class Objects(Backend):
         try:
             return self.request(lambda: s3.put(self.path, data, match=tag))
         except (s3.ExistsError, FileNotFoundError):
-            raise ConflictError(f"{shown(self.path)}: another process has written or removed it") from None
+            raise ConflictError(f"{redacted(self.path)}: another process has written or removed it") from None
 
     def remove(self) -> None:
         self.request(lambda: s3.delete(self.path))

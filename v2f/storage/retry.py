@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from v2f.errors import V2FError
 from v2f.storage import s3
-from v2f.storage.credentials import shown
+from v2f.storage.credentials import redacted
 
 log = logging.getLogger("v2f")
 
@@ -25,7 +25,7 @@ SAID_AT = 4  # the number of failures in a row after which a warning explains th
 class UnreachableError(V2FError):
     """The store failed at every attempt, so nothing is known about the object."""
 
-    again = True
+    retryable = True
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Attempts:
         if self._failures >= ATTEMPTS:
             seconds = time.monotonic() - self._started
             raise UnreachableError(
-                f"{shown(self._path)}: cannot {self._verb} it, {self._made} attempts in {seconds:.0f} s failed "
+                f"{redacted(self._path)}: cannot {self._verb} it, {self._made} attempts in {seconds:.0f} s failed "
                 f"(the last: {reason}); check the endpoint, the network and the store"
             ) from None
         if self._failures == SAID_AT:
-            log.warning("%s: cannot %s it yet (%s); trying again", shown(self._path), self._verb, reason)
+            log.warning("%s: cannot %s it yet (%s); trying again", redacted(self._path), self._verb, reason)
         # Full jitter. It needs no seed, because it changes only the timing.
         time.sleep(random.uniform(0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2 ** (self._failures - 1))))

@@ -16,7 +16,7 @@ from v2f.storage import local as files
 from v2f.storage import s3
 from v2f.storage.backend import Backend
 from v2f.storage.backend import ConflictError as ConflictError
-from v2f.storage.credentials import shown, user_in
+from v2f.storage.credentials import redacted, user_in
 from v2f.storage.disk import Disk
 from v2f.storage.objects import Objects
 from v2f.storage.other import OtherStore
@@ -46,7 +46,9 @@ def backend_of(path: str, verb: str) -> Backend:
     if local is not None:
         return Disk(path, verb, local)
     if user_in(path):
-        raise V2FError(f"{shown(path)}: a path carries no credentials; set them in the environment or a profile")
+        raise V2FError(
+            f"{redacted(path)}: a path must not contain credentials; set them in the environment or a profile"
+        )
     return (Objects if path.partition("://")[0].lower() in ("s3", "s3a") else OtherStore)(path, verb)
 
 
@@ -104,8 +106,8 @@ def read_range(path: str, offset: int, length: int) -> bytes:
         data = backend.read(offset, offset + length)
     if len(data) != length:
         raise V2FError(
-            f"{shown(path)}: only {len(data)} of the {length} bytes from byte {offset} on are there: "
-            "it was truncated or replaced; copy it again"
+            f"{redacted(path)}: found only {len(data)} of the {length} bytes from byte {offset} on: "
+            "the file was truncated or replaced; copy it again"
         )
     count(bytes_read=length)
     return data
@@ -171,7 +173,7 @@ def create(path: str, data: bytes) -> bool:
     """Write ``data`` atomically if the file does not exist; False if it exists with other content.
 
     If several writers try at once, one succeeds: on a disk by a link, on S3 by ``If-None-Match``. Stores that do not
-    support it, and Swift, which checks before it writes, may let a second one through: read the file back.
+    support it, and Swift, which checks before it writes, may let a second writer through: read the file back.
     """
     with _backend(path, "write") as backend:
         made = backend.create(data)
@@ -214,7 +216,7 @@ def remove(path: str) -> None:
 def remove_folder(path: str, first: str, only: Collection[str] | None = None) -> None:
     """Remove a flat folder or prefix of files, beginning with ``first``, the file that marks the folder as complete.
 
-    If a file cannot be removed, the others are removed all the same, and the error is raised at the end. ``only``: the
+    If a file cannot be removed, the others are removed anyway, and the error is raised at the end. ``only``: the
     files to remove; any others stay, and with them the folder.
     """
     local = local_path(path)
@@ -261,9 +263,9 @@ def explained(path: str, verb: str = "write") -> Iterator[None]:
 
 
 def _explanation(path: str, verb: str, error: Exception) -> V2FError | None:
-    name, remote = shown(path), local_path(path) is None
+    name, remote = redacted(path), local_path(path) is None
     if isinstance(error, s3.DeniedError):
-        return V2FError(f"{name}: cannot {verb} it, access is denied ({error}); check its rights or credentials")
+        return V2FError(f"{name}: cannot {verb} it, access is denied ({error}); check your permissions and credentials")
     if isinstance(error, s3.S3Error):
         return V2FError(f"{name}: cannot {verb} it: {error}")
     missing = (
@@ -277,5 +279,5 @@ def _explanation(path: str, verb: str, error: Exception) -> V2FError | None:
     if isinstance(error, (ImportError, ValueError)):
         return V2FError(f"{name}: cannot {verb} it, this kind of path is not supported")
     if remote:
-        return V2FError(f"{name}: cannot {verb} it ({type(error).__name__}); check endpoint and credentials")
+        return V2FError(f"{name}: cannot {verb} it ({type(error).__name__}); check the endpoint and your credentials")
     return None

@@ -21,7 +21,7 @@ from torch import Tensor
 from v2f import metrics, weights
 from v2f.data.transforms import NoiseVector, Photo
 from v2f.errors import V2FError
-from v2f.nn import widened
+from v2f.nn import at_least_float32
 from v2f.nn.dcgan import DCGANDiscriminator, DCGANGenerator, doublings
 from v2f.system import (
     Batch,
@@ -59,7 +59,7 @@ class FaceGAN(Judged):
         width: int = Field(64, gt=0, description="channels of the largest maps")
         bn_group: int = Field(16, gt=0, description="samples in each mean of batch norm")
         loss: Literal["non_saturating", "minimax"] = Field(
-            "non_saturating", description="the generator maximises log D(G(z)), or minimises log(1 - D(G(z)))"
+            "non_saturating", description="the generator maximizes log D(G(z)), or minimizes log(1 - D(G(z)))"
         )
         smooth: float = Field(0.0, ge=0, lt=0.5, description="the discriminator's target for photos is 1 - smooth")
         every: int = Field(1, gt=0, description="discriminator steps per generator step")
@@ -126,8 +126,8 @@ class FaceGAN(Judged):
         with torch.no_grad():
             made = self.generator(batch["noise"])
         weight = batch["weight"]
-        real_B = widened(self.discriminator(to_picture(batch["image"], like=batch["noise"])))
-        made_B = widened(self.discriminator(made))
+        real_B = at_least_float32(self.discriminator(to_picture(batch["image"], like=batch["noise"])))
+        made_B = at_least_float32(self.discriminator(made))
         real = weighted(F.softplus(-real_B) + self.config.smooth * real_B, weight)  # cross-entropy with 1 - smooth
         fake = weighted(F.softplus(made_B), weight)
         return {
@@ -140,7 +140,7 @@ class FaceGAN(Judged):
 
     def _deceive(self, batch: Batch) -> Losses:
         """- log D(G(z)), or log(1 - D(G(z))) of the minimax game (Goodfellow et al. 2014, section 3)."""
-        logit_B = widened(self.discriminator(self.generator(batch["noise"])))
+        logit_B = at_least_float32(self.discriminator(self.generator(batch["noise"])))
         saturating = self.config.loss == "minimax"
         return {"total": weighted(-F.softplus(logit_B) if saturating else F.softplus(-logit_B), batch["weight"])}
 

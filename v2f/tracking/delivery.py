@@ -12,7 +12,7 @@ from v2f.tracking import mlflow_client
 from v2f.tracking.mlflow_run import MlflowRun
 from v2f.tracking.problems import Problems
 from v2f.tracking.spool import SPOOL, parse_line
-from v2f.tracking.state import STATE, Cargo, delivered_bytes, mark_at, read_state, write_state
+from v2f.tracking.state import STATE, Channel, delivered_bytes, mark_at, read_state, write_state
 
 PACE_S = 1.0  # between deliveries: many points fit in one request, and the training thread keeps the interpreter's lock
 RETRY_S = 10.0
@@ -61,13 +61,13 @@ class Delivery(threading.Thread):
                 self.closing.wait(RETRY_S)
                 self.news.set()
 
-    def _deliver(self, cargo: Cargo) -> bool:
-        return self._attempt(cargo, lambda run: self._send_all(run, cargo))
+    def _deliver(self, channel: Channel) -> bool:
+        return self._attempt(channel, lambda run: self._send_all(run, channel))
 
     def _end(self) -> bool:
         return self._attempt("points", MlflowRun.end)
 
-    def _attempt(self, cargo: Cargo, act: Callable[[MlflowRun], None]) -> bool:
+    def _attempt(self, channel: Channel, act: Callable[[MlflowRun], None]) -> bool:
         """Call ``act``, after connecting if necessary; False if it fails."""
         try:
             if self._mlflow_run is None:
@@ -76,25 +76,25 @@ class Delivery(threading.Thread):
         except Exception as error:  # MLflow raises many types; none of them may reach the training
             self._mlflow_run = None  # a new connection asks MLflow what has arrived
             why = mlflow_client.reason(error)
-            self._problems.report(cargo, f"MLflow does not accept {cargo} ({why}); they are kept and sent later")
+            self._problems.report(channel, f"MLflow does not accept {channel} ({why}); they are kept and sent later")
             return False
-        self._problems.resolve(cargo, f"MLflow accepts {cargo} again")
+        self._problems.resolve(channel, f"MLflow accepts {channel} again")
         return True
 
-    def _send_all(self, run: MlflowRun, cargo: Cargo) -> None:
-        position = delivered_bytes(self._spool, self._state, cargo)
+    def _send_all(self, run: MlflowRun, channel: Channel) -> None:
+        position = delivered_bytes(self._spool, self._state, channel)
         while True:
             lines, size = self._read(position)
             if not size:
                 return
-            lines = [line for line in lines if ("picture" in line) == (cargo == "pictures")]
-            if cargo == "points":
+            lines = [line for line in lines if ("picture" in line) == (channel == "pictures")]
+            if channel == "points":
                 run.send_points(lines)
             else:
                 for line in lines:
                     run.send_picture(line)
             position += size
-            self._state["marks"][cargo] = mark_at(self._spool, position)
+            self._state["marks"][channel] = mark_at(self._spool, position)
             if lines:
                 self._save()
 

@@ -16,7 +16,7 @@ from v2f.storage.records import Record
 STATE = "tracking.json"
 _CHECKED_BYTES = 4096  # before a mark; their checksum identifies the spool
 
-Cargo = Literal["points", "pictures"]
+Channel = Literal["points", "pictures"]
 
 
 class _Mark(Record):
@@ -60,9 +60,9 @@ def write_state(folder: str, state: Mapping[str, Any]) -> None:
     store.write_bytes(store.join(folder, STATE), json.dumps(state, indent=1).encode())
 
 
-def delivered_bytes(spool: Path, state: Mapping[str, Any], cargo: Cargo) -> int:
+def delivered_bytes(spool: Path, state: Mapping[str, Any], channel: Channel) -> int:
     """How many bytes of the spool have been delivered; 0 if the mark belongs to another spool."""
-    mark = state.get("marks", {}).get(cargo, {"bytes": 0, "crc": 0})
+    mark = state.get("marks", {}).get(channel, {"bytes": 0, "crc": 0})
     return int(mark["bytes"]) if _checksum(spool, mark["bytes"]) == mark["crc"] else 0
 
 

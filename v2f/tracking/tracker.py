@@ -149,7 +149,7 @@ class Tracker:
         try:
             self._spool.append(line)
             self._problems.resolve("disk", f"{self._spool.path} can be written again; the waiting points are in it")
-        except OSError as error:  # a full disk must not end a training
+        except OSError as error:  # a full disk must not end a training run
             reason = files.strerror(error)
             self._problems.report(
                 "disk", f"cannot write {self._spool.path}: {reason}; training continues, and points wait in memory"

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int | None:
                 raise
         return stopping.DONE
 
-    code = guarded(train, debug=args.debug, mistake=stopping.MISTAKE)
+    code = guarded(train, debug=args.debug, error_code=stopping.MISTAKE)
     return stopping.report(code, together=together)
 
 

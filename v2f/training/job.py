@@ -17,7 +17,7 @@ from v2f.training.slot_log import SlotLog
 
 @dataclass
 class Job:
-    """One rank's part of a training, at ``step``. ``rank_zero`` is None on the other ranks.
+    """One rank's part of a training run, at ``step``. ``rank_zero`` is None on the other ranks.
 
     ``fingerprint`` is that of the data; ``init_from`` records which weights the run started from
     (:func:`v2f.runs.run.start_from`); ``failed_saves`` counts this rank's.

@@ -1,4 +1,4 @@
-"""Profiling a running training: SIGUSR2 to one of its processes profiles that rank's next steps.
+"""Profiling a training run: SIGUSR2 to one of its processes profiles that rank's next steps.
 
 The signal's handler only sets a flag. ``step``, which the trainer calls after every step, sees the flag, records the
 next ``STEPS`` steps, and writes to ``FOLDER/profiles/``::

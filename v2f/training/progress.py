@@ -1,4 +1,4 @@
-"""How a training proceeds: means between two logged points, goodput over all starts, and the usual gradient norms."""
+"""How a training run proceeds: means between two logged points, goodput over all starts, usual gradient norms."""
 
 import contextlib
 import statistics

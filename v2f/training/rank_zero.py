@@ -1,4 +1,4 @@
-"""What rank 0 alone does in a training: it holds the run's lease, logs, and validates."""
+"""What rank 0 alone does in a training run: it holds the run's lease, logs, and validates."""
 
 from collections import deque
 from dataclasses import dataclass, field

@@ -139,7 +139,7 @@ def package_versions() -> dict[str, str]:
 def _code_version() -> str:
     """The commit of the source tree, with ``+dirty`` if it has uncommitted changes; without git, the package's version.
 
-    git takes no lock: a training killed just then would leave the lock behind and block its owner's next commit.
+    git takes no lock: a training run killed just then would leave the lock behind and block its owner's next commit.
     """
     here = Path(__file__).parents[1]
     try:

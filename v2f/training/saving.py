@@ -1,4 +1,4 @@
-"""Saving a training: what a checkpoint holds beside the tensors, and what became of each save."""
+"""Saving a training run: what a checkpoint holds beside the tensors, and what became of each save."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from v2f.training.run_record import package_versions
 class UnsavedError(V2FError):
     """The last checkpoint of a start could not be written; another start may succeed."""
 
-    again = True
+    retryable = True
 
 
 def save(job: Job, wait: bool) -> None:

@@ -1,4 +1,4 @@
-"""Setting a training up, from its configuration and, if it resumes, from the run's newest checkpoint.
+"""Sets up a training run: from its configuration and, when it resumes, from its newest checkpoint.
 
 claim the run -> find the checkpoint -> open the data -> build the system -> restore -> open the loader
                                                                    -> on rank 0: log the start, read held-out data
@@ -94,18 +94,18 @@ class _Batching:
 
 
 def prepare(
-    config: RunConfig, resume: str, allow_changes: bool, stop_request: SupportsInt, owned: contextlib.ExitStack
+    config: RunConfig, resume: str, allow_changes: bool, stop_request: SupportsInt, resources: contextlib.ExitStack
 ) -> Job:
-    """Build everything the loop needs. Collective. The run's lease is released with ``owned``."""
+    """Build everything the loop needs. Collective. The run's lease is released with ``resources``."""
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    start = _claim(config, stop_request, owned)
+    start = _claim(config, stop_request, resources)
     engine = start.engine
     origin = _find_checkpoint(start, resume, allow_changes)
     data = _open_data(config)
     system = build_system(config)
     init_from = start_from(config, system, engine) if origin.checkpoint is None else []
-    batching = _cut_batches(config, engine, system)
+    batching = _plan_batching(config, engine, system)
     engine.wrap(system, share=batching.share, micro_batch=batching.micro_batch, seed=config.seed)
     state: dict[str, Any] = {}
     if origin.checkpoint is not None:
@@ -151,8 +151,9 @@ def prepare(
     )
 
 
-def _claim(config: RunConfig, stop_request: SupportsInt, owned: contextlib.ExitStack) -> _Start:
-    """Join the other ranks, and take the run's lease on rank 0. All ranks fail alike if another start holds it."""
+def _claim(config: RunConfig, stop_request: SupportsInt, resources: contextlib.ExitStack) -> _Start:
+    """Join the other ranks, and take the run's lease on rank 0. If another start holds it, all ranks raise the same
+    error."""
     engine = Engine(config.train.precision, config.train.strategy, patience_minutes=config.train.watchdog_minutes)
     attempt = engine.gather(f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}")[0]
     lease: Lease | None = None
@@ -161,8 +162,10 @@ def _claim(config: RunConfig, stop_request: SupportsInt, owned: contextlib.ExitS
         nonlocal lease
         if engine.rank == 0:
             root = store.join(config.folder, "checkpoints")
-            lease = Lease.take(root, "a training", note=inherited, say=say, interrupted=lambda: bool(int(stop_request)))
-            owned.enter_context(lease)
+            lease = Lease.take(
+                root, "a training run", note=inherited, say=say, interrupted=lambda: bool(int(stop_request))
+            )
+            resources.enter_context(lease)
 
     folder = RunFolder(config.folder)
     alike(engine, take)
@@ -173,7 +176,7 @@ def _find_checkpoint(start: _Start, resume: str, allow_changes: bool) -> _Origin
     """The checkpoint to resume from. Rank 0 refuses to overwrite a run, or to change its configuration unless
     ``allow_changes``, and fetches the files of the run that are stored elsewhere."""
     if resume not in ("auto", "none"):
-        raise V2FError(f"--resume {resume}: there is no such choice; give auto or none")
+        raise V2FError(f"--resume {resume}: unknown value; use auto or none")
     config, engine, folder, lease = start.config, start.engine, start.folder, start.lease
     checkpoints = store.join(folder.path, "checkpoints")
 
@@ -192,8 +195,8 @@ def _find_checkpoint(start: _Start, resume: str, allow_changes: bool) -> _Origin
             check_shapes(config, checkpoint.shapes_of(newest), newest)
         if changed and not allow_changes:
             raise V2FError(
-                f"{folder.path}: the configuration changed, {'; '.join(changed)}; resume with the old one, start "
-                "under another name, or allow it with --allow-changes"
+                f"{folder.path}: the configuration changed ({'; '.join(changed)}); resume with the old one, start "
+                "under another name, or allow the changes with --allow-changes"
             )
         lease.keep(taken_up(lease.note, checkpoint.step_of(newest) if newest else 0))
         folder.fetch(start.attempt)
@@ -232,7 +235,7 @@ def _open_stream(config: DataConfig, seed: int) -> tuple[str, Samples, Order | M
     return mixed.fingerprint, mixed, MixOrder(sizes, weights, data=names, **kind)
 
 
-def _cut_batches(config: RunConfig, engine: Engine, system: System) -> _Batching:
+def _plan_batching(config: RunConfig, engine: Engine, system: System) -> _Batching:
     streams = streams_of(config, system)
     bn_group = common_group(trained(system).values())
     for name, data in streams.items():
@@ -332,6 +335,6 @@ def _announce(
     for record in init_from if origin.checkpoint is None else []:
         say(f"init_from: {source_line(record)}")
     if any(difference.startswith("init_from:") for difference in origin.changed):
-        say(f"init_from: ignored, because it is for a first start and this run resumes from {origin.checkpoint}")
+        say(f"init_from: ignored, because only a first start uses it and this run resumes from {origin.checkpoint}")
     if batching.micro_batch not in (None, config.train.micro_batch):
         say(f"train.micro_batch: {batching.micro_batch}, the largest that divides a rank's {batching.share} samples")

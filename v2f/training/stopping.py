@@ -1,4 +1,4 @@
-"""Stopping a training: signals, a time limit, a watchdog, and the exit code that reaches the scheduler.
+"""Stopping a training run: signals, a time limit, a watchdog, and the exit code that reaches the scheduler.
 
     scheduler -- SIGTERM --> v2f exec -- SIGUSR1 --> ranks: the next step's reduction spreads the request, all save
     scheduler <-- 75 -- v2f exec <-- rank-0.json: 75 -- ranks exit with 0, so that no launcher restarts them
@@ -65,7 +65,7 @@ class StopRequest:
 
     def __init__(self, max_seconds: float | None) -> None:
         self._deadline = None if max_seconds is None else processes.uptime() + max_seconds - _since_start()
-        self._signalled = 0
+        self._signaled = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -78,15 +78,15 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._signalled == _SIGNALS[signal.SIGINT]:
+        if number == signal.SIGINT and self._signaled == _SIGNALS[signal.SIGINT]:
             raise KeyboardInterrupt
-        self._signalled = max(self._signalled, _SIGNALS[signal.Signals(number)])
+        self._signaled = max(self._signaled, _SIGNALS[signal.Signals(number)])
         if number == signal.SIGINT:  # counted before it is printed: a reader may press Ctrl-C again at once
             tell("v2f: Ctrl-C: will save after this step and exit; press it again to exit at once")
 
     def __int__(self) -> int:
         over = self._deadline is not None and processes.uptime() >= self._deadline
-        return max(self._signalled, int(over))
+        return max(self._signaled, int(over))
 
 
 def heard_signals() -> list[signal.Signals]:
@@ -195,7 +195,7 @@ def die_with_launcher() -> None:
 
     Otherwise the rank would continue alone, occupy its GPU, and write beside the ranks that the scheduler starts in its
     place, and torchrun's other agents would not learn that it is lost. If ``accelerate launch`` of one process dies of
-    a SIGTERM, its rank handles that signal: it saves. A training started by hand from a shell is not ended.
+    a SIGTERM, its rank handles that signal: it saves. A training run started by hand from a shell is not ended.
     """
 
     def end() -> None:
@@ -238,7 +238,7 @@ class _Lenient(io.FileIO):
 
 def outlive_the_terminal() -> None:
     """From here on, failed writes to stdout and stderr are ignored, even when the process flushes them at its end: a
-    closed terminal (EIO), a dead ``| tee`` (EPIPE) or a log on a full disk does not end a training."""
+    closed terminal (EIO), a dead ``| tee`` (EPIPE) or a log on a full disk does not end a training run."""
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):

@@ -44,8 +44,8 @@ def fit(config: RunConfig, resume: str = "none", *, allow_changes: bool = False,
     :class:`~v2f.storage.lease.LostError` if another start has taken it over, or its folder is gone.
     """
     local, rank = str(RunFolder(config.folder).local), int(os.environ.get("RANK", "0"))
-    with Watchdog(config.train.watchdog_minutes, local, rank) as watchdog, contextlib.ExitStack() as owned:
-        job = setup.prepare(config, resume, allow_changes, stop_request, owned)
+    with Watchdog(config.train.watchdog_minutes, local, rank) as watchdog, contextlib.ExitStack() as resources:
+        job = setup.prepare(config, resume, allow_changes, stop_request, resources)
         watchdog.alive()
         stop = _train(job, stop_request, watchdog)
         watchdog.alive()

@@ -95,7 +95,7 @@ def _path_of(upload: Any) -> str | None:
 
 def theme(gradio: Any) -> Any:
     """A theme with the colors of v2f's pages and the fonts of the visitor's system."""
-    colours = {
+    colors = {
         "body_background_fill": "var(--paper)",
         "body_text_color": "var(--ink)",
         "body_text_color_subdued": "var(--soft)",
@@ -118,8 +118,8 @@ def theme(gradio: Any) -> Any:
         "button_primary_text_color": "var(--paper)",
         "input_background_fill": "var(--card)",
     }
-    dark = {f"{name}_dark": value for name, value in colours.items() if not name.startswith("color_accent")}
+    dark = {f"{name}_dark": value for name, value in colors.items() if not name.startswith("color_accent")}
     base = gradio.themes.Base(
         primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-    return base.set(**colours, **dark)
+    return base.set(**colors, **dark)

@@ -1,7 +1,7 @@
 """Protects the served page from the network: few routes, small request bodies, a rate limit per client, strict headers.
 
 Gradio serves many routes; only the few that the page needs are let through. A call names the file that it is about: it
-may name a file that was uploaded to this page, but no other file and no address to fetch.
+may name a file that was uploaded to this page, but no other file and no URL to fetch.
 """
 
 import json
@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CALL_BYTES = 64 * 1024  # limit for a call, which contains the name of an upload and little else
 _FORM_BYTES = 4 * 1024  # what a form adds to the file in it
-_CLIENTS = 4096  # that are remembered
+_CLIENTS = 4096  # clients whose requests are counted
 _WAITING = 64  # uploads that have not been read yet
 _READ = (
     r"/|/healthz|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(static|assets|svelte)/.*|/login_check/?"
@@ -117,33 +117,34 @@ class Gate:
         path = request.url.path
         if request.method in ("GET", "HEAD"):
             served = path.startswith(_FILE) and _inside(self._folder, path[len(_FILE) :])
-            return (None if served or re.fullmatch(_READ, path) else _no(404, "there is nothing here")), receive
+            return (None if served or re.fullmatch(_READ, path) else _refusal(404, "not found")), receive
         if request.method != "POST" or not re.fullmatch(_WRITE, path):
-            return _no(404, "there is nothing here"), receive
+            return _refusal(404, "not found"), receive
         upload = path.endswith("/upload")
         length = Headers(scope=request.scope).get("content-length", "")
         most = self._max_bytes + _FORM_BYTES if upload else CALL_BYTES
         if not length.isdecimal():
-            return _no(411, "say how long the body is"), receive
+            return _refusal(411, "a Content-Length header is required"), receive
         if int(length) > most:
-            return _no(413, f"the body has {int(length):,} bytes, at most {most:,} are taken"), receive
+            return _refusal(413, f"the body has {int(length):,} bytes; the limit is {most:,}"), receive
         if path.endswith(("/upload", "/join", "/login", "/login/")):
             wait = self._rate.take(client_of(request))
             if wait:
-                refusal = _no(429, f"too many clips in a minute; wait {wait:.0f} s")
-                refusal.headers["retry-after"] = str(int(wait) + 1)
+                whole = int(wait) + 1
+                refusal = _refusal(429, f"too many requests; wait {whole} s, then try again")
+                refusal.headers["retry-after"] = str(whole)
                 return refusal, receive
         if upload and len(os.listdir(self._folder)) >= _WAITING:
-            return _no(503, "too many clips wait to be heard; try again in a minute"), receive
+            return _refusal(503, "too many clips are waiting to be processed; try again in a minute"), receive
         if path.endswith("/join"):
             body = await request.body()
             if not _names_uploads_only(body, self._folder):
-                return _no(400, "a call may name a file that was uploaded here, and nothing else"), receive
-            return None, _again(body, receive)
+                return _refusal(400, "a call may name only files uploaded to this page"), receive
+            return None, _replay(body, receive)
         return None, receive
 
 
-class Under:
+class RootPath:
     """ASGI middleware of a page whose public path is ``root``, such as ``/voice``: it works both with a proxy that
     strips ``root`` from the path and with one that does not."""
 
@@ -176,7 +177,7 @@ def sweep(folder: str, seconds: float, now: float) -> None:
             continue
 
 
-def _no(status: int, why: str) -> Response:
+def _refusal(status: int, why: str) -> Response:
     return JSONResponse({"detail": why, "error": why}, status)
 
 
@@ -190,21 +191,21 @@ def _names_uploads_only(body: bytes, folder: str) -> bool:
     except ValueError:
         return False
     return all(
-        isinstance(each["path"], str) and _inside(folder, each["path"]) for each in _groups(call) if "path" in each
+        isinstance(each["path"], str) and _inside(folder, each["path"]) for each in _dicts_in(call) if "path" in each
     )
 
 
-def _groups(value: Any) -> Iterator[dict[str, Any]]:
+def _dicts_in(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
         for each in value.values():
-            yield from _groups(each)
+            yield from _dicts_in(each)
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for each in value:
-            yield from _groups(each)
+            yield from _dicts_in(each)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """Replay a body that has already been read."""
     sent = False
 

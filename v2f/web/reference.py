@@ -68,7 +68,7 @@ class Reference:
         if self.residual_NLD is None:
             return None
         people = len(self.residual_NLD)
-        # Weights of N(0, 1 / (N - 1)) on the centred residuals have exactly their covariance, of whatever rank.
+        # Weights of N(0, 1 / (N - 1)) on the centered residuals have exactly their covariance, of whatever rank.
         weight_KN = rng.standard_normal((count, people), dtype=np.float32) / np.sqrt(people - 1, dtype=np.float32)
         return w_LD + torch.einsum("kn,nld->kld", torch.from_numpy(weight_KN).to(w_LD.device), self.residual_NLD)
 

@@ -30,7 +30,7 @@ from v2f.errors import V2FError
 from v2f.evaluation import evaluate, protocols
 from v2f.evaluation.faces_of_voices import FacesOfVoices, heard_and_drawn, world_of
 from v2f.evaluation.observers import BY, first_observer
-from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_and_drawn, people_of
+from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_input_and_picture_output, people_of
 from v2f.evaluation.protocol import SPLITS, percent
 from v2f.runs.run import Run
 from v2f.storage import store
@@ -42,11 +42,11 @@ from v2f.world import bounds
 from v2f.world.people import FACTORS, VOICE, World
 
 FILE = "report.html"
-PEOPLE = 12
-DRAWN = 48
-SHEETS = 5
+PEOPLE_SHOWN = 12
+PICTURES_SHOWN = 48
+SHEETS_SHOWN = 5
 _SHEET = re.compile(r"step-\d+\.png")
-_TELLING = 0.8  # standard deviations beyond which a voice is called low, breathy, ...
+_NOTABLE = 0.8  # standard deviations beyond which a voice is called low, breathy, ...
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Pair:
     """What the voice is like; synthetic data only."""
 
 
-def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE) -> str:
+def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE_SHOWN) -> str:
     """Write ``report.html`` into the run and return its path.
 
     ``run``: the run or its name; ``system``: the run's system, if it is loaded already; ``people``: how many pairs of
-    each split are shown, the first ones in the order of the data set. Needs a committed checkpoint and the data set,
-    and raises their V2FErrors; without ``eval.json`` the page says how to get it.
+    each split are shown, the first ones in the order of the data set. V2FError if the run has no
+    committed checkpoint or its data set cannot be opened; without ``eval.json`` the page says how to get it.
     """
     run = Run.open(run) if isinstance(run, str) else run
     system = (run.system() if system is None else system).eval()
@@ -97,7 +97,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     }
     own: dict[str, Any]
     if isinstance(protocol, PicturesFromNoise):
-        drawn, photos = from_noise(dataset, run, system, DRAWN)
+        drawn, photos = from_noise(dataset, run, system, PICTURES_SHOWN)
         own = {"verdict": _verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
         page = _page("noise.html.j2", run, shared | own)
     elif not isinstance(protocol, FacesOfVoices):
@@ -132,7 +132,7 @@ def _page(template: str, run: Run, values: dict[str, Any]) -> str:
     except UndefinedError as error:  # only an evaluation may lack a value that the template uses
         where = store.join(run.path, evaluate.FILE)
         raise V2FError(
-            f"{where}: it lacks a value that the page shows ({error}); write it again with `v2f eval`"
+            f"{where}: a value that the page shows is missing ({error}); run `v2f eval` on this run again"
         ) from error
 
 
@@ -144,7 +144,7 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
     split, notes = dataset.split(name), generate.provenance(run, system)
     _, sound, _, drawn = heard_and_drawn(system)
     hears, sees = Waveform(sound.seconds, sound.rate), Photo(drawn.size, drawn.share)
-    # without what only the losses need, such as codes, which another data set may not have
+    # Inputs that only losses need, such as codes, are not read: another data set may lack them.
     transforms: dict[str, Transform] = {"wav": hears, "image": sees}
     world = world_of(dataset)
     if isinstance(world, World):
@@ -181,14 +181,15 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
 
 
 def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[list[str], list[str]]:
-    """Up to ``count`` generated pictures, and photos of as many people who were not in the training data, if any."""
+    """Up to ``count`` generated pictures, and photos of as many people: unseen ones, or of the training split if the
+    data set has no others."""
     held_out = [split for split in (*SPLITS, run.config.data.split) if split in dataset.splits]
     found = people_of(dataset.split(held_out[0]), system, count, [])
     if found is None:
         return [], []
     photo_N3HW, noise_NZ, _ = found
     with torch.no_grad():
-        asked = noise_and_drawn(system)[0]
+        asked = noise_input_and_picture_output(system)[0]
         made_N3HW = next(iter(system.sample({asked: noise_NZ.to(device_of(system))}).values()))
     notes = generate.provenance(run, system)
     return [picture_uri(one, notes) for one in made_N3HW], [picture_uri(one) for one in to_picture(photo_N3HW)]
@@ -209,7 +210,7 @@ def _sheets(run: Run) -> list[tuple[int, str]]:
     folder = store.join(run.path, "samples")
     old = outdated_pictures(run.path)
     found = [name for name in store.names(folder) if _SHEET.fullmatch(name) and f"samples/{name}" not in old]
-    count = min(SHEETS, len(found))
+    count = min(SHEETS_SHOWN, len(found))
     chosen = [round(i * (len(found) - 1) / max(1, count - 1)) for i in range(count)]
     shown = []
     for name in (found[i] for i in chosen):
@@ -222,8 +223,8 @@ def voice_in_words(voice_V: NDArray[np.float32]) -> str:
     """The factors in which a voice stands out most, at most three, in words."""
     ends = {factor.name: (factor.low, factor.high) for factor in FACTORS if factor.group == "voice"}
     strongest = sorted(range(len(VOICE)), key=lambda i: -abs(float(voice_V[i])))[:3]
-    told = [ends[VOICE[i]][int(voice_V[i] > 0)] for i in strongest if abs(float(voice_V[i])) >= _TELLING]
-    return ", ".join(told) or "an average voice"
+    words = [ends[VOICE[i]][int(voice_V[i] > 0)] for i in strongest if abs(float(voice_V[i])) >= _NOTABLE]
+    return ", ".join(words) or "an average voice"
 
 
 def picture_uri(picture: Tensor, notes: Mapping[str, str] = MappingProxyType({})) -> str:

@@ -143,7 +143,7 @@ def application(
     rate = limits.Rate(3 * bounds.per_minute)
     mounted.add_middleware(limits.Gate, folder=folder, max_bytes=bounds.max_bytes, rate=rate)
     if root_path:
-        mounted.add_middleware(limits.Under, root=root_path)
+        mounted.add_middleware(limits.RootPath, root=root_path)
     return mounted
 
 

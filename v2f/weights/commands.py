@@ -39,7 +39,7 @@ PACKAGED = {
     "mtcnn": ("packing", "P-, R- and O-Net, inside facenet-pytorch", "MIT"),
     "lpips-linear": ("LPIPS", "its linear weights, version 0.1, inside lpips", "BSD-2-Clause"),
 }
-HEADINGS = ("weights", "for", "file", "SHA-256", "verified", "licence")
+HEADINGS = ("weights", "for", "file", "SHA-256", "verified", "license")
 WIDE = 120  # columns of a terminal from which on a table reads better than a list
 _BLOCK = 1 << 20
 
@@ -160,7 +160,7 @@ def show(needs: Needs, load: bool = False, console: Console | None = None) -> in
 
 
 def _line(row: RequiredWeights) -> tuple[str, ...]:
-    """A row of the table: weights, for, file, SHA-256, verified, licence."""
+    """A row of the table: weights, for, file, SHA-256, verified, license."""
     is_file = row.good and row.path and not row.of_run
     there = f"{row.path}, {store.size(row.path) / 1e6:.0f} MB" if is_file and row.path else row.path
     known = f"({row.published.sha256[:16]})" if row.published.sha256 else ""

@@ -129,7 +129,7 @@ def _refusal(error: pickle.UnpicklingError) -> str:
     name = next((part for part in found.groups() if part), "") if found else ""
     what = f"contains {name.strip('.`')}, which is not a tensor" if name else "damaged, or not a file of tensors"
     return (
-        f"refused, and nothing of it was run: {what}; save the weights as a state_dict of tensors, on a machine that "
+        f"refused, and no code in it was run: {what}; save the weights as a state_dict of tensors, on a machine that "
         "trusts the file"
     )
 

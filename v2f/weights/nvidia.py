@@ -26,7 +26,7 @@ LARGEST_FILE = 2**31  # bytes; the pickle of a 1024 px generator has 380 million
 LARGEST_SIDE = 4096  # pixels
 MOST_LAYERS = 64  # of the mapping network
 LAYOUT = "stylegan2-rosinality"
-WAY_OUT = "use an unconditional StyleGAN2 with skip connections, noise, leaky ReLU and the filter [1, 3, 3, 1]"
+SUPPORTED = "use an unconditional StyleGAN2 with skip connections, noise, leaky ReLU and the filter [1, 3, 3, 1]"
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def read_pickle(data: bytes, where: str) -> NvidiaGenerator:
                 "PyTorch file of the same name"
             ) from None
         raise V2FError(
-            f"{where}: refused, and nothing of it was run: the pickle {refused}, which does not belong in a "
-            "StyleGAN2 of NVIDIA's; get the file from its authors"
+            f"{where}: refused, and no code in it was run: the pickle {refused}, which does not belong in an "
+            "NVIDIA StyleGAN2 pickle; get the file from its authors"
         ) from None
     except (ValueError, TypeError, KeyError, IndexError):
         raise V2FError(f"{where}: the pickle is truncated or damaged, or not NVIDIA's; copy it again") from None
@@ -127,7 +127,7 @@ class _Reader:
         mapping, synthesis = (_part(state, "_modules").get(name) for name in ("mapping", "synthesis"))
         blocks = self.state(synthesis, "G_ema.synthesis", "SynthesisNetwork")
         if "input" in _part(blocks, "_modules"):
-            self.fail("G_ema is a StyleGAN3 generator, only StyleGAN2 is supported; use a stylegan2-*.pkl")
+            self.fail("G_ema is a StyleGAN3 generator, but only StyleGAN2 is supported; use a stylegan2-*.pkl")
         size = state.get("img_resolution")
         layers = self.state(mapping, "G_ema.mapping", "MappingNetwork").get("num_layers")
         if type(size) is not int or size not in _resolutions(LARGEST_SIDE)[1:]:
@@ -137,7 +137,7 @@ class _Reader:
         self.walk(value, "G_ema", _layout(size, layers))
         for name, tensor in self.tensors.items():
             if name.endswith("resample_filter") and not _is_filter(tensor):
-                self.fail(f"G_ema.{name} is a different filter; {WAY_OUT}")
+                self.fail(f"G_ema.{name} is a different filter; {SUPPORTED}")
         return NvidiaGenerator(size, layers, min(self.clamps, default=None), self.tensors)
 
     def walk(self, value: Any, path: str, layout: _Layout) -> None:
@@ -145,7 +145,7 @@ class _Reader:
         state = self.state(value, path, layout.kind)
         for name, expected in layout.attributes.items():
             if type(state.get(name)) not in (int, float, str, bool) or state[name] != expected:
-                self.fail(f"{path}.{name} is {preview(state.get(name))}, expected {expected!r}; {WAY_OUT}")
+                self.fail(f"{path}.{name} is {preview(state.get(name))}, expected {expected!r}; {SUPPORTED}")
         clamp = state.get("conv_clamp")
         if clamp is not None:
             if type(clamp) not in (int, float) or not 0 < clamp < 2**40:
@@ -156,10 +156,10 @@ class _Reader:
         for found, known in ((tensors, layout.tensors), (modules, layout.modules)):
             for name in known:
                 if name not in found:
-                    self.fail(f"{path}.{name} is missing; {WAY_OUT}")
+                    self.fail(f"{path}.{name} is missing; {SUPPORTED}")
             for name in found:
                 if name not in known:
-                    self.fail(f"{path} has the unknown entry {preview(name)}; {WAY_OUT}")
+                    self.fail(f"{path} has the unknown entry {preview(name)}; {SUPPORTED}")
         for name, dimensions in layout.tensors.items():
             at = f"{path}.{name}"
             self.tensors[at.removeprefix("G_ema.")] = self.tensor(tensors[name], at, dimensions)
@@ -170,9 +170,9 @@ class _Reader:
         """The attributes of a module whose class is named ``kind``."""
         meta = value.args[0] if isinstance(value, Call) and value.name == MODULE and len(value.args) == 1 else None
         if not isinstance(meta, dict) or not isinstance(meta.get("state"), dict):
-            self.fail(f"{path} is not a module of NVIDIA's code; {WAY_OUT}")
+            self.fail(f"{path} is not a module of NVIDIA's code; {SUPPORTED}")
         if meta.get("class_name") != kind:
-            self.fail(f"{path} has the class {preview(meta.get('class_name'))}, expected {kind}; {WAY_OUT}")
+            self.fail(f"{path} has the class {preview(meta.get('class_name'))}, expected {kind}; {SUPPORTED}")
         state: dict[str, Any] = meta["state"]
         return state
 
@@ -181,14 +181,14 @@ class _Reader:
         if isinstance(value, Call) and value.name == PARAMETER and value.args:
             value = value.args[0]
         if not isinstance(value, Call) or value.name != TENSOR or len(value.args) < 4:
-            self.fail(f"{path} is not a tensor; {WAY_OUT}")
+            self.fail(f"{path} is not a tensor; {SUPPORTED}")
         storage, offset, shape, strides = value.args[:4]
         if type(storage) is not Storage or not _naturals((offset,)) or not _naturals(shape) or not _naturals(strides):
             self.fail(f"{path} is damaged; copy the file again")
         if storage.kind != "torch.FloatStorage":
-            self.fail(f"{path} is {storage.kind}, expected float32 numbers (torch.FloatStorage); {WAY_OUT}")
+            self.fail(f"{path} is {storage.kind}, expected float32 numbers (torch.FloatStorage); {SUPPORTED}")
         if len(shape) != dimensions or len(strides) != dimensions:
-            self.fail(f"{path} has the shape {list(shape[:8])}, expected {dimensions} dimensions; {WAY_OUT}")
+            self.fail(f"{path} has the shape {list(shape[:8])}, expected {dimensions} dimensions; {SUPPORTED}")
         last = offset + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True))
         self.left -= 4 * math.prod(shape)  # a small file must not request one large storage many times
         if 0 in shape or last >= storage.length or self.left < 0:
@@ -251,7 +251,7 @@ def convert(source: str, target: str) -> dict[str, str]:
         raise V2FError(f"{target}: the output is a safetensors file; choose a name that ends in .safetensors")
     if store.size(source) > LARGEST_FILE:
         raise V2FError(
-            f"{source}: larger than {LARGEST_FILE // 2**30} GiB, StyleGAN2's pickles are far smaller; check the path"
+            f"{source}: larger than {LARGEST_FILE // 2**30} GiB, but StyleGAN2 pickles are far smaller; check the path"
         )
     data = store.read_bytes(source)
     generator = read_pickle(data, source)

@@ -77,6 +77,6 @@ def read_module(net: RunModule, role: str) -> tuple[nn.Module, str]:
             )
     except V2FError as error:
         located = V2FError(f"{role}: {error}")
-        located.again = error.again
+        located.retryable = error.retryable
         raise located from error
     return module.eval().requires_grad_(False), digest

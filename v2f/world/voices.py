@@ -65,21 +65,21 @@ class _Tables:
     window_W: np.ndarray  # periodic Hann: copies half a window apart sum to one
     freq_K: np.ndarray  # Hz of the rfft's bins
     octave_K: np.ndarray  # octaves above 500 Hz, flat below 100 Hz
-    resonator_QK: np.ndarray  # complex64 response of a resonator at each of Q centre frequencies
+    resonator_QK: np.ndarray  # complex64 response of a resonator at each of Q center frequencies
     size: int  # samples of the FFT
 
 
 _Q, _Q_LOW_HZ, _Q_HIGH_HZ = 490, 150.0, 4200.0  # 0.7 % from one tabled resonator to the next
 
 
-def _resonator(centre_Q: np.ndarray, freq_K: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Klatt (1980) eq. 1-3: H(z) = A / (1 - B z^-1 - C z^-2), gain 1 at 0 Hz, at the Q centres in Hz -> complex [Q,K].
+def _resonator(center_Q: np.ndarray, freq_K: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Klatt (1980) eq. 1-3: H(z) = A / (1 - B z^-1 - C z^-2), gain 1 at 0 Hz, at the Q centers in Hz -> complex [Q,K].
 
     The bandwidth grows with the frequency as in Klatt's Table I: about 55 Hz at 500, 110 at 2500, 230 at 4500.
     """
-    width_Q1 = (52.0 * (1.0 + centre_Q**2 / 6.0e6))[:, None]
+    width_Q1 = (52.0 * (1.0 + center_Q**2 / 6.0e6))[:, None]
     c_Q1 = -np.exp(-2.0 * np.pi * width_Q1 / sample_rate)
-    b_Q1 = 2.0 * np.exp(-np.pi * width_Q1 / sample_rate) * np.cos(2.0 * np.pi * centre_Q / sample_rate)[:, None]
+    b_Q1 = 2.0 * np.exp(-np.pi * width_Q1 / sample_rate) * np.cos(2.0 * np.pi * center_Q / sample_rate)[:, None]
     z_K = np.exp(-2j * np.pi * freq_K / sample_rate)
     return (1.0 - b_Q1 - c_Q1) / (1.0 - b_Q1 * z_K - c_Q1 * z_K**2)
 
@@ -90,12 +90,12 @@ def _tables(sample_rate: int) -> _Tables:
     # The second half holds the ringing of the frame's filter, which would otherwise wrap around to its start.
     size = 2 * window
     freq_K = np.arange(size // 2 + 1) * (sample_rate / size)
-    centre_Q = np.geomspace(_Q_LOW_HZ, _Q_HIGH_HZ, _Q)
+    center_Q = np.geomspace(_Q_LOW_HZ, _Q_HIGH_HZ, _Q)
     return _Tables(
         window_W=scipy.signal.get_window("hann", window).astype(np.float32),
         freq_K=freq_K,
         octave_K=np.log2(np.maximum(freq_K, 100.0) / 500.0),
-        resonator_QK=_resonator(centre_Q, freq_K, sample_rate).astype(np.complex64),
+        resonator_QK=_resonator(center_Q, freq_K, sample_rate).astype(np.complex64),
         size=size,
     )
 
