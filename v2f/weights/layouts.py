@@ -20,8 +20,11 @@ from v2f.weights.config import (
     PSPDecoderWeights,
     PSPEncoderWeights,
     StyleGAN2Weights,
+    UniSpeechSATWeights,
     UserWeights,
+    WavLMWeights,
 )
+from v2f.weights.speech import read_speech
 
 if TYPE_CHECKING:  # imports torchvision and lpips, a second that runs with stand-ins need not spend
     from v2f.nn.frozen import LPIPS, FaceIdentity
@@ -147,4 +150,6 @@ _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     IRSE50Weights: _ir_se50,
     FaceNetWeights: _facenet,
     LPIPSWeights: _lpips,
+    UniSpeechSATWeights: read_speech,
+    WavLMWeights: read_speech,
 }
