@@ -56,7 +56,7 @@ def _foreign(words: Words) -> str | None:
         return "no such store or server; tests/storage/test_swift.py, tests/tracking/test_tracking_server.py"
     if re.search(r"shards/(voxceleb|avspeech)\.yaml", text):
         return "no such corpus; tests/prepare/test_voxceleb.py, test_avspeech.py"
-    if re.search(r"psp|ir_se50|facenet|lpips|thesis-|NAME\.yaml", text):
+    if re.search(r"psp|ir_se50|facenet|lpips|unispeech_sat|wavlm|thesis-|NAME\.yaml", text):
         return "third-party weights; tests/weights, tests/systems/test_thesis.py"
     return None
 
@@ -324,7 +324,7 @@ class Sandbox:
         if verb in ("shards pack", "shards finalize"):
             load_recipe(args.recipe, overrides)
         elif verb == "shards precompute":
-            load(overrides, args.recipe)
+            load(overrides, args.recipe, args.voice)
         elif verb == "doctor" and args.run_config:
             load_config(args.run_config, overrides)
 

@@ -2,7 +2,22 @@
 
 from typing import Any
 
+SPEECH: dict[
+    str, Any
+] = {  # the architecture of a small speech transformer: a frame sees 165 samples and comes every 160
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": [8, 8, 8],
+    "conv_stride": [5, 8, 4],
+    "conv_kernel": [10, 8, 4],
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+
 ENCODERS: dict[str, dict[str, Any]] = {
+    "unispeech_sat": {"net": "unispeech_sat", "random": True, "depths": [0, 1, 3], "architecture": SPEECH},
     "waveform": {
         "net": "waveform",
         "channels": [8, 12, 16],
@@ -27,6 +42,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "outputs": 12,
         "bn_group": 2,
     },
+    "wavlm": {"net": "wavlm", "random": True, "depths": [0, 1, 3], "architecture": SPEECH},
 }
 
 MAPPINGS: dict[str, dict[str, Any]] = {

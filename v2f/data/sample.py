@@ -7,7 +7,8 @@ A sample is a run of adjacent members of a plain WebDataset tar that share a key
     KEY.0.png, KEY.1.png, ...                  several photos
     KEY.codes.npy                              optional: w+ of each photo, float16 [P, L, D]
     KEY.identity.npy                           optional: identity embedding of each photo, float16 [P, E]
-    KEY.NAME.npy                               optional: a custom array of floats or integers, of any shape
+    KEY.NAME.npy                               optional: a custom array of floats or integers, of any shape; `voice` are
+                                               the features of a frozen voice encoder, float16 [K, C, T']
     KEY.json                                   identity, split, source; with audio also sample_rate and seconds; and
                                                whatever the source adds, such as labels
     KEY.foreign                                only in memory, for tars not written by v2f: see foreign.py
@@ -19,7 +20,8 @@ never mistaken for one that was left out on purpose.
 A key consists of letters, digits, ``-`` and ``_`` (a dot would end it), a NAME of letters, digits and ``_``; together
 they fit into the 100 characters of a tar's names. The manifest declares dtype and shape of each array.
 
-Shape letters: T audio frames, H height, W width, C channels, P photos, L styles, D style width, E embedding.
+Shape letters: T audio frames, H height, W width, C channels, P photos, L styles, D style width, E embedding, K depths,
+T' frames of features.
 """
 
 import io
@@ -51,6 +53,7 @@ AUDIO, PHOTOS, GRAY = "audio", "photos", "gray"  # what `holds` may list
 USUAL = (AUDIO, PHOTOS)  # what a sample without `holds` has
 CODES = "codes.npy"
 EMBEDDING = "identity.npy"
+VOICE = "voice"  # the custom array with the features of a frozen voice encoder
 SPLITS = ("train", "valid", "test", "seen")
 MAX_SECONDS = 3600.0  # longer audio and larger photos count as decompression bombs
 MAX_PIXELS = 100_000_000

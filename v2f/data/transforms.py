@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from v2f.data.audio import resample
-from v2f.data.sample import AUDIO, PHOTOS, Sample, pillow_image
+from v2f.data.sample import AUDIO, PHOTOS, VOICE, Sample, pillow_image
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
@@ -318,6 +318,45 @@ class StoredEmbedding:
                 f"{root}: its identity embeddings are of another net ({_net_facts(found)}) than system.frozen.identity "
                 f"({_net_facts(self.net)}); compute them with this one, or set system.frozen.embeddings=null"
             )
+
+
+@dataclass(frozen=True)
+class StoredVoice:
+    """The stored features of a frozen voice encoder, float16 [depths, channels, frames]: of the window that
+    :class:`Waveform` reads in evaluation.
+
+    ``net`` describes the system's encoder and the window; features of any other are refused.
+    """
+
+    net: Mapping[str, Any]
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float16]:
+        return sample.array(VOICE)
+
+    def check(self, root: str, provenance: Mapping[str, Any]) -> None:
+        found = provenance.get("precomputed", {}).get("voice")
+        if found is None:
+            raise V2FError(
+                f"{root}: it holds no voice features; write them with `v2f shards precompute --voice`, or set "
+                "system.encoder.precomputed=false"
+            )
+        if found != self.net:
+            differ = [name for name in {**found, **self.net} if found.get(name) != self.net.get(name)]
+            facts = (
+                ", ".join(f"{name} {_brief(each.get(name))}" for name in differ) for each in (found, dict(self.net))
+            )
+            raise V2FError(
+                "{}: its voice features are of another encoder ({}) than system.encoder ({}); compute them with this "
+                "one, or set system.encoder.precomputed=false".format(root, *facts)
+            )
+
+    def bind(self, datasets: "Sequence[Dataset]") -> "StoredVoice":
+        Array(VOICE).bind(datasets)
+        return self
+
+
+def _brief(value: Any) -> str:
+    return str(value)[:40]
 
 
 def _net_facts(net: Mapping[str, Any]) -> str:

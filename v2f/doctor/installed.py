@@ -12,7 +12,12 @@ from typing import Any
 
 from v2f.doctor.findings import Finding, Setup, Step, some
 
-_EXTRAS = {"serve": "v2f serve", "server": "an MLflow server with a login", "dev": "tests"}
+_EXTRAS = {
+    "serve": "v2f serve",
+    "server": "an MLflow server with a login",
+    "transformers": "the voice encoders unispeech_sat and wavlm",
+    "dev": "tests",
+}
 _CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 
 

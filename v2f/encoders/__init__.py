@@ -9,8 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from v2f.data.transforms import StoredVoice
 from v2f.encoders.ecapa import ECAPAConfig
 from v2f.encoders.foreign import ForeignConfig
+from v2f.encoders.foreign import ForeignEncoder as ForeignEncoder  # systems ask for its maps
+from v2f.encoders.speech_transformers import UniSpeechSATConfig, WavLMConfig
 from v2f.nn.voice import VoiceEncoder
 from v2f.nn.waveform import WaveformEncoder, other_split
 from v2f.weights import Requirements
@@ -22,7 +25,8 @@ def _default_net(value: Any) -> Any:
 
 
 EncoderConfig = Annotated[
-    Annotated[WaveformEncoder.Config | ECAPAConfig, Field(discriminator="net")], BeforeValidator(_default_net)
+    Annotated[WaveformEncoder.Config | ECAPAConfig | UniSpeechSATConfig | WavLMConfig, Field(discriminator="net")],
+    BeforeValidator(_default_net),
 ]
 AnyConfig = WaveformEncoder.Config | ForeignConfig
 
@@ -34,12 +38,32 @@ class Built:
     encoder: VoiceEncoder
     sha256: str | None = None
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """Role -> SHA-256 of what its features depend on: the file, and settings that may have been read beside it."""
+        found = {} if self.sha256 is None else {"encoder": self.sha256}
+        if found and isinstance(self.encoder, ForeignEncoder) and self.encoder.settings is not None:
+            found["encoder.settings"] = self.encoder.settings
+        return found
+
 
 def build(config: AnyConfig, folder: str) -> Built:
     """The encoder of a configuration. ``folder``: where the weights of a foreign net are searched for by name."""
     if isinstance(config, ForeignConfig):
         return Built(*config.load(folder))
     return Built(WaveformEncoder(config))
+
+
+def described(encoder: ForeignEncoder, sha256: str | None, seconds: float) -> dict[str, Any]:
+    """What identifies the features of ``seconds`` of a voice; ``sha256``: that of the encoder's file."""
+    return encoder.described() | {"sha256": sha256, "seconds": seconds, "sample_rate": encoder.config.sample_rate}
+
+
+def stored(encoder: VoiceEncoder, sha256: str | None, seconds: float) -> StoredVoice | None:
+    """The transform that reads the encoder's features from shards, if it is configured to; arguments as above."""
+    if not isinstance(encoder, ForeignEncoder) or not encoder.config.precomputed:
+        return None
+    return StoredVoice(described(encoder, sha256, seconds))
 
 
 def with_encoder(required: Requirements, config: AnyConfig) -> Requirements:

@@ -7,10 +7,10 @@ Letters: B batch, T samples, K depths, C channels, T' frames.
 
 import abc
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f import weights
@@ -18,6 +18,8 @@ from v2f.errors import V2FError
 from v2f.nn import freeze
 from v2f.nn.voice import LayerWeights, VoiceEncoder
 from v2f.weights import UserWeights
+
+_NOT_OF_FEATURES = {"file", "sha256", "random", "thaw", "weighted", "precomputed"}
 
 RATE = 16_000  # Hz, of all foreign encoders here
 MAPS = 3  # of a weighted sum over depths: coarse, middle and fine styles, as in pSp
@@ -34,7 +36,17 @@ class ForeignConfig(UserWeights):
     weighted: bool = Field(
         False, description="three maps, each a learned weighted sum of all depths, instead of a map for each depth"
     )
+    precomputed: bool = Field(
+        False,
+        description="in training, read the features from the shards, where `v2f shards precompute --voice` stored them",
+    )
     sample_rate: ClassVar[int] = RATE
+
+    @model_validator(mode="after")
+    def _stored_features_stay_true(self) -> "ForeignConfig":
+        if self.precomputed and (self.thaw or self.random):
+            raise ValueError("precomputed: only features of a frozen net from a file can be stored; set thaw to 0")
+        return self
 
     @abc.abstractmethod
     def source(self) -> UserWeights:
@@ -76,6 +88,7 @@ class ForeignEncoder(VoiceEncoder):
     ) -> None:
         """``blocks``: what can be thawed, first ones first; V2FError if fewer than ``config.thaw``. ``channels``: C."""
         super().__init__()
+        self.config = config
         self.net = freeze(net)
         self._trained: dict[str, nn.Module] = {}  # a dict, because a checkpoint names a trained part once
         if config.thaw == "all":
@@ -90,6 +103,9 @@ class ForeignEncoder(VoiceEncoder):
         if self.layers is not None:
             self._trained["layers"] = self.layers
         self.channels = (channels,) * (MAPS if config.weighted else depths)
+
+    settings: str | None = None
+    """The SHA-256 of what the net computes with besides its weights, if files beside them may say it."""
 
     @abc.abstractmethod
     def features(self, wav_BT: Tensor) -> Tensor:
@@ -107,3 +123,7 @@ class ForeignEncoder(VoiceEncoder):
 
     def trained(self) -> dict[str, nn.Module]:
         return self._trained
+
+    def described(self) -> dict[str, Any]:
+        """What :meth:`features` depend on besides the file of weights, as plain JSON."""
+        return self.config.model_dump(mode="json", exclude=_NOT_OF_FEATURES)

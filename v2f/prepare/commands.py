@@ -82,11 +82,21 @@ def _verify(args: argparse.Namespace) -> int:
 
 def add_precompute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=argument, metavar="PATH", help=DATA)
-    parser.add_argument("overrides", nargs="*", metavar=OVERRIDES, help="a net: identity.net=..., codes.net=...")
+    parser.add_argument(
+        "overrides", nargs="*", metavar=OVERRIDES, help="a net: identity.net=..., codes.net=..., encoder.net=..."
+    )
     parser.add_argument(
         "--out", type=argument, metavar="NEW", required=True, help="folder or s3:// prefix of the new data set"
     )
     parser.add_argument("--recipe", type=argument, metavar="RECIPE.yaml", help="use the nets of this recipe of a run")
+    parser.add_argument(
+        "--voice",
+        action="store_true",
+        help="features of the voice encoder, instead of what the recipe's frozen nets say",
+    )
+    parser.add_argument(
+        "--yes", action="store_true", help="start even if the features need more than the disk has free"
+    )
     parser.add_argument("--part", metavar="I/N", help="only part I (from 0) of N; then run once without it to commit")
     parser.set_defaults(run=_precompute)
 
@@ -96,7 +106,7 @@ def _precompute(args: argparse.Namespace) -> None:
     from v2f.prepare.precompute import load, precompute
 
     part = WHOLE if args.part is None else Part.parse(args.part)
-    precompute(args.data, args.out, load(args.overrides, args.recipe), part)
+    precompute(args.data, args.out, load(args.overrides, args.recipe, args.voice), part, args.yes)
 
 
 def add_remove(parser: argparse.ArgumentParser) -> None:

@@ -1,17 +1,19 @@
-"""``v2f shards precompute``: a copy of a data set that stores the outputs of frozen networks for each photo.
+"""``v2f shards precompute``: a copy of a data set that stores the outputs of frozen networks for each sample.
 
     photos uint8 --identity net--> KEY.identity.npy, float16 [P, E]
                  --pSp's encoder-> KEY.codes.npy, float16 [P, L, D]
+    clip ---------voice encoder--> KEY.voice.npy, float16 [K, C, T'], for one window of the clip (voice_features.py)
 
 So outputs that never change are computed once, not in every training step. The unit of work is a shard: ``--part i/n``
 on any number of machines gives the same bytes, even if it is killed and restarted. Without ``--part``, the same command
 computes the missing shards and commits the new data set.
 
 Shape letters: N photos of a shard, B photos at once, P photos of a sample, H height, W width, E embedding, L styles, D
-style width.
+style width, K depths, C channels, T' frames.
 """
 
 import functools
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
@@ -25,16 +27,18 @@ from pydantic import Field, model_validator
 from torch import nn
 from tqdm import tqdm
 
-from v2f import standins
+from v2f import encoders, standins
 from v2f.config import Config, Place, build, override
-from v2f.data.encoding import encode_codes, encode_embedding
-from v2f.data.manifest import MANIFEST, Dataset, open_dataset, read_manifest
-from v2f.data.sample import CODES, EMBEDDING, PHOTOS, Members, Sample, split_members
+from v2f.data.encoding import encode_array, encode_codes, encode_embedding
+from v2f.data.manifest import MANIFEST, ArrayKind, Dataset, open_dataset, read_manifest
+from v2f.data.sample import AUDIO, CODES, EMBEDDING, PHOTOS, VOICE, Members, Sample, split_members
 from v2f.data.shards import write_shard
 from v2f.data.transforms import square, to_rgb
+from v2f.encoders import EncoderConfig, ForeignEncoder
+from v2f.encoders.foreign import ForeignConfig
 from v2f.errors import V2FError
 from v2f.nn.psp import PSP, PSPCodeEncoder
-from v2f.prepare import parts
+from v2f.prepare import parts, voice_features
 from v2f.prepare.parts import WHOLE, Packing, Part, ShardRecord
 from v2f.prepare.processes import cores, inference, one_thread, pool, torch_device
 from v2f.prepare.yields import LEFT_OUT, YIELD
@@ -45,50 +49,71 @@ from v2f.weights import FaceNetWeights, IRSE50Weights, PSPEncoderWeights, StandI
 
 _MOST_WITH_WEIGHTS = 4  # processes by default: each holds the networks, with pSp 1.2 GB
 
-Role = Literal["identity", "codes"]
+Role = Literal["identity", "codes", "voice"]
 
 
 class PrecomputeConfig(Config):
-    """Which networks, named as in a run's recipe (``system.frozen``), and how to run them."""
+    """Which networks, named as in a run's recipe (``system.frozen``, ``system.encoder``), and how to run them."""
 
     path: Place = Field("weights", description="folder or s3:// mirror with the files, which are found by name")
     identity: Annotated[StandInWeights | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = None
     codes: Annotated[StandInWeights | PSPEncoderWeights, Field(discriminator="net")] | None = None
-    batch: int = Field(32, ge=1, description="photos at once")
+    encoder: EncoderConfig | None = Field(None, description="a voice encoder that is frozen, of a file")
+    seconds: float = Field(6.0, gt=0, description="of a clip that the voice encoder hears, as system.seconds")
+    batch: int = Field(32, ge=1, description="photos or clips at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     workers: int | None = Field(None, ge=1, description="processes on a CPU; null: one for each core, at most 4")
 
     @model_validator(mode="after")
     def _computes_something(self) -> "PrecomputeConfig":
-        if self.identity is None and self.codes is None:
-            raise ValueError("name at least one net: identity.net=ir_se50 identity.channels=rgb, codes.net=psp, ...")
+        if self.identity is None and self.codes is None and self.encoder is None:
+            raise ValueError(
+                "name at least one net: identity.net=ir_se50 identity.channels=rgb, codes.net=psp, "
+                "encoder.net=unispeech_sat, ..."
+            )
+        if self.encoder is not None:
+            if not isinstance(self.encoder, ForeignConfig):
+                raise ValueError(f"encoder: {self.encoder.net} is trained in the run, so its features change")
+            if self.encoder.thaw or self.encoder.random:
+                raise ValueError("encoder: thaw and random change the features, set them to 0 and false")
         return self
 
 
-def load(assignments: Sequence[str], recipe: str | None = None) -> PrecomputeConfig:
-    """The configuration from ``dotted.key=value`` assignments, based on ``system.frozen`` of a run's recipe if
-    given."""
+def load(assignments: Sequence[str], recipe: str | None = None, voice: bool = False) -> PrecomputeConfig:
+    """The configuration from ``dotted.key=value`` assignments, based on a run's recipe if given: on its
+    ``system.frozen``, or with ``voice`` on its ``system.encoder`` and ``system.seconds``."""
     values: dict[str, Any] = {}
     if recipe is not None:
         # imported late: it imports all systems, which packing processes do not need
         from v2f.runs.config import load_config
 
         system = load_config(recipe).system.model_dump(mode="json")
-        if "frozen" not in system:
-            raise V2FError(f"{recipe}: its system has no frozen nets, so there is nothing to compute; name the nets")
-        values = {name: system["frozen"][name] for name in ("path", "identity", "codes")}
-        if values["codes"] is not None and values["codes"]["net"] == "precomputed":
+        if "frozen" not in system or (voice and "encoder" not in system):
+            lacks = "voice encoder" if voice else "frozen nets"
+            raise V2FError(f"{recipe}: its system has no {lacks}, so there is nothing to compute; name the nets")
+        wanted = ("path",) if voice else ("path", "identity", "codes")
+        values = {name: system["frozen"][name] for name in wanted}
+        values |= {name: system[name] for name in ("encoder", "seconds") if voice}
+        if not voice and values["codes"] is not None and values["codes"]["net"] == "precomputed":
             values["codes"] = {"net": "psp"}  # the network whose codes are to be stored
-    return build(PrecomputeConfig, override(values, assignments), recipe or "precompute")
+    values = override(values, assignments)
+    if voice and values.get("encoder") is None:
+        raise V2FError("--voice: name the encoder, encoder.net=unispeech_sat for example, or a --recipe that has one")
+    return build(PrecomputeConfig, values, recipe or "precompute")
 
 
-def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE) -> Dataset | None:
+def precompute(
+    data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE, despite: bool = False
+) -> Dataset | None:
     """Write the shards of ``data`` that belong to ``part`` to ``out``, with the outputs of ``config``'s networks added
-    to each sample; for the whole, commit and open the new data set."""
+    to each sample; for the whole, commit and open the new data set. ``despite``: also on a disk that is too small for
+    voice features."""
     source = open_dataset(data)
     source.check_own("v2f shards precompute")
-    if PHOTOS not in source.manifest.holds:
+    if PHOTOS not in source.manifest.holds and _networks_by_role(config).keys() & {"identity", "codes"}:
         raise V2FError(f"{data}: not every sample has a photo, but precompute needs one; choose another data set")
+    if AUDIO not in source.manifest.holds and config.encoder is not None:
+        raise V2FError(f"{data}: not every sample has audio, but a voice encoder needs it; choose another data set")
     device = torch_device(config.device, "device")
     before = source.manifest.provenance.get("precomputed", {})  # outputs of other networks, which stay
     computed = {**before, "of": source.fingerprint, **_network_ids(config, device)}
@@ -98,6 +123,10 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
     dataset = _existing(out, computed)
     if dataset is not None:
         return dataset
+    if config.encoder is not None:
+        missing = [source.manifest.shards[number] for number in _missing(source, out, part)]
+        clips, held = sum(shard.samples for shard in missing), sum(shard.bytes for shard in missing)
+        voice_features.tell_cost(_kind(config, device), config.seconds, clips, held, out, despite)
     parts.enter(None, out, packing)
     what = "v2f shards precompute" + (f" --part {part}" if part.of > 1 else "")
     with parts.leased(out, what, packing, part) as owner:
@@ -109,7 +138,8 @@ def precompute(data: str, out: str, config: PrecomputeConfig, part: Part = WHOLE
         if part.of > 1:
             print(f"{out}: part {part} is computed; when all are, the same command without --part commits them")
             return None
-        return _commit(owner, source, out, provenance)
+        arrays = source.manifest.arrays | ({} if config.encoder is None else {VOICE: _kind(config, device)})
+        return _commit(owner, source, out, provenance, arrays)
 
 
 def _existing(out: str, computed: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
@@ -126,16 +156,26 @@ def _existing(out: str, computed: dict[str, Any], owner: Lease | None = None) ->
 
 def _fill(owner: Lease, source: Dataset, out: str, config: PrecomputeConfig, part: Part, device: str) -> None:
     """Write the missing shards of a part."""
-    shards = _shard_names(source)
-    mine = [number for number in range(len(shards)) if number % part.of == part.number]
-    missing = [number for number in mine if parts.read_shard_record(out, shards[number]) is None]
+    missing = _missing(source, out, part)
     samples = [shard.samples for shard in source.manifest.shards]
+    mine = sum(samples[part.number :: part.of])
+    left = sum(samples[n] for n in missing)
     what = out if part.of == 1 else f"part {part} of {out}"
-    bar = tqdm(total=sum(samples[n] for n in mine), unit="sample", desc=f"computing {what}", disable=None)
+    workers, begun = _workers(config, device, len(missing)), time.monotonic()
+    bar = tqdm(total=mine, unit="sample", desc=f"computing {what}", disable=None)
     with bar:
-        bar.update(sum(samples[n] for n in mine if n not in missing))
-        for number in _work(owner, source, out, config, device, missing):
+        bar.update(mine - left)
+        for done, number in enumerate(_work(owner, source, out, config, device, missing, workers)):
             bar.update(samples[number])
+            if not done and config.encoder is not None and left > samples[number]:
+                took = time.monotonic() - begun
+                bar.write(voice_features.tell_time(out, samples[number], took, left - samples[number], workers))
+
+
+def _missing(source: Dataset, out: str, part: Part) -> list[int]:
+    """The numbers of a part's shards that are not in ``out`` yet."""
+    shards = _shard_names(source)
+    return [n for n in range(part.number, len(shards), part.of) if parts.read_shard_record(out, shards[n]) is None]
 
 
 def _shard_names(source: Dataset) -> list[str]:
@@ -148,7 +188,9 @@ def _shard_names(source: Dataset) -> list[str]:
     return found
 
 
-def _commit(owner: Lease, source: Dataset, out: str, provenance: dict[str, Any]) -> Dataset:
+def _commit(
+    owner: Lease, source: Dataset, out: str, provenance: dict[str, Any], arrays: dict[str, ArrayKind]
+) -> Dataset:
     records = [parts.read_shard_record(out, name) for name in _shard_names(source)]
     rows = [record.rows for record in records if record is not None]
     if len(rows) < len(records):
@@ -158,7 +200,7 @@ def _commit(owner: Lease, source: Dataset, out: str, provenance: dict[str, Any])
             owner.put(store.join(out, name), store.read_bytes(store.join(source.root, name)))
     if read_manifest(source.root) != source.manifest:  # a person may have been removed from it meanwhile
         raise V2FError(f"{source.root}: the data set changed during this command; remove {out} and start again")
-    dataset = parts.commit(owner, out, rows, provenance, source.manifest.arrays)
+    dataset = parts.commit(owner, out, rows, provenance, arrays)
     size, before = (sum(shard.bytes for shard in each.manifest.shards) / 1e6 for each in (dataset, source))
     print(
         f"{out}: {len(dataset.index.key)} samples, {size:.0f} MB ({before:.0f} MB before) in {len(rows)} shards; "
@@ -170,16 +212,26 @@ def _commit(owner: Lease, source: Dataset, out: str, provenance: dict[str, Any])
 # --------------------------------------------------------------------------------------------- computing
 
 
-def _work(
-    owner: Lease, source: Dataset, out: str, config: PrecomputeConfig, device: str, numbers: Sequence[int]
-) -> Iterator[int]:
-    """Write the shards with these numbers; yields each number when its shard is written."""
+def _workers(config: PrecomputeConfig, device: str, shards: int) -> int:
+    """The number of processes that compute so many shards."""
     most = 1 if device == "cuda" else cores()
     if not all(isinstance(named, StandInWeights) for named in _networks_by_role(config).values()):
         most = min(most, _MOST_WITH_WEIGHTS)
-    workers = min(config.workers or most, len(numbers))
+    return max(1, min(config.workers or most, shards))
+
+
+def _work(
+    owner: Lease,
+    source: Dataset,
+    out: str,
+    config: PrecomputeConfig,
+    device: str,
+    numbers: Sequence[int],
+    workers: int,
+) -> Iterator[int]:
+    """Write the shards with these numbers; yields each number when its shard is written."""
     what = (owner, source.root, source.fingerprint, out, config, device)
-    if workers <= 1:
+    if workers == 1:
         with one_thread():
             yield from (_compute(*what, number) for number in numbers)
         return
@@ -208,19 +260,31 @@ def _compute(
         members.append({extension: bytes(member) for extension, member in split_members(key, raw).items()})
     samples = [Sample(key, each) for key, each in zip(keys, members, strict=True)]
     for role, (net, _) in _loaded(config.model_dump_json(), device).items():
-        member = EMBEDDING if role == "identity" else CODES
+        member = {"identity": EMBEDDING, "codes": CODES, "voice": f"{VOICE}.npy"}[role]
         for sample, each in zip(samples, members, strict=True):
             if member in each:
-                raise V2FError(f"{data}: sample {sample.key} has its {member} already; set {role}=null to keep it")
-        outputs = _outputs(net, samples, config.batch, device)
-        for key, each, values_P in zip(keys, members, outputs, strict=True):
-            encode = encode_embedding if role == "identity" else encode_codes
-            each[member] = encode(key, values_P, len(values_P))
+                setting = "encoder" if role == "voice" else role
+                raise V2FError(f"{data}: sample {sample.key} has its {member} already; set {setting}=null to keep it")
+        for each, encoded in zip(members, _encoded(role, net, samples, config, device), strict=True):
+            each[member] = encoded
     identities = [source.manifest.identities[identity] for identity in index.identity[rows]]
     with owner.holding():
         written = write_shard(out, name, shard.split, list(zip(keys, identities, members, strict=True)))
     parts.write_record(owner, out, parts.rows_name(name), ShardRecord.of(written, [], len(keys), []))
     return number
+
+
+def _encoded(
+    role: Role, net: nn.Module, samples: Sequence[Sample], config: PrecomputeConfig, device: str
+) -> list[bytes]:
+    """The member of each sample with the outputs of the net of a role."""
+    if role == "voice":
+        assert isinstance(net, ForeignEncoder)
+        features = voice_features.compute(net, samples, config.seconds, config.batch, device)
+        return [encode_array(sample.key, VOICE, each) for sample, each in zip(samples, features, strict=True)]
+    encode = encode_embedding if role == "identity" else encode_codes
+    outputs = _outputs(net, samples, config.batch, device)
+    return [encode(sample.key, each, len(each)) for sample, each in zip(samples, outputs, strict=True)]
 
 
 def _outputs(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) -> list[npt.NDArray[np.float32]]:
@@ -248,15 +312,28 @@ def _outputs(net: nn.Module, samples: Sequence[Sample], batch: int, device: str)
 
 def _networks_by_role(config: PrecomputeConfig) -> dict[Role, Any]:
     """Role -> its configured network."""
-    roles: dict[Role, Any] = {"identity": config.identity, "codes": config.codes}
+    roles: dict[Role, Any] = {"identity": config.identity, "codes": config.codes, "voice": config.encoder}
     return {role: named for role, named in roles.items() if named is not None}
 
 
 def _network_ids(config: PrecomputeConfig, device: str) -> dict[Role, dict[str, Any]]:
     """Role -> what identifies the network; unsuitable files are refused here, before work starts."""
     _loaded.cache_clear()  # a file may have been replaced since an earlier call in this process
-    checksums = {role: digest for role, (_, digest) in _loaded(config.model_dump_json(), device).items()}
-    return {role: described(role, named, checksums[role]) for role, named in _networks_by_role(config).items()}
+    found: dict[Role, dict[str, Any]] = {}
+    for role, (net, digest) in _loaded(config.model_dump_json(), device).items():
+        if role == "voice":
+            assert isinstance(net, ForeignEncoder)
+            found[role] = encoders.described(net, digest, config.seconds)
+        else:
+            found[role] = described(role, _networks_by_role(config)[role], digest)
+    return found
+
+
+def _kind(config: PrecomputeConfig, device: str) -> ArrayKind:
+    """Type and shape of a clip's voice features."""
+    net, _ = _loaded(config.model_dump_json(), device)["voice"]
+    assert isinstance(net, ForeignEncoder)
+    return voice_features.kind(net, config.seconds, device)
 
 
 @functools.lru_cache(maxsize=1)
@@ -266,8 +343,11 @@ def _loaded(config_json: str, device: str) -> dict[Role, tuple[nn.Module, str | 
     found: dict[Role, tuple[nn.Module, str | None]] = {}
     for role, named in _networks_by_role(config).items():
         digest: str | None = None
-        if isinstance(named, StandInWeights):
-            net = standins.load(role)
+        net: nn.Module
+        if isinstance(named, ForeignConfig):
+            net, digest = named.load(config.path)
+        elif isinstance(named, StandInWeights):
+            net = standins.load("identity" if role == "identity" else "codes")
         else:
             net, digest = read(named, locate(config.path, named))
             net = PSPCodeEncoder(net) if isinstance(net, PSP) else net

@@ -145,9 +145,11 @@ def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
     for role, before in state.get("weights", {}).items():
         now = system.weights.get(role)
         if now != before:
+            role, _, beside = role.partition(".")
             key = "system.encoder" if role == "encoder" else f"system.frozen.{role}"
+            what = f"the {beside} beside its file have" if beside else "its file has"
             raise V2FError(
-                f"{key}: its file has the SHA-256 {now[:16] + '...' if now else '(none)'}, {where} was "
+                f"{key}: {what} the SHA-256 {now[:16] + '...' if now else '(none)'}, {where} was "
                 f"trained against {before[:16]}...; bring the same weights (of a run: that step, or an export of it)"
             )
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from v2f import config, encoders, metrics, weights
 from v2f.data.transforms import Photo, StoredCodes, StoredEmbedding, Waveform
-from v2f.encoders import EncoderConfig
+from v2f.encoders import EncoderConfig, ForeignEncoder
 from v2f.errors import V2FError
 from v2f.nn import face_box, losses
 from v2f.nn.mapping import MappingNetwork, StyleMapping
@@ -139,8 +139,7 @@ class VoiceStyledFace(Styled, Judged):
         styles, width = self.generator.n_latent, self.generator.style_dim
         built = encoders.build(config.encoder, config.frozen.path)
         self.encoder = built.encoder
-        if built.sha256 is not None:
-            self.weights = {**self.weights, "encoder": built.sha256}
+        self.weights = {**self.weights, **built.checksums}
         self.mapping = build_mapping(config.mapping, self.encoder.channels, styles, width)
 
     def phases(self) -> list[Phase]:
@@ -161,6 +160,14 @@ class VoiceStyledFace(Styled, Judged):
             net = weights.described("identity", c.frozen.identity, self.weights.get("identity"))
             read["embedding"] = StoredEmbedding(net, draws_as="image")
         return read
+
+    def streams(self) -> dict[str, dict[str, Transform]]:
+        read, c = self.transforms(), self.config
+        stored = encoders.stored(self.encoder, self.weights.get("encoder"), c.seconds)
+        if stored is not None:
+            del read["wav"]
+            read["voice_features"] = stored
+        return {"": read}
 
     def asks(self) -> Mapping[str, Kind]:
         return {"wav": Sound(self.config.sample_rate, self.config.seconds, voice=True)}
@@ -191,6 +198,14 @@ class VoiceStyledFace(Styled, Judged):
     def styles(self, wav_BT: Tensor) -> Tensor:
         """w+ [B, L, D] of voices: the mapping of the encoder's maps, plus the mean style if ``mean_style`` is add."""
         return self._mean_style + self.mapping(self.encoder(wav_BT))
+
+    def _styles_of(self, batch: Batch) -> Tensor:
+        """The same, of a batch of waves, or of features that the shards hold."""
+        if "voice_features" not in batch:
+            return self.styles(batch["wav"])
+        mean = self._mean_style
+        assert isinstance(self.encoder, ForeignEncoder), "only a foreign encoder's features are stored"
+        return mean + self.mapping(self.encoder.maps(batch["voice_features"].to(mean.dtype)))
 
     def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
         """Pictures [B, 3, S, S] of w+, average-pooled to ``size``; None: ``image_size``."""
@@ -224,10 +239,10 @@ class VoiceStyledFace(Styled, Judged):
             return self.identity(reference)
 
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
-        w = self.styles(batch["wav"])
+        w = self._styles_of(batch)
         t, weight = self.config.losses, batch["weight"]
         face = self.face(w) if t.look_at_the_face else w.new_empty(0)
-        reference = to_picture(batch["image"], like=batch["wav"])
+        reference = to_picture(batch["image"], like=self.generator.latent_avg)
         parts: Losses = {}
         if t.mse:
             parts["mse"] = weighted(losses.mse(face, reference), weight)
@@ -255,9 +270,9 @@ class VoiceStyledFace(Styled, Judged):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        pictures = {"face": self.face(self.styles(batch["wav"])).clamp(-1, 1)}
+        pictures = {"face": self.face(self._styles_of(batch)).clamp(-1, 1)}
         if "image" in batch:
-            pictures["reference"] = to_picture(batch["image"], like=batch["wav"])
+            pictures["reference"] = to_picture(batch["image"], like=self.generator.latent_avg)
         return pictures
 
     @torch.no_grad()
@@ -265,8 +280,8 @@ class VoiceStyledFace(Styled, Judged):
         face, reference, w, person = [], [], [], []
         codes: list[Tensor] = []
         for batch in batches:
-            w.append(self.styles(batch["wav"]))
-            picture = to_picture(batch["image"], like=batch["wav"])
+            w.append(self._styles_of(batch))
+            picture = to_picture(batch["image"], like=self.generator.latent_avg)
             face.append(self.identity(self.face(w[-1]).clamp(-1, 1)))
             reference.append(self.identity(picture))
             own = self.reference_codes(batch, picture)

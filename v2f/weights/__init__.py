@@ -21,7 +21,10 @@ from v2f.weights.config import (
     Requirements,
     StandInWeights,
     StyleGAN2Weights,
+    TransformerWeights,
+    UniSpeechSATWeights,
     UserWeights,
+    WavLMWeights,
 )
 from v2f.weights.layouts import read
 from v2f.weights.nets import FrozenNets, JudgeNets, described, load, load_judges, load_mtcnn, load_psp, locate
@@ -44,7 +47,10 @@ __all__ = [
     "RunModule",
     "StandInWeights",
     "StyleGAN2Weights",
+    "TransformerWeights",
+    "UniSpeechSATWeights",
     "UserWeights",
+    "WavLMWeights",
     "described",
     "load",
     "load_judges",

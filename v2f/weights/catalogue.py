@@ -20,7 +20,8 @@ class Published:
     name: str
     what: str
     files: tuple[str, ...]
-    """File names to search for, the usual one first; ``v2f weights convert`` writes the ``.safetensors``."""
+    """File names to search for, the usual one first, with the folder that they are in, if any; ``v2f weights convert``
+    writes the generators' ``.safetensors``."""
     page: str
     licence: str
     sha256: str | None = None
@@ -28,6 +29,8 @@ class Published:
     sha256_source: str = "its authors publish none"
     direct: Callable[[], str] | None = None
     """The address of the first file, if it can be downloaded without a browser."""
+    beside: tuple[str, ...] = ()
+    """Names of files in the same folder that are read with it, if they are there."""
 
     @cached_property
     def way_out(self) -> str:
@@ -90,6 +93,18 @@ def _psp(kind: str, what: str) -> Published:
     )
 
 
+def _speech(name: str, what: str) -> Published:
+    """A speech transformer. All of them are published as files of the same names, so each has a folder of its own."""
+    return Published(
+        name=name,
+        what=f"{what}, trained on LibriSpeech",
+        files=(f"{name}/pytorch_model.bin", f"{name}/model.safetensors"),
+        page=f"https://huggingface.co/microsoft/{name}",
+        licence="CC BY-SA 3.0 (LICENSE of github.com/microsoft/UniSpeech, which the authors' page names)",
+        beside=("config.json", "preprocessor_config.json"),
+    )
+
+
 CATALOGUE: dict[str, Published] = {
     each.name: each
     for each in (
@@ -114,6 +129,8 @@ CATALOGUE: dict[str, Published] = {
         _backbone("alex", "AlexNet", "alexnet-owt-7be5be79.pth"),
         _backbone("vgg", "VGG16", "vgg16-397923af.pth"),
         _backbone("squeeze", "SqueezeNet 1.1", "squeezenet1_1-b8a52dc0.pth"),
+        _speech("unispeech-sat-base", "UniSpeech-SAT base"),
+        _speech("wavlm-base", "WavLM base"),
         _psp("encode", "inversion"),
         _psp("frontalization", "frontalisation"),
         Published(

@@ -25,7 +25,9 @@ from v2f.weights import (
     PSPEncoderWeights,
     Requirements,
     StyleGAN2Weights,
+    UniSpeechSATWeights,
     UserWeights,
+    WavLMWeights,
     files,
     locate,
     read,
@@ -202,12 +204,10 @@ def mirror(target: str, needs: Needs, source: str, download: bool = False) -> in
             ]
             missing += [published] if is_needed and not here else []
             for path, net in here:
-                name = path.rpartition("/")[2]
+                name = _name_in_mirror(published, path)
                 digest = read(net, path)[1]
                 matches = _checksum_matches(published, path, digest, net.sha256)
-                if path != store.join(target, name):
-                    _copy(path, store.join(target, name), digest)
-                sums[name] = digest
+                sums |= _copied(path, store.join(target, name), name, digest, published.beside)
                 _write_sums(target, sums)
                 at = store.join(target, name)
                 print(f"{at}: {published.name}, loaded strictly; SHA-256 {digest[:16]}..., {matches}")
@@ -220,27 +220,56 @@ def mirror(target: str, needs: Needs, source: str, download: bool = False) -> in
     return len(missing)
 
 
+def _name_in_mirror(published: Published, path: str) -> str:
+    """A file's name in a mirror, with its own folder if all weights of this kind are published under one name."""
+    parts = path.split("/")
+    return "/".join(parts[-2:] if "/" in published.files[0] else parts[-1:])
+
+
+def _copied(source: str, target: str, name: str, digest: str, beside: Iterable[str]) -> dict[str, str]:
+    """Copy a file, and those in the same folder that are read with it; returns the SHA-256 of each, by its name in the
+    mirror, where the file itself has the name ``name``."""
+    digests = {name: digest}
+    if source != target:
+        _copy(source, target, digest)
+    folder = source.rpartition("/")[0] or "."
+    for other in beside:
+        read_too = store.join(folder, other)
+        if store.exists(read_too):
+            copy = store.join(target.rpartition("/")[0], other)
+            digests[f"{name.rpartition('/')[0]}/{other}"] = found = files.sha256_of(read_too)
+            if read_too != copy:
+                _copy(read_too, copy, found)
+    return digests
+
+
 def _write_sums(target: str, sums: Mapping[str, str]) -> None:
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-    store.write_bytes(store.join(target, files.SUMS), lines.encode())
+    """Write the ``SHA256SUMS`` of each folder of the mirror, and the licences."""
+    by_folder: dict[str, dict[str, str]] = {}
+    for name, digest in sums.items():
+        folder, _, file = name.rpartition("/")
+        by_folder.setdefault(folder, {})[file] = digest
+    for folder, found in by_folder.items():
+        where = store.join(target, folder) if folder else target
+        lines = "".join(f"{digest}  {name}\n" for name, digest in sorted((files.sums_beside(where) | found).items()))
+        store.write_bytes(store.join(where, files.SUMS), lines.encode())
     store.write_bytes(store.join(target, LICENCES), _licences(sums).encode())
 
 
 def _find(published: Published, source: str, target: str, scratch: str, download: bool) -> list[str]:
     """The files of one set of weights: from ``source``, from ``target``, or converted or downloaded to ``scratch``."""
+    found = files.first_of(source, published.files)
+    if found is not None:
+        return [store.join(source, found)]
     available = set(store.names(source))
-    for name in published.files:
-        if name in available:
-            return [store.join(source, name)]
     for name in published.files:
         pickled = name.removesuffix(".safetensors") + ".pkl"
         if name.endswith(".safetensors") and pickled in available:
             convert(store.join(source, pickled), store.join(scratch, name))
             return [store.join(scratch, name)]
-    there = set(store.names(target))
-    for name in published.files:
-        if name in there:
-            return [store.join(target, name)]
+    found = files.first_of(target, published.files)
+    if found is not None:
+        return [store.join(target, found)]
     if download and published.direct is not None:
         _fetch(published, store.join(scratch, published.files[0]))
         return [store.join(scratch, published.files[0])]
@@ -310,4 +339,8 @@ def _default_config(published: Published) -> UserWeights:
         return LPIPSWeights(net="lpips", backbone=which)  # type: ignore[arg-type]
     if kind == "ecapa":
         return ECAPAWeights(net="ecapa")
+    if kind == "unispeech":
+        return UniSpeechSATWeights(net="unispeech_sat")
+    if kind == "wavlm":
+        return WavLMWeights(net="wavlm")
     return PSPEncoderWeights(net="psp") if kind == "psp" else IRSE50Weights(net="ir_se50", channels="rgb")

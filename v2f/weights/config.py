@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from v2f.config import Config, MayChange, Place
 from v2f.nn.ecapa import ECAPA
+from v2f.nn.speech import Architecture, Kind, WavLMArchitecture
 from v2f.weights.catalogue import CATALOGUE, Published
 from v2f.weights.runs import RunModule
 
@@ -113,6 +114,36 @@ class ECAPAWeights(UserWeights, ECAPA.Config):
     @property
     def published(self) -> Published:
         return CATALOGUE["ecapa-voxceleb"]
+
+
+class TransformerWeights(UserWeights):
+    """A speech transformer as ``transformers`` writes it: ``pytorch_model.bin`` or ``model.safetensors``."""
+
+    net: Kind
+    architecture: Architecture | None = Field(
+        None, description="null: the config.json beside the file, else the published base net"
+    )
+
+
+class UniSpeechSATWeights(TransformerWeights):
+    """UniSpeech-SAT (Chen et al. 2022, arXiv 2110.05752)."""
+
+    net: Literal["unispeech_sat"]
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["unispeech-sat-base"]
+
+
+class WavLMWeights(TransformerWeights):
+    """WavLM (Chen et al. 2022, arXiv 2110.13900)."""
+
+    net: Literal["wavlm"]
+    architecture: WavLMArchitecture | None = None
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["wavlm-base"]
 
 
 class Precomputed(Config):

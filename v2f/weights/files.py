@@ -25,7 +25,7 @@ from v2f.storage import store
 from v2f.storage.local import opened
 
 SUMS = "SHA256SUMS"
-SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".pkl")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl")
 _BLOCK = 1 << 24
 _GLOBAL = re.compile(r"GLOBAL (\S+)|(?:class|function|global)s? (\S+\.\S+)")
 
@@ -39,15 +39,25 @@ def find(path: str, names: Sequence[str], way_out: str) -> str:
         if not store.exists(path):
             raise V2FError(f"{path}: no such weights file; {way_out}")
         return path
+    found = first_of(path, names)
+    if found is not None:
+        return store.join(path, found)
     there = set(store.names(path))
-    for name in names:
-        if name in there:
-            return store.join(path, name)
     what = f"contains none of {', '.join(names)}"
     if there <= {path.rstrip("/").rpartition("/")[2]}:  # empty, or a file that lists itself
         kinds = f"neither a folder of weights nor a file that ends in {', '.join(SUFFIXES[:-1])}"
         what = kinds if store.exists(path) else "no such folder"
     raise V2FError(f"{path}: {what}; {way_out}")
+
+
+def first_of(path: str, names: Sequence[str]) -> str | None:
+    """The first of ``names`` that is in the folder or prefix ``path``; a name may begin with a folder in it."""
+    there = set(store.names(path))
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if name in there or (folder in there and file in store.names(store.join(path, folder))):
+            return name
+    return None
 
 
 def sha256_of(path: str) -> str:

@@ -22,8 +22,11 @@ from v2f.weights.config import (
     PSPDecoderWeights,
     PSPEncoderWeights,
     StyleGAN2Weights,
+    UniSpeechSATWeights,
     UserWeights,
+    WavLMWeights,
 )
+from v2f.weights.speech import read_speech
 
 if TYPE_CHECKING:  # imports torchvision and lpips, a second that runs with stand-ins need not spend
     from v2f.nn.frozen import LPIPS, FaceIdentity
@@ -156,4 +159,6 @@ _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     FaceNetWeights: _facenet,
     LPIPSWeights: _lpips,
     ECAPAWeights: _ecapa,
+    UniSpeechSATWeights: read_speech,
+    WavLMWeights: read_speech,
 }
