@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from v2f.encoders.foreign import ForeignConfig
+from v2f.nn.spectrogram import SpectrogramEncoder
 from v2f.nn.voice import VoiceEncoder
 from v2f.nn.waveform import WaveformEncoder, other_split
 from v2f.weights import Requirements
@@ -20,8 +21,11 @@ def _default_net(value: Any) -> Any:
     return {"net": "waveform", **value} if isinstance(value, Mapping) else value
 
 
-EncoderConfig = Annotated[WaveformEncoder.Config, BeforeValidator(_default_net)]
-AnyConfig = WaveformEncoder.Config | ForeignConfig
+EncoderConfig = Annotated[
+    Annotated[WaveformEncoder.Config | SpectrogramEncoder.Config, Field(discriminator="net")],
+    BeforeValidator(_default_net),
+]
+AnyConfig = WaveformEncoder.Config | SpectrogramEncoder.Config | ForeignConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,14 @@ def build(config: AnyConfig, folder: str) -> Built:
     """The encoder of a configuration. ``folder``: where the weights of a foreign net are searched for by name."""
     if isinstance(config, ForeignConfig):
         return Built(*config.load(folder))
+    if isinstance(config, SpectrogramEncoder.Config):
+        return Built(SpectrogramEncoder(config))
     return Built(WaveformEncoder(config))
+
+
+def trained(config: AnyConfig) -> tuple[str, ...]:
+    """The names of the parts that training changes, as :meth:`VoiceEncoder.trained` has them."""
+    return config.trained if isinstance(config, ForeignConfig) else ("encoder",)
 
 
 def with_encoder(required: Requirements, config: AnyConfig) -> Requirements:
@@ -47,11 +58,13 @@ def with_encoder(required: Requirements, config: AnyConfig) -> Requirements:
 
 
 def check_rate(config: AnyConfig, sample_rate: int) -> None:
-    """ValueError if a foreign encoder was trained at another sample rate."""
+    """ValueError if an encoder works at another sample rate: a foreign one was trained at it."""
     if isinstance(config, ForeignConfig) and config.sample_rate != sample_rate:
         raise ValueError(f"sample_rate is {sample_rate}, {config.net} takes {config.sample_rate} Hz; set it to that")
+    if isinstance(config, SpectrogramEncoder.Config) and config.sample_rate != sample_rate:
+        raise ValueError(f"sample_rate is {sample_rate}, encoder.sample_rate {config.sample_rate}; make them equal")
 
 
 def misfit(config: AnyConfig, shapes: Mapping[str, Sequence[int]]) -> str | None:
     """Why an encoder with these tensor shapes, by name, does not fit ``config``, where this is known; else None."""
-    return None if isinstance(config, ForeignConfig) else other_split(config, shapes)
+    return other_split(config, shapes) if isinstance(config, WaveformEncoder.Config) else None

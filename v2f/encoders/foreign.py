@@ -36,6 +36,11 @@ class ForeignConfig(UserWeights):
     )
     sample_rate: ClassVar[int] = RATE
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The names of the trained parts; none if the encoder is frozen."""
+        return ("thawed",) * (self.thaw != 0) + ("layers",) * self.weighted
+
     @abc.abstractmethod
     def source(self) -> UserWeights:
         """The weights alone, as :func:`v2f.weights.read` takes them."""
