@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from v2f.nn.mapping import MappingNetwork, StyleMapping
+from v2f.nn.vector_mapping import LinearMapping, VectorCascade
 
 
 def _default_net(value: Any) -> Any:
@@ -13,9 +14,16 @@ def _default_net(value: Any) -> Any:
     return {"net": "vec2style", **value} if isinstance(value, Mapping) else value
 
 
-MappingConfig = Annotated[StyleMapping.Config, BeforeValidator(_default_net)]
+MappingConfig = Annotated[
+    Annotated[LinearMapping.Config | StyleMapping.Config | VectorCascade.Config, Field(discriminator="net")],
+    BeforeValidator(_default_net),
+]
 
 
 def build_mapping(config: MappingConfig, channels: Sequence[int], n_styles: int, style_dim: int) -> MappingNetwork:
     """The mapping of a configuration, for an encoder whose maps have ``channels``."""
+    if isinstance(config, LinearMapping.Config):
+        return LinearMapping(config, channels, n_styles, style_dim)
+    if isinstance(config, VectorCascade.Config):
+        return VectorCascade(config, channels, n_styles, style_dim)
     return StyleMapping(config, channels, n_styles, style_dim)
