@@ -4,7 +4,7 @@
 
 Four stages of 64, 128, 256 and 512 channels and one block or more, 32 blocks in all; the two convolutions of a block
 without bias, of odd kernels 1 to 25, each its own; PReLU with one slope or one a channel; all else as in
-:class:`v2f.nn.waveform.Block`. The text gives 199,424 parameters more than the table adds up to: a stem with PReLU and
+:class:`v2f.nn.resnet.Block`. The text gives 199,424 parameters more than the table adds up to: a stem with PReLU and
 two laterals with bias, so that the table's "encoder" is the blocks alone. Exit code 1 unless there is one split, and it
 gives the text's count.
 """
@@ -15,7 +15,8 @@ from itertools import combinations, pairwise, product
 
 import torch
 
-from v2f.nn.waveform import Block, WaveformEncoder
+from v2f.nn.resnet import Block
+from v2f.nn.waveform import WaveformEncoder
 
 BODY, MAPPING, GENERATOR = 37_511_616, 33_057_792, 30_370_060  # table 5.1
 WHOLE = 101_138_892  # the text

@@ -118,9 +118,11 @@ def derived(config: RunConfig, batch: int, arm: str = "rule", samples: int | Non
     for where, optimizer in optimizers(config.system, "system"):
         rates = {name: float(f"{rate * ratio ** EXPONENT[arm]:.4g}") for name, rate in optimizer.lr.items()}
         overrides[f"{where}.lr"] = "{" + ", ".join(f"{name}: {rate:.4g}" for name, rate in rates.items()) + "}"
-        warmup = max(optimizer.schedule.warmup, LEAST_WARMUP_STEPS * batch)
-        if warmup != optimizer.schedule.warmup:
-            overrides[f"{where}.schedule.warmup"] = str(warmup)
+        schedules = {f"schedules.{name}": schedule for name, schedule in optimizer.schedules.items()}
+        for key, schedule in {"schedule": optimizer.schedule, **schedules}.items():
+            warmup = max(schedule.warmup, LEAST_WARMUP_STEPS * batch)
+            if warmup != schedule.warmup:
+                overrides[f"{where}.{key}.warmup"] = str(warmup)
     return overrides
 
 

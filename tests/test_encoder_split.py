@@ -7,7 +7,8 @@ import torch
 
 from bench import encoder_split
 from bench.encoder_split import BODY, FIRST_READING, WIDTHS, block, body, splits
-from v2f.nn.waveform import Block, WaveformEncoder
+from v2f.nn.resnet import Block
+from v2f.nn.waveform import WaveformEncoder
 
 
 @pytest.mark.parametrize("kernel", [7, 9])

@@ -59,6 +59,14 @@ def test_the_recipe_is_what_the_rule_makes_of_a_batch_of_sixteen():
     assert back.train == recipe.train
 
 
+def test_a_modules_own_warm_up_is_stretched_as_the_common_one_is():
+    own = "system.optimizer.schedules={mapping: {warmup: 100}, encoder: {warmup: 1000000}}"
+    changes = derived(load_config(LARGE, [own]), 2048)
+    after = load_config(LARGE, [own, *(f"{key}={value}" for key, value in changes.items())])
+    schedules = dict(optimizers(after.system, ""))[".optimizer"].schedules
+    assert {name: each.warmup for name, each in schedules.items()} == {"mapping": 16 * 2048, "encoder": 1_000_000}
+
+
 def test_the_recipe_trains_without_drawing_a_picture(monkeypatch, tiny_shards):
     from v2f.data.loader import read_usable
     from v2f.data.manifest import open_dataset

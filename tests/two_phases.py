@@ -4,6 +4,7 @@ Letters: B batch, X a sample's numbers, Z noise.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from v2f.nn.batchnorm import GhostBatchNorm
 from v2f.system import Batch, Losses, Optimizer, Phase, weighted
 
 X, Z, WIDTH = 3, 4, 24
+BY_VALUE = 0.02  # clips some numbers of the discriminator's first gradient
 GROUP = 4  # samples that batch norm covers; over two single numbers it would make a sign of them
 
 
@@ -33,17 +35,18 @@ class Net(nn.Module):
 
 
 class TwoPhases(BareSystem):
-    """``shared``: the generator's phase trains the discriminator, too."""
+    """``shared``: the generator's phase trains the discriminator, too. ``by_value``: clips a gradient's numbers."""
 
-    def __init__(self, shared: bool = False) -> None:
+    def __init__(self, shared: bool = False, by_value: float | None = None) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             self.g, self.d = Net(Z, X), Net(X, 1)
         self.shared = shared
+        self.clip: dict[str, Any] = {"clip": 0.3} if by_value is None else {"clip": by_value, "clip_by": "value"}
 
     def phases(self) -> list[Phase]:
-        discriminator = Optimizer(lr={"d": 2e-3}, betas=[0.5, 0.999], clip=0.3, weight_decay=1e-3)
+        discriminator = Optimizer(lr={"d": 2e-3}, betas=[0.5, 0.999], weight_decay=1e-3, **self.clip)
         generator = Optimizer(lr={"g": 1e-3, "d": 1e-3}, betas=[0.5, 0.999])
         modules = {"g": self.g, "d": self.d} if self.shared else {"g": self.g}
         return [

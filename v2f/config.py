@@ -217,7 +217,8 @@ def _copy(value: Any) -> Any:
 
 
 def _explain(cls: type[Config], error: ValidationError, where: str, under: str) -> str:
-    problems = error.errors(include_url=False)
+    # A default that depends on a wrong key is no mistake of its own.
+    problems = [p for p in error.errors(include_url=False) if p["type"] != "default_factory_not_called"]
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in first["loc"]]
     path = _user_path(cls, location)

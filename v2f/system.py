@@ -8,7 +8,7 @@ Shape letters: B batch, T waveform samples, H W picture, L styles, D width.
 
 import abc
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -87,6 +87,15 @@ class Optimizer(Config):
     def rates(self, seen: int, total: int) -> dict[str, float]:
         """The learning rate of each module for the step that starts when ``seen`` of ``total`` samples were used."""
         return {name: lr * self.schedules.get(name, self.schedule).at(seen, total) for name, lr in self.lr.items()}
+
+    def check(self, trained: Collection[str]) -> None:
+        """ValueError if ``lr`` names another module than those that are ``trained``."""
+        unknown = sorted(self.lr.keys() - set(trained))
+        if unknown:
+            raise ValueError(
+                f"optimizer.lr names {unknown[0]}, which this configuration does not train; it trains "
+                f"{' and '.join(sorted(trained))}"
+            )
 
     @model_validator(mode="after")
     def _knows_its_modules(self) -> "Optimizer":

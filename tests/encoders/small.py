@@ -1,4 +1,4 @@
-"""Every voice encoder and every mapping as a small variant with random weights, by its ``net``."""
+"""Every voice encoder and every mapping as a small variant with random weights, by its ``net`` (and what is set)."""
 
 from typing import Any
 
@@ -43,6 +43,35 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "bn_group": 2,
     },
     "wavlm": {"net": "wavlm", "random": True, "depths": [0, 1, 3], "architecture": SPEECH},
+    "waveform_vector": {
+        "net": "waveform",
+        "channels": [4, 8, 12],
+        "blocks": [1, 1, 1],
+        "strides": [4, 10, 10],  # of at most half a second, one frame is left
+        "stem_stride": 20,
+        "out_channels": 12,
+        "bn_group": 4,  # of two numbers, batch norm would leave the signs
+    },
+    "spectrogram": {
+        "net": "spectrogram",
+        "channels": [8, 12, 16],
+        "blocks": [1, 1, 1],
+        "strides": [1, 2, 2],
+        "kernel": 3,
+        "out_channels": 16,
+        "bn_group": 2,
+        "bands": 20,
+    },
+    "spectrogram_2d": {
+        "net": "spectrogram",
+        "dims": 2,
+        "channels": [8, 12, 16],
+        "blocks": [1, 1, 1],
+        "strides": [1, 2, 2],
+        "out_channels": 16,
+        "bn_group": 2,
+        "bands": 20,
+    },
 }
 
 MAPPINGS: dict[str, dict[str, Any]] = {
@@ -58,4 +87,11 @@ MAPPINGS: dict[str, dict[str, Any]] = {
         "se": 4,
         "bn_group": 2,
     },
+    "linear": {"net": "linear", "init_gain": 0.5},
+    "vector_cascade": {"net": "vector_cascade", "channels": [4, 8], "strides": [4, 4], "kernel": 3, "pool": "mean"},
 }
+
+VECTORS = {"waveform_vector", *(name for name, values in ENCODERS.items() if values.get("output") == "vector")}
+"""The encoders whose deepest map has one frame."""
+OF_VECTORS = {"vector_cascade"}
+"""The mappings that take nothing else; ``linear`` takes both."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from systems.small import SMALL
+from two_phases import BY_VALUE
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("zero")]  # one process sets the ranks up, for all
 
@@ -191,3 +192,26 @@ def test_statistics_are_the_same_on_any_ranks_and_after_step_sees_them_everywher
             assert found[4].keys() == expected[4].keys()
             for name, values in expected[4].items():
                 assert found[4][name] == pytest.approx(values, abs=1e-9)
+
+
+def test_a_gradient_is_clipped_by_value_as_the_formula_says_under_every_strategy(result):
+    """Adam's first moments are (1 - beta) of the clipped gradient, weight decay added; later ones are those of DDP."""
+    one = result("clipped-3-ddp-1")
+    for world_size in (1, 2, 4):
+        for strategy in ("ddp", "zero1", "zero2"):
+            name = f"{strategy}-{world_size}"
+            before, after = result(f"clipped-0-{name}"), result(f"clipped-1-{name}")
+            moved = {"exp_avg": {}, "exp_avg_sq": {}}
+            wanted = {"exp_avg": {}, "exp_avg_sq": {}}
+            gradient = by_phase(result(f"clipped-gradient-{name}"))["discriminator"]
+            large = torch.cat([t.abs().flatten() for t in gradient.values()]) > BY_VALUE
+            assert 0.05 < float(large.double().mean()) < 0.95
+            for key, t in gradient.items():
+                parameter = key.removeprefix("discriminator/")
+                t = t.clamp(-BY_VALUE, BY_VALUE) + 1e-3 * before[f"model/{parameter}"]
+                wanted["exp_avg"][parameter], wanted["exp_avg_sq"][parameter] = 0.5 * t, 0.001 * t.square()
+                for moment, found in moved.items():
+                    found[parameter] = after[f"optim/discriminator/{parameter}/{moment}"]
+            for moment, found in moved.items():
+                assert difference(wanted[moment], found) <= 1e-5, f"{name}: {moment}"
+            assert difference(of(one, "optim"), of(result(f"clipped-3-{name}"), "optim")) <= 1e-5, name

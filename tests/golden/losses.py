@@ -62,7 +62,10 @@ def shrunk(values: Mapping[str, Any], data: str, out: str) -> dict[str, Any]:
     def small(key: str, value: Any) -> Any:
         if isinstance(value, Mapping) and key != "frozen":
             in_samples = _TIMES.get(key, ())
-            return {k: max(1, round(share * v)) if k in in_samples and v else small(k, v) for k, v in value.items()}
+            below = dict.fromkeys(value, "schedule") if key == "schedules" else {k: k for k in value}
+            return {
+                k: max(1, round(share * v)) if k in in_samples and v else small(below[k], v) for k, v in value.items()
+            }
         return SMALLER[key](value) if key in SMALLER and value is not None else value
 
     train: dict[str, Any] = {"steps": STEPS, "precision": "fp64", "threads": 1, "log_every": 1}

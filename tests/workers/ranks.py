@@ -18,7 +18,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from codebook import trained as trained_codebook  # noqa: E402
 from systems.small import SMALL  # noqa: E402
-from two_phases import GROUP, TwoPhases, batches  # noqa: E402
+from two_phases import BY_VALUE, GROUP, TwoPhases, batches  # noqa: E402
 
 from v2f.config import build  # noqa: E402
 from v2f.data.loader import Loader  # noqa: E402
@@ -53,12 +53,13 @@ class Job:
         precision: Any = "fp32",
         batch: int = 0,
         light: bool = True,
+        by_value: float | None = None,
     ) -> None:
         self.engine = Engine(precision, strategy)
         self.micro, self.batch, self.done = MICRO[system] if accumulate else None, batch or BATCH[system], 0
         self.system: System
         if system == "two_phases":
-            self.system = TwoPhases()
+            self.system = TwoPhases(by_value=by_value)
         else:
             data = {"path": str(DATA), "batch": self.batch}
             small = SMALL[system] | (LIGHT.get(system, {}) if light else {})
@@ -280,6 +281,18 @@ def skips(world_size: int) -> None:
         (FOLDER / f"skips-{world_size}.json").write_text(json.dumps(told))
 
 
+def clipped(world_size: int) -> None:
+    """The first gradient of a phase that clips each number, and what one step and three make of it."""
+    for strategy in ("ddp", "zero1", "zero2"):
+        job, name = Job("two_phases", strategy, world_size == 2, by_value=BY_VALUE), f"{strategy}-{world_size}"
+        job.save(f"clipped-0-{name}")
+        job.gradients(f"clipped-gradient-{name}")
+        job.train(1)
+        job.save(f"clipped-1-{name}")
+        job.train(2)
+        job.save(f"clipped-3-{name}")
+
+
 def kept(world_size: int) -> None:
     """A codebook's steps, and what ``after_step`` received on each rank."""
     if world_size == 4:
@@ -302,7 +315,7 @@ def kept(world_size: int) -> None:
 def main() -> None:
     engine = Engine("fp32", "ddp")
     wanted = sys.argv[3:]
-    for act in (gradients, fifty_steps, moved, resumed, restored, skips, kept):
+    for act in (gradients, fifty_steps, moved, resumed, restored, skips, clipped, kept):
         if wanted and act.__name__ not in wanted:
             continue
         act(engine.world_size)

@@ -14,6 +14,7 @@ from v2f.encoders.ecapa import ECAPAConfig
 from v2f.encoders.foreign import ForeignConfig
 from v2f.encoders.foreign import ForeignEncoder as ForeignEncoder  # systems ask for its maps
 from v2f.encoders.speech_transformers import UniSpeechSATConfig, WavLMConfig
+from v2f.nn.spectrogram import SpectrogramEncoder
 from v2f.nn.voice import VoiceEncoder
 from v2f.nn.waveform import WaveformEncoder, other_split
 from v2f.weights import Requirements
@@ -25,10 +26,13 @@ def _default_net(value: Any) -> Any:
 
 
 EncoderConfig = Annotated[
-    Annotated[WaveformEncoder.Config | ECAPAConfig | UniSpeechSATConfig | WavLMConfig, Field(discriminator="net")],
+    Annotated[
+        WaveformEncoder.Config | ECAPAConfig | SpectrogramEncoder.Config | UniSpeechSATConfig | WavLMConfig,
+        Field(discriminator="net"),
+    ],
     BeforeValidator(_default_net),
 ]
-AnyConfig = WaveformEncoder.Config | ForeignConfig
+AnyConfig = WaveformEncoder.Config | SpectrogramEncoder.Config | ForeignConfig
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def build(config: AnyConfig, folder: str) -> Built:
     """The encoder of a configuration. ``folder``: where the weights of a foreign net are searched for by name."""
     if isinstance(config, ForeignConfig):
         return Built(*config.load(folder))
+    if isinstance(config, SpectrogramEncoder.Config):
+        return Built(SpectrogramEncoder(config))
     return Built(WaveformEncoder(config))
 
 
@@ -66,6 +72,11 @@ def stored(encoder: VoiceEncoder, sha256: str | None, seconds: float) -> StoredV
     return StoredVoice(described(encoder, sha256, seconds))
 
 
+def trained(config: AnyConfig) -> tuple[str, ...]:
+    """The names of the parts that training changes, as :meth:`VoiceEncoder.trained` has them."""
+    return config.trained if isinstance(config, ForeignConfig) else ("encoder",)
+
+
 def with_encoder(required: Requirements, config: AnyConfig) -> Requirements:
     """``required`` and the file of a foreign encoder, in the role ``encoder``."""
     if not isinstance(config, ForeignConfig) or config.random:
@@ -74,11 +85,13 @@ def with_encoder(required: Requirements, config: AnyConfig) -> Requirements:
 
 
 def check_rate(config: AnyConfig, sample_rate: int) -> None:
-    """ValueError if a foreign encoder was trained at another sample rate."""
+    """ValueError if an encoder works at another sample rate: a foreign one was trained at it."""
     if isinstance(config, ForeignConfig) and config.sample_rate != sample_rate:
         raise ValueError(f"sample_rate is {sample_rate}, {config.net} takes {config.sample_rate} Hz; set it to that")
+    if isinstance(config, SpectrogramEncoder.Config) and config.sample_rate != sample_rate:
+        raise ValueError(f"sample_rate is {sample_rate}, encoder.sample_rate {config.sample_rate}; make them equal")
 
 
 def misfit(config: AnyConfig, shapes: Mapping[str, Sequence[int]]) -> str | None:
     """Why an encoder with these tensor shapes, by name, does not fit ``config``, where this is known; else None."""
-    return None if isinstance(config, ForeignConfig) else other_split(config, shapes)
+    return other_split(config, shapes) if isinstance(config, WaveformEncoder.Config) else None

@@ -48,6 +48,11 @@ class ForeignConfig(UserWeights):
             raise ValueError("precomputed: only features of a frozen net from a file can be stored; set thaw to 0")
         return self
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The names of the trained parts; none if the encoder is frozen."""
+        return ("thawed",) * (self.thaw != 0) + ("layers",) * self.weighted
+
     @abc.abstractmethod
     def source(self) -> UserWeights:
         """The weights alone, as :func:`v2f.weights.read` takes them."""

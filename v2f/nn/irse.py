@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2f.nn import at_least_float32
-from v2f.nn.waveform import PReLU
+from v2f.nn.resnet import PReLU
 
 STAGES = ((64, 3), (128, 4), (256, 14), (512, 3))  # channels and units; the first unit of each halves the sides
 REDUCTION = 16  # of the channels inside squeeze and excitation

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from v2f.config import Config
 from v2f.errors import V2FError
+from v2f.nn.resnet import Conv
 from v2f.nn.stylegan2 import EqualLinear
-from v2f.nn.waveform import Conv
 
 SLOPE = 0.01  # of the leaky ReLU, as in pSp's map2style (Richardson et al. 2021, arXiv 2008.00951, section 3)
 InitGain = Annotated[

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from v2f.nn.ecapa_mapping import ECAPAMapping
 from v2f.nn.mapping import MappingNetwork, StyleMapping
+from v2f.nn.vector_mapping import LinearMapping, VectorCascade
 
 
 def _default_net(value: Any) -> Any:
@@ -15,7 +16,11 @@ def _default_net(value: Any) -> Any:
 
 
 MappingConfig = Annotated[
-    Annotated[StyleMapping.Config | ECAPAMapping.Config, Field(discriminator="net")], BeforeValidator(_default_net)
+    Annotated[
+        StyleMapping.Config | ECAPAMapping.Config | LinearMapping.Config | VectorCascade.Config,
+        Field(discriminator="net"),
+    ],
+    BeforeValidator(_default_net),
 ]
 
 
@@ -23,4 +28,8 @@ def build_mapping(config: MappingConfig, channels: Sequence[int], n_styles: int,
     """The mapping of a configuration, for an encoder whose maps have ``channels``."""
     if isinstance(config, ECAPAMapping.Config):
         return ECAPAMapping(config, channels, n_styles, style_dim)
+    if isinstance(config, LinearMapping.Config):
+        return LinearMapping(config, channels, n_styles, style_dim)
+    if isinstance(config, VectorCascade.Config):
+        return VectorCascade(config, channels, n_styles, style_dim)
     return StyleMapping(config, channels, n_styles, style_dim)

@@ -65,6 +65,11 @@ class Terms(config.Config):
         return any((self.mse, self.l1, self.lpips, self.id, self.mse_crop, self.lpips_crop))
 
 
+def _trained(encoder: EncoderConfig) -> tuple[str, ...]:
+    """The names of the modules that the system trains with this encoder."""
+    return *encoders.trained(encoder), "mapping"
+
+
 class VoiceToStyles(nn.Module):
     """Waves [B,T] -> w+ [B,L,D]: the mapping of the voice, plus the generator's mean style if that is added."""
 
@@ -96,7 +101,9 @@ class VoiceStyledFace(Styled, Judged):
         )
         frozen: FrozenConfig = FrozenConfig()
         losses: Terms = Terms()
-        optimizer: Optimizer = Optimizer(lr={"encoder": 1e-3, "mapping": 1e-3})
+        optimizer: Optimizer = Field(
+            default_factory=lambda given: Optimizer(lr=dict.fromkeys(_trained(given["encoder"]), 1e-3))
+        )
         ema: int | None = Field(None, gt=0, description="half-life of the moving average of the weights, in samples")
 
         @property
@@ -109,6 +116,7 @@ class VoiceStyledFace(Styled, Judged):
         @model_validator(mode="after")
         def _fits(self) -> "VoiceStyledFace.Config":
             encoders.check_rate(self.encoder, self.sample_rate)
+            self.optimizer.check(_trained(self.encoder))
             if self.losses.style and self.frozen.codes is None:
                 raise ValueError("losses.style needs the reference's codes: set frozen.codes, or set losses.style to 0")
             generator, perceptual, side = self.frozen.generator, self.frozen.perceptual, self.image_size
