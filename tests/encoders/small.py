@@ -12,6 +12,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "out_channels": 16,
         "bn_group": 2,
     },
+    "ge2e": {"net": "ge2e", "random": True, "output": "frames", "width": 8},
 }
 
 MAPPINGS: dict[str, dict[str, Any]] = {

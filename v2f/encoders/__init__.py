@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from v2f.encoders.foreign import ForeignConfig
+from v2f.encoders.ge2e import GE2EConfig
 from v2f.nn.voice import VoiceEncoder
 from v2f.nn.waveform import WaveformEncoder, other_split
 from v2f.weights import Requirements
@@ -20,7 +21,9 @@ def _default_net(value: Any) -> Any:
     return {"net": "waveform", **value} if isinstance(value, Mapping) else value
 
 
-EncoderConfig = Annotated[WaveformEncoder.Config, BeforeValidator(_default_net)]
+EncoderConfig = Annotated[
+    Annotated[WaveformEncoder.Config | GE2EConfig, Field(discriminator="net")], BeforeValidator(_default_net)
+]
 AnyConfig = WaveformEncoder.Config | ForeignConfig
 
 
