@@ -44,7 +44,7 @@ SMALLER: dict[str, Callable[[Sequence[str]], list[str]]] = {
     ],
     "shards precompute": lambda words: ["workers=1"],
 }
-CODES = {"weights": (0, 1)}  # 1: weights are missing, which is what it reports
+CODES = {"weights": (0, 1), "weights table": (0, 1)}  # 1: weights are missing, which is what it reports
 
 Words = Sequence[str]
 
