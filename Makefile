@@ -7,11 +7,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: quickstart test test-slow check lint pythons golden standins synthetic clean
 
-# Exact versions for the Python that CI uses; any other Python gets what pyproject.toml allows.
+# Exact versions for the Python that CI uses; any other Python gets what pyproject.toml allows. Of resemblyzer only a
+# file of weights is used; what it requires does not install everywhere.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and "v2f needs Python 3.10 to 3.13: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))') -e '.[dev]'
+	$(BIN)/python -m pip install --no-deps resemblyzer==0.1.4
 	touch $@
 
 quickstart: $(VENV)/.installed

@@ -219,6 +219,19 @@ def squeezenet() -> State:
     return _like(_meta(torchvision.models.squeezenet1_1))
 
 
+def ge2e() -> dict[str, Any]:
+    """resemblyzer's ``pretrained.pt``: 1,423,616 parameters in 14 tensors, and what belongs to their training."""
+    weights = Weights()
+    for layer, inputs in enumerate((40, 256, 256)):
+        for kind, width in (("ih", inputs), ("hh", 256)):
+            weights.normal(f"lstm.weight_{kind}_l{layer}", 4 * 256, width, std=math.sqrt(1 / width))
+            weights.normal(f"lstm.bias_{kind}_l{layer}", 4 * 256, std=0.1)
+    weights.layer("linear", 256, 256, bias=True)
+    scalars = {"similarity_weight": torch.tensor([10.0]), "similarity_bias": torch.tensor([-5.0])}
+    optimizer = {"state": {}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
+    return {"step": 1, "model_state": scalars | weights.drawn(), "optimizer_state": optimizer}
+
+
 def _meta(model: Callable[[], nn.Module]) -> nn.Module:
     with torch.device("meta"):
         return model()
@@ -272,6 +285,7 @@ FILES: dict[str, Callable[[], Any]] = {
     "vgg16-397923af.pth": vgg16,
     "squeezenet1_1-b8a52dc0.pth": squeezenet,
     "embedding_model.ckpt": ecapa,
+    "pretrained.pt": ge2e,
 }
 
 

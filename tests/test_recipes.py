@@ -24,7 +24,7 @@ def test_every_recipe_is_listed_with_what_it_is_and_whether_it_needs_weights(cap
         assert len(line.split(maxsplit=1)[1]) > 20, f"{path} does not begin with what it is"
         if path.startswith("launch/recipes/"):
             system = load_config(str(REPOSITORY / path)).system
-            brought = bool(hasattr(system, "frozen") and system.frozen.user_weights())
+            brought = bool(system.requirements().user_weights)
             assert ("your weights" in line, "no weights" in line) == (brought, not brought), path
 
 
@@ -65,7 +65,7 @@ def test_nothing_is_overwritten_and_nothing_is_copied_by_half(in_the_way, tmp_pa
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["copy", "quickstrat"], "no recipe 'quickstrat' ships with v2f; choose one of face-gan, large-batch"),
+        (["copy", "quickstrat"], "no recipe 'quickstrat' ships with v2f; choose one of face-gan, "),
         (["show", "../../pyproject.toml"], "no recipe '../../pyproject.toml' ships"),
         (["copy", "quickstart", "s3://lab/x"], "recipes can only be copied to a local folder"),
         (["copy", "quickstart", "file"], "launch"),

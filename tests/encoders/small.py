@@ -72,6 +72,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "bn_group": 2,
         "bands": 20,
     },
+    "ge2e": {"net": "ge2e", "random": True, "output": "frames", "width": 8},
 }
 
 MAPPINGS: dict[str, dict[str, Any]] = {

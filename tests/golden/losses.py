@@ -57,9 +57,16 @@ def recipes() -> list[str]:
 
 def shrunk(values: Mapping[str, Any], data: str, out: str) -> dict[str, Any]:
     """A recipe's values as a run of ``STEPS`` steps of ``BATCH`` samples on ``data``, written to ``out``."""
+    from encoders.small import ENCODERS, MAPPINGS  # a module of the tests
+
     share = STEPS * BATCH / (values["train"]["steps"] * values["data"]["batch"])
 
     def small(key: str, value: Any) -> Any:
+        net = value.get("net") if isinstance(value, Mapping) else None
+        if key == "encoder" and net in ENCODERS and net != "waveform":  # its keys are its own, and it needs no weights
+            return {**ENCODERS[net], **{k: value[k] for k in ("output",) if k in value}}
+        if key == "mapping" and net in MAPPINGS and net != "vec2style":
+            return MAPPINGS[net]
         if isinstance(value, Mapping) and key != "frozen":
             in_samples = _TIMES.get(key, ())
             below = dict.fromkeys(value, "schedule") if key == "schedules" else {k: k for k in value}
@@ -141,6 +148,7 @@ def differences(golden: list[dict[str, float]], found: list[dict[str, float]]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the golden losses anew and show what changed.")
     parser.add_argument("recipes", nargs="*", default=recipes(), help="names; all of launch/recipes if none is given")
+    sys.path.insert(0, str(GOLDEN.parent))
     with tempfile.TemporaryDirectory() as folder:
         data = make_data(f"{folder}/data")
         for name in parser.parse_args().recipes:

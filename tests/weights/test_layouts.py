@@ -20,6 +20,7 @@ from v2f.nn.stylegan2 import Generator
 from v2f.weights import (
     ECAPAWeights,
     FaceNetWeights,
+    GE2EWeights,
     IRSE50Weights,
     LPIPSWeights,
     PSPDecoderWeights,
@@ -63,6 +64,7 @@ LAYOUTS: dict[str, tuple[type[UserWeights], dict[str, Any], str, str | None, str
         None,
         "repeat_2.4.branch1.1.conv.weight",
     ),
+    "ge2e": (GE2EWeights, {"net": "ge2e"}, "pretrained.pt", "model_state", "lstm.weight_hh_l1"),
     "lpips alex": (LPIPSWeights, {"net": "lpips"}, "alexnet-owt-7be5be79.pth", None, "features.6.weight"),
     "lpips vgg": (LPIPSWeights, {"net": "lpips", "backbone": "vgg"}, "vgg16-397923af.pth", None, "features.14.bias"),
     "lpips squeeze": (
@@ -161,7 +163,7 @@ def test_a_broken_file_is_refused_in_one_line_and_nothing_runs(
         content[LAYOUTS[name][3]] = state
     path = tmp_path / file
     torch.save(content, path)
-    shown = f"g_ema.{tensor}" if name == "stylegan2" else tensor
+    shown = {"stylegan2": f"g_ema.{tensor}", "ge2e": f"model_state.{tensor}"}.get(name, tensor)
     with pytest.raises(V2FError, match=BREAKS[damage].format(shown.replace(".", r"\."))) as caught:
         read(net_of(name), str(path))
     assert str(caught.value).startswith(f"{path}: ")

@@ -10,19 +10,20 @@ import torch
 from rich.console import Console
 from weights import fake_nvidia
 
-from bench.random_weights import alexnet, ecapa, squeezenet
+from bench.random_weights import alexnet, ecapa, ge2e, squeezenet
 from v2f.cli import main
 from v2f.errors import V2FError
 from v2f.nn.frozen import LPIPS
 from v2f.nn.stylegan2 import Generator
-from v2f.weights import ECAPAWeights, FrozenConfig, Requirements, commands, load
-from v2f.weights.catalogue import CATALOGUE
+from v2f.weights import ECAPAWeights, FrozenConfig, GE2EWeights, Requirements, commands, load
+from v2f.weights.catalogue import CATALOGUE, Published
 from v2f.weights.files import SUMS, sha256_of
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "recipes"
 NEEDED = ("stylegan2-ffhq-1024", "stylegan2-ffhq-256", "ir-se50", "lpips-alex", "psp-ffhq-encode")
 NEEDED += ("psp-ffhq-frontalization",)  # for packing, optional
 NEEDED += ("facenet-vggface2",)  # the referee of `v2f eval`
+NEEDED += ("ecapa-voxceleb", "ge2e-resemblyzer", "unispeech-sat-base")  # voice encoders
 ALEX = "alexnet-owt-7be5be79.pth"
 
 
@@ -55,6 +56,7 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
     shutil.copytree(LAUNCH, tmp_path / "launch" / "recipes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(Published, "installed", lambda published: None)
     assert main(["weights"]) == 1  # something is missing
     text = capsys.readouterr().out
     for published in CATALOGUE.values():
@@ -63,13 +65,13 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
         if needed:
             assert published.page in text
             assert published.licence.split(",")[0].split(";")[0] in text
-    for user in ("thesis-final: generator", "thesis-small: identity", "thesis-voxceleb2: codes"):
+    for user in ("ge2e: encoder", "thesis-final: generator", "thesis-small: identity", "thesis-voxceleb2: codes"):
         assert user in text
     assert (
         "no weights needed, these use the package's stand-ins: face-gan, large-batch, pairs, quickstart, synthetic"
         in text
     )
-    assert "missing or refused: 6; see docs/weights.md" in text
+    assert "missing or refused: 9; see docs/weights.md" in text
     assert main(["weights", "table", "launch/recipes/quickstart.yaml"]) == 0
 
 
@@ -162,6 +164,27 @@ def test_a_mirror_holds_what_is_needed_with_checksums_and_licenses(
     assert "squeezenet1_1-b8a52dc0.pth" in (target / SUMS).read_text()
     (alex / ALEX).unlink()  # a mirror stands alone, and can be completed later
     assert commands.mirror(str(target), {"a": needs["a"]}, str(alex)) == 0
+
+
+def test_a_mirror_takes_what_is_needed_from_an_installed_package(
+    alex: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = tmp_path / "pretrained.pt"
+    torch.save(ge2e(), inside)
+    monkeypatch.setattr(Published, "installed", lambda published: str(inside) if published.package else None)
+    needs = {"a": Requirements(str(alex), {"encoder": GE2EWeights(net="ge2e")})}
+    assert "NOT the file published under this name" in shown(needs, load=True)[1]  # random numbers
+    assert commands.mirror(str(tmp_path / "mirror"), needs, str(alex)) == 0
+    assert "pretrained.pt: GE2E, a speaker encoder" in (tmp_path / "mirror" / commands.LICENCES).read_text()
+    assert sha256_of(str(tmp_path / "mirror" / "pretrained.pt")) == sha256_of(str(inside))
+    others = {"a": required(alex, perceptual={"net": "lpips"})}
+    assert commands.mirror(str(tmp_path / "other"), others, str(alex)) == 0
+    assert not (tmp_path / "other" / "pretrained.pt").exists()
+    inside.unlink()
+    monkeypatch.setattr(Published, "installed", lambda published: None)
+    capsys.readouterr()
+    assert commands.mirror(str(tmp_path / "none"), needs, str(alex)) == 1
+    assert "missing: `pip install --no-deps resemblyzer==0.1.4`, or get ge2e-resemblyzer" in capsys.readouterr().out
 
 
 def test_a_mirror_takes_no_file_that_does_not_load_and_is_mended_by_one_that_does(alex: Path, tmp_path: Path) -> None:

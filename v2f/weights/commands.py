@@ -20,6 +20,7 @@ from v2f.storage.local import scratch_folder
 from v2f.weights import (
     ECAPAWeights,
     FaceNetWeights,
+    GE2EWeights,
     IRSE50Weights,
     LPIPSWeights,
     PSPEncoderWeights,
@@ -180,9 +181,9 @@ def mirror(target: str, needs: Needs, source: str, download: bool = False) -> in
     """Copy the weights that recipes need from ``source`` to the folder or prefix ``target``; the number missing.
 
     Other files of the catalogue in ``source`` are copied as well (pSp for frontalization, for example), and so are
-    files that a recipe names. Every file is loaded strictly before it is copied. NVIDIA's pickles are converted.
-    ``download`` fetches needed files that can be downloaded without a browser. ``target`` then contains the files,
-    ``SHA256SUMS`` and ``LICENCES.txt``; recipes use it as ``system.frozen.path``.
+    files that a recipe names, and needed files inside installed packages. Every file is loaded strictly before it is
+    copied. NVIDIA's pickles are converted. ``download`` fetches needed files that can be downloaded without a browser.
+    ``target`` then contains the files, ``SHA256SUMS`` and ``LICENCES.txt``; recipes use it as ``system.frozen.path``.
     """
     if not download and not store.exists(source):
         raise V2FError(f"{source}: no such folder of weights; name one with --from")
@@ -200,7 +201,7 @@ def mirror(target: str, needs: Needs, source: str, download: bool = False) -> in
         with scratch_folder() as scratch:
             here = needed.get(published.name) or [
                 (path, _default_config(published))
-                for path in _find(published, source, target, scratch, download and is_needed)
+                for path in _find(published, source, target, scratch, is_needed, download)
             ]
             missing += [published] if is_needed and not here else []
             for path, net in here:
@@ -256,8 +257,9 @@ def _write_sums(target: str, sums: Mapping[str, str]) -> None:
     store.write_bytes(store.join(target, LICENCES), _licences(sums).encode())
 
 
-def _find(published: Published, source: str, target: str, scratch: str, download: bool) -> list[str]:
-    """The files of one set of weights: from ``source``, from ``target``, or converted or downloaded to ``scratch``."""
+def _find(published: Published, source: str, target: str, scratch: str, is_needed: bool, download: bool) -> list[str]:
+    """The files of one set of weights: from ``source``, from ``target``, or converted to ``scratch``; if they are
+    needed, also from an installed package, or downloaded to ``scratch``."""
     found = files.first_of(source, published.files)
     if found is not None:
         return [store.join(source, found)]
@@ -270,7 +272,10 @@ def _find(published: Published, source: str, target: str, scratch: str, download
     found = files.first_of(target, published.files)
     if found is not None:
         return [store.join(target, found)]
-    if download and published.direct is not None:
+    inside = published.installed() if is_needed else None
+    if inside is not None:
+        return [inside]
+    if is_needed and download and published.direct is not None:
         _fetch(published, store.join(scratch, published.files[0]))
         return [store.join(scratch, published.files[0])]
     return []
@@ -339,6 +344,8 @@ def _default_config(published: Published) -> UserWeights:
         return LPIPSWeights(net="lpips", backbone=which)  # type: ignore[arg-type]
     if kind == "ecapa":
         return ECAPAWeights(net="ecapa")
+    if kind == "ge2e":
+        return GE2EWeights(net="ge2e")
     if kind == "unispeech":
         return UniSpeechSATWeights(net="unispeech_sat")
     if kind == "wavlm":

@@ -146,6 +146,16 @@ class WavLMWeights(TransformerWeights):
         return CATALOGUE["wavlm-base"]
 
 
+class GE2EWeights(UserWeights):
+    """The speaker encoder of the package ``resemblyzer`` (GE2E: Wan et al. 2018, arXiv 1710.10467)."""
+
+    net: Literal["ge2e"]
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["ge2e-resemblyzer"]
+
+
 class Precomputed(Config):
     """Values stored in the shards, by `v2f shards precompute` or, for codes, by ``pairs.psp.codes`` while packing."""
 

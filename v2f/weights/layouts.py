@@ -1,6 +1,7 @@
 """The layouts of published weight files: a checked state_dict -> a net with exactly these weights."""
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,16 @@ from torch import Tensor, nn
 
 from v2f.errors import V2FError
 from v2f.nn.ecapa import ECAPA
+from v2f.nn.ge2e import GE2E
 from v2f.nn.irse import IRSE50
 from v2f.nn.psp import PSP, GradualStyleEncoder
-from v2f.nn.strict import fill
+from v2f.nn.strict import check, fill
 from v2f.nn.stylegan2 import Generator
 from v2f.weights import files
 from v2f.weights.config import (
     ECAPAWeights,
     FaceNetWeights,
+    GE2EWeights,
     IRSE50Weights,
     LPIPSWeights,
     PSPDecoderWeights,
@@ -151,6 +154,21 @@ def _check_options(options: Any, path: str) -> None:
             )
 
 
+def _ge2e(net: GE2EWeights, content: Any, path: str) -> GE2E:
+    ignored = {"similarity_weight", "similarity_bias"}  # scale and offset of the training loss, GE2E's eq. 5
+    state = files.tensors(files.part(content, "model_state", path), path)
+    unknown = sorted(map(str, content.keys() - {"model_state", "optimizer_state", "step"}))
+    if unknown:
+        raise V2FError(f"{path}: these are not the weights of GE2E: unknown part {unknown[0]!r}")
+    loaded = GE2E()
+    own = loaded.state_dict()
+    theirs = {name: re.sub(r"^layers\.(\d)\.(\w+)_l0$", r"lstm.\2_l\1", name) for name in own}
+    found = {name: tensor for name, tensor in state.items() if name not in ignored}
+    check({theirs[name]: own[name] for name in own}, found, path, "GE2E (resemblyzer's pretrained.pt)", "model_state.")
+    loaded.load_state_dict({name: state[theirs[name]] for name in own})
+    return loaded
+
+
 _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     StyleGAN2Weights: _stylegan2,
     PSPDecoderWeights: _psp,
@@ -161,4 +179,5 @@ _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     ECAPAWeights: _ecapa,
     UniSpeechSATWeights: read_speech,
     WavLMWeights: read_speech,
+    GE2EWeights: _ge2e,
 }

@@ -57,9 +57,13 @@ class FrozenNets(JudgeNets):
 
 
 def locate(folder: str, net: UserWeights) -> str:
-    """The file of ``net``: its own path, a name in ``folder``, or one of the usual names there."""
+    """The file of ``net``: its own path, a name in ``folder``, one of the usual names there, or the file inside the
+    package that publishes it."""
     way_out = net.published.way_out
     if net.file is None:
+        inside = net.published.installed()
+        if inside is not None and not set(net.published.files) & set(store.names(folder)):
+            return inside
         return files.find(folder, net.published.files, way_out)
     has_folder = "/" in net.file or "://" in net.file
     return files.find(net.file if has_folder else store.join(folder, net.file), net.published.files, way_out)
