@@ -55,11 +55,13 @@ class Made:
 
 @dataclass(frozen=True)
 class Plan:
-    """The items that a converter will make, the inputs that it leaves out, and what else the content depends on."""
+    """The items that a converter will make, the inputs that it leaves out, and what else the content depends on.
+    ``taken``: how much of train a subset took, in words; empty without one."""
 
     items: list[Item]
     left_out: list[LeftOut] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    taken: str = ""
 
 
 class Converter(Protocol):

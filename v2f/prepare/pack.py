@@ -139,6 +139,8 @@ def _pack(recipe: PackConfig, part: Part) -> Dataset | None:
     """Pack a part, and commit it if it is the whole; or open the data set if it is committed already."""
     converter = recipe.converter()
     plan = converter.plan()
+    if plan.taken:
+        print(f"{recipe.out}: the subset takes {plan.taken}")
     packing = Packing.of(part.of, plan.items, {"recipe": _content_of(recipe), **plan.provenance})
     out = recipe.out
     dataset = _existing(out, packing.provenance)
