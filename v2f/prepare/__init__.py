@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the help of `v2f shards` imports this package
-    from v2f.data.sample import Members
+    from v2f.data.tar import Members
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Made:
-    """One finished sample; ``rejected``: photos that were tried for it and could not be used."""
+    """One finished sample; ``rejected``: photos that were tried for it and could not be used; ``through_psp``: the
+    number of photos that pSp processed for it."""
 
     item: Item
     members: "Members"
     seconds: float
     rejected: tuple[LeftOut, ...] = ()
+    through_psp: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from v2f import standins
 from v2f.config import Config, Place, build, override
 from v2f.data.encoding import encode_codes, encode_embedding
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset, read_manifest
-from v2f.data.sample import CODES, EMBEDDING, PHOTOS, Members, Sample, split_members
+from v2f.data.sample import CODES, EMBEDDING, PHOTOS, Sample
 from v2f.data.shards import write_shard
+from v2f.data.tar import Members, split_members
 from v2f.data.transforms import square, to_rgb
 from v2f.errors import V2FError
 from v2f.nn.psp import PSP, PSPCodeEncoder
