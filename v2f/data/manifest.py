@@ -129,8 +129,8 @@ class Manifest(Config):
         if sample.photo_count and sample.is_gray and GRAY not in self.holds:
             raise V2FError(f"sample {sample.key}: its photos are gray, the manifest knows of no gray ones")
         if sample.has_originals != (ORIGINALS in self.holds):
-            has = "has" if sample.has_originals else "lacks"
-            raise V2FError(f"sample {sample.key}: it {has} original photos, the manifest says otherwise")
+            verb = "has" if sample.has_originals else "lacks"
+            raise V2FError(f"sample {sample.key}: it {verb} original photos, the manifest says otherwise")
         if set(sample.array_names) != set(self.arrays):
             names = ", ".join(sample.array_names) or "none"
             raise V2FError(

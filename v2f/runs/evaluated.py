@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
 from v2f.storage.records import Record
 
@@ -78,6 +78,15 @@ class _Split(Record):
     left_out: _LeftOut = _LeftOut()
     verdict: str | None = None
     notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _attributes_are_described(self) -> "_Split":
+        unknown = {name for numbers in self.by.values() for name in numbers.attributes} - self.attributes.keys()
+        if unknown:
+            raise ValueError(
+                f"it has numbers of {', '.join(sorted(unknown))}, but does not say who belongs to which group"
+            )
+        return self
 
 
 class _Data(Record):

@@ -130,9 +130,10 @@ def _numbers(about: Mapping[str, Any], evaluated: Mapping[str, Any]) -> list[str
 def _groups(split: Mapping[str, Any]) -> list[str]:
     """The numbers of groups of real speakers, by the first observer; groups so small that single people would show
     through are not told."""
-    told, numbers = next(iter(split["by"].items()), ("", {}))
+    by: dict[str, dict[str, Any]] = split["by"]
+    told = next(iter(by), "")
     lines = []
-    for name, own in numbers.get("attributes", {}).items():
+    for name, own in by.get(told, {}).get("attributes", {}).items():
         if split["attributes"][name]["source"] == "world":
             continue
         for group, of in own["slices"].items():
