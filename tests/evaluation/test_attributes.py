@@ -198,7 +198,7 @@ def test_a_table_adds_attributes_corrects_the_metadata_and_leaves_out_whom_it_do
     notes = "\n".join(split["notes"])
     assert "gender is known of 5 people, too few to say anything about it" in notes
     assert "age is unknown for 2 of 50 people; they are left out of it" in notes
-    assert "age: 3 of 4 groups have fewer than 20 people (under 13 10, 13 to 17 5, 40 to 59 11)" in notes
+    assert "age: 3 of 4 groups have fewer than 20 people (under 13: 10, 13 to 17: 5, 40 to 59: 11)" in notes
     written = json.loads((tmp_path / "copy" / "eval.json").read_text())
     assert written["attributes"]["file"] == path
     assert re.fullmatch("[0-9a-f]{64}", written["attributes"]["sha256"])

@@ -79,7 +79,7 @@ def attributes_of(
                 notes.append(
                     f"{each.name} is unknown for {unknown} of {len(each.group_N)} people; they are left out of it"
                 )
-            few = [f"{group} {count}" for group, count in zip(each.groups, people, strict=True) if count < FEW]
+            few = [f"{group}: {count}" for group, count in zip(each.groups, people, strict=True) if count < FEW]
             if few:
                 some = ", ".join(few[:6]) + (", ..." if len(few) > 6 else "")
                 notes.append(
