@@ -35,7 +35,7 @@ from v2f.data.manifest import Split, open_dataset
 from v2f.data.sample import Sample
 from v2f.data.transforms import Photo
 from v2f.errors import V2FError, guarded
-from v2f.evaluation.faces_of_voices import OtherPhoto
+from v2f.evaluation.clips import OtherPhoto
 from v2f.evaluation.observers import in_batches
 from v2f.keyed import keyed_rng
 from v2f.system import to_picture

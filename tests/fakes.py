@@ -5,7 +5,7 @@ function of p. So a system can read the person off the voice exactly, or ignore 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,9 +90,15 @@ class FakeSystem(Judged):
 
 
 def make_data(
-    root: Path, people: dict[str, Sequence[int]], *, clips: int = 2, photos: int = 2, synthetic: bool = False
+    root: Path,
+    people: dict[str, Sequence[int]],
+    *,
+    clips: int = 2,
+    photos: int = 2,
+    synthetic: bool = False,
+    about: Callable[[int], dict[str, Any]] | None = None,
 ) -> Dataset:
-    """A packed data set of the ``people`` of each split."""
+    """A packed data set of the ``people`` of each split; ``about`` a person: what the JSON of the samples says."""
     rows = []
     for split, chosen in people.items():
         samples = []
@@ -101,7 +107,9 @@ def make_data(
                 wav_T = np.full(round(SECONDS * RATE), level(person), np.float32)
                 pictures = [portrait(person, photo) for photo in range(photos)]
                 voice = dict(zip(names("voice"), keyed_rng(4, person).normal(size=6).clip(-2, 2).tolist(), strict=True))
-                extra = {"factors": {"voice": voice}} if synthetic else {}
+                own = keyed_rng(5, person).normal(size=10).clip(-2, 2).tolist()  # what the voice does not tell
+                face = dict(zip(names("face"), [*voice.values(), *own], strict=True))
+                extra = {"factors": {"voice": voice, "face": face}} if synthetic else about(person) if about else {}
                 key, identity = f"{split}-{person:03d}-{clip}", f"id{person:03d}"
                 members = encode(key, wav_T, RATE, pictures, identity=identity, split=split, source="fake", extra=extra)
                 samples.append((key, identity, members))

@@ -1,5 +1,6 @@
 """The commands in the documents run, the files and headings that they name exist, and the example system works."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ def prepared(tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Sand
     (root / ".venv" / ".installed").touch()
     (root / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     shutil.copytree(tiny_shards, root / "data" / "quickstart")
+    identities = json.loads((root / "data" / "quickstart" / "manifest.json").read_text())["identities"]
     (root / "my" / "raw").mkdir(parents=True)
     rows = ["audio,image,identity,split"]
     for person, split in enumerate(["train"] * 4 + ["valid", "test"]):
@@ -48,6 +50,8 @@ def prepared(tiny_shards: str, tmp_path_factory: pytest.TempPathFactory) -> Sand
             rows.append(f"{wav},{photo},p{person},{split}")
     (root / "my" / "pairs.csv").write_text("\n".join(rows) + "\n")
     (root / "my" / "group-a.csv").write_text("\n".join([rows[0], *rows[-4:]]) + "\n")
+    people = [f"{identity},{'fm'[at % 2]},{9 + at}" for at, identity in enumerate(identities)]
+    (root / "my" / "people.csv").write_text("\n".join(["identity,sex,age", *people]) + "\n")
     shutil.copy(root / "my" / "raw" / "0-0.wav", root / "voice.wav")
     (root / "my-old-model").mkdir()
     recipe = yaml.safe_load((REPOSITORY / "launch" / "recipes" / "quickstart.yaml").read_text())

@@ -17,8 +17,9 @@ from v2f.data.encoding import encode
 from v2f.data.loader import Loader, read_split
 from v2f.data.manifest import ArrayKind, Dataset, open_dataset
 from v2f.data.order import Order
-from v2f.data.sample import Sample, join_members
+from v2f.data.sample import Sample
 from v2f.data.shards import write_manifest, write_shard
+from v2f.data.tar import join_members
 from v2f.data.transforms import Array, ClassNumber, NoiseVector, PersonNumber, Photo, TokenWindow, Waveform, bound
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
@@ -41,6 +42,8 @@ def drawn(seed: int, parts: set[str], key: str = "k", **about: Any) -> tuple[dic
     if parts & {"photos", "gray"}:
         shape = (*rng.integers(1, 12, 2), 1 if "gray" in parts else 3)
         made["photos_HWC"] = [rng.integers(0, 256, shape, dtype=np.uint8) for _ in range(rng.integers(1, 4))]
+    if "originals" in parts:
+        made["originals_HWC"] = [255 - photo_HWC for photo_HWC in made["photos_HWC"]]
     if "arrays" in parts:
         made["arrays"] = {
             f"a_{number}": (100 * rng.random(tuple(rng.integers(1, 4, rng.integers(0, 4))))).astype(dtype)
@@ -50,7 +53,7 @@ def drawn(seed: int, parts: set[str], key: str = "k", **about: Any) -> tuple[dic
 
 
 KINDS = [{*audio, *photos, *arrays} for audio, photos, arrays in itertools.product(
-    [(), ("audio",)], [(), ("photos",), ("gray",)], [(), ("arrays",)]
+    [(), ("audio",)], [(), ("photos",), ("gray",), ("photos", "originals")], [(), ("arrays",)]
 ) if audio or photos or arrays]  # fmt: skip
 
 
@@ -63,11 +66,13 @@ def test_whatever_parts_are_encoded_come_back(seed: int, parts: set[str]) -> Non
     assert sample.photo_count == len(made.get("photos_HWC", []))
     assert sample.array_names == sorted(made.get("arrays", {}))
     assert {"sample_rate", "seconds"} <= sample.meta.keys() or "audio" not in parts
-    assert ("holds" in sample.meta) == (not {"audio", "photos"} <= parts)
+    assert ("holds" in sample.meta) == (parts - {"arrays"} != {"audio", "photos"})
+    assert sample.has_originals == ("originals" in parts)
     if "audio" in parts:
         assert np.abs(sample.waveform() - made["wav_T"]).max() < 1e-4
     for number, photo_HWC in enumerate(made.get("photos_HWC", [])):
         assert np.array_equal(sample.photo(number), photo_HWC)
+        assert not sample.has_originals or np.array_equal(sample.original(number), 255 - photo_HWC)
     for name, values in made.get("arrays", {}).items():
         assert np.array_equal(sample.array(name), values)
         assert (sample.array(name).dtype, sample.array(name).shape) == (values.dtype, values.shape)
@@ -77,7 +82,7 @@ def test_whatever_parts_are_encoded_come_back(seed: int, parts: set[str]) -> Non
 def test_no_part_gets_lost_unnoticed(seed: int, parts: set[str]) -> None:
     """But for arrays, which the manifest declares."""
     _, members = drawn(seed, parts)
-    for lost in ("flac", "png", "json"):
+    for lost in ("flac", "png", "json", "original.png", "original.1.png"):
         rest = {name: content for name, content in members.items() if not name.endswith(lost)}
         if rest.keys() == members.keys():
             continue
@@ -93,6 +98,7 @@ def test_a_part_that_is_not_there_is_said_to_be_missing() -> None:
         (lambda: Waveform(0.1)(photos, None), "it has no audio"),
         (sounds.photo, "it has no photo"),
         (lambda: Photo(8)(sounds, keyed_rng(0)), "it has no photo"),
+        (photos.original, "it has no original photo; pack with psp.keep_original: true"),
         (lambda: sounds.array("b"), "it has no array 'b'; its arrays: a_0, a_1, a_2"),
     ):
         with pytest.raises(V2FError, match=f"sample k: {message}"):
@@ -106,6 +112,7 @@ def test_a_part_that_is_not_there_is_said_to_be_missing() -> None:
         ({"wav_T": np.zeros(9)}, "given together"),
         ({"photos_HWC": [np.zeros((4, 4, n), np.uint8) for n in (1, 3)]}, "all RGB or all gray"),
         ({"photos_HWC": [np.zeros((4, 4, 1), np.uint8)], "photo_format": "webp"}, "WebP has no grayscale"),
+        ({"photos_HWC": [np.zeros((4, 4, 3), np.uint8)], "originals_HWC": []}, "0 originals for 1 photos"),
         ({"arrays": {"codes": np.zeros(3)}}, "cannot be called 'codes'"),
         ({"arrays": {"a.b": np.zeros(3)}}, "cannot be called 'a.b'"),
         ({"arrays": {"a": np.zeros(3, object)}}, "array 'a' is of object"),

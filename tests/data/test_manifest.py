@@ -14,8 +14,9 @@ import pytest
 import webdataset
 
 from v2f.data.manifest import Dataset, open_dataset
-from v2f.data.sample import Sample, split_members
+from v2f.data.sample import Sample
 from v2f.data.shards import write_manifest, write_shard
+from v2f.data.tar import split_members
 from v2f.errors import V2FError
 
 Make = Callable[..., Dataset]

@@ -9,7 +9,8 @@ import soundfile
 from PIL import Image
 
 from v2f.data.encoding import encode
-from v2f.data.sample import Members, Sample, split_members
+from v2f.data.sample import Sample
+from v2f.data.tar import Members, split_members
 from v2f.errors import V2FError
 
 RNG = np.random.default_rng(0)

@@ -88,12 +88,15 @@ def _meta(dataset: Dataset, split: str) -> list[dict[str, Any]]:
 
 
 def test_parts_of_a_pack_and_any_order_of_listing_give_the_same_samples(
-    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    animals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a subset, too."""
     group = {"root": str(animals), "subset": {"people": 30, "clips_per_person": None}}
     whole = pack(recipe(tmp_path / "d", **group))
     assert whole.manifest.splits["train"].people == 29  # of thirty, one is broken
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path / 'd'}: the subset takes 30 of ")
+    assert "people to train on, 30 of " in said
     tree = store.tree
     monkeypatch.setattr(store, "tree", lambda path: sorted(tree(path), reverse=True))
     for number in (1, 0):

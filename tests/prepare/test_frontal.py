@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,18 @@ import torch
 from PIL import Image
 
 from v2f.config import build
-from v2f.data.manifest import Dataset
+from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.sample import Sample
+from v2f.data.transforms import Photo
 from v2f.errors import V2FError
+from v2f.keyed import keyed_rng
 from v2f.prepare import psp
 from v2f.prepare.pack import PackConfig, _workers, pack
+from v2f.prepare.precompute import load, precompute
+from v2f.prepare.remove import remove
 from v2f.prepare.verify import verify
+from v2f.web.dataset import show
+from v2f.web.page import data_uri
 
 STYLES, WIDTH = 4, 3
 TONE = 0.4 * np.sin(2 * np.pi * 300 * np.arange(16000) / 16000)
@@ -150,6 +158,75 @@ def test_codes_alone_leave_the_photo_and_pictures_alone_leave_no_codes(
     assert all(shape[1:] == (3, 256, 256) for used in fake() for shape in used.seen)
 
 
+def test_an_original_is_kept_beside_each_picture_and_is_never_read_as_one(
+    folder: Path, fake: Callable[[], list[FakePSP]], tmp_path: Path
+) -> None:
+    plain = samples(pack(recipe(folder, "plain", size=64)))
+    redrawn = pack(recipe(folder, "redrawn", size=64, pictures=True))
+    dataset = pack(recipe(folder, "kept", size=64, pictures=True, keep_original=True))
+    assert (redrawn.manifest.schema_version, dataset.manifest.schema_version) == (1, 4)
+    assert dataset.manifest.holds == ["audio", "originals", "photos"]
+    drawn = samples(redrawn)
+
+    def check(root: str) -> set[str]:
+        assert verify(root) == []
+        found = samples(open_dataset(root))
+        for identity, sample in found.items():
+            assert np.array_equal(sample.photo(), drawn[identity].photo())
+            assert np.array_equal(sample.original(), plain[identity].photo())
+            assert sample.photo_count == 1
+            for seed in range(8):
+                read_3HW = Photo(64)(sample, keyed_rng(seed))
+                assert np.array_equal(read_3HW.transpose(1, 2, 0), drawn[identity].photo())
+        return set(found)
+
+    assert check(dataset.root) == drawn.keys()
+    precompute(dataset.root, str(tmp_path / "codes"), load(["identity.net=stand_in", "workers=1"]))
+    assert check(str(tmp_path / "codes")) == drawn.keys()
+    remove(dataset.root, ["p4"])
+    assert check(dataset.root) == drawn.keys() - {"p4"}
+
+
+def test_the_sheet_shows_a_photo_beside_its_frontalized_one(folder: Path, fake: Callable[[], list[FakePSP]]) -> None:
+    pages = {}
+    for name, keep in (("kept", True), ("gone", False)):
+        dataset = pack(recipe(folder, name, pictures=True, keep_original=keep))
+        cards = show(dataset.root, str(folder / f"{name}.html"))
+        pages[name] = (folder / f"{name}.html").read_text()
+        assert all(len(card.originals) == keep and len(card.photos) == 1 for card in cards)
+    sample, card = samples(open_dataset(str(folder.parent / "kept")))["p2"], "photo 1 of p2-"
+    was = pages["kept"].index(data_uri(sample.member("original.png"), "png"))
+    now = pages["kept"].index(data_uri(sample.member("png"), "png"))
+    assert pages["kept"].rindex("<li", 0, was) == pages["kept"].rindex("<li", 0, now)
+    assert was < now
+    assert pages["kept"].count("<figcaption>frontalized</figcaption>") == 6
+    assert card in pages["kept"]
+    assert "keep_original" not in pages["kept"]
+    assert "<code>psp.keep_original: true</code> keeps them" in pages["gone"]
+    show(pack(recipe(folder, "plain")).root, str(folder / "plain.html"))
+    assert "frontal" not in (folder / "plain.html").read_text()
+
+
+def test_pictures_a_second_are_in_the_progress_line_and_in_the_summary(
+    folder: Path, fake: Callable[[], list[FakePSP]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(recipe(folder, "log", pictures=True))
+    said = capsys.readouterr()
+    pace = r"[\d.e+]+ pictures a second"
+    out = re.escape(str(folder.parent / "log"))
+    assert re.search(rf"{out}: train-00000\.tar written; pSp: 6 pictures so far, {pace}\n", said.out)
+    assert re.search(rf"{out}: pSp processed 6 pictures in \d+ s, {pace}\n", said.out)
+    assert said.err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    pack(recipe(folder, "terminal", pictures=True))
+    said = capsys.readouterr()
+    assert "written" not in said.out
+    assert re.search(rf"7/7 .*, {pace}\]", said.err)
+    pack(recipe(folder, "plain"))
+    said = capsys.readouterr()
+    assert "pictures a second" not in said.out + said.err
+
+
 @pytest.mark.parametrize(("size", "side"), [(30, 256), (300, 300)])
 def test_pSp_sees_no_smaller_photo_than_it_was_made_for(
     folder: Path, fake: Callable[[], list[FakePSP]], size: int, side: int
@@ -171,6 +248,8 @@ def test_how_pSp_is_run_makes_no_other_recipe_and_what_it_makes_does(
         pack(recipe(folder, "out", codes=True, pictures=True))
     with pytest.raises(V2FError, match=r"another recipe is there \(pairs\.psp differ\)"):
         pack(recipe(folder, "out"))
+    with pytest.raises(V2FError, match="keep_original keeps the photos that `pictures: true` replaces"):
+        recipe(folder, "out", codes=True, keep_original=True)
 
 
 def test_a_data_set_from_before_these_keys_is_still_the_same_recipes(

@@ -199,7 +199,7 @@ def test_a_wrong_recipe_is_one_clear_line(tmp_path: Path, values: dict[str, Any]
         build(PackConfig, {"out": str(tmp_path), "source": "synthetic", "synthetic": SMALL, **values}, "the test")
 
 
-@pytest.mark.parametrize("name", ["synthetic", "quickstart", "pairs", "voxceleb", "avspeech"])
+@pytest.mark.parametrize("name", ["synthetic", "quickstart", "pairs", "voxceleb", "voxceleb2", "avspeech"])
 def test_the_recipes_that_ship_can_be_read(name: str) -> None:
     path = Path(__file__).parents[2] / "shards" / f"{name}.yaml"
     assert load_recipe(str(path), ["workers=3"]).workers == 3

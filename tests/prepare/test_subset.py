@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from v2f.errors import V2FError
-from v2f.prepare import Item
+from v2f.prepare import Item, Plan
 from v2f.prepare.pack import load_recipe
 from v2f.prepare.splits import Subset
 
@@ -71,6 +71,35 @@ def test_all_is_what_is_there_and_more_is_refused() -> None:
     assert Subset().of(items, 0) == items
     with pytest.raises(V2FError, match=r"subset\.people: 2, but only 1 people would be trained on"):
         Subset(people=2).of(items, 0)
+
+
+def test_a_plan_says_how_much_of_train_was_taken() -> None:
+    items = items_of({"a": ("train", 2, 1), "b": ("train", 3, 1), "c": ("train", 3, 0), "d": ("test", 2, 0)})
+    plan = Plan(items, provenance={"csv": 1})
+    assert Subset().within(plan, 0) is plan
+    some = Subset(people=2, clips_per_person=1).within(plan, 0)
+    assert some.items == Subset(people=2, clips_per_person=1).of(items, 0)
+    assert some.provenance == plan.provenance
+    assert some.taken == "2 of 3 people to train on, 2 of 8 clips"
+
+
+def test_the_thesiss_sets_are_the_commands_in_the_recipe_and_each_is_part_of_the_larger_ones() -> None:
+    path = Path(__file__).resolve().parents[2] / "shards" / "voxceleb2.yaml"
+    lines = [line.partition("    #")[0] for line in path.read_text().splitlines() if "v2f shards pack" in line]
+    recipes = [load_recipe(str(path), line.partition("voxceleb2.yaml")[2].split()) for line in lines]
+    subsets: dict[str, Subset] = {recipe.out: dict(recipe.group)["subset"] for recipe in recipes}
+    assert {out: (each.people, each.clips_per_person) for out, each in subsets.items()} == {
+        "data/voxceleb2": (3000, None),
+        "data/voxceleb2-2000": (2000, None),
+        "data/small": (20, 100),
+        "data/voxceleb2-all": (None, None),
+    }
+    for recipe in recipes[1:]:  # else they are one recipe
+        assert recipe.model_copy(update={"out": recipes[0].out, "voxceleb": recipes[0].voxceleb}) == recipes[0]
+        assert recipe.group.model_copy(update={"subset": subsets["data/voxceleb2"]}) == recipes[0].group
+    crowd = items_of({f"p{n}": ("train" if n % 9 else "test", 1 + n % 2, 1) for n in range(4000)})
+    small, some, half, whole = sorted((keys(each.of(crowd, 0)) for each in subsets.values()), key=len)
+    assert small < some < half < whole == keys(crowd)
 
 
 @pytest.mark.parametrize("source", ["pairs", "voxceleb", "avspeech", "folder"])

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from v2f.data.encoding import encode, encode_codes
-from v2f.data.sample import Members
 from v2f.data.shards import write_manifest, write_shard
+from v2f.data.tar import Members
 from v2f.prepare import LeftOut, yields
 from v2f.prepare.verify import verify
 from v2f.storage import store

@@ -93,7 +93,7 @@ def test_what_another_version_wrote_is_refused_as_the_page_says(tmp_path: Path) 
 
     shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
     told = []
-    changed("data/manifest.json", schema_version=4)
+    changed("data/manifest.json", schema_version=5)
     with pytest.raises(V2FError) as refused:
         open_dataset(str(tmp_path / "data"))
     told.append(str(refused.value))

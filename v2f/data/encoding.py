@@ -16,17 +16,18 @@ from v2f.data.sample import (
     AUDIO,
     CODES,
     GRAY,
+    ORIGINALS,
     PHOTOS,
     SPLITS,
     USUAL,
     AudioFormat,
-    Members,
     PhotoFormat,
     array_problem,
     check_key,
     is_array_name,
     pillow_image,
 )
+from v2f.data.tar import Members
 from v2f.errors import V2FError
 
 _NAME_LENGTH = 100  # of a tar member (USTAR)
@@ -42,6 +43,7 @@ def encode(
     split: str,
     source: str,
     extra: Mapping[str, Any] | None = None,
+    originals_HWC: Sequence[npt.NDArray[np.uint8]] | None = None,
     codes_PLD: npt.NDArray[np.floating[Any]] | None = None,
     arrays: Mapping[str, npt.NDArray[Any]] | None = None,
     audio_format: AudioFormat = "flac",
@@ -51,9 +53,9 @@ def encode(
     """The members of one sample, extension to content.
 
     ``wav_T`` is clipped to [-1, 1]; ``photos_HWC`` are uint8, all RGB [H, W, 3] or all gray [H, W, 1]; None means that
-    the sample has none on purpose. ``extra`` goes into the JSON beside the required keys; ``codes_PLD`` are the photos'
-    w+; ``arrays`` are custom arrays by name; ``quality`` (1 to 100) applies to JPEG and WebP. V2FError names the key
-    and what cannot be encoded.
+    the sample has none on purpose. ``extra`` goes into the JSON beside the required keys; ``originals_HWC`` are the
+    photos before they were redrawn, one for each; ``codes_PLD`` are the photos' w+; ``arrays`` are custom arrays by
+    name; ``quality`` (1 to 100) applies to JPEG and WebP. V2FError names the key and what cannot be encoded.
     """
     check_key(key)
     if split not in SPLITS:
@@ -69,9 +71,12 @@ def encode(
     if wav_T is not None and sample_rate is not None:
         members[audio_format] = encode_audio(key, wav_T, sample_rate, audio_format)
         meta |= {"sample_rate": sample_rate, "seconds": round(len(wav_T) / sample_rate, 6)}
-    for number, photo_HWC in enumerate(photos_HWC or ()):
-        name = photo_format if len(photos_HWC or ()) == 1 else f"{number}.{photo_format}"
-        members[name] = encode_photo(key, photo_HWC, photo_format, quality)
+    if originals_HWC is not None and len(originals_HWC) != len(photos_HWC or ()):
+        raise V2FError(f"sample {key}: {len(originals_HWC)} originals for {len(photos_HWC or ())} photos")
+    for prefix, pictures in (("", photos_HWC or ()), ("original.", originals_HWC or ())):
+        for number, photo_HWC in enumerate(pictures):
+            name = photo_format if len(pictures) == 1 else f"{number}.{photo_format}"
+            members[prefix + name] = encode_photo(key, photo_HWC, photo_format, quality)
     if codes_PLD is not None:
         members[CODES] = encode_codes(key, codes_PLD, len(photos_HWC or ()))
     for name, values in (arrays or {}).items():
@@ -81,7 +86,8 @@ def encode(
     channels = {photo_HWC.shape[2] for photo_HWC in photos_HWC or ()}
     if len(channels) > 1:
         raise V2FError(f"sample {key}: its photos are all RGB or all gray, it has both")
-    held = tuple(part for part, has in ((AUDIO, wav_T is not None), (GRAY, channels == {1}), (PHOTOS, channels)) if has)
+    parts = ((AUDIO, wav_T is not None), (GRAY, channels == {1}), (ORIGINALS, originals_HWC), (PHOTOS, channels))
+    held = tuple(part for part, has in parts if has)
     meta |= {"source": source, **({} if held == USUAL else {"holds": list(held)}), **(extra or {})}
     members["json"] = json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
     return members

@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from v2f.config import Config
-from v2f.data.sample import AUDIO, FOREIGN, FOREIGN_AUDIO, PHOTO_FORMATS, PHOTOS, USUAL, join_members
+from v2f.data.sample import AUDIO, FOREIGN, FOREIGN_AUDIO, PHOTO_FORMATS, PHOTOS, USUAL
+from v2f.data.tar import join_members
 from v2f.errors import V2FError
 
 _META = re.compile(r"__[^/]*__($|/)")  # names that webdataset skips

@@ -5,11 +5,11 @@ members (with headers and padding), CRC-32 of those bytes, identity, key. ``mani
 without it is not a data set. Its fingerprint depends on content alone. It names its index, because removing people
 writes a new index beside the old one before it replaces the manifest.
 
-``holds`` lists what every sample has (``audio``, ``photos``; and ``gray`` if any photo has one channel), and ``arrays``
-declares the custom arrays, which every sample has, too. Each data set is written in the lowest schema version that can
-express it. Version 1: all samples have audio and RGB photos, and no custom arrays. Version 2: ``holds`` and ``arrays``.
-Version 3: ``foreign``, for tars not written by v2f, which may lie anywhere; a tar with samples of several splits is one
-shard of each.
+``holds`` lists what every sample has (``audio``, ``photos``, ``originals``; and ``gray`` if any photo has one channel),
+and ``arrays`` declares the custom arrays, which every sample has, too. Each data set is written in the lowest schema
+version that can express it. Version 1: all samples have audio and RGB photos, and no custom arrays. Version 2:
+``holds`` and ``arrays``. Version 3: ``foreign``, for tars not written by v2f, which may lie anywhere; a tar with
+samples of several splits is one shard of each. Version 4: ``originals``, photos as they were before pSp redrew them.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from v2f.config import Config, build
 from v2f.data.foreign import Foreign, ForeignSample, is_beside
 from v2f.data.sample import (
     GRAY,
+    ORIGINALS,
     SCHEMA_VERSION,
     USUAL,
     Sample,
@@ -117,7 +118,7 @@ class Manifest(Config):
     @property
     def unsaid(self) -> set[str]:
         """The fields that do not exist in this schema version, and do not enter the fingerprint."""
-        return {1: {"holds", "arrays", "foreign"}, 2: {"foreign"}}.get(self.schema_version, set())
+        return {1: {"holds", "arrays", "foreign"}, 2: {"foreign"}, 4: {"foreign"}}.get(self.schema_version, set())
 
     def check(self, sample: Sample) -> None:
         """:class:`V2FError` if a sample does not hold what the manifest says of all samples."""
@@ -127,6 +128,9 @@ class Manifest(Config):
                 raise V2FError(f"sample {sample.key}: it has no {part}, the manifest says that every sample has")
         if sample.photo_count and sample.is_gray and GRAY not in self.holds:
             raise V2FError(f"sample {sample.key}: its photos are gray, the manifest knows of no gray ones")
+        if sample.has_originals != (ORIGINALS in self.holds):
+            verb = "has" if sample.has_originals else "lacks"
+            raise V2FError(f"sample {sample.key}: it {verb} original photos, the manifest says otherwise")
         if set(sample.array_names) != set(self.arrays):
             names = ", ".join(sample.array_names) or "none"
             raise V2FError(

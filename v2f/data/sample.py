@@ -5,6 +5,7 @@ A sample is a run of adjacent members of a plain WebDataset tar that share a key
     KEY.flac | KEY.wav                         optional: mono, 16-bit
     KEY.png | KEY.jpg | KEY.webp               optional: one photo, 8-bit RGB, or gray (PNG and JPEG)
     KEY.0.png, KEY.1.png, ...                  several photos
+    KEY.original.png, KEY.original.0.png, ...  optional: each photo as it was before pSp redrew it; nothing trains on it
     KEY.codes.npy                              optional: w+ of each photo, float16 [P, L, D]
     KEY.identity.npy                           optional: identity embedding of each photo, float16 [P, E]
     KEY.NAME.npy                               optional: a custom array of floats or integers, of any shape; `voice` are
@@ -13,9 +14,9 @@ A sample is a run of adjacent members of a plain WebDataset tar that share a key
                                                whatever the source adds, such as labels
     KEY.foreign                                only in memory, for tars not written by v2f: see foreign.py
 
-A sample has at least one of audio, photos and arrays. One without both audio and RGB photos lists what it has under
-``holds`` in its JSON: any of ``audio``, ``photos`` and ``gray`` (the photos have one channel). So a lost member is
-never mistaken for one that was left out on purpose.
+A sample has at least one of audio, photos and arrays. One that holds anything but audio and RGB photos lists what it
+has under ``holds`` in its JSON: any of ``audio``, ``photos``, ``gray`` (the photos have one channel) and ``originals``.
+So a lost member is never mistaken for one that was left out on purpose.
 
 A key consists of letters, digits, ``-`` and ``_`` (a dot would end it), a NAME of letters, digits and ``_``; together
 they fit into the 100 characters of a tar's names. The manifest declares dtype and shape of each array.
@@ -39,9 +40,10 @@ import numpy.typing as npt
 import soundfile
 from PIL import Image, ImageOps
 
+from v2f.data.tar import split_members
 from v2f.errors import V2FError, first_line
 
-SCHEMA_VERSION = 3  # the highest version that is read; a data set is written in the lowest version that can hold it
+SCHEMA_VERSION = 4  # the highest version that is read; a data set is written in the lowest version that can hold it
 AudioFormat = Literal["flac", "wav"]
 PhotoFormat = Literal["png", "jpg", "webp"]
 AUDIO_FORMATS = ("flac", "wav")
@@ -49,8 +51,9 @@ PHOTO_FORMATS = ("png", "jpg", "webp")
 FOREIGN = "foreign"  # an empty member marks samples from tars of others (foreign.py), which may hold the formats below
 FOREIGN_AUDIO = (*AUDIO_FORMATS, "mp3", "m4a", "ogg")
 FOREIGN_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK")
-AUDIO, PHOTOS, GRAY = "audio", "photos", "gray"  # what `holds` may list
+AUDIO, PHOTOS, GRAY, ORIGINALS = "audio", "photos", "gray", "originals"  # what `holds` may list
 USUAL = (AUDIO, PHOTOS)  # what a sample without `holds` has
+_PARTS = {AUDIO, PHOTOS, GRAY, ORIGINALS}
 CODES = "codes.npy"
 EMBEDDING = "identity.npy"
 VOICE = "voice"  # the custom array with the features of a frozen voice encoder
@@ -58,15 +61,13 @@ SPLITS = ("train", "valid", "test", "seen")
 MAX_SECONDS = 3600.0  # longer audio and larger photos count as decompression bombs
 MAX_PIXELS = 100_000_000
 MAX_ARRAY = 1 << 26  # bytes of a custom array
-BLOCK = 512  # bytes of a tar block; headers and padded contents are multiples of it
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _PHOTO = re.compile(rf"(?:(\d+)\.)?({'|'.join(PHOTO_FORMATS)})")
+_ORIGINAL = re.compile(rf"original\.{_PHOTO.pattern}")
 _ARRAY = re.compile(r"([A-Za-z0-9_]{1,40})\.npy")
 _REQUIRED: dict[str, tuple[type, ...]] = {"identity": (str,), "split": (str,), "source": (str,)}
 _OF_AUDIO: dict[str, tuple[type, ...]] = {"sample_rate": (int,), "seconds": (float, int)}
-
-Members = dict[str, bytes]
 
 
 def check_key(key: str) -> str:
@@ -118,8 +119,9 @@ class Sample:
         self.key = key
         self._is_foreign = FOREIGN in members
         audio = [name for name in members if name in (FOREIGN_AUDIO if self._is_foreign else AUDIO_FORMATS)]
-        photos = sorted((int(m[1] or 0), name) for name in members if (m := _PHOTO.fullmatch(name)))
-        foreign = set(members) - set(audio) - {name for _, name in photos} - {"json", CODES, EMBEDDING, FOREIGN}
+        photos, originals = _numbered(members, _PHOTO), _numbered(members, _ORIGINAL)
+        pictures = {name for _, name in photos + originals}
+        foreign = set(members) - set(audio) - pictures - {"json", CODES, EMBEDDING, FOREIGN}
         arrays = sorted(name for name in foreign if _ARRAY.fullmatch(name))
         foreign -= set(arrays)
         if foreign:
@@ -140,9 +142,14 @@ class Sample:
                 raise V2FError(f"sample {key}: {' and '.join(missing)} wanted, it holds {', '.join(sorted(members))}")
         if [number for number, _ in photos] != list(range(len(photos))):
             raise V2FError(f"sample {key}: its photos are not numbered 0 to {len(photos) - 1}")
+        if originals and [number for number, _ in originals] != list(range(len(photos))):
+            raise V2FError(
+                f"sample {key}: {len(originals)} original photos for {len(photos)}; each has one, or none has"
+            )
         self._members = members
         self._audio = audio[0] if audio else None
         self._photos = [name for _, name in photos]
+        self._originals = [name for _, name in originals]
         self._arrays = [name.removesuffix(".npy") for name in arrays]
 
     @classmethod
@@ -170,8 +177,9 @@ class Sample:
             raise V2FError(
                 f"sample {self.key}: its JSON names the split {meta['split']!r}, none of {', '.join(SPLITS)}"
             )
-        if "holds" in meta and not _is_true(meta["holds"], self.has_audio, bool(self._photos)):
-            there = " and ".join(what for what, has in ((AUDIO, self.has_audio), (PHOTOS, self._photos)) if has)
+        if not _is_true(meta.get("holds", list(USUAL)), self.has_audio, bool(self._photos), self.has_originals):
+            parts = ((AUDIO, self.has_audio), (PHOTOS, self._photos), (ORIGINALS, self._originals))
+            there = " and ".join(what for what, has in parts if has)
             raise V2FError(
                 f"sample {self.key}: its JSON says that it holds {meta['holds']!r}, there is {there or None}"
             )
@@ -267,20 +275,39 @@ class Sample:
 
     def photo_size(self, number: int = 0) -> tuple[int, int]:
         """Width and height of photo ``number``, from its header."""
-        with self._picture(number) as image:
+        with self._picture(self._photos, number) as image:
             return image.size
 
     def photo(self, number: int = 0) -> npt.NDArray[np.uint8]:
         """Photo ``number``, uint8: RGB [H, W, 3], or gray [H, W, 1] if the sample is gray."""
-        with self._picture(number) as image:
+        return self._pixels(self._photos, number)
+
+    @property
+    def has_originals(self) -> bool:
+        """Whether each photo is also there as it was before pSp redrew it."""
+        return bool(self._originals)
+
+    @property
+    def original_names(self) -> list[str]:
+        """The extensions of the members that hold the originals, in the order of the photos; empty without any."""
+        return list(self._originals)
+
+    def original(self, number: int = 0) -> npt.NDArray[np.uint8]:
+        """Photo ``number`` as it was before pSp redrew it, uint8 [H, W, 3]; to look at, never to train on."""
+        if not self._originals:
+            raise V2FError(f"sample {self.key}: it has no original photo; pack with psp.keep_original: true")
+        return self._pixels(self._originals, number)
+
+    def _pixels(self, names: list[str], number: int) -> npt.NDArray[np.uint8]:
+        with self._picture(names, number) as image:
             pixels: npt.NDArray[np.uint8] = np.array(image)
             return pixels if pixels.ndim == 3 else pixels[..., None]
 
     @contextmanager
-    def _picture(self, number: int) -> Iterator[Image.Image]:
-        if not self._photos:
+    def _picture(self, names: list[str], number: int) -> Iterator[Image.Image]:
+        if not names:
             raise V2FError(f"sample {self.key}: it has no photo")
-        name = self._photos[number]
+        name = names[number]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
             try:
@@ -353,6 +380,8 @@ class Sample:
             channels = self.photo(number).shape[2]
             if channels != (1 if self.is_gray else 3):
                 raise V2FError(f"sample {self.key}: a photo of {channels} channels is not what its JSON says")
+            if self.has_originals:
+                self.original(number)
             if self.has_codes:
                 self.codes(number)
             if self.has_embedding:
@@ -377,61 +406,27 @@ class Sample:
 
 
 def held(members: Mapping[str, bytes | memoryview]) -> tuple[str, ...]:
-    """The sample's ``holds``: any of ``audio``, ``gray`` and ``photos``; :data:`USUAL` if its JSON has none or cannot
-    be read."""
+    """The sample's ``holds``: any of ``audio``, ``gray``, ``originals`` and ``photos``; :data:`USUAL` if its JSON has
+    none or cannot be read."""
     try:
         said = json.loads(bytes(members["json"]))["holds"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return USUAL
-    return tuple(said) if isinstance(said, list) and set(map(str, said)) <= {AUDIO, PHOTOS, GRAY} else USUAL
+    return tuple(said) if isinstance(said, list) and set(map(str, said)) <= _PARTS else USUAL
 
 
-def _is_true(said: Any, audio: bool, photos: bool) -> bool:
-    """Whether ``holds`` of a JSON is true of a sample with or without audio and photos."""
-    if not isinstance(said, list) or not {*map(str, said)} <= {AUDIO, PHOTOS, GRAY}:
+def _is_true(said: Any, audio: bool, photos: bool, originals: bool) -> bool:
+    """Whether ``holds`` of a JSON is true of a sample with or without audio, photos and originals."""
+    if not isinstance(said, list) or not {*map(str, said)} <= _PARTS:
         return False
-    return (AUDIO in said, PHOTOS in said) == (audio, photos) and (photos or GRAY not in said)
+    return (AUDIO in said, PHOTOS in said, ORIGINALS in said) == (audio, photos, originals) and (
+        photos or GRAY not in said
+    )
 
 
-def join_members(key: str, members: Mapping[str, bytes | memoryview]) -> bytes:
-    """The adjacent USTAR members of a sample, as webdataset writes them and :func:`split_members` reads them; times and
-    owners are fixed, so that equal samples give equal bytes."""
-    from webdataset import TarWriter  # imported late: it imports torch, which readers do not need
-
-    tar = io.BytesIO()
-    with TarWriter(tar, encoder=False, mtime=0, user="v2f", group="v2f", keep_meta=True) as writer:
-        writer.write({"__key__": key, **members})
-    return tar.getvalue()[
-        : sum(BLOCK + padded(len(content)) for content in members.values())
-    ]  # without the end-of-archive blocks
-
-
-def split_members(key: str, raw: bytes | bytearray | memoryview) -> dict[str, memoryview]:
-    """Extension -> content of the adjacent USTAR members of ``key`` (POSIX.1-1988, "ustar" format); V2FError if they
-    are anything else."""
-    view = memoryview(raw)
-    members: dict[str, memoryview] = {}
-    at = 0
-    while at < len(view):
-        header = bytes(view[at : at + BLOCK])
-        try:
-            if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
-                raise ValueError("no header of a plain file")
-            name = header[:100].split(b"\0", 1)[0].decode("ascii")
-            length = int(header[124:136].rstrip(b" \0"), 8)
-        except ValueError as error:
-            raise V2FError(f"sample {key}: its tar header at byte {at} cannot be read ({error})") from error
-        owner, _, extension = name.partition(".")
-        start, at = at + BLOCK, at + BLOCK + padded(length)
-        if owner != key or extension in members or at > len(view):
-            raise V2FError(f"sample {key}: the tar member {name!r} does not belong where it stands")
-        members[extension] = view[start : start + length]
-    return members
-
-
-def padded(length: int) -> int:
-    """``length`` bytes rounded up to whole tar blocks."""
-    return -(-length // BLOCK) * BLOCK
+def _numbered(members: Mapping[str, Any], pattern: re.Pattern[str]) -> list[tuple[int, str]]:
+    """Number and extension of the members that hold pictures, in order."""
+    return sorted((int(m[1] or 0), name) for name in members if (m := pattern.fullmatch(name)))
 
 
 def _first_line(error: BaseException) -> str:

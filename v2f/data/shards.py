@@ -15,7 +15,8 @@ import numpy as np
 import v2f
 from v2f.data.foreign import Foreign
 from v2f.data.manifest import INDEX, INDEX_COLUMNS, MANIFEST, ArrayKind, Dataset, Index, Manifest, Shard, SplitSize
-from v2f.data.sample import BLOCK, GRAY, SCHEMA_VERSION, SPLITS, USUAL, Members, check_key, held, join_members
+from v2f.data.sample import GRAY, ORIGINALS, SPLITS, USUAL, check_key, held
+from v2f.data.tar import BLOCK, Members, join_members
 from v2f.errors import V2FError
 from v2f.storage import store
 
@@ -111,7 +112,7 @@ def write_manifest(
     )
     holds = common(row.holds for row in shards)
     manifest = Manifest(
-        schema_version=SCHEMA_VERSION if foreign is not None else 2 if arrays or tuple(holds) != USUAL else 1,
+        schema_version=_schema(holds, arrays, foreign),
         created_by=f"v2f {v2f.__version__}",
         fingerprint="",
         shards=[row.shard for row in shards],
@@ -132,6 +133,15 @@ def write_manifest(
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
     put(store.join(root, MANIFEST), text.encode() + b"\n")
     return Dataset(root, manifest, index)
+
+
+def _schema(holds: Sequence[str], arrays: Mapping[str, ArrayKind] | None, foreign: Foreign | None) -> int:
+    """The lowest schema version that can hold the data set."""
+    if foreign is not None:
+        return 3
+    if ORIGINALS in holds:
+        return 4
+    return 2 if arrays or tuple(holds) != USUAL else 1
 
 
 def _split_sizes(shards: Sequence[ShardRows]) -> dict[str, SplitSize]:

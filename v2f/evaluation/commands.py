@@ -9,6 +9,9 @@ from v2f.storage.address import argument
 def add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_path", type=argument, metavar="RUN", help=RUN)
     parser.add_argument("--data", type=argument, metavar="PATH", help="another data set than the run's own")
+    parser.add_argument(
+        "--attributes", type=argument, metavar="FILE.csv", help="identity,sex,age,...: numbers for each group of people"
+    )
     parser.set_defaults(run=_eval)
 
 
@@ -16,7 +19,7 @@ def _eval(args: argparse.Namespace) -> None:
     from v2f.evaluation.evaluate import evaluate
     from v2f.runs.run import Run
 
-    evaluate(Run.open(args.run_path), data=args.data)
+    evaluate(Run.open(args.run_path), data=args.data, attributes=args.attributes)
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from v2f import metrics
 from v2f.evaluation import protocols
+from v2f.evaluation.compared_groups import Groups, groups_of
 from v2f.evaluation.differences import Differences, differences
 from v2f.evaluation.observers import BY, first_observer
 from v2f.evaluation.protocol import MEASURED, Metric
@@ -165,6 +166,10 @@ class Comparison:
             if len(measured) > 1:
                 rows.append((recipe, [_mean_and_range(measured, split, metric) for metric in self.metrics(split)]))
         return rows
+
+    def groups(self, split: str) -> Groups | None:
+        """Numbers of groups of speakers; they are not tested."""
+        return groups_of(self.subjects, split)
 
     @property
     def tests(self) -> int:

@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from v2f.evaluation.compare import Comparison, Outcome
+from v2f.evaluation.compared_groups import Groups
 from v2f.evaluation.observers import BY
-from v2f.evaluation.protocol import MEASURED, Metric
+from v2f.evaluation.protocol import MEASURED, Metric, percent
 from v2f.evaluation.significance import ALPHA
 from v2f.metrics import Interval
 
@@ -83,6 +84,22 @@ def _show_split(comparison: Comparison, split: str, console: Console) -> None:
                 for name, cells in rows:
                     table.add_row(name, *map(Text, cells))
                 console.print(table)
+    groups = comparison.groups(split)
+    if groups is not None:
+        _show_groups(f"{split}: {MEASURED[split]}, {BY[groups.by]}", groups, console)
+
+
+def _show_groups(what: str, groups: Groups, console: Console) -> None:
+    """The agreement of each run; its page has the numbers of each group, too."""
+    table = _table(f"{what}, agreement of faces with groups of speakers, not tested", "", groups.letters)
+    for row in groups.rows:
+        if row.group is None:
+            cells = [
+                f"{percent(value.as_dict())}, chance {100 * chance:.1f}"
+                for value, chance in zip(row.values, row.chances, strict=True)
+            ]
+            table.add_row(row.title, *cells)
+    console.print(table)
 
 
 def _range(metric: Metric, over_seeds: Interval | None) -> str:

@@ -32,6 +32,7 @@ from v2f.data.streams import joint_fingerprint
 from v2f.errors import V2FError
 from v2f.evaluation import protocols
 from v2f.evaluation.observers import observers_of
+from v2f.evaluation.people_table import read_people
 from v2f.evaluation.protocol import Job
 from v2f.nn import float32_products
 from v2f.runs.run import EVALUATION as FILE
@@ -52,6 +53,7 @@ def evaluate(
     progress: bool = True,
     system: System | None = None,
     device: str | None = None,
+    attributes: str | None = None,
 ) -> dict[str, Any]:
     """Measure ``run`` on its own data set, or on ``data``; print the tables and write ``eval.json`` into the run.
 
@@ -60,9 +62,11 @@ def evaluate(
     written last and has the checksum of ``eval-people.json``.
 
     ``limit``: only the first samples of each split; None: all. ``system``: the run's system, if it is already loaded.
-    ``device``: None uses the GPU if there is one. Samples that cannot be read or decoded are left out, counted and
-    named. A split with fewer than 100 people is measured with a smaller gallery, and a note says so; with fewer than
-    two people, nothing is retrieved. V2FError if the data set has no split to measure, or a split has no usable sample.
+    ``device``: None uses the GPU if there is one. ``attributes``: a CSV that says to which groups people belong
+    (:mod:`v2f.evaluation.people_table`). Samples that cannot be read or decoded are left out, counted and named. A
+    split with fewer than 100 people is measured with a smaller gallery, and a note says so; with fewer than two people,
+    nothing is retrieved. V2FError if the data set has no split to measure, a split has no usable sample, or the
+    protocol has no numbers for groups of people, and ``attributes`` are given.
     """
     console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is not a narrow terminal
     dataset = open_dataset(data or run.config.data.home)
@@ -73,12 +77,19 @@ def evaluate(
         raise V2FError(
             f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, but not test or seen"
         )
+    if attributes is not None and not protocol.groups_people:
+        raise V2FError(
+            f"{attributes}: the protocol {system.protocol} has no numbers for groups of people; leave it out"
+        )
+    people_table = None if attributes is None else read_people(attributes, dataset)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     float32_products(tf32=False)
     system = system.to(device).eval()
     observers, second = observers_of(run, system)
     result = _about(run, dataset, system, device) | {"referee": second, "splits": {}}
-    job = Job(run, dataset, system, observers, limit, console)
+    if people_table is not None:
+        result["attributes"] = {"file": people_table.path, "sha256": people_table.sha256}
+    job = Job(run, dataset, system, observers, limit, console, people_table)
     if second.get("net") == "stand_in":
         result["stand_ins"] = [*result["stand_ins"], "referee"]
     people: dict[str, Any] = {}

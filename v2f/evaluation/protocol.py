@@ -18,6 +18,7 @@ from rich.console import Console
 
 from v2f.data.manifest import Dataset
 from v2f.evaluation.observers import Observer
+from v2f.evaluation.people_table import PeopleTable
 from v2f.metrics import Interval
 from v2f.runs.run import Run
 from v2f.system import System
@@ -69,6 +70,8 @@ class Job:
     limit: int | None
     """Samples of each split, or people if a protocol measures one picture per person; None: all."""
     console: Console
+    people: PeopleTable | None = None
+    """What the user knows about people, for a protocol that :attr:`Protocol.groups_people`."""
 
 
 class Protocol(abc.ABC):
@@ -84,6 +87,8 @@ class Protocol(abc.ABC):
     """What ``v2f compare`` compares, in the order of :data:`v2f.evaluation.observers.BY`."""
     explained: ClassVar[str]
     """What the columns mean; printed below the tables."""
+    groups_people: ClassVar[bool] = False
+    """Whether it has numbers for groups of speakers, by their attributes."""
 
     @abc.abstractmethod
     def splits(self, dataset: Dataset) -> list[str]:

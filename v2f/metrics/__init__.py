@@ -1,8 +1,9 @@
 """Numbers that say whether a face made from a voice shows that person, an average person, or always the same one.
 
 Retrieval (:mod:`~v2f.metrics.recall`) asks whether a face finds its person. The other families show what retrieval does
-not: a collapse to one face (:mod:`~v2f.metrics.collapse`), pictures that repeat (:mod:`~v2f.metrics.variety`), pictures
-that do not look real (:mod:`~v2f.metrics.pictures`), and a generator and a discriminator that are out of balance
+not: whether a face looks like people of its speaker's group (:mod:`~v2f.metrics.agreement`), a collapse to one face
+(:mod:`~v2f.metrics.collapse`), pictures that repeat (:mod:`~v2f.metrics.variety`), pictures that do not look real
+(:mod:`~v2f.metrics.pictures`), and a generator and a discriminator that are out of balance
 (:mod:`~v2f.metrics.adversarial`). Retrieval alone is not enough, because the best retrieval and the best pictures pull
 apart. Every number is computed in float64 from a whole set, so it depends on neither the batch size nor the number of
 ranks. Numbers over people come with each person's share (:mod:`~v2f.metrics.people`), so that two runs can be compared
@@ -10,6 +11,7 @@ person by person.
 """
 
 from v2f.metrics.adversarial import gan_verdict, oscillation
+from v2f.metrics.agreement import Agreement, agreement
 from v2f.metrics.arrays import ratio
 from v2f.metrics.collapse import (
     code_variance,
@@ -20,7 +22,7 @@ from v2f.metrics.collapse import (
     margin,
     margin_shares,
 )
-from v2f.metrics.people import Interval, over_people
+from v2f.metrics.people import Interval, each_over_people, over_people
 from v2f.metrics.pictures import PictureDistance, frechet_distance, picture_distance
 from v2f.metrics.recall import GALLERY, KS, Retrieval, chance, retrieval, retrieval_held_equal
 from v2f.metrics.variety import (
@@ -35,13 +37,16 @@ from v2f.metrics.variety import (
 __all__ = [
     "GALLERY",
     "KS",
+    "Agreement",
     "Interval",
     "PictureDistance",
     "Retrieval",
+    "agreement",
     "chance",
     "code_variance",
     "collapse_meters",
     "collapse_verdict",
+    "each_over_people",
     "frechet_distance",
     "gan_verdict",
     "identity_distance",

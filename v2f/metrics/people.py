@@ -9,7 +9,7 @@ counts each pair for both of its people; the mean of a person's own pairs would 
 certain than it is. The mean of the shares is t (up to the jackknife's bias correction); their spread is the uncertainty
 of t.
 
-Shape letters: N people, P people, Q queries.
+Shape letters: N people, P people, Q queries, C numbers, E draws.
 """
 
 from dataclasses import dataclass
@@ -37,6 +37,19 @@ def over_people(value_P: NDArray[np.float64], seed: int = 0, draws: int = 2000) 
     chosen = keyed_rng(seed, 0x526563).integers(len(value_P), size=(draws, len(value_P)))
     low, high = np.quantile(value_P[chosen].mean(1), [0.025, 0.975])
     return Interval(value=float(value_P.mean()), low=float(low), high=float(high))
+
+
+def each_over_people(value_PC: NDArray[np.float64], seed: int = 0, draws: int = 2000) -> list[Interval]:
+    """:func:`over_people` of each column, up to rounding, with the same draws of people for all of them."""
+    people = len(value_PC)
+    chosen = keyed_rng(seed, 0x526563).integers(people, size=(draws, people))
+    times_EP = np.bincount((chosen + people * np.arange(draws)[:, None]).ravel(), minlength=draws * people)
+    mean_EC = times_EP.reshape(draws, people) @ value_PC / people
+    low_C, high_C = np.quantile(mean_EC, [0.025, 0.975], axis=0)
+    return [
+        Interval(value=float(value), low=float(low), high=float(high))
+        for value, low, high in zip(value_PC.mean(0), low_C, high_C, strict=True)
+    ]
 
 
 def mean_of_each(value_Q: NDArray[np.float64], person_Q: NDArray[np.int64]) -> NDArray[np.float64]:

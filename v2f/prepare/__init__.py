@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # the help of `v2f shards` imports this package
-    from v2f.data.sample import Members
+    from v2f.data.tar import Members
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,25 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Made:
-    """One finished sample; ``rejected``: photos that were tried for it and could not be used."""
+    """One finished sample; ``rejected``: photos that were tried for it and could not be used; ``through_psp``: the
+    number of photos that pSp processed for it."""
 
     item: Item
     members: "Members"
     seconds: float
     rejected: tuple[LeftOut, ...] = ()
+    through_psp: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The items that a converter will make, the inputs that it leaves out, and what else the content depends on."""
+    """The items that a converter will make, the inputs that it leaves out, and what else the content depends on.
+    ``taken``: how much of train a subset took, in words; empty without one."""
 
     items: list[Item]
     left_out: list[LeftOut] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    taken: str = ""
 
 
 class Converter(Protocol):

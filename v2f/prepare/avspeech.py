@@ -153,11 +153,10 @@ class AVSpeech:
             raise V2FError(
                 f"{config.train_csv}: none of its segments can be used ({yields.why(lost) or 'it is empty'})"
             )
-        items = config.subset.of(items, config.seed)
         known: dict[str, Any] = {"csv_sha256": [sha256(text).hexdigest() for text in texts]}
         if not config.download:  # with downloads, the next run would find other files
             known["files_sha256"] = sha256("\n".join(sorted(there.keys() & found.keys())).encode()).hexdigest()
-        return Plan(items, left_out, {**known, **steps.provenance(config)})
+        return config.subset.within(Plan(items, left_out, {**known, **steps.provenance(config)}), config.seed)
 
     def _videos(self) -> tuple[dict[str, str], list[LeftOut]]:
         """The paths of the videos by name, and video files that cannot be used."""

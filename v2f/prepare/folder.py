@@ -141,8 +141,7 @@ class Folder:
             known["classes"] = {"label": config.classes or sorted(labels)}
         found = self._windows(self._with_splits(found))
         items = [Item(file.key, file.split, file.identity, _display_name(file), file) for file in found]
-        items = config.subset.of(items, config.seed)
-        return Plan(items, left_out, {**known, **steps.provenance(config)})
+        return config.subset.within(Plan(items, left_out, {**known, **steps.provenance(config)}), config.seed)
 
     def inputs(self, item: Item) -> list[str]:
         return [self._path(name) for name in (item.what.picture, item.what.sound) if name is not None]

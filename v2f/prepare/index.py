@@ -22,8 +22,9 @@ from tqdm import tqdm
 from v2f.config import build, read_yaml
 from v2f.data.foreign import Fields, Foreign, ForeignSample, is_beside, members_of
 from v2f.data.manifest import MANIFEST, Dataset, Shard
-from v2f.data.sample import AUDIO, BLOCK, PHOTOS, SPLITS, Sample, padded
+from v2f.data.sample import AUDIO, PHOTOS, SPLITS, Sample
 from v2f.data.shards import ShardRows, write_manifest
+from v2f.data.tar import BLOCK, padded
 from v2f.errors import V2FError
 from v2f.prepare import LeftOut, parts
 from v2f.prepare.names import person

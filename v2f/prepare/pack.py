@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from v2f.config import Config, Place, build, override, read_yaml
 from v2f.data.manifest import MANIFEST, Dataset, open_dataset
@@ -32,6 +31,7 @@ from v2f.prepare.names import person
 from v2f.prepare.pairs import Pairs, PairsConfig
 from v2f.prepare.parts import WHOLE, Packing, Part, PartRecord, ShardRecord
 from v2f.prepare.processes import CHUNK, Make, cores, maker
+from v2f.prepare.progress import Progress
 from v2f.prepare.steps import StepsConfig
 from v2f.prepare.synthetic import Synthetic, SyntheticConfig
 from v2f.prepare.voxceleb import VoxCeleb, VoxCelebConfig
@@ -139,6 +139,8 @@ def _pack(recipe: PackConfig, part: Part) -> Dataset | None:
     """Pack a part, and commit it if it is the whole; or open the data set if it is committed already."""
     converter = recipe.converter()
     plan = converter.plan()
+    if plan.taken:
+        print(f"{recipe.out}: the subset takes {plan.taken}")
     packing = Packing.of(part.of, plan.items, {"recipe": _content_of(recipe), **plan.provenance})
     out = recipe.out
     dataset = _existing(out, packing.provenance)
@@ -173,21 +175,21 @@ def _make(owner: Lease, recipe: PackConfig, converter: Converter, plan: Plan, pa
     left_out = list(plan.left_out) if part.number == 0 else []
     people: set[str] = set()  # those with samples in train
     what = out if part.of == 1 else f"part {part} of {out}"
-    bar = tqdm(total=len(items), unit="sample", desc=f"packing {what}", disable=None, smoothing=0.05)
-    with bar, maker(converter, _workers(recipe, len(items))) as make:
+    progress = Progress(len(items), what, psp=_uses_psp(recipe))
+    with progress, maker(converter, _workers(recipe, len(items))) as make:
         for split in SPLITS:
             mine = sorted((item for item in items if item.split == split), key=lambda item: share(item.key))
             if split == "seen":
                 orphans = [item for item in mine if item.identity not in people]
                 left_out += [LeftOut(o.name, o.identity, _ORPHAN) for o in orphans]
-                bar.update(len(orphans))
+                progress.add(len(orphans))
                 mine = [item for item in mine if item.identity in people]
             records = _still_true(done[split], mine, make)
-            bar.update(_stop(records))
+            progress.add(_stop(records))
             if _stop(records) < len(mine):
                 parts.forget(owner, out, part, [*shards, *(record.rows.shard.name for record in records)])
                 done = {name: [] for name in SPLITS}  # later splits depend on the people in this one
-                for record in _new(owner, recipe, part, split, records, mine, make, bar, left_out):
+                for record in _new(owner, recipe, part, split, records, mine, make, progress, left_out):
                     parts.write_record(owner, out, parts.rows_name(record.rows.shard.name), record)
                     records.append(record)
             shards += [record.rows.shard.name for record in records]
@@ -197,6 +199,8 @@ def _make(owner: Lease, recipe: PackConfig, converter: Converter, plan: Plan, pa
     left_out.sort(key=str)
     for line in yields.examples(left_out):
         print(line)
+    if progress.pictures:
+        print(progress.summary())
     parts.write_record(owner, out, part.record, PartRecord(shards=shards, left_out=left_out))
 
 
@@ -221,7 +225,7 @@ def _new(
     before: Sequence[ShardRecord],
     items: Sequence[Item],
     make: Make,
-    bar: "tqdm[Any]",
+    progress: Progress,
     tail: list[LeftOut],
 ) -> Iterator[ShardRecord]:
     """Make and write the items of a split that follow the shards ``before``. Inputs left out after the last shard are
@@ -235,10 +239,11 @@ def _new(
         samples = [(each.item.key, each.item.identity, each.members) for each in made]
         with owner.holding():
             rows = write_shard(recipe.out, part.shard(split, number), split, samples)
+        progress.wrote(rows.shard.name)
         return ShardRecord.of(rows, made, stop, left)
 
     for at, result in enumerate(make(items[start:]), start):
-        bar.update()
+        progress.add(pictures=result.through_psp if isinstance(result, Made) else 0)
         if isinstance(result, LeftOut):
             left.append((at, result))
             continue
@@ -416,6 +421,10 @@ def _may_be_usable_now(paths: Sequence[str], reason: str, since: int | None) -> 
 
 def _workers(recipe: PackConfig, items: int) -> int:
     most = cores()
-    if isinstance(recipe.group, StepsConfig) and recipe.group.psp is not None:
+    if _uses_psp(recipe):
         most = min(most, _MOST_WITH_PSP)
     return min(recipe.workers or most, max(1, items // CHUNK))
+
+
+def _uses_psp(recipe: PackConfig) -> bool:
+    return isinstance(recipe.group, StepsConfig) and recipe.group.psp is not None

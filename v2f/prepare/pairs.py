@@ -93,8 +93,8 @@ class Pairs:
         rows, left_out, has_splits = _pairs_of(text, config.csv, config.columns)
         rows = check_column(rows, config.csv) if has_splits else self._deal(rows)
         items = [Item(_key(row), row.split, row.identity, row.name, row) for row in rows]
-        items = config.subset.of(items, config.seed)
-        return Plan(items, left_out, {"csv_sha256": sha256(text).hexdigest(), **steps.provenance(config)})
+        plan = Plan(items, left_out, {"csv_sha256": sha256(text).hexdigest(), **steps.provenance(config)})
+        return config.subset.within(plan, config.seed)
 
     def inputs(self, item: Item) -> list[str]:
         row = item.what

@@ -31,8 +31,9 @@ from v2f import encoders, standins
 from v2f.config import Config, Place, build, override
 from v2f.data.encoding import encode_array, encode_codes, encode_embedding
 from v2f.data.manifest import MANIFEST, ArrayKind, Dataset, open_dataset, read_manifest
-from v2f.data.sample import AUDIO, CODES, EMBEDDING, PHOTOS, VOICE, Members, Sample, split_members
+from v2f.data.sample import AUDIO, CODES, EMBEDDING, PHOTOS, VOICE, Sample
 from v2f.data.shards import write_shard
+from v2f.data.tar import Members, split_members
 from v2f.data.transforms import square, to_rgb
 from v2f.encoders import EncoderConfig, ForeignEncoder
 from v2f.encoders.foreign import ForeignConfig

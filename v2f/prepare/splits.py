@@ -3,6 +3,7 @@ nor on other people. The split ``seen`` has held-out clips of the people in trai
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from pydantic import Field, model_validator
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 from v2f.config import Config
 from v2f.data.sample import SPLITS
 from v2f.errors import V2FError
-from v2f.prepare import Item, share
+from v2f.prepare import Item, Plan, share
 
 
 class Shares(Config):
@@ -80,6 +81,16 @@ class Subset(Config):
         people = set(chosen)
         out = {"train": lambda item: item.key in kept, "seen": lambda item: item.identity in people}
         return [item for item in items if item.split not in out or out[item.split](item)]
+
+    def within(self, plan: Plan, seed: int) -> Plan:
+        """The plan with only the items in the subset; if there is a limit, it says how much of train was taken."""
+        if self.people is None and self.clips_per_person is None:
+            return plan
+        items = self.of(plan.items, seed)
+        before, after = ([item for item in some if item.split == "train"] for some in (plan.items, items))
+        people = [len({item.identity for item in some}) for some in (after, before)]
+        taken = f"{people[0]:,} of {people[1]:,} people to train on, {len(after):,} of {len(before):,} clips"
+        return replace(plan, items=items, taken=taken)
 
 
 class RowWithSplit(Protocol):

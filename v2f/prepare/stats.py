@@ -58,6 +58,7 @@ class Measurements:
         self.photos_N.append(sample.photo_count)
         self.side_M += sides
         self.kinds.update(name.rpartition(".")[2] for name in sample.photo_names)
+        self.kinds.update(f"original {name.rpartition('.')[2]}" for name in sample.original_names)
         self.kinds.update([CODES] * sample.has_codes + [EMBEDDING] * sample.has_embedding)
         self.kinds.update(f"{name}.npy" for name in sample.array_names)
         self.sources[str(sample.meta["source"])] += 1

@@ -76,6 +76,7 @@ class PspConfig(Config):
     sha256: str | None = Field(None, description="of the file; null: not checked")
     pictures: bool = Field(False, description="replace each photo by the one that pSp generates (frontalization)")
     codes: bool = Field(False, description="store w+ in the sample: of the generated picture, else of the photo")
+    keep_original: bool = Field(False, description="store each photo that `pictures` replaces, too, to look at")
     batch: int = Field(8, ge=1, description="photos at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
 
@@ -83,6 +84,10 @@ class PspConfig(Config):
     def _makes_something(self) -> "PspConfig":
         if not (self.pictures or self.codes):
             raise ValueError("set pictures, codes or both to true, or leave psp out")
+        if self.keep_original and not self.pictures:
+            raise ValueError(
+                "keep_original keeps the photos that `pictures: true` replaces; nothing replaces them here"
+            )
         return self
 
 
@@ -122,6 +127,7 @@ class RawSample:
     extra: dict[str, Any]
     rejected: tuple[LeftOut, ...] = ()
     codes_NLD: npt.NDArray[np.float32] | None = field(default=None)
+    originals_HWC: list[Pixels] | None = None
 
 
 def make(
@@ -184,7 +190,8 @@ def _apply_psp(config: StepsConfig, raws: list[RawSample]) -> list[RawSample]:
     for raw in raws:
         mine = slice(at, at := at + len(raw.photos_HWC or ()))
         codes = codes_NLD[mine] if config.psp.codes else None
-        seen.append(replace(raw, photos_HWC=list(drawn_NHWC[mine]), codes_NLD=codes))
+        originals = [square(one, config.size) for one in photo_NHWC[mine]] if config.psp.keep_original else None
+        seen.append(replace(raw, photos_HWC=list(drawn_NHWC[mine]), codes_NLD=codes, originals_HWC=originals))
     return seen
 
 
@@ -200,13 +207,15 @@ def _encode(config: StepsConfig, source: str, raw: RawSample) -> Made:
             split=item.split,
             source=source,
             extra=raw.extra,
+            originals_HWC=raw.originals_HWC,
             codes_PLD=raw.codes_NLD,
             audio_format=config.audio,
             photo_format=config.photo,
             quality=config.quality,
         )
     seconds = len(raw.wav_T) / config.sample_rate if raw.wav_T is not None else 0.0
-    return Made(item, members, seconds, raw.rejected)
+    seen = len(raw.photos_HWC or ()) if config.psp is not None else 0
+    return Made(item, members, seconds, raw.rejected, seen)
 
 
 # ------------------------------------------------------------------------------------------------- voice

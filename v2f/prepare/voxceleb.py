@@ -145,8 +145,7 @@ class VoxCeleb:
             "meta_sha256": [sha256(text).hexdigest() for text in texts.values()],
             "files_sha256": sha256("\n".join(files).encode()).hexdigest(),
         }
-        items = config.subset.of(items, config.seed)
-        return Plan(items, left_out, {**found, **steps.provenance(config)})
+        return config.subset.within(Plan(items, left_out, {**found, **steps.provenance(config)}), config.seed)
 
     def inputs(self, item: Item) -> list[str]:
         return [item.what.path, *(photo.path for photo in item.what.photos)]

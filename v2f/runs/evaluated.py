@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 
 from v2f.storage.records import Record
 
@@ -33,6 +33,29 @@ class _HeldEqual(Record):
     chance: dict[str, float | None]
 
 
+class _Slice(Record):
+    """The numbers of one group of people."""
+
+    people: int
+    agreement: dict[str, float]
+    chance: float
+
+
+class _Attribute(Record):
+    agreement: dict[str, dict[str, float]]
+    chance: float
+    slices: dict[str, _Slice]
+
+
+class _Known(Record):
+    """What is known of an attribute: where from, and the people of each group."""
+
+    source: str
+    groups: dict[str, int]
+    unknown: int = 0
+    edges: list[float] = []
+
+
 class _Numbers(Record):
     """The numbers of a split by one observer, each alone or with its interval."""
 
@@ -40,6 +63,7 @@ class _Numbers(Record):
     meters: dict[str, float | None] = {}
     held_equal: _HeldEqual | None = None
     strongest_factor: str | None = None
+    attributes: dict[str, _Attribute] = {}
 
 
 class _Split(Record):
@@ -50,9 +74,19 @@ class _Split(Record):
     clips: int | None = None
     gallery: int | None = None
     chance: dict[str, float | None] | None = None
+    attributes: dict[str, _Known] = {}
     left_out: _LeftOut = _LeftOut()
     verdict: str | None = None
     notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _attributes_are_described(self) -> "_Split":
+        unknown = {name for numbers in self.by.values() for name in numbers.attributes} - self.attributes.keys()
+        if unknown:
+            raise ValueError(
+                f"it has numbers of {', '.join(sorted(unknown))}, but does not say who belongs to which group"
+            )
+        return self
 
 
 class _Data(Record):

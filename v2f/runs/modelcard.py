@@ -12,6 +12,7 @@ from v2f.runs.run import MODEL, source_line
 from v2f.weights import RunModule, UserWeights
 
 CARD = "README.md"
+_FEW = 20  # people of a group
 _LOADED = {
     "model.pt2": "`torch.export.load('model.pt2').module()` is the graph, for this torch or a newer one.",
     "model.onnx": "`onnxruntime.InferenceSession('model.onnx')` runs the graph.",
@@ -122,7 +123,34 @@ def _numbers(about: Mapping[str, Any], evaluated: Mapping[str, Any]) -> list[str
                     for k in names
                 ),
             ]
+        lines += _groups(split)
     return lines or ["Nothing was measured before this checkpoint; measure it with `v2f eval`."]
+
+
+def _groups(split: Mapping[str, Any]) -> list[str]:
+    """The numbers of groups of real speakers, by the first observer; groups so small that single people would show
+    through are not told."""
+    by: dict[str, dict[str, Any]] = split["by"]
+    told = next(iter(by), "")
+    lines = []
+    for name, own in by.get(told, {}).get("attributes", {}).items():
+        if split["attributes"][name]["source"] == "world":
+            continue
+        for group, of in own["slices"].items():
+            if of["people"] >= _FEW:
+                shares = " | ".join(_percent(of.get(each)) for each in ("R@10", "agreement"))
+                lines.append(f"| {name}: {group} | {of['people']} | {shares} | {100 * of['chance']:.1f} % |")
+    if not lines:
+        return []
+    return [
+        "",
+        f"Groups of at least {_FEW} speakers, by the {told}. Agreement: the people nearest to a face belong to its",
+        "speaker's group; its chance is that of the same faces, dealt at random.",
+        "",
+        "| | people | R@10 | agreement | chance |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *lines,
+    ]
 
 
 def _nets(about: Mapping[str, Any], brought: Mapping[str, UserWeights | RunModule]) -> list[str]:

@@ -29,9 +29,8 @@ from v2f.keyed import keyed_rng
 from v2f.runs.run import Run
 from v2f.system import System
 from v2f.web import reference, spectrum
-from v2f.web.page import data_uri, number
+from v2f.web.page import data_uri, number, sound_uri
 from v2f.web.reference import Reference
-from v2f.web.report import sound_uri
 
 MOMENTS, OTHERS = 4, 6
 _OTHERS_STREAM = 0x6F746865  # "othe"; unique to this stream

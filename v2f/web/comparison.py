@@ -20,17 +20,18 @@ from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
 from v2f.evaluation import protocols
+from v2f.evaluation.attributes import FEW
 from v2f.evaluation.compare import Comparison, compare
 from v2f.evaluation.comparison_tables import show
 from v2f.evaluation.observers import BY
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
-from v2f.evaluation.protocol import MEASURED, SPLITS
+from v2f.evaluation.protocol import MEASURED, SPLITS, percent
 from v2f.evaluation.subjects import Subject, gather
 from v2f.storage import store
 from v2f.system import System
 from v2f.web import report
 from v2f.web.curves import HEIGHT, WIDTH, charts, read_curves
-from v2f.web.page import environment
+from v2f.web.page import environment, sound_uri
 
 VOICES = 6
 _DRAWN = 24  # pictures from noise per run
@@ -108,6 +109,8 @@ def comparison(
             real=shown.dataset is not None and "world_hash" not in shown.dataset.manifest.provenance,
             what=MEASURED,
             by=BY,
+            few=FEW,
+            percent=percent,
             stand_ins=stand_ins,
             verdicts=[
                 f"{subject.letter}, {MEASURED[split]}: {numbers['verdict']}"
@@ -196,7 +199,7 @@ def _hear(
         if not heard.sound:
             played_T = wav_T[: _PLAYED_S * hears.sample_rate]
             heard.sound, heard.seconds = (
-                report.sound_uri(played_T, hears.sample_rate),
+                sound_uri(played_T, hears.sample_rate),
                 len(played_T) / hears.sample_rate,
             )
     if shown.dataset is None or shown.split is None or not count:

@@ -57,6 +57,14 @@ def _synthetic(dataset: Dataset) -> bool:
     return "world_hash" in dataset.manifest.provenance
 
 
+def _redrawn(dataset: Dataset) -> bool:
+    """Whether pSp drew the photos, as far as the recipe in the manifest tells."""
+    recipe = dataset.manifest.provenance.get("recipe")
+    group = recipe.get(recipe.get("source")) if isinstance(recipe, dict) else None
+    psp = group.get("psp") if isinstance(group, dict) else None
+    return isinstance(psp, dict) and psp.get("pictures") is True
+
+
 def _plots(found: stats.Stats) -> tuple[list[Histogram], list[tuple[str, str]]]:
     """Histograms of what varies, and title and value of what is the same for all samples."""
     whole = found.whole
@@ -105,6 +113,8 @@ class Card:
     identity: str
     split: str
     photos: list[str]
+    originals: list[str]
+    """Each photo before pSp redrew it, if that was kept."""
     sound: str
     wave: str
     words: str
@@ -133,6 +143,7 @@ def show(root: str, output: str, count: int = 24, split: str | None = None, iden
             broken=broken,
             which=f"of {identity}" if identity is not None else f"of the split {split}" if split is not None else "",
             synthetic=_synthetic(dataset),
+            redrawn=_redrawn(dataset),
             width=WIDTH,
             height=HEIGHT,
             version=__version__,
@@ -175,6 +186,8 @@ def _card(sample: Sample, where: str) -> Card:
         sample.photo(number).shape for number in range(sample.photo_count)
     ]  # decoding checks that a browser can show it
     seen = ", ".join(sorted({f"{width} × {height} px" for height, width, _ in sizes}))
+    for at in range(len(sample.original_names)):
+        sample.original(at)
     meta = {name: value for name, value in sample.meta.items() if name not in ("identity", "split")}
     extras = [name for name, has in (("codes", sample.has_codes), ("embedding", sample.has_embedding)) if has]
     heard = []
@@ -186,12 +199,17 @@ def _card(sample: Sample, where: str) -> Card:
         key=sample.key,
         identity=sample.identity,
         split=str(sample.meta["split"]),
-        photos=[data_uri(sample.member(name), name.rpartition(".")[2]) for name in sample.photo_names],
+        photos=_pictures(sample, sample.photo_names),
+        originals=_pictures(sample, sample.original_names),
         sound="" if wav_T is None else data_uri(sample.member(sample.audio_name), sample.audio_name),
         wave="" if wav_T is None else wave(wav_T),
         words=" · ".join(filter(None, parts)),
         more=json.dumps({"where": where, **meta}, indent=1, ensure_ascii=False),
     )
+
+
+def _pictures(sample: Sample, names: Sequence[str]) -> list[str]:
+    return [data_uri(sample.member(name), name.rpartition(".")[2]) for name in names]
 
 
 def wave(wav_T: Sequence[float] | npt.NDArray[np.float32]) -> str:

@@ -4,12 +4,15 @@ A page is self-contained: pictures, sounds and plots are inside, it loads nothin
 """
 
 import base64
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jinja2
 import numpy as np
+import soundfile
+from numpy.typing import NDArray
 
 _TYPES = {
     "png": "image/png",
@@ -54,6 +57,13 @@ def fixed(value: float | None, digits: int) -> str:
 def data_uri(content: bytes | memoryview, extension: str) -> str:
     """A file, unchanged, as a data URI; its extension gives the media type."""
     return f"data:{_TYPES[extension]};base64,{base64.b64encode(content).decode()}"
+
+
+def sound_uri(wav_T: NDArray[np.float32], rate: int) -> str:
+    """A clip as a FLAC data URI."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(wav_T, -1, 1), rate, format="FLAC", subtype="PCM_16")
+    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@
 A run that makes faces from noise has another page: generated pictures, samples by step, the verdict.
 """
 
-import base64
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from jinja2 import UndefinedError
 from numpy.typing import NDArray
@@ -28,7 +25,9 @@ from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Factors, Photo, Waveform
 from v2f.errors import V2FError
 from v2f.evaluation import evaluate, protocols
-from v2f.evaluation.faces_of_voices import FacesOfVoices, heard_and_drawn, world_of
+from v2f.evaluation.attributes import FEW
+from v2f.evaluation.clips import heard_and_drawn, world_of
+from v2f.evaluation.faces_of_voices import FacesOfVoices
 from v2f.evaluation.observers import BY, first_observer
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_input_and_picture_output, people_of
 from v2f.evaluation.protocol import SPLITS, percent
@@ -37,7 +36,7 @@ from v2f.storage import store
 from v2f.system import System, Transform, device_of, to_picture
 from v2f.tracking.rollback import outdated_pictures
 from v2f.web.curves import HEIGHT, WIDTH, Curves, charts, read_curves
-from v2f.web.page import data_uri, environment
+from v2f.web.page import data_uri, environment, sound_uri
 from v2f.world import bounds
 from v2f.world.people import FACTORS, VOICE, World
 
@@ -117,6 +116,8 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
             "figures": {split: shown for split, shown in figures.items() if shown},
             "disclaimer": generate.DISCLAIMER,
             "percent": percent,
+            "grouped": grouped(run.evaluated),
+            "few": FEW,
             "ks": metrics.KS,
             "has_possible": isinstance(world_of(dataset), World),
         }
@@ -124,6 +125,17 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     path = store.join(run.path, FILE)
     store.write_bytes(path, page.encode())
     return path
+
+
+def grouped(evaluated: Mapping[str, Any] | None) -> dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """Split -> the first observer, its numbers by attribute, and what is known of the attributes; only splits that have
+    any, which evaluations of an earlier version do not."""
+    found = {}
+    for name, split in (evaluated or {"splits": {}})["splits"].items():
+        who, observed = first_observer(split)
+        if observed.get("attributes"):
+            found[name] = who, observed["attributes"], split["attributes"]
+    return found
 
 
 def _page(template: str, run: Run, values: dict[str, Any]) -> str:
@@ -230,10 +242,3 @@ def voice_in_words(voice_V: NDArray[np.float32]) -> str:
 def picture_uri(picture: Tensor, notes: Mapping[str, str] = MappingProxyType({})) -> str:
     """A picture [3, H, W] in [-1, 1] as a PNG data URI. ``notes``: provenance, for a picture that a system made."""
     return data_uri(media.png(picture, notes), "png")
-
-
-def sound_uri(wav_T: NDArray[np.float32], rate: int) -> str:
-    """A clip as a FLAC data URI."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(wav_T, -1, 1), rate, format="FLAC", subtype="PCM_16")
-    return "data:audio/flac;base64," + base64.b64encode(buffer.getvalue()).decode()
