@@ -31,6 +31,15 @@ from v2f.metrics.variety import (
     pixel_variety_shares,
     variety_meters,
 )
+from v2f.metrics.verification import (
+    Trials,
+    Verification,
+    draw_trials,
+    equal_error_rate,
+    min_dcf,
+    operating_points,
+    verification,
+)
 
 __all__ = [
     "GALLERY",
@@ -38,10 +47,14 @@ __all__ = [
     "Interval",
     "PictureDistance",
     "Retrieval",
+    "Trials",
+    "Verification",
     "chance",
     "code_variance",
     "collapse_meters",
     "collapse_verdict",
+    "draw_trials",
+    "equal_error_rate",
     "frechet_distance",
     "gan_verdict",
     "identity_distance",
@@ -50,7 +63,9 @@ __all__ = [
     "identity_variety_shares",
     "margin",
     "margin_shares",
+    "min_dcf",
     "mode_collapse_verdict",
+    "operating_points",
     "oscillation",
     "over_people",
     "picture_distance",
@@ -60,4 +75,5 @@ __all__ = [
     "retrieval",
     "retrieval_held_equal",
     "variety_meters",
+    "verification",
 ]
