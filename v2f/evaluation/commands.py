@@ -9,6 +9,12 @@ from v2f.storage.address import argument
 def add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_path", type=argument, metavar="RUN", help=RUN)
     parser.add_argument("--data", type=argument, metavar="PATH", help="another data set than the run's own")
+    parser.add_argument(
+        "--trials",
+        type=argument,
+        metavar="FILE",
+        help="for a system that recognizes speakers: a list of trials in VoxCeleb's format",
+    )
     parser.set_defaults(run=_eval)
 
 
@@ -16,7 +22,7 @@ def _eval(args: argparse.Namespace) -> None:
     from v2f.evaluation.evaluate import evaluate
     from v2f.runs.run import Run
 
-    evaluate(Run.open(args.run_path), data=args.data)
+    evaluate(Run.open(args.run_path), data=args.data, trials=args.trials)
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:

@@ -48,6 +48,7 @@ def evaluate(
     run: Run,
     data: str | None = None,
     *,
+    trials: str | None = None,
     limit: int | None = None,
     progress: bool = True,
     system: System | None = None,
@@ -59,16 +60,21 @@ def evaluate(
     split, by their numbers in the manifest (no names), and each person's share in the run's numbers. ``eval.json`` is
     written last and has the checksum of ``eval-people.json``.
 
-    ``limit``: only the first samples of each split; None: all. ``system``: the run's system, if it is already loaded.
-    ``device``: None uses the GPU if there is one. Samples that cannot be read or decoded are left out, counted and
-    named. A split with fewer than 100 people is measured with a smaller gallery, and a note says so; with fewer than
-    two people, nothing is retrieved. V2FError if the data set has no split to measure, or a split has no usable sample.
+    ``trials``: a list of trials for a system that recognizes speakers (:mod:`v2f.evaluation.trials`), instead of those
+    that are drawn from the split test. ``limit``: only the first samples of each split; None: all. ``system``: the
+    run's system, if it is already loaded. ``device``: None uses the GPU if there is one. Samples that cannot be read or
+    decoded are left out, counted and named. A split with fewer than 100 people is measured with a smaller gallery, and
+    a note says so; with fewer than two people, nothing is retrieved. V2FError if the data set has no split to measure,
+    or a split has no usable sample.
     """
     console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is not a narrow terminal
     dataset = open_dataset(data or run.config.data.home)
     system = run.system() if system is None else system
     protocol = protocols.of(system)
     splits = protocol.splits(dataset)
+    if trials is not None and not (protocol.takes_trials and "test" in splits):
+        why = f"{dataset.root} has no split test" if protocol.takes_trials else "this system recognizes no speakers"
+        raise V2FError(f"{trials}: {why}, so it cannot be measured on a list of trials; leave out --trials")
     if not splits:
         raise V2FError(
             f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, but not test or seen"
@@ -76,9 +82,10 @@ def evaluate(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     float32_products(tf32=False)
     system = system.to(device).eval()
-    observers, second = observers_of(run, system)
+    observers, second = observers_of(run, system) if protocol.observed else ([], {})
+    trained = dataset.fingerprint in trained_on(run, dataset)
     result = _about(run, dataset, system, device) | {"referee": second, "splits": {}}
-    job = Job(run, dataset, system, observers, limit, console)
+    job = Job(run, dataset, system, observers, limit, console, trained, trials)
     if second.get("net") == "stand_in":
         result["stand_ins"] = [*result["stand_ins"], "referee"]
     people: dict[str, Any] = {}
@@ -87,7 +94,7 @@ def evaluate(
         console.print(f"these nets are stand-ins, so the numbers hold for the synthetic world only: {nets}")
     if second.get("why_not"):
         console.print(f"no referee: {second['why_not']}", style="bold red")
-    if dataset.fingerprint not in trained_on(run, dataset):
+    if not trained:
         several = run.config.data.mix or run.config.data.streams
         which = "known to be one of the data sets" if several else "the data set"
         console.print(f"note: {dataset.root} is not {which} that {run.config.name} was trained on")

@@ -69,6 +69,10 @@ class Job:
     limit: int | None
     """Samples of each split, or people if a protocol measures one picture per person; None: all."""
     console: Console
+    trained: bool = False
+    """Whether the run is known to have been trained on the data set."""
+    trials: str | None = None
+    """A file that lists trials, for a protocol that takes one."""
 
 
 class Protocol(abc.ABC):
@@ -84,6 +88,10 @@ class Protocol(abc.ABC):
     """What ``v2f compare`` compares, in the order of :data:`v2f.evaluation.observers.BY`."""
     explained: ClassVar[str]
     """What the columns mean; printed below the tables."""
+    observed: ClassVar[bool] = True
+    """Whether frozen nets look at what the system makes."""
+    takes_trials: ClassVar[bool] = False
+    """Whether it measures a list of trials (``v2f eval --trials``)."""
 
     @abc.abstractmethod
     def splits(self, dataset: Dataset) -> list[str]:
