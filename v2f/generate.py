@@ -420,9 +420,11 @@ def notes(name: str, system: System, step: int | None) -> dict[str, str]:
     """The metadata of a picture or sound that the run ``name`` makes now: what it is, what made it, and when."""
     asked = [type(kind) for kind in system.asks().values()]
     name_of, kind = next(iter(system.makes().items()))
-    what = "sound" if isinstance(kind, Sound) else name_of
+    what = "sound" if isinstance(kind, Sound) else "vector" if isinstance(kind, Embedding) else name_of
     source = next((words for each, words in _MADE_FROM.items() if each in asked), "made from noise")
-    if source == _MADE_FROM[Sound]:
+    if isinstance(kind, Embedding):
+        disclaimer = "Numbers that a program computed; those of a real person's voice or photo are biometric data."
+    elif source == _MADE_FROM[Sound]:
         disclaimer = DISCLAIMER
     elif isinstance(kind, Sound):
         disclaimer = "Made by a program; not a recording of anything."
@@ -432,7 +434,7 @@ def notes(name: str, system: System, step: int | None) -> dict[str, str]:
             f"{'Drawn by chance' if by_chance else 'Made by a program'}; not a photograph, and nobody's likeness."
         )
     return {
-        "Title": f"A {what} {source}, not a {'recording' if isinstance(kind, Sound) else 'photograph'}",
+        "Title": f"A {what} {source}, not a {'recording' if isinstance(kind, Sound | Embedding) else 'photograph'}",
         "Disclaimer": disclaimer,
         "Software": f"v2f {__version__}",
         "Run": name,

@@ -379,6 +379,15 @@ class Styled(System):
         return self.invert(reference_B3HW) if self.inverts else None
 
 
+class Recognizer(System):
+    """A system that recognizes the voices of the people seen in training, in the numbering of
+    :class:`v2f.data.transforms.PersonNumber`."""
+
+    @abc.abstractmethod
+    def scores(self, wav_BT: Tensor) -> Tensor:
+        """A score [B,N] for each of the N people; the highest is the answer."""
+
+
 def trained(system: System) -> dict[str, nn.Module]:
     """All modules that any phase trains, by name; a name means the same module in all phases."""
     modules: dict[str, nn.Module] = {}

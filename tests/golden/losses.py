@@ -46,6 +46,7 @@ SMALLER: dict[str, Callable[[Any], Any]] = {
     "width": lambda value: min(value, 8),
     "noise": lambda value: min(value, 16),
     "bn_group": lambda value: min(value, 2),
+    "people": lambda value: min(value, PEOPLE),
     "frozen": lambda value: {"codes": None} if value.get("codes", 0) is None else {},  # the stand-ins
 }
 _TIMES = {"system": ("ema",), "schedule": ("hold", "warmup", "every")}  # in samples: they shrink as the run does

@@ -13,7 +13,7 @@ from v2f.evaluation.protocols import PROTOCOLS
 from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run, build_system
-from v2f.system import Picture, trained
+from v2f.system import Embedding, Picture, trained
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit
 
@@ -91,8 +91,9 @@ def test_what_is_made_of_what_is_asked_for_is_what_was_declared(run_values, name
     made = system.sample({name: batch[name] for name in system.asks()})
     assert made.keys() == system.makes().keys()
     for name, kind in system.makes().items():
-        assert isinstance(kind, Picture), "the systems of the table make pictures"
-        assert made[name].shape == (4, kind.channels, kind.size, kind.size)
+        assert isinstance(kind, Picture | Embedding), "the systems of the table make pictures and embeddings"
+        one = (kind.width,) if isinstance(kind, Embedding) else (kind.channels, kind.size, kind.size)
+        assert made[name].shape == (4, *one)
     assert system.protocol in PROTOCOLS
 
 

@@ -9,6 +9,7 @@ from v2f.system import Batch, Embedding, Kind, Sound, Transform
 
 
 class VoiceEmbedding(Toy):
+    protocol = "speakers"
     sizes = (FRAMES, 3)
 
     def asks(self) -> dict[str, Kind]:

@@ -68,8 +68,8 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
     for user in ("ge2e: encoder", "thesis-final: generator", "thesis-small: identity", "thesis-voxceleb2: codes"):
         assert user in text
     assert (
-        "no weights needed, these use the package's stand-ins: face-gan, large-batch, pairs, quickstart, synthetic"
-        in text
+        "no weights needed, these use the package's stand-ins: face-gan, large-batch, pairs, quickstart, "
+        "speaker-pretrain, speaker-synthetic, synthetic" in text
     )
     assert "missing or refused: 9; see docs/weights.md" in text
     assert main(["weights", "table", "launch/recipes/quickstart.yaml"]) == 0

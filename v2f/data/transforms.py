@@ -184,10 +184,11 @@ class PersonNumber:
     """The number of the sample's person among the people of the training data, int64 []; -1: somebody else.
 
     ``people`` are their names in order; by default those in the split train, in the manifest's order, for several data
-    sets one after the other. Equal names are the same person.
+    sets one after the other. Equal names are the same person. ``most``: how many people the system can tell apart.
     """
 
     people: tuple[str, ...] = ()
+    most: int | None = None
 
     @cached_property
     def _number(self) -> dict[str, int]:
@@ -204,6 +205,11 @@ class PersonNumber:
         people = tuple(dict.fromkeys(name for dataset in datasets for name in dataset.trained))
         if not people:
             raise V2FError(f"{datasets[0].root}: it has no split train, whose people would be numbered")
+        if self.most is not None and len(people) > self.most:
+            raise V2FError(
+                f"{datasets[0].root}: {len(people)} people are seen in training, the system tells {self.most} apart; "
+                f"set system.people={len(people)}"
+            )
         return replace(self, people=people)
 
 

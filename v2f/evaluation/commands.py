@@ -12,6 +12,12 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attributes", type=argument, metavar="FILE.csv", help="identity,sex,age,...: numbers for each group of people"
     )
+    parser.add_argument(
+        "--trials",
+        type=argument,
+        metavar="FILE",
+        help="for a system that recognizes speakers: a list of trials in VoxCeleb's format",
+    )
     parser.set_defaults(run=_eval)
 
 
@@ -19,7 +25,7 @@ def _eval(args: argparse.Namespace) -> None:
     from v2f.evaluation.evaluate import evaluate
     from v2f.runs.run import Run
 
-    evaluate(Run.open(args.run_path), data=args.data, attributes=args.attributes)
+    evaluate(Run.open(args.run_path), data=args.data, attributes=args.attributes, trials=args.trials)
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:

@@ -45,6 +45,7 @@ _DRAWS_PER_TEST = 200  # the smallest p-value must be below Holm's smallest leve
 
 _NOT_COMPARABLE = {
     "people": "measured on different people: name one data set, v2f eval RUN --data PATH",
+    "trials": "measured on different trials",
     "gallery": "measured with galleries of different sizes",
     "judge": "measured by different nets",
     "pictures": "measured on pictures of different sizes",

@@ -49,6 +49,7 @@ def evaluate(
     run: Run,
     data: str | None = None,
     *,
+    trials: str | None = None,
     limit: int | None = None,
     progress: bool = True,
     system: System | None = None,
@@ -63,16 +64,20 @@ def evaluate(
 
     ``limit``: only the first samples of each split; None: all. ``system``: the run's system, if it is already loaded.
     ``device``: None uses the GPU if there is one. ``attributes``: a CSV that says to which groups people belong
-    (:mod:`v2f.evaluation.people_table`). Samples that cannot be read or decoded are left out, counted and named. A
-    split with fewer than 100 people is measured with a smaller gallery, and a note says so; with fewer than two people,
-    nothing is retrieved. V2FError if the data set has no split to measure, a split has no usable sample, or the
-    protocol has no numbers for groups of people, and ``attributes`` are given.
+    (:mod:`v2f.evaluation.people_table`). ``trials``: a list of trials for a system that recognizes speakers
+    (:mod:`v2f.evaluation.trials`), instead of those that are drawn from the split test. Samples that cannot be read or
+    decoded are left out, counted and named. A split with fewer than 100 people is measured with a smaller gallery, and
+    a note says so; with fewer than two people, nothing is retrieved. V2FError if the data set has no split to measure,
+    a split has no usable sample, or the protocol has no numbers for groups of people, and ``attributes`` are given.
     """
     console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is not a narrow terminal
     dataset = open_dataset(data or run.config.data.home)
     system = run.system() if system is None else system
     protocol = protocols.of(system)
     splits = protocol.splits(dataset)
+    if trials is not None and not (protocol.takes_trials and "test" in splits):
+        why = f"{dataset.root} has no split test" if protocol.takes_trials else "this system recognizes no speakers"
+        raise V2FError(f"{trials}: {why}, so it cannot be measured on a list of trials; leave out --trials")
     if not splits:
         raise V2FError(
             f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, but not test or seen"
@@ -85,11 +90,12 @@ def evaluate(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     float32_products(tf32=False)
     system = system.to(device).eval()
-    observers, second = observers_of(run, system)
+    observers, second = observers_of(run, system) if protocol.observed else ([], {})
+    trained = dataset.fingerprint in trained_on(run, dataset)
     result = _about(run, dataset, system, device) | {"referee": second, "splits": {}}
     if people_table is not None:
         result["attributes"] = {"file": people_table.path, "sha256": people_table.sha256}
-    job = Job(run, dataset, system, observers, limit, console, people_table)
+    job = Job(run, dataset, system, observers, limit, console, people_table, trained, trials)
     if second.get("net") == "stand_in":
         result["stand_ins"] = [*result["stand_ins"], "referee"]
     people: dict[str, Any] = {}
@@ -98,7 +104,7 @@ def evaluate(
         console.print(f"these nets are stand-ins, so the numbers hold for the synthetic world only: {nets}")
     if second.get("why_not"):
         console.print(f"no referee: {second['why_not']}", style="bold red")
-    if dataset.fingerprint not in trained_on(run, dataset):
+    if not trained:
         several = run.config.data.mix or run.config.data.streams
         which = "known to be one of the data sets" if several else "the data set"
         console.print(f"note: {dataset.root} is not {which} that {run.config.name} was trained on")

@@ -72,6 +72,10 @@ class Job:
     console: Console
     people: PeopleTable | None = None
     """What the user knows about people, for a protocol that :attr:`Protocol.groups_people`."""
+    trained: bool = False
+    """Whether the run is known to have been trained on the data set."""
+    trials: str | None = None
+    """A file that lists trials, for a protocol that takes one."""
 
 
 class Protocol(abc.ABC):
@@ -89,6 +93,10 @@ class Protocol(abc.ABC):
     """What the columns mean; printed below the tables."""
     groups_people: ClassVar[bool] = False
     """Whether it has numbers for groups of speakers, by their attributes."""
+    observed: ClassVar[bool] = True
+    """Whether frozen nets look at what the system makes."""
+    takes_trials: ClassVar[bool] = False
+    """Whether it measures a list of trials (``v2f eval --trials``)."""
 
     @abc.abstractmethod
     def splits(self, dataset: Dataset) -> list[str]:

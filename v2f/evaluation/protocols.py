@@ -5,6 +5,7 @@ from v2f.evaluation.faces_of_voices import FacesOfVoices
 from v2f.evaluation.labelled import LabelledPictures, LabelledSounds
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
 from v2f.evaluation.protocol import MEASURED, SPLITS, Job, Measured, Metric, Protocol
+from v2f.evaluation.speakers import Speakers
 from v2f.system import System
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -12,6 +13,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "pictures_from_noise": PicturesFromNoise(),
     "labelled_pictures": LabelledPictures(),
     "labelled_sounds": LabelledSounds(),
+    "speakers": Speakers(),
 }
 
 __all__ = ["MEASURED", "PROTOCOLS", "SPLITS", "Job", "Measured", "Metric", "Protocol", "of"]

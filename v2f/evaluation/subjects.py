@@ -121,6 +121,7 @@ class Subject:
         if self.shares(split, metric) is None:
             return f"some numbers are not defined for {self.letter}: too few people"
         ground: dict[str, Any] = {"people": (self.evaluated["data"]["fingerprint"], self.people[split]["people"])}
+        ground["trials"] = found[1].get("trials")
         if metric.key.startswith("R@"):
             ground["gallery"] = found[1].get("gallery")
         values = flatten(self.run.config)

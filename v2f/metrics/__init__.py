@@ -33,6 +33,15 @@ from v2f.metrics.variety import (
     pixel_variety_shares,
     variety_meters,
 )
+from v2f.metrics.verification import (
+    Trials,
+    Verification,
+    draw_trials,
+    equal_error_rate,
+    min_dcf,
+    operating_points,
+    verification,
+)
 
 __all__ = [
     "GALLERY",
@@ -41,12 +50,16 @@ __all__ = [
     "Interval",
     "PictureDistance",
     "Retrieval",
+    "Trials",
+    "Verification",
     "agreement",
     "chance",
     "code_variance",
     "collapse_meters",
     "collapse_verdict",
+    "draw_trials",
     "each_over_people",
+    "equal_error_rate",
     "frechet_distance",
     "gan_verdict",
     "identity_distance",
@@ -55,7 +68,9 @@ __all__ = [
     "identity_variety_shares",
     "margin",
     "margin_shares",
+    "min_dcf",
     "mode_collapse_verdict",
+    "operating_points",
     "oscillation",
     "over_people",
     "picture_distance",
@@ -65,4 +80,5 @@ __all__ = [
     "retrieval",
     "retrieval_held_equal",
     "variety_meters",
+    "verification",
 ]

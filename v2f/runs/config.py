@@ -6,7 +6,7 @@ Weights that the user brings may lie elsewhere when a run resumes: their checksu
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -65,7 +65,9 @@ class DataConfig(Config):
         None, min_length=1, description="instead of path: several data sets"
     )
     split: str = "train"
-    valid: str | None = Field("valid", description="split for the meters and the sample grid; null: none")
+    valid: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+        "valid", description="split, or list of splits, for the meters and the sample grid; null: none"
+    )
     batch: int = Field(gt=0, description="global batch size, in slots")
     workers: MayChange[int] = Field(
         1, ge=0, description="decoding processes of each rank; 0 decodes in the rank itself"
@@ -106,6 +108,11 @@ class DataConfig(Config):
         if self.path is None and self.mix is None and self.streams:
             return next(iter(self.by_stream().values())).home
         return self.mix[0].path if self.mix else str(self.path)
+
+    @property
+    def held_out(self) -> list[str]:
+        """The splits that validation reads."""
+        return [self.valid] if isinstance(self.valid, str) else self.valid or []
 
     @property
     def sources(self) -> list[SourceConfig]:

@@ -11,6 +11,8 @@ BY = {
     "judge": "by the judge, the nets that losses and meters use",
     "pixels": "in pixels, by no net",
     "spectra": "in log-mel spectra, by no net",
+    "trials": "by the cosine of the system's own embeddings",
+    "classes": "among the people seen in training",
 }
 """What may measure a number, the referee first, and its title."""
 

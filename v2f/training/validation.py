@@ -43,27 +43,34 @@ def read_held_out(
     """Read the validation batches, each of at most ``size`` samples of the first stream, onto the engine's device.
 
     Each stream has batches of its own data, as large against the first stream's as in training; ``people`` numbers the
-    identities. Unusable samples are left out and counted, not replaced.
+    identities. Of several splits, each gives an equal part of ``train.validate_samples``, in batches of its own.
+    Unusable samples are left out and counted, not replaced.
     """
     left_out: list[str] = []
     most = config.train.validate_samples
     found: dict[str, list[Batch]] = {}
     for name, data in streams.items():
-        if data.valid is None:
+        if not data.held_out:
             return HeldOut()
         dataset = open_dataset(data.home)
-        if data.valid not in dataset.splits:
-            say(f"{data.home}: there is no split {data.valid!r}, so training runs without meters and samples")
+        splits = [dataset.split(each) for each in data.held_out if each in dataset.splits]
+        absent = [repr(each) for each in data.held_out if each not in dataset.splits]
+        if absent:
+            less = "without these samples" if splits else "without meters and samples"
+            say(f"{data.home}: there is no split {' or '.join(absent)}, so training runs {less}")
+        if not splits:
             return HeldOut()
-        split = dataset.split(data.valid)
         own_size, limit = (max(1, count * data.batch // config.data.batch) for count in (size, most))
         if found:  # as many batches as the first stream has, else some of its samples would have no partner
             parts = max(1, len(next(iter(found.values()))))
-            own_size = max(1, min(own_size, min(limit, split.samples) // parts))
+            there = sum(split.samples for split in splits)
+            own_size = max(1, min(own_size, min(limit, there) // parts))
             limit = own_size * parts
-        identity_N = None if people is None else numbered(split, people)
-        reads = system.streams()[name]
-        found[name] = list(read_usable(split, reads, own_size, left_out, limit=limit, identity_N=identity_N))
+        reads, found[name] = system.streams()[name], []
+        for split in splits:
+            identity_N = None if people is None else numbered(split, people)
+            part = max(1, limit // len(splits))
+            found[name] += read_usable(split, reads, own_size, left_out, limit=part, identity_N=identity_N)
     if left_out:
         say(f"validation leaves out {len(left_out)} samples that cannot be used; the first: {left_out[0]}")
     return HeldOut([engine.place(batch) for batch in side_by_side(found)], len(left_out))
