@@ -1,15 +1,14 @@
-"""What one GPU does: is it right, does a training run survive, and how fast and large is the thesis's system there.
+"""What one GPU does: is it right, does a training run survive, and does the thesis run through the trainer.
 
-    python bench/gpu.py                              # all parts, some six minutes; merges into bench/results/gpu.json
+    python bench/gpu.py                              # all parts, some five minutes; merges into bench/results/gpu.json
     python bench/gpu.py --parts numbers training     # see PARTS
 
 A part is a process of its own, so that one that fails is named and leaves the others. The thesis's frozen nets have
-RANDOM weights in the layouts of the real ones (bench/random_weights.py): speed and memory are theirs, pictures are
-noise. Exit code 1 where a part fails or misses what it must show.
+RANDOM weights in the layouts of the real ones (bench/random_weights.py). Exit code 1 where a part fails or misses what
+it must show. Speed and memory of a step: bench/step.py.
 """
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
@@ -27,29 +26,26 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from systems.small import SMALL  # noqa: E402
 
+from bench.packed import packed  # noqa: E402
 from v2f.config import build  # noqa: E402
 from v2f.data.loader import read_usable  # noqa: E402
 from v2f.data.manifest import open_dataset  # noqa: E402
 from v2f.data.transforms import Waveform  # noqa: E402
 from v2f.engine import Engine  # noqa: E402
-from v2f.prepare.pack import load_recipe, pack  # noqa: E402
 from v2f.runs.checkpoint import load  # noqa: E402
-from v2f.runs.config import RunConfig, load_config  # noqa: E402
+from v2f.runs.config import RunConfig  # noqa: E402
 from v2f.runs.run import Run, build_system  # noqa: E402
 
 RESULTS = REPOSITORY / "bench" / "results" / "gpu.json"
-PARTS = ("preflight", "numbers", "training", "thesis", "profile")
+PARTS = ("preflight", "numbers", "training", "profile")
 QUICKSTART = "launch/recipes/quickstart.yaml"
 THESIS = "launch/recipes/thesis-final.yaml"
-SIZES = (("fp32", 16), ("tf32", 16), ("bf16", 16), ("bf16", 64))  # precision and batch of the thesis's step
-TIMED, UNTIMED = 8, 3
 ALIKE = {"fp64": 1e-9, "fp32": 1e-4}  # gradient on the GPU against float64 on the CPU, in parts of the largest entry
 NEAR = 1e-3  # weights after a stop, under another strategy, against the undisturbed run's, in parts of the largest
 
@@ -221,48 +217,6 @@ def logged(folder: Path) -> int:
 # ----------------------------------------------------------------------------------- the thesis at full size
 
 
-def thesis(work: Path) -> dict[str, Any]:
-    """A step of thesis-final on batches that lie on the GPU: seconds, samples a second, FLOP/s, peak memory."""
-    overrides = thesis_overrides(work)
-    found: dict[str, Any] = {}
-    for precision, batch_size in SIZES:
-        config = load_config(THESIS, [*overrides, f"train.precision={precision}", f"data.batch={batch_size}"])
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        engine, system = Engine(config.train.precision, "ddp"), build_system(config)
-        engine.wrap(system, share=batch_size, micro_batch=None)
-        system.train()
-        split = open_dataset(config.data.home).split("train")
-        batch = next(iter(read_usable(split, system.transforms(), batch_size, [], limit=batch_size)))
-        batch = engine.place(batch)
-        (phase,) = system.phases()
-        rest: dict[str, Any] = {"micro_batch": None, "seen": 0, "total": 10**6}
-        flops = 0
-        with FlopCounterMode(display=False) as counter:
-            engine.backward(phase, batch, 0, None)
-            flops = counter.get_total_flops()
-        seconds, skipped = [], 0
-        for at in range(UNTIMED + TIMED):
-            torch.cuda.synchronize()
-            begun = time.perf_counter()
-            result = engine.step(phase, batch, at, **rest)
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - begun)
-            skipped += bool(result.skipped)
-        seconds = seconds[UNTIMED:]
-        middle = statistics.median(seconds)
-        found[f"{precision}, batch {batch_size}"] = {
-            "seconds a step": [round(s, 4) for s in (middle, min(seconds), max(seconds))],
-            "samples a second": round(batch_size / middle, 1),
-            "TFLOP a sample": round(flops / batch_size / 1e12, 3),
-            "TFLOP/s": round(flops / middle / 1e12, 1),
-            "GB at the peak": round(torch.cuda.max_memory_allocated() / 1e9, 2),
-            "skipped": skipped,
-        }
-        del engine, system, batch, result
-    return {"steps": found}
-
-
 def profile(work: Path) -> dict[str, Any]:
     """thesis-final through trainer and loader in bf16, with a checkpoint of 849 MB on the way and SIGUSR2."""
     folder = work / "runs" / "thesis"
@@ -298,19 +252,7 @@ def thesis_overrides(work: Path) -> list[str]:
     return [f"data.path={data}", f"system.frozen.path={weights}", "data.valid=null"]
 
 
-# ------------------------------------------------------------------------------------------------------------
-
-
-def packed(folder: Path, people: int, seconds: float, size: int = 64, photo: str = "png") -> str:
-    options = {"train.people": people, "valid.people": 8, "test.people": 8, "seen.people": 8, "seconds": seconds}
-    options |= {"train.clips": 1, "size": size, "photo": photo}
-    overrides = [f"out={folder}", *(f"synthetic.{name}={value}" for name, value in options.items())]
-    with contextlib.redirect_stdout(sys.stderr):
-        pack(load_recipe(str(REPOSITORY / "shards" / "quickstart.yaml"), overrides))
-    return str(folder)
-
-
-WORKERS = {"numbers": numbers, "training": training, "thesis": thesis, "profile": profile}
+WORKERS = {"numbers": numbers, "training": training, "profile": profile}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -120,8 +120,9 @@ def test_every_command_of_a_document_runs_or_is_parsed(
 
 
 def test_every_topic_has_a_page_with_commands_that_the_readme_links_to() -> None:
-    """One page each for data, training, scaling, operating, evaluating and adding a system."""
-    for topic in ("data", "training", "scaling", "operating", "evaluating", "adding-a-system", "weights"):
+    """One page each for data, training, scaling, performance, operating, evaluating and adding a system."""
+    topics = ("data", "training", "scaling", "performance", "operating", "evaluating", "adding-a-system", "weights")
+    for topic in topics:
         assert f"docs/{topic}.md" in SHOWN, topic
         assert f"docs/{topic}.md" in TEXTS["README.md"], f"the README does not link to docs/{topic}.md"
     assert "docs/responsible-use.md" in TEXTS["README.md"]
