@@ -102,11 +102,12 @@ def trained(arm: str, seed: int, steps: int, data: str) -> dict[str, Any]:
 def one(recipe: str, name: str, seed: int, steps: int, data: str, changes: dict[str, str]) -> str:
     """Train a run to its last step and evaluate it, as far as this was not done before; its folder."""
     run = str(REPOSITORY / "runs" / name)
-    if Path(run, "eval.json").exists() and evaluated(run)["step"] == steps:
+    if Path(run, "eval.json").exists() and evaluated(run)["step"] == steps and Run.open(run).config.data.home == data:
         return run
     changes = {"name": name, "seed": str(seed), "data.path": data, "train.steps": str(steps), **changes}
     changes |= {"train.threads": "1", "tracking.uri": "null", "train.validate_every": str(max(1, steps // 4))}
     changes["train.checkpoint_every"] = str(max(1, steps // 2))
+    # of other data under this name, `v2f train` says that the data differ
     v2f("train", "--config", recipe, "--resume", "auto", *(f"{key}={value}" for key, value in changes.items()))
     v2f("eval", run)
     return run

@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "data.mix",
     "data.cache",
     "data.max_bad_fraction",
+    "system.path",
     "system.frozen.path",
     "system.frozen.referee",
     *(f"system.frozen.{role}.{key}" for role in ROLES for key in ("file", "sha256", "path", "which")),
