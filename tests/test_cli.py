@@ -62,7 +62,8 @@ def test_the_main_help_names_every_verb(capsys):
         (["weights", "mirror", "somewhere", "nowhere.yaml"], "nowhere.yaml: cannot read this configuration"),
     ],
 )
-def test_a_mistake_is_one_line_and_a_code(arguments, told, capsys):
+def test_a_mistake_is_one_line_and_a_code(arguments, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a lease makes the folder of the new data set
     assert main(arguments) == (78 if arguments[0] == "train" else 1)  # a scheduler must know that it would happen again
     error = capsys.readouterr().err
     assert told in error

@@ -85,7 +85,8 @@ class ForeignEncoder(VoiceEncoder):
 
     The net always computes as in evaluation, also where it is trained: no dropout, no masks, and batch norms keep the
     statistics they came with, so the result does not depend on the rest of the batch (promise 3,
-    docs/architecture.md).
+    docs/architecture.md). One case differs: an ECAPA-TDNN that is trained whole from random weights has ghost batch
+    norm (:mod:`v2f.encoders.ecapa`).
     """
 
     def __init__(
