@@ -11,6 +11,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 from corpora import voice
+from encoders.small import ENCODERS
 from systems.small import SMALL
 from torch import Tensor
 
@@ -248,6 +249,18 @@ def test_the_embedding_has_unit_length_and_is_what_the_graph_and_the_file_say(
     found = json.loads((tmp_path / "out.json").read_text())
     assert sum(value**2 for value in found["values"]) == pytest.approx(1, abs=1e-5)
     assert "biometric" in found["about"]["Disclaimer"]
+
+
+def test_a_frozen_encoder_trains_the_heads_alone_and_has_no_rate(run_values: Values) -> None:
+    values = values_of(run_values, {"encoder": ENCODERS["ge2e"], "heads": "last"})
+    values["system"].pop("optimizer", None)
+    config = build(RunConfig, values, "test")
+    assert config.system.optimizer.lr.keys() == {"head"}  # type: ignore[attr-defined]
+    (phase,) = build_system(config).phases()
+    assert phase.modules.keys() == {"head"}
+    rate = {"optimizer": {"lr": {"encoder": 1e-3, "head": 1e-3}}}
+    with pytest.raises(V2FError, match=r"optimizer\.lr names encoder, which this configuration does not train"):
+        build(RunConfig, values | {"system": values["system"] | rate}, "test")
 
 
 def test_weights_of_another_encoder_are_said_in_words(run_values: Values, tmp_path: Path) -> None:

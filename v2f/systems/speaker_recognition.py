@@ -96,7 +96,9 @@ class SpeakerRecognition(Recognizer):
         width: int = Field(512, gt=0, description="of the hidden layer of a head, and so of its embedding")
         activation: Activation = Field("relu", description="between the two layers of a head")
         loss: Softmax | ArcFace = Field(Softmax(), discriminator="kind")
-        optimizer: Optimizer = Optimizer(lr={"encoder": 1e-3, "head": 1e-3})
+        optimizer: Optimizer = Field(
+            default_factory=lambda given: Optimizer(lr=dict.fromkeys(_trained(given["encoder"]), 1e-3))
+        )
         ema: int | None = Field(None, gt=0, description="half-life of the moving average of the weights, in samples")
 
         def requirements(self, with_referee: bool = False) -> Requirements:
@@ -105,6 +107,7 @@ class SpeakerRecognition(Recognizer):
         @model_validator(mode="after")
         def _fits(self) -> "SpeakerRecognition.Config":
             encoders.check_rate(self.encoder, self.sample_rate)
+            self.optimizer.check(_trained(self.encoder))
             return self
 
     def __init__(self, config: Config) -> None:
@@ -112,8 +115,7 @@ class SpeakerRecognition(Recognizer):
         self.config = config
         built = encoders.build(config.encoder, config.path)
         self.encoder = built.encoder
-        if built.sha256 is not None:
-            self.weights = {"encoder": built.sha256}
+        self.weights = built.checksums
         channels = self.encoder.channels if config.heads == "all" else self.encoder.channels[-1:]
         cosine = isinstance(config.loss, ArcFace)
         self.head = nn.ModuleList(
@@ -224,6 +226,11 @@ class SpeakerRecognition(Recognizer):
                 f"{100 / self.config.people:.2g} %; nothing has been learned yet"
             )
         return None
+
+
+def _trained(encoder: encoders.AnyConfig) -> tuple[str, ...]:
+    """The names of the modules that training changes."""
+    return (*encoders.trained(encoder), "head")
 
 
 def _mean_log(logits: Sequence[Tensor]) -> Tensor:
