@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from v2f.config import build
 from v2f.doctor.findings import MIB, Finding, Setup, Step, Verdict, existing, finding_of
@@ -42,21 +42,10 @@ def storage(setup: Setup) -> Iterator[Step]:
     if local is not None and not os.path.isdir(local):
         yield Finding("storage", "wrong", f"{shown}: this folder does not exist", "create or mount it")
         return
-    access = ""
+    access: str | None = ""
     if root.lower().startswith(("s3://", "s3a://")):
-        yield "looking for credentials"
-        try:
-            about = s3.access()
-        except OSError as error:  # a missing profile, a malformed address
-            yield Finding("storage", "wrong", f"{shown}: {error}", "correct AWS_PROFILE, AWS_ENDPOINT_URL or ~/.aws")
-            return
-        access = f" at {about.endpoint}, credentials {about.credentials}"
-        yield from _clock("storage", about.endpoint)
-        if about.credentials == "none":
-            advice = (
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; on a cluster, give the pod a role"
-            )
-            yield Finding("storage", "wrong", f"{shown}{access}", advice)
+        access = yield from _s3_access(shown)
+        if access is None:
             return
     body = random.Random(uuid.uuid4().int).randbytes(_PUT if local is None else MIB)
     folder = store.join(root, f"v2f-doctor-{uuid.uuid4().hex}")
@@ -100,6 +89,23 @@ def storage(setup: Setup) -> Iterator[Step]:
         yield Finding("storage", "look", f"{text}; {again} requests had to be repeated", advice)
     else:
         yield Finding("storage", "ok", text)
+
+
+def _s3_access(shown: str) -> Generator[Step, None, str | None]:
+    """What a finding says of the endpoint and the credentials; None if there are none, which a finding has said."""
+    yield "looking for credentials"
+    try:
+        about = s3.access()
+    except OSError as error:  # a missing profile, a malformed address
+        yield Finding("storage", "wrong", f"{shown}: {error}", "correct AWS_PROFILE, AWS_ENDPOINT_URL or ~/.aws")
+        return None
+    access = f" at {about.endpoint}, credentials {about.credentials}"
+    yield from _clock("storage", about.endpoint)
+    if about.credentials == "none":
+        advice = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; on a cluster, give the pod a role"
+        yield Finding("storage", "wrong", f"{shown}{access}", advice)
+        return None
+    return access
 
 
 def mlflow(setup: Setup) -> Iterator[Step]:

@@ -75,17 +75,7 @@ def evaluate(
     system = run.system() if system is None else system
     protocol = protocols.of(system)
     splits = protocol.splits(dataset)
-    if trials is not None and not (protocol.takes_trials and "test" in splits):
-        why = f"{dataset.root} has no split test" if protocol.takes_trials else "this system recognizes no speakers"
-        raise V2FError(f"{trials}: {why}, so it cannot be measured on a list of trials; leave out --trials")
-    if not splits:
-        raise V2FError(
-            f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, but not test or seen"
-        )
-    if attributes is not None and not protocol.groups_people:
-        raise V2FError(
-            f"{attributes}: the protocol {system.protocol} has no numbers for groups of people; leave it out"
-        )
+    _check(system, dataset, splits, trials, attributes)
     people_table = None if attributes is None else read_people(attributes, dataset)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     float32_products(tf32=False)
@@ -120,6 +110,22 @@ def evaluate(
     console.print(f"written: {store.join(run.path, FILE)}")
     _to_mlflow(run, result, console)
     return cast(dict[str, Any], json.loads(text))
+
+
+def _check(system: System, dataset: Dataset, splits: list[str], trials: str | None, attributes: str | None) -> None:
+    """V2FError if the system's protocol cannot measure the data set, or has no use for what was given."""
+    protocol = protocols.of(system)
+    if trials is not None and not (protocol.takes_trials and "test" in splits):
+        why = f"{dataset.root} has no split test" if protocol.takes_trials else "this system recognizes no speakers"
+        raise V2FError(f"{trials}: {why}, so it cannot be measured on a list of trials; leave out --trials")
+    if not splits:
+        raise V2FError(
+            f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, but not test or seen"
+        )
+    if attributes is not None and not protocol.groups_people:
+        raise V2FError(
+            f"{attributes}: the protocol {system.protocol} has no numbers for groups of people; leave it out"
+        )
 
 
 def points(result: Mapping[str, Any]) -> dict[str, float]:
