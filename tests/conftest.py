@@ -1,6 +1,7 @@
 """What several tests share: one tiny data set, packed once, and a run's configuration on it."""
 
 import contextlib
+import copy
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ def run_values(tiny_shards, tmp_path) -> Callable[..., dict[str, Any]]:
             "name": "tiny",
             "out": str(tmp_path / "run"),
             "seed": 3,
-            "system": SMALL[system],
+            "system": copy.deepcopy(SMALL[system]),  # a test may change it
             "data": {"path": tiny_shards, "batch": 8, "workers": 0, "window": 8, "partitions": 4},
             "train": {"steps": 4, "threads": 1, "log_every": 1, "validate_samples": 6} | train,
             "tracking": {"uri": None},

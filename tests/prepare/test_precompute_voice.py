@@ -253,7 +253,7 @@ def test_voices_need_no_photos_and_photos_no_voices(nets: Path, tmp_path: Path) 
     dataset = precompute(str(tmp_path / "voice"), str(tmp_path / "d"), load(asked(nets, "workers=1")))
     assert dataset is not None
     assert samples(dataset)["a"].array("voice").shape == SHAPE
-    with pytest.raises(V2FError, match="photo: not every sample has audio, and a voice encoder hears audio"):
+    with pytest.raises(V2FError, match="photo: not every sample has audio, but a voice encoder needs it"):
         precompute(str(tmp_path / "photo"), str(tmp_path / "e"), load(asked(nets)))
 
 
