@@ -86,7 +86,7 @@ MAPPINGS: dict[str, dict[str, Any]] = {
         "attention": 4,
         "scale": 4,
         "se": 4,
-        "bn_group": 2,
+        "bn_group": 4,  # of two pooled numbers, batch norm would leave the signs
     },
     "linear": {"net": "linear", "init_gain": 0.5},
     "vector_cascade": {"net": "vector_cascade", "channels": [4, 8], "strides": [4, 4], "kernel": 3, "pool": "mean"},
