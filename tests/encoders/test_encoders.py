@@ -152,7 +152,7 @@ def test_a_mapping_computes_in_each_precision_and_the_same_each_time(name: str) 
 
 @MAPPING
 def test_a_mapping_for_vectors_refuses_frames(name: str) -> None:
-    shallow, middle, deep = (torch.zeros(2, channels, 7) for channels in CHANNELS)
+    shallow, middle, deep = (torch.zeros(BATCH, channels, 7) for channels in CHANNELS)
     if name in OF_VECTORS:
         with pytest.raises(
             V2FError, match=r"system\.mapping: vector_cascade takes one vector, but .* has 7 frames; set"
