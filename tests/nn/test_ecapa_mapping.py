@@ -11,7 +11,7 @@ from v2f.nn.batchnorm import common_group
 from v2f.nn.ecapa_mapping import ECAPAMapping
 from v2f.nn.mappings import build_mapping
 
-CONFIG = ECAPAMapping.Config.model_validate(MAPPINGS["ecapa_tdnn"])
+CONFIG = ECAPAMapping.Config.model_validate(MAPPINGS["ecapa_tdnn"] | {"bn_group": 2})
 
 
 def maps(batch: int = 2, channels: int = 6) -> list[Tensor]:
