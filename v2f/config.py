@@ -6,12 +6,12 @@ a whole run. This module does not know what it configures.
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from v2f import recipes
 from v2f.errors import V2FError, first_line
@@ -32,6 +32,11 @@ class _MayChange:
 MayChange = Annotated[T, _MayChange()]
 """``key: MayChange[int]``: a key that may change when a run resumes, because it affects neither the trained function
 nor the order of the samples."""
+
+
+def default_net(name: str) -> BeforeValidator:
+    """For a choice by the key ``net``: a group without it is ``name``, as in recipes from before there was a choice."""
+    return BeforeValidator(lambda value: {"net": name, **value} if isinstance(value, Mapping) else value)
 
 
 class Config(BaseModel):

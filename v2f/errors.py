@@ -29,6 +29,12 @@ class V2FError(Exception):
     retryable = False
     """Whether starting again without changes may help."""
 
+    def at(self, where: str) -> "V2FError":
+        """The same error, with its place before the message."""
+        located = V2FError(f"{where}: {self}")
+        located.retryable = self.retryable
+        return located
+
 
 def entry_point(main: Callable[P, T]) -> Callable[P, T | int]:
     """Make ``main`` an entry point that handles problems of its output.

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from encoders.small import ENCODERS
+
 SMALL: dict[str, dict[str, Any]] = {
     "voice_styled_face": {
         "name": "voice_styled_face",
@@ -40,14 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "name": "speaker_recognition",
         "people": 30,
         "seconds": 0.4,
-        "encoder": {
-            "channels": [8, 12, 16],
-            "blocks": [1, 1, 1],
-            "strides": [2, 2, 2],
-            "stem_stride": 8,
-            "out_channels": 16,
-            "bn_group": 2,
-        },
+        "encoder": ENCODERS["waveform"],
         "heads": "all",
         "width": 12,
         "activation": "prelu",

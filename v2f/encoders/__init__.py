@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
+from v2f.config import default_net
 from v2f.data.transforms import StoredVoice
 from v2f.encoders.ecapa import ECAPAConfig
 from v2f.encoders.foreign import ForeignConfig
@@ -20,12 +21,6 @@ from v2f.nn.voice import VoiceEncoder
 from v2f.nn.waveform import WaveformEncoder, other_split
 from v2f.weights import Requirements
 
-
-def _default_net(value: Any) -> Any:
-    """Recipes from before there was a choice have no ``net``."""
-    return {"net": "waveform", **value} if isinstance(value, Mapping) else value
-
-
 EncoderConfig = Annotated[
     Annotated[
         WaveformEncoder.Config
@@ -36,7 +31,7 @@ EncoderConfig = Annotated[
         | WavLMConfig,
         Field(discriminator="net"),
     ],
-    BeforeValidator(_default_net),
+    default_net("waveform"),
 ]
 AnyConfig = WaveformEncoder.Config | SpectrogramEncoder.Config | ForeignConfig
 

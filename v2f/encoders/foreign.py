@@ -74,9 +74,7 @@ class ForeignConfig(UserWeights):
         try:
             net, digest = weights.read(source, weights.locate(folder, source))
         except V2FError as error:
-            located = V2FError(f"system.encoder: {error}")
-            located.retryable = error.retryable
-            raise located from error
+            raise error.at("system.encoder") from error
         return self.wrapped(net), digest
 
 

@@ -23,7 +23,7 @@ from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, NoiseVector, Photo, Waveform, square
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, Looks, Name, Observer, in_batches, looks, seen
-from v2f.evaluation.protocol import Job
+from v2f.evaluation.protocol import Job, no_usable_sample
 from v2f.system import Noise, Picture, Sound, Styled, System, device_of, of_kind, to_picture
 from v2f.world import world_hash
 from v2f.world.people import World, WorldConfig
@@ -145,9 +145,7 @@ def gather(job: Job, split: Split) -> Clips:
                 if person not in clips.other_N and not np.array_equal(other, clips.photo_N[person]):
                     clips.other_N[person] = other
     if not clips.person_M:
-        raise V2FError(
-            f"{split.dataset.root}: no sample of {split.name} can be used; the first problem: {clips.left_out[0]}"
-        )
+        raise no_usable_sample(split.dataset.root, split.name, clips.left_out)
     return clips
 
 

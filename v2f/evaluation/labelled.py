@@ -26,7 +26,18 @@ from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import Photo, Waveform, bound
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, first_observer, in_batches, seen
-from v2f.evaluation.protocol import Job, Measured, Metric, Protocol, number, of_each, percent, print_remarks, summary_of
+from v2f.evaluation.protocol import (
+    Job,
+    Measured,
+    Metric,
+    Protocol,
+    no_usable_sample,
+    number,
+    of_each,
+    percent,
+    print_remarks,
+    summary_of,
+)
 from v2f.metrics.arrays import distances
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, of_kind, to_picture
 
@@ -68,7 +79,7 @@ class Labelled(Protocol):
         left_out: list[str] = []
         real = _real(dataset.split(name), system, kind, left_out, job.limit)
         if real is None:
-            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first problem: {left_out[0]}")
+            raise no_usable_sample(dataset.root, name, left_out)
         batch, things, numbers_N = real
         label_N = batch[asked].numpy()
         look = _features_of(job, kind)

@@ -19,7 +19,18 @@ from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import NoiseVector, Photo
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, Looks, first_observer, in_batches, looks, seen
-from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, number, of_each, print_remarks, summary_of
+from v2f.evaluation.protocol import (
+    SPLITS,
+    Job,
+    Measured,
+    Metric,
+    Protocol,
+    no_usable_sample,
+    number,
+    of_each,
+    print_remarks,
+    summary_of,
+)
 from v2f.system import Noise, Picture, System, Transform, device_of, of_kind, to_picture
 
 
@@ -86,7 +97,7 @@ class PicturesFromNoise(Protocol):
         asked = noise_input_and_picture_output(system)[0]
         held_out = people_of(dataset.split(name), system, job.limit, left_out)
         if held_out is None:
-            raise V2FError(f"{dataset.root}: no sample of {name} can be used; the first problem: {left_out[0]}")
+            raise no_usable_sample(dataset.root, name, left_out)
         photos, noise_NZ, people = held_out
 
         def observe(draw: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[NDArray[np.float32], Looks]:

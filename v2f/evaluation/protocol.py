@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from v2f.data.manifest import Dataset
+from v2f.errors import V2FError
 from v2f.evaluation.observers import Observer
 from v2f.evaluation.people_table import PeopleTable
 from v2f.metrics import Interval
@@ -124,6 +125,11 @@ def of_each(people: list[int], each: Mapping[Any, dict[str, NDArray[np.float64]]
     """The people, by their numbers in the manifest, and their shares: observer -> metric -> [N]."""
     shares = {by: {name: share_N.tolist() for name, share_N in own.items()} for by, own in each.items()}
     return {"people": people, "shares": shares}
+
+
+def no_usable_sample(root: str, split: str, left_out: list[str]) -> V2FError:
+    """The error to raise if all samples of a split were left out."""
+    return V2FError(f"{root}: no sample of {split} can be used; the first problem: {left_out[0]}")
 
 
 def summary_of(left_out: list[str]) -> dict[str, Any]:

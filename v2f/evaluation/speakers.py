@@ -26,7 +26,17 @@ from v2f.data.manifest import Split, open_dataset
 from v2f.data.transforms import PersonNumber
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, in_batches
-from v2f.evaluation.protocol import SPLITS, Job, Measured, Metric, Protocol, of_each, print_remarks, summary_of
+from v2f.evaluation.protocol import (
+    SPLITS,
+    Job,
+    Measured,
+    Metric,
+    Protocol,
+    no_usable_sample,
+    of_each,
+    print_remarks,
+    summary_of,
+)
 from v2f.evaluation.trials import ListedTrials, read_trials
 from v2f.metrics import Interval, Trials
 from v2f.metrics.people import mean_of_each
@@ -38,7 +48,7 @@ VERIFIED = {"eer": 0.5, **{f"min_dcf_{p}": 1.0 for p in P_TARGETS}}
 
 
 @dataclass
-class Clips:
+class EmbeddedClips:
     """What the system made of clips. ``*_M``: a row per clip."""
 
     row_of: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -176,10 +186,10 @@ def _numbering(job: Job) -> PersonNumber | str:
 
 def _heard(
     job: Job, split: Split, listed: ListedTrials | None, numbering: PersonNumber | None
-) -> tuple[Clips, Trials, int]:
+) -> tuple[EmbeddedClips, Trials, int]:
     """The clips of the trials (of the whole split for identification), the trials between the usable ones, and how many
     trials were dropped because a clip of theirs cannot be used. V2FError if no clip is usable."""
-    clips = Clips()
+    clips = EmbeddedClips()
     ends: list[tuple[str, int]]
     if listed is None:
         trials = metrics.draw_trials(split.identity_N[: job.limit])
@@ -196,14 +206,14 @@ def _heard(
                 ends[row] = part.name, listed.samples[row] - part.first
             _hear(job, part, sorted(ends[row][1] for row in rows), None, clips)
     if not clips.person_M:
-        raise V2FError(f"{job.dataset.root}: no sample of {split.name} can be used; the first: {clips.left_out[0]}")
+        raise no_usable_sample(job.dataset.root, split.name, clips.left_out)
     row_M = np.array([clips.row_of.get(end, -1) for end in ends])
     one_T, other_T = row_M[trials.one_T], row_M[trials.other_T]
     kept_T = (one_T >= 0) & (other_T >= 0)
     return clips, Trials(one_T[kept_T], other_T[kept_T], trials.same_T[kept_T]), int((~kept_T).sum())
 
 
-def _hear(job: Job, split: Split, samples: Sequence[int], numbering: PersonNumber | None, clips: Clips) -> None:
+def _hear(job: Job, split: Split, samples: Sequence[int], numbering: PersonNumber | None, clips: EmbeddedClips) -> None:
     """Add the embeddings of samples of ``split`` to ``clips``, and with a numbering whether they were recognized."""
     if not samples:
         return
@@ -232,7 +242,7 @@ def _hear(job: Job, split: Split, samples: Sequence[int], numbering: PersonNumbe
             clips.right_M += np.where(person_B >= 0, columns[1][:, 0] == person_B, np.nan).tolist()
 
 
-def _verified(clips: Clips, trials: Trials) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
+def _verified(clips: EmbeddedClips, trials: Trials) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
     """The numbers of verification, None if there are no trials of one kind; and each person's share."""
     if not trials.complete:
         return dict.fromkeys(VERIFIED), {}

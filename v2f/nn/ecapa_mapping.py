@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from v2f.errors import V2FError
 from v2f.nn.batchnorm import GhostBatchNorm
 from v2f.nn.ecapa import ECAPATrunk, Positive, Widths
-from v2f.nn.mapping import Groups, InitGain, MappingNetwork
-from v2f.nn.stylegan2 import EqualLinear
+from v2f.nn.mapping import Groups, InitGain, MappingNetwork, last_layer
 
 
 class FramesToStyle(nn.Module):
@@ -29,9 +28,7 @@ class FramesToStyle(nn.Module):
     def __init__(self, channels: int, style_dim: int, config: "ECAPAMapping.Config") -> None:
         super().__init__()
         self.trunk = ECAPATrunk(channels, config, partial(GhostBatchNorm, group=config.bn_group))
-        self.linear = EqualLinear(2 * config.mfa, style_dim)
-        with torch.no_grad():
-            self.linear.weight.mul_(config.init_gain)
+        self.linear = last_layer(2 * config.mfa, style_dim, config.init_gain)
 
     def forward(self, x_BCF: Tensor) -> Tensor:
         w_BD: Tensor = self.linear(self.trunk.pooled(x_BCF))

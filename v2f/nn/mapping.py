@@ -39,6 +39,14 @@ class Groups(Config):
         return maps // 2 if style < self.coarse + self.middle else 0
 
 
+def last_layer(inputs: int, outputs: int, init_gain: float) -> EqualLinear:
+    """StyleGAN's equalised linear layer, whose initial weights are multiplied by ``init_gain``."""
+    linear = EqualLinear(inputs, outputs)
+    with torch.no_grad():
+        linear.weight.mul_(init_gain)
+    return linear
+
+
 class MappingNetwork(nn.Module, abc.ABC):
     """Maps [B,C_i,T_i] -> styles w [B,L,D]."""
 
@@ -69,9 +77,7 @@ class Vec2Style(nn.Module):
         self.convs = nn.ModuleList(
             Conv(inputs, outputs, kernel, stride, bias=True) for inputs, outputs in pairwise(widths)
         )
-        self.linear = EqualLinear(widths[-1], style_dim)
-        with torch.no_grad():
-            self.linear.weight.mul_(init_gain)
+        self.linear = last_layer(widths[-1], style_dim, init_gain)
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         x = x_BCT[:, :, None]

@@ -1,26 +1,21 @@
 """The mapping networks by choice: ``system.mapping`` (a configuration with the key ``net``) -> a MappingNetwork."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
+from v2f.config import default_net
 from v2f.nn.ecapa_mapping import ECAPAMapping
 from v2f.nn.mapping import MappingNetwork, StyleMapping
 from v2f.nn.vector_mapping import LinearMapping, VectorCascade
-
-
-def _default_net(value: Any) -> Any:
-    """Recipes from before there was a choice have no ``net``."""
-    return {"net": "vec2style", **value} if isinstance(value, Mapping) else value
-
 
 MappingConfig = Annotated[
     Annotated[
         StyleMapping.Config | ECAPAMapping.Config | LinearMapping.Config | VectorCascade.Config,
         Field(discriminator="net"),
     ],
-    BeforeValidator(_default_net),
+    default_net("vec2style"),
 ]
 
 

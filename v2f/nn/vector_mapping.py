@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from v2f.config import Config
 from v2f.errors import V2FError
 from v2f.nn import at_least_float32
-from v2f.nn.mapping import SLOPE, InitGain, MappingNetwork
+from v2f.nn.mapping import SLOPE, InitGain, MappingNetwork, last_layer
 from v2f.nn.resnet import Activation, Conv, activation
-from v2f.nn.stylegan2 import EqualLinear
 
 Pool = Literal["none", "mean", "max"]
 
@@ -101,9 +100,7 @@ class _Cascade(nn.Module):
             ]
         self.convs = nn.Sequential(*layers)
         self.pool = config.pool
-        self.linear = EqualLinear(config.channels[-1], style_dim)
-        with torch.no_grad():
-            self.linear.weight.mul_(config.init_gain)
+        self.linear = last_layer(config.channels[-1], style_dim, config.init_gain)
 
     def forward(self, vector_B11E: Tensor) -> Tensor:
         x_BC1N = self.convs(vector_B11E)
@@ -124,9 +121,7 @@ class LinearMapping(MappingNetwork):
 
     def __init__(self, config: "LinearMapping.Config", channels: Sequence[int], n_styles: int, style_dim: int) -> None:
         super().__init__()
-        self.linear = EqualLinear(channels[-1], n_styles * style_dim)
-        with torch.no_grad():
-            self.linear.weight.mul_(config.init_gain)
+        self.linear = last_layer(channels[-1], n_styles * style_dim, config.init_gain)
         self._shape = (n_styles, style_dim)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

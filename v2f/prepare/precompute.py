@@ -124,10 +124,11 @@ def precompute(
     dataset = _existing(out, computed)
     if dataset is not None:
         return dataset
-    if config.encoder is not None:
+    kind = None if config.encoder is None else _kind(config, device)
+    if kind is not None:
         missing = [source.manifest.shards[number] for number in _missing(source, out, part)]
         clips, held = sum(shard.samples for shard in missing), sum(shard.bytes for shard in missing)
-        voice_features.tell_cost(_kind(config, device), config.seconds, clips, held, out, despite)
+        voice_features.tell_cost(kind, config.seconds, clips, held, out, despite)
     parts.enter(None, out, packing)
     what = "v2f shards precompute" + (f" --part {part}" if part.of > 1 else "")
     with parts.leased(out, what, packing, part) as owner:
@@ -139,7 +140,7 @@ def precompute(
         if part.of > 1:
             print(f"{out}: part {part} is computed; when all are, the same command without --part commits them")
             return None
-        arrays = source.manifest.arrays | ({} if config.encoder is None else {VOICE: _kind(config, device)})
+        arrays = source.manifest.arrays | ({} if kind is None else {VOICE: kind})
         return _commit(owner, source, out, provenance, arrays)
 
 

@@ -91,9 +91,7 @@ def _filled(config: RunConfig, system: System) -> list[dict[str, Any]]:
                 raise V2FError(f"{found.where}: the SHA-256 of its {found.module} is {found.sha256}, not the one named")
             _put(config, system, source.target, found)
         except V2FError as error:
-            located = V2FError(f"init_from.{number}: {error}")
-            located.retryable = error.retryable
-            raise located from error
+            raise error.at(f"init_from.{number}") from error
         taken.append({"source": source.file or source.run, "into": source.target, **found.about})
     return taken
 

@@ -76,7 +76,5 @@ def read_module(net: RunModule, role: str) -> tuple[nn.Module, str]:
                 f"{str(net.sha256)[:16]}...; set `which` to the step, or use an export"
             )
     except V2FError as error:
-        located = V2FError(f"{role}: {error}")
-        located.retryable = error.retryable
-        raise located from error
+        raise error.at(role) from error
     return module.eval().requires_grad_(False), digest
