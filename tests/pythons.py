@@ -8,6 +8,7 @@ A Python that is not on this machine is named and left out.
 """
 
 import email
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -79,8 +80,11 @@ def import_all(programs: Path, folder: Path) -> str:
 
 
 def fast_tests(programs: Path, wheel: Path) -> str:
-    """A part of the clone's fast tests, with what development needs."""
-    pip(programs.parent, "install", f"{wheel}[dev]")
+    """A part of the clone's fast tests, with what development needs.
+
+    Another version of Hypothesis draws other examples; only what users install may differ from the clone's tests.
+    """
+    pip(programs.parent, "install", f"{wheel}[dev]", f"hypothesis=={importlib.metadata.version('hypothesis')}")
     said = run(str(programs / "python"), "-m", "pytest", "-m", "not slow", *TESTS, cwd=REPOSITORY)
     return said.strip().splitlines()[-1]
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from v2f.config import Config, build, dump_yaml, flatten, override, parse_yaml, read_yaml
 from v2f.errors import V2FError
-from v2f.storage.credentials import without_credentials
+from v2f.storage.credentials import has_credentials, without_credentials
 
 
 class Inner(Config):
@@ -133,6 +133,7 @@ def test_no_text_in_a_file_runs_code(tmp_path):
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 text = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1)
+text = text.filter(lambda drawn: not has_credentials(drawn))  # "0://@" is refused
 
 
 @given(text, st.integers(-(2**60), 2**60), finite, st.sampled_from(["a", "b"]))
