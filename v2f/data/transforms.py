@@ -27,7 +27,7 @@ from v2f.keyed import keyed_rng
 if TYPE_CHECKING:
     from v2f.data.manifest import ArrayKind, Dataset  # not at run time, so that decode workers start faster
 
-_NOISE = 0x4E01  # what a key draws, so that no two draws share a stream
+_NOISE, _UNIFORM = 0x4E01, 0x4E02  # what a key draws, so that no two draws share a stream
 
 
 class Transform(Protocol):
@@ -278,6 +278,17 @@ class NoiseVector:
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float32]:
         own = rng if rng is not None else keyed_rng(_NOISE, crc32(sample.key.encode()))
         return own.standard_normal(self.width, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class UniformVector:
+    """Independent numbers, uniform in [0, 1), float32 [width]; in evaluation always the same for a sample."""
+
+    width: int
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float32]:
+        own = rng if rng is not None else keyed_rng(_UNIFORM, crc32(sample.key.encode()))
+        return own.random(self.width, dtype=np.float32)
 
 
 @dataclass(frozen=True)

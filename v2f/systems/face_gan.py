@@ -9,19 +9,17 @@ named here (:func:`v2f.metrics.gan_verdict`).
 Shape letters: B batch, Z noise, H side of the picture, N people.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
 from v2f import metrics, weights
 from v2f.data.transforms import NoiseVector, Photo
 from v2f.errors import V2FError
-from v2f.nn import at_least_float32
+from v2f.nn import adversarial
 from v2f.nn.dcgan import DCGANDiscriminator, DCGANGenerator, doublings
 from v2f.system import (
     Batch,
@@ -126,23 +124,21 @@ class FaceGAN(Judged):
         with torch.no_grad():
             made = self.generator(batch["noise"])
         weight = batch["weight"]
-        real_B = at_least_float32(self.discriminator(to_picture(batch["image"], like=batch["noise"])))
-        made_B = at_least_float32(self.discriminator(made))
-        real = weighted(F.softplus(-real_B) + self.config.smooth * real_B, weight)  # cross-entropy with 1 - smooth
-        fake = weighted(F.softplus(made_B), weight)
+        real_B = self.discriminator(to_picture(batch["image"], like=batch["noise"]))
+        made_B = self.discriminator(made)
+        real = weighted(adversarial.real(real_B, self.config.smooth), weight)
+        fake = weighted(adversarial.fake(made_B), weight)
         return {
             "total": real + fake,
             "real": real,
             "fake": fake,
-            "accuracy_real": weighted((real_B > 0).to(real_B), weight),
-            "accuracy_fake": weighted((made_B <= 0).to(made_B), weight),
+            "accuracy_real": weighted(adversarial.called_real(real_B), weight),
+            "accuracy_fake": weighted(1 - adversarial.called_real(made_B), weight),
         }
 
     def _deceive(self, batch: Batch) -> Losses:
-        """- log D(G(z)), or log(1 - D(G(z))) of the minimax game (Goodfellow et al. 2014, section 3)."""
-        logit_B = at_least_float32(self.discriminator(self.generator(batch["noise"])))
-        saturating = self.config.loss == "minimax"
-        return {"total": weighted(-F.softplus(logit_B) if saturating else F.softplus(-logit_B), batch["weight"])}
+        logit_B = self.discriminator(self.generator(batch["noise"]))
+        return {"total": weighted(adversarial.deceive(logit_B, self.config.loss == "minimax"), batch["weight"])}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> dict[str, Tensor]:
@@ -173,6 +169,4 @@ class FaceGAN(Judged):
         )
 
     def verdict(self, meters: Mapping[str, float], history: Mapping[str, Sequence[float]]) -> str | None:
-        smooth = self.config.smooth
-        least = -smooth * math.log(smooth) - (1 - smooth) * math.log(1 - smooth) if smooth else 0.0
-        return metrics.gan_verdict(meters, history, least=least)
+        return metrics.gan_verdict(meters, history, least=adversarial.least_loss(self.config.smooth))
