@@ -23,6 +23,7 @@ from v2f.keyed import keyed_rng
 PEOPLE = 60
 JUDGED = [metric for metric in METRICS["voice"] if metric.by == "judge"]
 KEYS = tuple(metric.key for metric in JUDGED)
+PICTURE = ("nearest", "energy", "precision", "recall")
 Shares = dict[str, np.ndarray]
 
 
@@ -58,8 +59,8 @@ def write_run(
         means: dict[str, Any] = {
             key: metrics.over_people(each).as_dict() if "@" in key else float(each.mean()) for key, each in of.items()
         }
-        line = {key: value for key, value in means.items() if key not in ("nearest", "energy", "margin")}
-        line["picture"] = {key: means[key] for key in ("nearest", "energy") if key in means}
+        line = {key: value for key, value in means.items() if key not in (*PICTURE, "margin")}
+        line["picture"] = {key: means[key] for key in PICTURE if key in means}
         splits[split] = {"people": len(next(iter(of.values()))), "gallery": 50, "chance": {"R@10": 0.2}}
         told = {"lines": {"voice": line}, "meters": {"margin": means.get("margin")}}
         splits[split] |= {"by": dict.fromkeys(by, told), "verdict": None}
@@ -189,6 +190,8 @@ def test_what_is_better_depends_on_the_metric(tmp_path: Path) -> None:
         "identity_distance_ratio": 0,
         "nearest": 0,
         "energy": -1,
+        "precision": 1,
+        "recall": 1,
     }
     assert outcome(found, "R@1").sentence().startswith("R@1, % by the judge: B is above A by 2")
     assert outcome(found, "R@1").sentence().endswith("B is better")
@@ -412,10 +415,10 @@ def test_the_table_says_what_differs_and_what_is_larger_than_noise(tmp_path: Pat
     text = printed(compared(one, other))
     assert "system.kind" in text
     assert "gallery" not in text
-    assert "* larger than noise: 7 of 7 differences" in text
+    assert "* larger than noise: 9 of 9 differences" in text
     assert "test, R@10, % by the judge: B is above A by" in text
     (row,) = (line for line in text.splitlines() if "B − A" in line)
-    assert row.count("*") == 7
+    assert row.count("*") == 9
     assert "chance" in text
 
 

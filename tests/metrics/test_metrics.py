@@ -205,6 +205,27 @@ def test_picture_distance_does_not_depend_on_the_scale_of_a_feature() -> None:
     assert scaled.energy == pytest.approx(picture_distance(made, real).energy)
 
 
+def test_precision_and_recall_are_shares_within_the_third_nearest() -> None:
+    rng = keyed_rng(23)
+    made, real = rng.normal(size=(40, 5)), rng.normal(0.5, 1.2, size=(30, 5))
+    scale = real.std(0)
+
+    def share(queries: np.ndarray, known: np.ndarray) -> float:
+        """By the definition, one picture after the other."""
+        radius = [sorted(np.linalg.norm(known - one, axis=1))[3] for one in known]
+        found = [
+            any(np.linalg.norm(query - one) <= r for one, r in zip(known, radius, strict=True)) for query in queries
+        ]
+        return float(np.mean(found))
+
+    found = picture_distance(made, real)
+    assert found.precision == pytest.approx(share(made / scale, real / scale))
+    assert found.recall == pytest.approx(share(real / scale, made / scale))
+    few = picture_distance(made[:3], real)
+    assert 0 <= few.precision <= 1
+    assert np.isnan(few.recall)
+
+
 def test_picture_distance_sees_ghosts_and_lack_of_variety() -> None:
     rng = keyed_rng(2)
     real, other = rng.normal(size=(2, 300, 20)) * np.linspace(0.1, 50, 20)
@@ -266,7 +287,7 @@ def test_the_shares_are_the_jackknifes() -> None:
         jackknifed(lambda chosen: metrics.margin(of(emb_MD, chosen), reference_ND, of(person_M, chosen)), people)
     )
     each = metrics.picture_distance(made_NP, real_NP).each
-    for name in ("nearest", "energy"):
+    for name in ("nearest", "energy", "precision", "recall"):
         without = jackknifed(lambda c, name=name: getattr(metrics.picture_distance(made_NP[c], real_NP), name), people)
         assert each[name] == pytest.approx(without)
     for name, share_N in metrics.pixel_variety_shares(made_NP, real_NP).items():

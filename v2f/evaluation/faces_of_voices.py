@@ -33,6 +33,7 @@ from v2f.evaluation.protocol import (
     of_each,
     percent,
     print_remarks,
+    share,
     summary_of,
 )
 from v2f.system import Styled, device_of
@@ -238,6 +239,8 @@ def _metrics_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
         # below 1 is an average face, which is not better
         Metric("nearest", "picture: nearest", 0, by, maps, of_pictures=True),
         Metric("energy", "picture: energy", -1, by, maps, digits=3, of_pictures=True),
+        Metric("precision", "picture: precision, %", 1, by, maps, 100, 1, of_pictures=True),
+        Metric("recall", "picture: recall, %", 1, by, maps, 100, 1, of_pictures=True),
     )
 
 
@@ -249,8 +252,9 @@ class FacesOfVoices(Protocol):
     compared = (*_metrics_by("referee", "referee", "referee"), *_metrics_by("judge", "identity", "perceptual"))
     explained = (
         "identity: distance between different people's faces relative to that of their photos (0: one face for "
-        "everyone); nearest and energy: distance of the pictures from real ones (best: 1 and 0); a likeness that only "
-        "the judge finds is none"
+        "everyone); nearest and energy: distance of the pictures from real ones (best: 1 and 0); precision and recall: "
+        "pictures that look real, and real pictures that are like one of them, in %; a likeness that only the judge "
+        "finds is none"
     )
 
     def splits(self, dataset: Dataset) -> list[str]:
@@ -271,11 +275,11 @@ class FacesOfVoices(Protocol):
         for by, observed in split["by"].items():
             table = Table(title=f"{of}; {BY[by]}", title_justify="left")
             table.add_column(f"gallery of {split['gallery']}, % (95 % interval)" if split["gallery"] else "no gallery")
-            for column in ("R@1", "R@5", "R@10", "median rank", "identity", "nearest", "energy"):
+            for column in ("R@1", "R@5", "R@10", "median rank", "identity", "nearest", "energy", "precision", "recall"):
                 table.add_column(column, justify="right")
             if split["chance"] is not None:
                 shares = [f"{100 * v:.1f}" for v in split["chance"].values()]
-                table.add_row("chance", *shares, f"{(split['gallery'] + 1) / 2:.1f}", "", "", "")
+                table.add_row("chance", *shares, f"{(split['gallery'] + 1) / 2:.1f}", *[""] * 5)
             for line, numbers in observed["lines"].items():
                 picture = numbers["picture"] or {}
                 table.add_row(
@@ -285,6 +289,7 @@ class FacesOfVoices(Protocol):
                     number(numbers["identity_distance_ratio"], 2),
                     number(picture.get("nearest"), 2),
                     number(picture.get("energy"), 3),
+                    *[share(picture.get(name)) for name in ("precision", "recall")],
                     style="bold" if line == "voice" else None,
                 )
             console.print(table)

@@ -36,6 +36,7 @@ from v2f.evaluation.protocol import (
     of_each,
     percent,
     print_remarks,
+    share,
     summary_of,
 )
 from v2f.metrics.arrays import distances
@@ -56,6 +57,8 @@ def _metrics_by(by: str, net: str) -> tuple[Metric, ...]:
         Metric("accuracy", "label found, %", 1, by, net, 100, 1),
         Metric("nearest", "nearest", 0, by, net, of_pictures=pictures),
         Metric("energy", "energy", -1, by, net, digits=3, of_pictures=pictures),
+        Metric("precision", "precision, %", 1, by, net, 100, 1, of_pictures=pictures),
+        Metric("recall", "recall, %", 1, by, net, 100, 1, of_pictures=pictures),
         Metric("variety_within", "variety within a label", 0, by, net),
     )
 
@@ -66,7 +69,8 @@ class Labelled(Protocol):
     kind: type[Kind]
     explained = (
         "label found: how often the five nearest held-out samples vote for the requested label; nearest and energy: "
-        "distance from held-out samples (best: 1 and 0); variety within a label: mean distance between two outputs of "
+        "distance from held-out samples (best: 1 and 0); precision and recall: outputs that look or sound real, and "
+        "real samples that are like one of them, in %; variety within a label: mean distance between two outputs of "
         "one label, relative to that of real ones (0: always the same)"
     )
 
@@ -121,7 +125,7 @@ class Labelled(Protocol):
         for by, observed in split["by"].items():
             table = Table(title=f"{of}; {BY[by]}", title_justify="left")
             table.add_column(f"chance of a label {100 * split['chance']['accuracy']:.1f} %")
-            for column in ("label found, %", "nearest", "energy", "variety within a label"):
+            for column in ("label found, %", "nearest", "energy", "precision", "recall", "variety within a label"):
                 table.add_column(column, justify="right")
             for line, numbers in observed["lines"].items():
                 table.add_row(
@@ -129,6 +133,7 @@ class Labelled(Protocol):
                     percent(numbers["accuracy"]),
                     number(numbers["picture"]["nearest"], 2),
                     number(numbers["picture"]["energy"], 3),
+                    *[share(numbers["picture"].get(name)) for name in ("precision", "recall")],
                     number(numbers["variety_within"], 2),
                     style="bold" if line == self.own else None,
                 )

@@ -29,6 +29,7 @@ from v2f.evaluation.protocol import (
     number,
     of_each,
     print_remarks,
+    share,
     summary_of,
 )
 from v2f.system import Noise, Picture, System, Transform, device_of, of_kind, to_picture
@@ -67,8 +68,13 @@ def _metrics_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
     return (
         Metric("nearest", "picture: nearest", 0, by, maps, of_pictures=True),
         Metric("energy", "picture: energy", -1, by, maps, digits=3, of_pictures=True),
+        Metric("precision", "picture: precision, %", 1, by, maps, 100, 1, of_pictures=True),
+        Metric("recall", "picture: recall, %", 1, by, maps, 100, 1, of_pictures=True),
         Metric("variety_identity", "between people", 0, by, identity),
     )
+
+
+_COLUMNS = ("Frechet", "nearest", "energy", "precision", "recall", "between people")
 
 
 class PicturesFromNoise(Protocol):
@@ -83,7 +89,8 @@ class PicturesFromNoise(Protocol):
     )
     explained = (
         "Frechet: distance between the distributions of identity features, which falls with the number of pictures; "
-        "nearest and energy: distance from the photos in feature maps (best: 1 and 0); relative to photos: variety, "
+        "nearest and energy: distance from the photos in feature maps (best: 1 and 0); precision and recall: pictures "
+        "that look real, and photos that are like one of them, in %; relative to photos: variety, "
         "mean distance in pixels; to the nearest, mean distance to the nearest other picture; between people, mean "
         "distance of identities"
     )
@@ -161,8 +168,7 @@ class PicturesFromNoise(Protocol):
             pixels = by == "pixels"
             table = Table(title=f"{of}; {BY[by]}", title_justify="left")
             table.add_column("compared with photos of these people")
-            columns = ("variety", "to the nearest") if pixels else ("Frechet", "nearest", "energy", "between people")
-            for column in columns:
+            for column in ("variety", "to the nearest") if pixels else _COLUMNS:
                 table.add_column(column, justify="right")
             for line, numbers in observed["lines"].items():
                 picture = numbers.get("picture") or {}
@@ -173,6 +179,7 @@ class PicturesFromNoise(Protocol):
                         number(numbers["frechet"], 3),
                         number(picture.get("nearest"), 2),
                         number(picture.get("energy"), 3),
+                        *[share(picture.get(name)) for name in ("precision", "recall")],
                         number(numbers["variety_identity"], 2),
                     ]
                 )

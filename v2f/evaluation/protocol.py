@@ -155,6 +155,11 @@ def percent(interval: dict[str, float] | None) -> str:
     return f"{100 * interval['value']:.1f} ({100 * interval['low']:.0f}-{100 * interval['high']:.0f})"
 
 
+def share(value: float | None) -> str:
+    """A share without an interval, in percent; "-" if it is None or not finite."""
+    return number(None if value is None else 100 * value, 0)
+
+
 def number(value: float | None, digits: int) -> str:
     """A number with ``digits`` decimals; "-" if it is None or not finite."""
     return "-" if value is None or not np.isfinite(value) else f"{value:.{digits}f}"

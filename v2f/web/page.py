@@ -45,12 +45,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
-def fixed(value: float | None, digits: int) -> str:
-    """A number with ``digits`` decimals, for a column of a table; a dash if it is undefined."""
+def fixed(value: float | None, digits: int, scale: float = 1.0) -> str:
+    """``scale`` times a number, with ``digits`` decimals, for a column of a table; a dash if it is undefined."""
     return (
         "–"
         if value is None or not math.isfinite(value)
-        else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+        else f"{round(scale * value, digits) + 0.0:.{digits}f}".replace("-", "−")
     )
 
 
