@@ -119,6 +119,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
             "grouped": grouped(run.evaluated),
             "few": FEW,
             "ks": metrics.KS,
+            "held_equal": metrics.HELD_EQUAL,
             "has_possible": isinstance(world_of(dataset), World),
         }
         page = _page("report.html.j2", run, shared | own)
