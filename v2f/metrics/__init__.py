@@ -45,6 +45,7 @@ from v2f.metrics.variety import (
 from v2f.metrics.verification import (
     Trials,
     Verification,
+    det_curve,
     draw_trials,
     equal_error_rate,
     min_dcf,
@@ -67,6 +68,7 @@ __all__ = [
     "code_variance",
     "collapse_meters",
     "collapse_verdict",
+    "det_curve",
     "draw_trials",
     "each_over_people",
     "equal_error_rate",
