@@ -45,11 +45,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
-def face_box(img_BCHW: Tensor) -> Tensor:
-    """pSp's face box, for the cropped losses: rows 35:223, columns 32:220 of 256, scaled to the picture's size."""
+def face_box(img_BCHW: Tensor, box: tuple[float, float, float, float] = BOX) -> Tensor:
+    """pSp's face box, for the cropped losses: rows 35:223, columns 32:220 of 256, scaled to the picture's size. Or
+    another ``box`` in the order of :data:`BOX`."""
     height, width = img_BCHW.shape[-2:]
-    top, bottom = (int(edge * height / 256 + 0.5) for edge in BOX[:2])
-    left, right = (int(edge * width / 256 + 0.5) for edge in BOX[2:])
+    top, bottom = (int(edge * height / 256 + 0.5) for edge in box[:2])
+    left, right = (int(edge * width / 256 + 0.5) for edge in box[2:])
     return img_BCHW[..., top:bottom, left:right]
 
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from v2f.nn import at_least_float32, face_box, perceptual_distance
+from v2f.nn import BOX, at_least_float32, face_box, perceptual_distance
 from v2f.nn.strict import check, fill
 
 Backbone = Literal["alex", "vgg", "squeeze"]
@@ -31,10 +31,11 @@ CLASSIFIERS: dict[Backbone, Callable[[], nn.Module]] = {
 class FaceIdentity(nn.Module):
     """A face identity net, with the preprocessing of its training: [B,3,H,W] -> [B,E] of length one.
 
-    With ``crop`` the picture is cut to pSp's face box; it is then average-pooled to ``size`` px, its channels are
-    ordered as ``channels``, and it is multiplied by ``scale``. IR-SE50 takes 112 px and a scale of 1 (pSp's identity
-    loss crops and feeds it "rgb", though it was trained on "bgr"); facenet takes 160 px and a scale of 127.5 / 128,
-    which is (x - 127.5) / 128 for numbers up to 255. The embedding is float32. ``taps``: the submodules of ``net``
+    With ``crop`` the picture is cut to ``box``, by default pSp's face box; it is then average-pooled to ``size`` px,
+    its channels are ordered as ``channels``, and it is multiplied by ``scale``. IR-SE50 takes 112 px and a scale of 1
+    (pSp's identity loss crops and feeds it "rgb", though it was trained on "bgr"); facenet takes 160 px and a scale of
+    127.5 / 128, which is (x - 127.5) / 128 for numbers up to 255. dlib's net takes 150 px and has a box and averages
+    of its own (:mod:`v2f.nn.dlib_face`). The embedding is float32. ``taps``: the submodules of ``net``
     whose outputs are the maps of :meth:`look`.
     """
 
@@ -46,6 +47,7 @@ class FaceIdentity(nn.Module):
         channels: Literal["rgb", "bgr"],
         scale: float = 1.0,
         taps: Sequence[str] = (),
+        box: tuple[float, float, float, float] = BOX,
     ) -> None:
         super().__init__()
         self.net = net
@@ -54,6 +56,7 @@ class FaceIdentity(nn.Module):
         self.channels = channels
         self.scale = scale
         self.taps = tuple(taps)
+        self.box = box
 
     def look(self, img_B3HW: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The embedding, and the maps [B,C,h,w] of the taps, shallow ones first."""
@@ -70,7 +73,7 @@ class FaceIdentity(nn.Module):
 
     def forward(self, img_B3HW: Tensor) -> Tensor:
         if self.crop:
-            img_B3HW = face_box(img_B3HW)
+            img_B3HW = face_box(img_B3HW, self.box)
         img_B3HW = F.adaptive_avg_pool2d(img_B3HW, self.size)
         if self.channels == "bgr":
             img_B3HW = img_B3HW.flip(1)

@@ -46,7 +46,16 @@ from v2f.prepare.yields import LEFT_OUT, YIELD
 from v2f.storage import store
 from v2f.storage.lease import Lease
 from v2f.system import to_picture
-from v2f.weights import FaceNetWeights, IRSE50Weights, PSPEncoderWeights, StandInWeights, described, locate, read
+from v2f.weights import (
+    DlibWeights,
+    FaceNetWeights,
+    IRSE50Weights,
+    PSPEncoderWeights,
+    StandInWeights,
+    described,
+    locate,
+    read,
+)
 
 _MOST_WITH_WEIGHTS = 4  # processes by default: each holds the networks, with pSp 1.2 GB
 
@@ -57,7 +66,9 @@ class PrecomputeConfig(Config):
     """Which networks, named as in a run's recipe (``system.frozen``, ``system.encoder``), and how to run them."""
 
     path: Place = Field("weights", description="folder or s3:// mirror with the files, which are found by name")
-    identity: Annotated[StandInWeights | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None = None
+    identity: (
+        Annotated[StandInWeights | IRSE50Weights | FaceNetWeights | DlibWeights, Field(discriminator="net")] | None
+    ) = None
     codes: Annotated[StandInWeights | PSPEncoderWeights, Field(discriminator="net")] | None = None
     encoder: EncoderConfig | None = Field(None, description="a voice encoder that is frozen, of a file")
     seconds: float = Field(6.0, gt=0, description="of a clip that the voice encoder hears, as system.seconds")

@@ -9,6 +9,7 @@ name. Nothing is downloaded.
 
 from v2f.weights.config import (
     LEAST_SIDE,
+    DlibWeights,
     ECAPAWeights,
     FaceNetWeights,
     FrozenConfig,
@@ -33,6 +34,7 @@ from v2f.weights.runs import RunModule
 
 __all__ = [
     "LEAST_SIDE",
+    "DlibWeights",
     "ECAPAWeights",
     "FaceNetWeights",
     "FrozenConfig",

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from v2f.weights.dlib_file import NAME as DLIB
+
 _NGC = "https://catalog.ngc.nvidia.com/orgs/nvidia/teams/research/models/stylegan2"
 _PSP = "https://github.com/eladrich/pixel2style2pixel (README, Pretrained Models)"
 _FACENET = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
@@ -37,6 +39,8 @@ class Published:
     package: str | None = None
     """``NAME==VERSION`` of the package that has the first file in its folder NAME. Its own requirements are not needed
     to read the file."""
+    package_folder: str = ""
+    """The folder below NAME that has the file, if it is not in NAME itself."""
 
     @cached_property
     def way_out(self) -> str:
@@ -49,7 +53,7 @@ class Published:
         """The first file inside the installed ``package``, which is not imported; None if it is not there."""
         spec = importlib.util.find_spec(self.package.partition("==")[0]) if self.package else None
         folders = (spec.submodule_search_locations if spec else None) or ()
-        found = (os.path.join(folder, self.files[0]) for folder in folders)
+        found = (os.path.join(folder, self.package_folder, self.files[0]) for folder in folders)
         return next((path for path in found if os.path.isfile(path)), None)
 
 
@@ -137,6 +141,17 @@ CATALOGUE: dict[str, Published] = {
             licence="MIT (code); trained on MS-Celeb-1M, so research only",
             sha256="a035c768259b98ab1ce0e646312f48b9e1e218197a0f80ac6765e88f8b6ddf28",
             sha256_source="not its authors; the same in several public projects that pin this file",
+        ),
+        Published(
+            name="dlib-face",
+            what="dlib's face recognition net, a ResNet of 29 convolutions",
+            files=(DLIB,),
+            page="https://github.com/davisking/dlib-models (inside the package face_recognition_models)",
+            licence="CC0 1.0",
+            sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
+            sha256_source="the file inside the package face_recognition_models 0.3.0; its author publishes none",
+            package="face_recognition_models==0.3.0",
+            package_folder="models",
         ),
         _facenet("vggface2", "20180402-114759-vggface2.pt"),
         _facenet("casia-webface", "20180408-102900-casia-webface.pt"),

@@ -18,6 +18,7 @@ from v2f.errors import V2FError
 from v2f.storage import store
 from v2f.storage.local import scratch_folder
 from v2f.weights import (
+    DlibWeights,
     ECAPAWeights,
     FaceNetWeights,
     GE2EWeights,
@@ -340,6 +341,8 @@ def _default_config(published: Published) -> UserWeights:
         return StyleGAN2Weights(net="stylegan2", size=int(which.removeprefix("ffhq-")))  # type: ignore[arg-type]
     if kind == "facenet":
         return FaceNetWeights(net="facenet", trained_on=which)  # type: ignore[arg-type]
+    if kind == "dlib":
+        return DlibWeights(net="dlib")
     if kind == "lpips":
         return LPIPSWeights(net="lpips", backbone=which)  # type: ignore[arg-type]
     if kind == "ecapa":

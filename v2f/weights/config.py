@@ -85,6 +85,20 @@ class FaceNetWeights(UserWeights):
         return CATALOGUE[f"facenet-{self.trained_on}"]
 
 
+class DlibWeights(UserWeights):
+    """dlib's face recognition net (:mod:`v2f.nn.dlib_face`)."""
+
+    net: Literal["dlib"]
+    crop: bool = Field(
+        True,
+        description="cut out about what dlib would, before pooling to 150 px: for FFHQ-aligned pictures",
+    )
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["dlib-face"]
+
+
 class LPIPSWeights(UserWeights):
     """LPIPS (Zhang et al. 2018): the user provides the backbone, the package lpips the linear weights."""
 
@@ -185,16 +199,16 @@ class JudgeConfig(Config):
     path: MayChange[Place] = Field(
         "weights", description="folder or s3:// mirror that is searched for the files by name"
     )
-    identity: Annotated[StandInWeights | IRSE50Weights | FaceNetWeights | RunModule, Field(discriminator="net")] = (
-        StandInWeights()
-    )
+    identity: Annotated[
+        StandInWeights | IRSE50Weights | FaceNetWeights | DlibWeights | RunModule, Field(discriminator="net")
+    ] = StandInWeights()
     perceptual: Annotated[StandInWeights | LPIPSWeights | RunModule, Field(discriminator="net")] = StandInWeights()
     referee: MayChange[
-        Annotated[StandInWeights | IRSE50Weights | FaceNetWeights, Field(discriminator="net")] | None
+        Annotated[StandInWeights | IRSE50Weights | FaceNetWeights | DlibWeights, Field(discriminator="net")] | None
     ] = Field(
         None,
         description="identity net that no loss sees and `v2f eval` reports first; null: the stand-in beside a "
-        "stand-in, facenet beside ir_se50, ir_se50 beside facenet",
+        "stand-in, facenet beside ir_se50, ir_se50 beside facenet and dlib",
     )
 
     @model_validator(mode="after")
@@ -208,7 +222,7 @@ class JudgeConfig(Config):
         return self
 
     @property
-    def effective_referee(self) -> StandInWeights | IRSE50Weights | FaceNetWeights:
+    def effective_referee(self) -> StandInWeights | IRSE50Weights | FaceNetWeights | DlibWeights:
         """``referee`` if it is set, else an identity net of another kind than ``identity``."""
         if self.referee is not None:
             return self.referee

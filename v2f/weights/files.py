@@ -23,9 +23,10 @@ from torch import Tensor
 from v2f.errors import V2FError
 from v2f.storage import store
 from v2f.storage.local import opened
+from v2f.weights import dlib_file
 
 SUMS = "SHA256SUMS"
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".dat", ".pkl")
 _BLOCK = 1 << 24
 _GLOBAL = re.compile(r"GLOBAL (\S+)|(?:class|function|global)s? (\S+\.\S+)")
 
@@ -113,10 +114,15 @@ def read(path: str, sha256: str | None = None) -> tuple[Any, str]:
         raise V2FError(
             f"{path}: a pickle of whole networks cannot be loaded; convert it first: v2f weights convert {path} ..."
         )
+    dlibs = path.lower().endswith(".dat")
+    if dlibs and store.size(path) > dlib_file.MOST:
+        raise V2FError(f"{path}: too large to be {dlib_file.NAME}; name that file or copy it again")
     local = store.local_path(path)
     data = b"" if local else store.read_bytes(path)  # fetched once: for the checksum and for the tensors
     digest = sha256_of(path) if local else hashlib.sha256(data).hexdigest()
     check(path, digest, sha256)
+    if dlibs:
+        return dlib_file.parse(data or store.read_bytes(path), path), digest
     if path.lower().endswith(".safetensors"):
         try:
             return safetensors.torch.load_file(local) if local else safetensors.torch.load(data), digest

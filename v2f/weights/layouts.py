@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
+from v2f.nn.dlib_face import CHIP, DlibFace
+from v2f.nn.dlib_face import SIDE as DLIB_SIDE
 from v2f.nn.ecapa import ECAPA
 from v2f.nn.ge2e import GE2E
 from v2f.nn.irse import IRSE50
@@ -17,6 +19,7 @@ from v2f.nn.strict import check, fill
 from v2f.nn.stylegan2 import Generator
 from v2f.weights import files
 from v2f.weights.config import (
+    DlibWeights,
     ECAPAWeights,
     FaceNetWeights,
     GE2EWeights,
@@ -108,6 +111,14 @@ def _facenet(net: FaceNetWeights, content: Any, path: str) -> "FaceIdentity":
     return FaceIdentity(body, size=160, crop=net.crop, channels="rgb", scale=127.5 / 128, taps=stages)
 
 
+def _dlib(net: DlibWeights, content: Any, path: str) -> "FaceIdentity":
+    from v2f.nn.frozen import FaceIdentity
+
+    body = fill(DlibFace(), files.tensors(content, path), path, "dlib's face recognition net")
+    stages = ("blocks.2", "blocks.6", "blocks.9", "blocks.12")
+    return FaceIdentity(body, size=DLIB_SIDE, crop=net.crop, channels="rgb", taps=stages, box=CHIP)
+
+
 def _lpips(net: LPIPSWeights, content: Any, path: str) -> "LPIPS":
     from v2f.nn.frozen import LPIPS
 
@@ -175,6 +186,7 @@ _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     PSPEncoderWeights: _psp,
     IRSE50Weights: _ir_se50,
     FaceNetWeights: _facenet,
+    DlibWeights: _dlib,
     LPIPSWeights: _lpips,
     ECAPAWeights: _ecapa,
     UniSpeechSATWeights: read_speech,
