@@ -76,13 +76,13 @@ def picture_distance(made_MD: Numbers, real_ND: Numbers) -> PictureDistance:
         without_M = (across_M.sum() - across_M) / (count - 1), (sum_M.sum() - 2 * sum_M) / ((count - 1) * (count - 2))
         each["energy"] = jackknife_shares(whole, energy(*without_M))
     np.fill_diagonal(within_MM, np.inf)
-    each["precision"] = _covered(within_NN, cross_MN.T).any(0).astype(np.float64) * _defined(within_NN)
+    precise_M = np.where(_covered(within_NN, cross_MN.T).any(0), 1.0, 0.0) * _defined(within_NN)
     recall = float(_covered(within_MM, cross_MN).any(0).mean()) * _defined(within_MM)
-    each["recall"] = _recall_shares(recall, within_MM, cross_MN)
+    each |= {"precision": precise_M, "recall": _recall_shares(recall, within_MM, cross_MN)}
     return PictureDistance(
         nearest=ratio(float(nearest_M.mean()), nearest_real),
         energy=whole,
-        precision=float(each["precision"].mean()),
+        precision=float(precise_M.mean()),
         recall=recall,
         each=each,
     )
