@@ -129,6 +129,10 @@ def test_a_coin_gives_chance_and_knowing_the_sex_agrees_without_finding_anybody(
     own = numbers_of(split, "gender")["agreement"]["voice"]
     chance = numbers_of(split, "gender")["chance"]
     assert split["by"]["judge"]["lines"]["voice"]["R@1"]["value"] < 0.2
+    held = numbers_of(split, "gender")["held_equal"]
+    assert (held["gallery"], held["people"], held["chance"]["R@1"]) == (20, 50, 0.05)
+    assert held["R@10"]["low"] < 0.5 < held["R@10"]["high"]
+    assert numbers_of(split, "nationality")["held_equal"]["people"] == 42  # too few are from India
     if regard:
         assert own["value"] == 1
         assert chance == pytest.approx(0.52)
@@ -258,8 +262,10 @@ def test_the_verb_takes_a_table_and_a_protocol_without_groups_refuses_it(
     assert main(["eval", run.path, "--attributes", path]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "test: attributes of the speakers; by the judge" in said
-    assert re.search(r"gender │ 100\.0 \(100-100\) │ 52\.0 │ 100\.0 │ f 100\.0 \(100-100\), m 100\.0", said)
-    assert re.search(r"nationality │ [^│]* │ [^│]* │ [^│]* │ India\* 100\.0 \(100-100\), Ireland 100\.0", said)
+    assert re.search(
+        r"gender │ 100\.0 \(100-100\) │ 52\.0 │ 100\.0 │ 100\.0 \(100-100\) │ f 100\.0 \(100-100\), m 100\.0", said
+    )
+    assert re.search(r"nationality │ [^│]* │ [^│]* │ [^│]* │ [^│]* │ India\* 100\.0 \(100-100\), Ireland 100\.0", said)
     assert "18 to 39 100.0 (100-100), 40 to 59 100.0 (100-100)" in said
     monkeypatch.setattr(FakeSystem, "protocol", "labelled_pictures")
     monkeypatch.setattr("v2f.evaluation.labelled.Labelled.splits", lambda *_: ["test"])
@@ -334,7 +340,7 @@ def test_the_report_shows_groups_and_an_evaluation_from_before_has_none(tmp_path
     assert "Which groups of people are drawn well?" in page
     assert "nothing was guessed from a voice or a photo" in page
     row = r'<td class="inner">India</td><td>8&thinsp;\*</td><td>[\d.]+ <small>\d+–\d+</small></td><td>[\d.]+</td><td>'
-    assert re.search(row + r"</td><td>100\.0 <small>100–100</small></td>", page)
+    assert re.search(row + r"</td><td></td><td>100\.0 <small>100–100</small></td>", page)
     assert re.search(
         r'<tr class="main"><td>gender</td><td>50</td><td>100\.0 <small>100–100</small></td><td>52\.0', page
     )

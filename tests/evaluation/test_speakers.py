@@ -337,3 +337,4 @@ def test_the_report_has_the_numbers_with_interval_and_chance(two: tuple[Run, Run
     page = " ".join(Path(report(run)).read_text().split())
     assert "<td>100.0 <small>100.0 to 100.0</small></td>" in page
     assert "<tr><td>chance</td><td>50.00</td><td>1.000</td><td>1.000</td></tr>" in page
+    assert page.count('aria-label="Unseen people: DET curve"') == 1

@@ -106,6 +106,19 @@ def test_an_impossible_gallery_is_refused(gallery: int) -> None:
         retrieval(query, reference, person, gallery=gallery)
 
 
+def test_knowing_the_group_only_is_chance_among_people_of_the_group() -> None:
+    group = np.array([0] * 25 + [1] * 21 + [2] * 5 + [-1] * 9)  # the third group is small, the last people have none
+    rng = keyed_rng(6)
+    person = rng.permutation(60)
+    alike = np.eye(4)[group]
+    among = metrics.recall_in_groups(alike[person], alike, person, group)
+    for k, expected in chance(20).items():
+        assert among[k] == pytest.approx([expected] * 46)
+    themselves = np.eye(60)
+    assert metrics.recall_in_groups(themselves[person], themselves, person, group)[1].tolist() == [1.0] * 46
+    assert len(metrics.recall_in_groups(alike, alike, np.arange(60), group, gallery=26)[1]) == 0
+
+
 def test_knowing_one_factor_only_is_chance_where_it_is_held_equal() -> None:
     rng = keyed_rng(5)
     factor, second = rng.normal(size=(2, 600))

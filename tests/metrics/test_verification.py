@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from v2f.keyed import keyed_rng
-from v2f.metrics import Trials, draw_trials, equal_error_rate, min_dcf, operating_points, verification
+from v2f.metrics import Trials, det_curve, draw_trials, equal_error_rate, min_dcf, operating_points, verification
 
 
 def eer(scores: list[float], same: list[int]) -> float:
@@ -53,6 +53,16 @@ def test_the_equal_error_rate_is_that_of_the_straight_line(scores, same, expecte
 )
 def test_the_detection_cost_is_that_worked_out_by_hand(p_target, expected) -> None:
     assert dcf([1, 2, 3, 4, 5], [0, 0, 1, 0, 1], p_target) == pytest.approx(expected)
+
+
+def test_the_det_curve_lies_on_the_lines_between_the_operating_points() -> None:
+    points = operating_points([1, 2, 3, 4, 5], [0, 0, 1, 0, 1])  # (0, 1/3) (1/2, 1/3) (1/2, 0)
+    curve = det_curve(*points)
+    assert (curve["false_alarm"][0], curve["false_alarm"][-1]) == pytest.approx((0.001, 0.6))
+    expected = [0.5 if alarm < 1 / 3 else 0.0 for alarm in curve["false_alarm"]]
+    assert curve["miss"] == pytest.approx(expected)
+    slanted = det_curve(*operating_points([0.5] * 5, [0, 1, 0, 1, 1]))  # scores that tell nothing: miss = 1 - alarm
+    assert slanted["miss"] == pytest.approx([1 - alarm for alarm in slanted["false_alarm"]], abs=2e-6)
 
 
 def test_costs_that_differ_weigh_misses_and_false_alarms() -> None:

@@ -78,9 +78,25 @@ def measured(
                 line: metrics.over_people(of_line[attribute.name].each_P).as_dict() for line, of_line in found.items()
             },
             "chance": own.chance,
+            "held_equal": _held_equal(lines[OWN], gallery_ND, attribute.group_N),
             "slices": slices,
         }
     return numbers
+
+
+def _held_equal(faces: Faces, gallery_ND: NDArray[np.float32], group_N: NDArray[np.int64]) -> dict[str, Any] | None:
+    """R@K of the run's faces in galleries of people of the speaker's group; None if no group is large enough."""
+    each = metrics.recall_in_groups(faces[0], gallery_ND, faces[1], group_N)
+    people = len(each[metrics.KS[0]])
+    if not people:
+        return None
+    chance = metrics.chance(metrics.HELD_EQUAL)
+    return {
+        "gallery": metrics.HELD_EQUAL,
+        "people": people,
+        "chance": {f"R@{k}": value for k, value in chance.items()},
+        **{f"R@{k}": metrics.over_people(own).as_dict() for k, own in each.items()},
+    }
 
 
 def show(title: str, observed: Mapping[str, Any], console: Console) -> None:
@@ -96,6 +112,9 @@ def show(title: str, observed: Mapping[str, Any], console: Console) -> None:
     others = [line for line in titles if line in lines]
     for line in others:
         table.add_column(titles[line], justify="right")
+    held = any(numbers["held_equal"] for numbers in observed.values())
+    if held:
+        table.add_column("held equal", justify="right")
     table.add_column(f"R@10, % of each group; * fewer than {FEW} people")
     for name, numbers in observed.items():
         values = [numbers["agreement"].get(line) for line in others]
@@ -104,12 +123,15 @@ def show(title: str, observed: Mapping[str, Any], console: Console) -> None:
             percent(numbers["agreement"][OWN]),
             f"{100 * numbers['chance']:.1f}",
             *("-" if value is None else f"{100 * value['value']:.1f}" for value in values),
+            *([percent((numbers["held_equal"] or {}).get("R@1"))] if held else []),
             _of_groups(numbers["slices"]),
         )
     console.print(table)
     console.print(
         "agreement: the five people nearest to a face, without its speaker, vote for the speaker's group; chance: the "
-        "same faces, dealt at random; own photo, U1: the same for the speaker's photo, and for the true voice factors",
+        "same faces, dealt at random; own photo, U1: the same for the speaker's photo, and for the true voice factors; "
+        f"held equal: R@1, % among {metrics.HELD_EQUAL} people of the speaker's group (chance "
+        f"{100 / metrics.HELD_EQUAL:.0f})",
         style="dim",
     )
 

@@ -40,8 +40,6 @@ from v2f.system import Styled, device_of
 from v2f.world import bounds
 from v2f.world.people import VOICE, World
 
-_HELD_EQUAL = 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class QuerySet:
@@ -149,17 +147,15 @@ def _held_equal(
     queries: Sequence[QuerySet], reference_ND: NDArray[np.float32], clips: Clips, strongest: str | None
 ) -> dict[str, Any] | None:
     """Retrieval among people who are alike in the most informative factor; None with too few people."""
-    if strongest is None or len(reference_ND) < 2 * _HELD_EQUAL:
+    if strongest is None or len(reference_ND) < 2 * metrics.HELD_EQUAL:
         return None
     factor_N = np.stack(clips.voice_N)[:, VOICE.index(strongest)]
     return {
         "factor": strongest,
-        "gallery": _HELD_EQUAL,
-        "chance": {f"R@{k}": v for k, v in metrics.chance(_HELD_EQUAL).items()},
+        "gallery": metrics.HELD_EQUAL,
+        "chance": {f"R@{k}": v for k, v in metrics.chance(metrics.HELD_EQUAL).items()},
         "lines": {
-            one.line: metrics.retrieval_held_equal(
-                one.emb_QD, reference_ND, one.person_Q, factor_N, gallery=_HELD_EQUAL
-            ).as_dict()
+            one.line: metrics.retrieval_held_equal(one.emb_QD, reference_ND, one.person_Q, factor_N).as_dict()
             for one in queries
         },
     }

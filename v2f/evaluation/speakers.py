@@ -90,7 +90,7 @@ class Speakers(Protocol):
         numbering = _numbering(job) if name == "seen" else "only the people seen in training have a class"
         clips, trials, dropped = _heard(job, split, listed, None if isinstance(numbering, str) else numbering)
         people = np.array(clips.person_M)
-        lines, each = _verified(clips, trials)
+        lines, each, curve = _verified(clips, trials)
         by: dict[str, dict[str, Any]] = {"trials": {"lines": {self.own: lines}}}
         chance, shares = dict(VERIFIED), {"trials": each}
         notes = _notes(job, trials, listed, dropped)
@@ -113,6 +113,7 @@ class Speakers(Protocol):
             },
             "left_out": summary_of(clips.left_out),
             "chance": chance,
+            "det": curve,
             "by": by,
             "notes": notes,
             "verdict": verdict(by, chance),
@@ -242,13 +243,16 @@ def _hear(job: Job, split: Split, samples: Sequence[int], numbering: PersonNumbe
             clips.right_M += np.where(person_B >= 0, columns[1][:, 0] == person_B, np.nan).tolist()
 
 
-def _verified(clips: EmbeddedClips, trials: Trials) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-    """The numbers of verification, None if there are no trials of one kind; and each person's share."""
+def _verified(
+    clips: EmbeddedClips, trials: Trials
+) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]], dict[str, list[float]] | None]:
+    """The numbers of verification, each person's share, and the DET curve; no numbers if all trials are of one kind."""
     if not trials.complete:
-        return dict.fromkeys(VERIFIED), {}
+        return dict.fromkeys(VERIFIED), {}, None
     found = metrics.verification(trials.scores(np.stack(clips.emb_M)), trials, clips.person_M)
     numbers = {f"min_dcf_{p}": interval.as_dict() for p, interval in found.min_dcf.items()}
-    return {"eer": found.eer.as_dict(), **numbers}, dict(found.each)
+    curve = metrics.det_curve(found.miss_K, found.alarm_K)
+    return {"eer": found.eer.as_dict(), **numbers}, dict(found.each), curve
 
 
 def _notes(job: Job, trials: Trials, listed: ListedTrials | None, dropped: int) -> list[str]:

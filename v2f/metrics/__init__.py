@@ -24,7 +24,16 @@ from v2f.metrics.collapse import (
 )
 from v2f.metrics.people import Interval, each_over_people, over_people
 from v2f.metrics.pictures import PictureDistance, frechet_distance, picture_distance
-from v2f.metrics.recall import GALLERY, KS, Retrieval, chance, retrieval, retrieval_held_equal
+from v2f.metrics.recall import (
+    GALLERY,
+    HELD_EQUAL,
+    KS,
+    Retrieval,
+    chance,
+    recall_in_groups,
+    retrieval,
+    retrieval_held_equal,
+)
 from v2f.metrics.variety import (
     identity_variety,
     identity_variety_shares,
@@ -36,6 +45,7 @@ from v2f.metrics.variety import (
 from v2f.metrics.verification import (
     Trials,
     Verification,
+    det_curve,
     draw_trials,
     equal_error_rate,
     min_dcf,
@@ -45,6 +55,7 @@ from v2f.metrics.verification import (
 
 __all__ = [
     "GALLERY",
+    "HELD_EQUAL",
     "KS",
     "Agreement",
     "Interval",
@@ -57,6 +68,7 @@ __all__ = [
     "code_variance",
     "collapse_meters",
     "collapse_verdict",
+    "det_curve",
     "draw_trials",
     "each_over_people",
     "equal_error_rate",
@@ -77,6 +89,7 @@ __all__ = [
     "pixel_variety",
     "pixel_variety_shares",
     "ratio",
+    "recall_in_groups",
     "retrieval",
     "retrieval_held_equal",
     "variety_meters",

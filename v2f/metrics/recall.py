@@ -23,6 +23,9 @@ KS = (1, 5, 10)
 GALLERY = 100
 """People in a gallery. R@K depends on this size, so results can only be compared at the same one."""
 
+HELD_EQUAL = 20
+"""People in a gallery of people who are alike in something: few, so that they are really alike."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
@@ -98,15 +101,14 @@ def retrieval_held_equal(
     person_Q: Numbers,
     factor_N: Numbers,
     *,
-    gallery: int = 20,
+    gallery: int = HELD_EQUAL,
     ks: Sequence[int] = KS,
     seed: int = 0,
 ) -> Retrieval:
     """R@K among people who are alike in one factor: the query's person and the ``gallery - 1`` nearest in that factor.
 
     The literature does this for sex (Kim et al. 2018: 1:2 matching with sex held equal); here the factor is a number. A
-    system that knows only that factor falls to about chance, K / gallery. The gallery is small, so that the people in
-    it are really alike. Ties and intervals as in :func:`retrieval`.
+    system that knows only that factor falls to about chance, K / gallery. Ties and intervals as in :func:`retrieval`.
     """
     query, reference, person = unit_rows(query_QD), unit_rows(gallery_ND), integers(person_Q)
     factor = floats(factor_N)
@@ -128,6 +130,35 @@ def retrieval_held_equal(
         queries=len(query),
         each=each,
     )
+
+
+def recall_in_groups(
+    query_QD: Numbers,
+    gallery_ND: Numbers,
+    person_Q: Numbers,
+    group_N: Numbers,
+    *,
+    gallery: int = HELD_EQUAL,
+    ks: Sequence[int] = KS,
+) -> dict[int, NDArray[np.float64]]:
+    """K -> R@K of each person, in galleries of people of the person's own group, [P].
+
+    :func:`retrieval` in each group of ``gallery`` people or more, one after the other; smaller groups, and people of no
+    group (a negative number), take no part. A system that knows nothing of people but their group is at chance,
+    K / gallery.
+    """
+    person, group = integers(person_Q), integers(group_N)
+    query, reference = floats(query_QD), floats(gallery_ND)
+    each: dict[int, list[NDArray[np.float64]]] = {k: [np.empty(0)] for k in ks}
+    for number in np.unique(group[group >= 0]):
+        members = np.flatnonzero(group == number)
+        rows = np.flatnonzero(np.isin(person, members))
+        if len(members) >= gallery and len(rows):
+            within = np.searchsorted(members, person[rows])
+            found = retrieval(query[rows], reference[members], within, gallery=gallery, ks=ks)
+            for k, own in found.each.items():
+                each[k].append(own)
+    return {k: np.concatenate(own) for k, own in each.items()}
 
 
 def _hits(

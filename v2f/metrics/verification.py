@@ -12,6 +12,7 @@ Shape letters: M clips, T trials, K operating points, D draws, N people, W embed
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,15 @@ def min_dcf(miss_K: Numbers, alarm_K: Numbers, p_target: float, c_miss: float = 
     NIST 2016 Speaker Recognition Evaluation Plan, section 3.1. 0: perfect; 1: as good as always the same answer.
     """
     return float(_dcf(floats(miss_K)[None], floats(alarm_K)[None], p_target, c_miss, c_fa)[0])
+
+
+def det_curve(miss_K: Numbers, alarm_K: Numbers, least: float = 0.001, points: int = 101) -> dict[str, list[float]]:
+    """``false_alarm`` from ``least`` to 0.6, at equal distances of the standard normal quantile, and the ``miss`` rates
+    there, on the straight lines between the operating points: what a DET curve shows (Martin et al. 1997)."""
+    normal = NormalDist()
+    alarm = [normal.cdf(at) for at in np.linspace(normal.inv_cdf(least), normal.inv_cdf(0.6), points).tolist()]
+    miss = np.interp(alarm, floats(alarm_K)[::-1], floats(miss_K)[::-1])
+    return {"false_alarm": [round(each, 6) for each in alarm], "miss": [round(each, 6) for each in miss.tolist()]}
 
 
 @dataclass(frozen=True, kw_only=True)

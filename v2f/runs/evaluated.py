@@ -43,9 +43,18 @@ class _Slice(Record):
     chance: float
 
 
+class _GroupHeldEqual(Record):
+    """R@K among people of the speaker's own group."""
+
+    gallery: int
+    people: int
+    chance: dict[str, float]
+
+
 class _Attribute(Record):
     agreement: dict[str, dict[str, float]]
     chance: float
+    held_equal: _GroupHeldEqual | None = None
     slices: dict[str, _Slice]
 
 

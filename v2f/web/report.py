@@ -31,11 +31,13 @@ from v2f.evaluation.faces_of_voices import FacesOfVoices
 from v2f.evaluation.observers import BY, first_observer
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_input_and_picture_output, people_of
 from v2f.evaluation.protocol import SPLITS, percent
+from v2f.evaluation.speakers import Speakers
 from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.system import System, Transform, device_of, to_picture
 from v2f.tracking.rollback import outdated_pictures
 from v2f.web.curves import HEIGHT, WIDTH, Curves, charts, duel, read_curves
+from v2f.web.det import SIDE, Det, det
 from v2f.web.page import data_uri, environment, sound_uri
 from v2f.world import bounds
 from v2f.world.people import FACTORS, VOICE, World
@@ -106,6 +108,8 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
             "sheets": _sheets(run),
             "metrics": () if protocol is None else protocol.compared,
             "own": None if protocol is None else protocol.own,
+            "curves": _det_curves(run.evaluated),
+            "side": SIDE,
             "explained": "no protocol judges this system" if protocol is None else protocol.explained,
         }
         page = _page("things.html.j2", run, shared | own)
@@ -120,6 +124,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
             "grouped": grouped(run.evaluated),
             "few": FEW,
             "ks": metrics.KS,
+            "held_equal": metrics.HELD_EQUAL,
             "has_possible": isinstance(world_of(dataset), World),
         }
         page = _page("report.html.j2", run, shared | own)
@@ -136,6 +141,15 @@ def grouped(evaluated: Mapping[str, Any] | None) -> dict[str, tuple[str, Mapping
         who, observed = first_observer(split)
         if observed.get("attributes"):
             found[name] = who, observed["attributes"], split["attributes"]
+    return found
+
+
+def _det_curves(evaluated: Mapping[str, Any] | None) -> dict[str, Det]:
+    """Split -> its DET curve, if verification was measured by a version that keeps it."""
+    found = {}
+    for name, split in (evaluated or {"splits": {}})["splits"].items():
+        if split.get("det") is not None:
+            found[name] = det(split["det"], split["by"]["trials"]["lines"][Speakers.own]["eer"]["value"])
     return found
 
 
