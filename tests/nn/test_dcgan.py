@@ -17,6 +17,23 @@ def test_sides_halve_and_double_to_one_least_side(size: int, least: int) -> None
     assert discriminator(picture).shape == (4,)
 
 
+@pytest.mark.parametrize("kernel", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("size", [28, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_kernel_of_any_size_doubles_and_halves_the_side_exactly(kernel: int, size: int, channels: int) -> None:
+    generator = DCGANGenerator(6, size, 2, bn_group=2, channels=channels, kernel=kernel)
+    sides = []
+    for conv in generator.convs:
+        conv.register_forward_hook(lambda _, inputs, output: sides.append((inputs[0].shape[2], output.shape[2])))
+    picture = generator(torch.randn(2, 6))
+    assert picture.shape == (2, channels, size, size)
+    assert all(after == 2 * before for before, after in sides)
+    for norm in ("batch", "none", "spectral"):
+        discriminator = DCGANDiscriminator(size, 2, bn_group=2, channels=channels, kernel=kernel, norm=norm)
+        assert discriminator(picture).shape == (2,)
+        assert {conv.kernel_size for conv in discriminator.convs} == {(kernel, kernel)}
+
+
 @pytest.mark.parametrize("size", [4, 7, 9, 30, 36, 100])
 def test_other_sides_are_refused_with_the_nearest_right_ones(size: int) -> None:
     with pytest.raises(V2FError, match="such as 16, 20, 24, 28, 32"):

@@ -24,6 +24,8 @@ from v2f.errors import V2FError
 from v2f.evaluation.evaluate import evaluate
 from v2f.generate import generate
 from v2f.keyed import keyed_rng
+from v2f.nn.diffaugment import NUMBERS, diffaugment
+from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run
 from v2f.systems.face_gan import FaceGAN
@@ -50,6 +52,8 @@ def batch_of(system: FaceGAN, size: int = 8) -> dict[str, Any]:
     return {
         "image": torch.from_numpy(keyed_rng(5).integers(0, 256, (size, 3, side, side)).astype(np.uint8)),
         "noise": torch.from_numpy(keyed_rng(6).normal(size=(size, system.config.noise))),
+        "augment_real": torch.from_numpy(keyed_rng(7).random((size, NUMBERS))),
+        "augment_made": torch.from_numpy(keyed_rng(8).random((size, NUMBERS))),
         "weight": torch.ones(size),
     }
 
@@ -87,6 +91,68 @@ def test_the_discriminators_phase_gives_the_generator_no_gradient() -> None:
     system.loss("discriminator", {k: v.float() for k, v in batch_of(system).items()}, 0)["total"].backward()
     assert all(p.grad is None for p in system.generator.parameters())
     assert all(p.grad is not None for p in system.discriminator.parameters())
+
+
+@pytest.mark.parametrize("norm", ["batch", "none", "spectral"])
+def test_r1_is_added_every_few_steps_and_counts_as_often(norm: str) -> None:
+    with_r1 = made(norm=norm, r1=3.0, r1_every=4).double()
+    without = made(norm=norm).double()
+    batch = batch_of(with_r1)
+    plain = without.loss("discriminator", batch, 4)
+    for step in (0, 4):
+        losses = with_r1.loss("discriminator", batch, step)
+        torch.testing.assert_close(losses["total"], plain["total"] + 4 * losses["r1"])
+        assert losses["r1"] > 0
+    for step in (1, 3):
+        losses = with_r1.loss("discriminator", batch, step)
+        assert "r1" not in losses
+        torch.testing.assert_close(losses["total"], plain["total"])
+
+    photo = (batch["image"].double() / 127.5 - 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(with_r1.discriminator(photo).sum(), photo)
+    torch.testing.assert_close(
+        with_r1.loss("discriminator", batch, 0)["r1"], 1.5 * gradient.square().sum((1, 2, 3)).mean()
+    )
+    with torch.no_grad():
+        measured = with_r1.loss("discriminator", batch, 0)
+    torch.testing.assert_close(measured["total"], with_r1.loss("discriminator", batch, 0)["total"].detach())
+    assert not any(value.requires_grad for value in measured.values())
+
+
+def test_the_discriminator_sees_photos_and_generated_pictures_augmented_alike_in_both_phases() -> None:
+    chosen: list[Any] = ["color", "translation", "cutout"]
+    system, plain = made(augment=chosen).double(), made()
+    batch = batch_of(system)
+    seen: list[torch.Tensor] = []
+    system.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    system.loss("discriminator", batch, 0)
+    told = system.loss("generator", batch, 0)["total"]
+    with torch.no_grad():
+        generated = system.generator(batch["noise"])
+    wanted = {
+        "real": diffaugment(batch["image"].double() / 127.5 - 1, batch["augment_real"], chosen),
+        "made": diffaugment(generated, batch["augment_made"], chosen),
+    }
+    for found, kind in zip(seen, ("real", "made", "made"), strict=True):
+        torch.testing.assert_close(found.detach(), wanted[kind])
+    told.backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in system.generator.parameters() if p.grad is not None)
+    assert system.transforms().keys() - plain.transforms().keys() == {"augment_real", "augment_made"}
+    assert "augment_made" not in system.asks()
+
+
+def test_a_run_with_all_of_it_resumes_bit_equal(run_values: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    def tensors(folder: str) -> dict[str, torch.Tensor]:
+        return checkpoint.load(checkpoint.latest(f"{folder}/checkpoints") or "")[0]
+
+    values = run_values("face_gan", steps=5, checkpoint_every=3)
+    whole = tensors(fit(build(RunConfig, values, "test")))
+    assert len([name for name in whole if name.startswith("model/discriminator") and name.endswith(".v")]) == 3
+    values["out"] = str(tmp_path / "in-two")
+    fit(build(RunConfig, values | {"train": values["train"] | {"steps": 3}}, "test"))
+    resumed = tensors(fit(build(RunConfig, values, "test"), "auto", allow_changes=True))
+    assert whole.keys() == resumed.keys()
+    assert [name for name, tensor in whole.items() if not torch.equal(tensor, resumed[name])] == []
 
 
 def test_a_side_without_a_net_is_one_clear_line() -> None:
@@ -191,7 +257,7 @@ def test_the_training_says_it_and_the_run_is_measured_and_shown(
     run_values: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = run_values("face_gan", steps=40, log_every=2, validate_every=20, validate_samples=20)
-    values["system"] = TINY | rates(2e-2, 1e-5)  # absurd
+    values["system"] = TINY | rates(2e-2, 1e-5) | {"channels": 1, "kernel": 4}  # absurd rates, and gray pictures
     run = Run.open(fit(build(RunConfig, values, "test")))
     assert "step 40: NOT CONVERGING: the discriminator has won" in capsys.readouterr().err
     assert "Not measured yet" in Path(report(run)).read_text()
@@ -215,6 +281,9 @@ def test_the_training_says_it_and_the_run_is_measured_and_shown(
     assert page.count('alt="a generated face"') == page.count('alt="a portrait from the data set"') == 6
     assert [f"samples at step {step}" in page for step in (20, 30, 40)] == [True, False, True]
     assert "photos of people seen in training" in page
+    assert page.count('class="mark"') == 1  # what a guess costs, in the discriminator's chart
+    assert "the discriminator&#39;s loss: between 0 and 1.39" in page  # not logarithmic, as its part is below
+    assert ", log" in page[page.index('aria-label="discriminator / total') :][:600]
     with pytest.raises(V2FError, match="does not hear a voice"):
         generate(run, "voice.wav", str(tmp_path / "face.png"))
 
@@ -251,6 +320,16 @@ def test_a_discriminator_that_is_worse_than_a_guess_is_named() -> None:
     assert verdict is not None
     assert verdict.startswith("NOT CONVERGING: the discriminator is worse than a guess (its loss is 1.7")
     assert metrics.gan_verdict(FINE, curves([0.7] * 20, total=2 * math.log(2), accuracy=0.5)) is None  # equilibrium
+
+
+def test_a_penalty_in_the_discriminators_total_is_not_its_loss() -> None:
+    logged = dict(curves([2.0] * 20, total=7.0))
+    assert "worse than a guess" in str(metrics.gan_verdict(FINE, logged))
+    logged |= {f"loss/discriminator/{kind}": [0.3] * 20 for kind in ("real", "fake")}
+    assert metrics.gan_verdict(FINE, logged) is None
+    logged |= {f"loss/discriminator/{kind}": [0.01] * 20 for kind in ("real", "fake", "accuracy_real")}
+    logged |= {f"loss/discriminator/accuracy_{kind}": [1.0] * 20 for kind in ("real", "fake")}
+    assert "has won (its loss is 0.02; right on" in str(metrics.gan_verdict(FINE, logged))
 
 
 def test_nothing_is_said_before_there_is_something_to_see() -> None:

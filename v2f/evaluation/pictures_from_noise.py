@@ -51,10 +51,11 @@ def noise_input_and_picture_output(system: System) -> tuple[str, Noise, str, Pic
 def people_of(
     split: Split, system: System, limit: int | None, left_out: list[str]
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Photo [N,3,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people, and these people's
+    """Photo [N,C,H,W] and noise [N,Z] of the first sample of each of the first ``limit`` people, and these people's
     numbers [N]; None if no sample is usable."""
     _, kind, _, drawn = noise_input_and_picture_output(system)
-    read: dict[str, Transform] = {"image": Photo(drawn.size, drawn.share), "noise": NoiseVector(kind.width)}
+    sees = Photo(drawn.size, drawn.share, 1 if drawn.channels == 1 else 3)
+    read: dict[str, Transform] = {"image": sees, "noise": NoiseVector(kind.width)}
     firsts = np.sort(np.unique(split.identity_N, return_index=True)[1])[:limit]
     batches = list(read_usable(split, read, BATCH, left_out, samples=firsts.tolist()))
     if not batches:

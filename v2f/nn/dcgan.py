@@ -1,17 +1,19 @@
 """DCGAN: a generator of small pictures from noise, and a discriminator that tells them from real ones.
 
-    z [B,Z] -> linear -> [B,C,S,S] -> transposed convolutions, each doubling the side -> tanh -> picture [B,3,H,H]
-    picture [B,3,H,H] -> convolutions, each halving the side -> linear -> logit [B]
+    z [B,Z] -> linear -> [B,C,S,S] -> transposed convolutions, each doubling the side -> tanh -> picture [B,P,H,H]
+    picture [B,P,H,H] -> convolutions, each halving the side -> linear -> logit [B]
 
 Radford, Metz, Chintala 2016, "Unsupervised representation learning with deep convolutional generative adversarial
 networks" (arXiv 1511.06434, section 3): kernels of 5 x 5, strides instead of pooling, batch norm everywhere but at
 the pictures, channels doubling where the side halves. Both nets have leaky ReLU, as in *Generisanje lica koriscenjem
-GAN neuronskih mreza* (2020). The side is 4 to 7 times a power of two: 28 = 7 * 4, 64 = 4 * 16.
+GAN neuronskih mreza* (2020). The side is 4 to 7 times a power of two: 28 = 7 * 4, 64 = 4 * 16. A kernel of any size
+from 2 on doubles and halves it exactly.
 
-Letters: B batch, Z noise, C channels, S least side, H side of the picture.
+Letters: B batch, Z noise, C channels, P channels of the picture, S least side, H side of the picture.
 """
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 
 from v2f.errors import V2FError
 from v2f.nn.batchnorm import GhostBatchNorm
+from v2f.nn.spectral_norm import SpectralConv2d, SpectralLinear, restart
 
+Norm = Literal["batch", "none", "spectral"]
 KERNEL = 5
 SLOPE = 0.2
 LEAST = range(4, 8)  # sides of the smallest map
@@ -40,19 +44,22 @@ def doublings(size: int) -> int:
 
 
 class DCGANGenerator(nn.Module):
-    """Noise [B,Z] -> pictures [B,3,size,size] in (-1,1). ``width``: channels of the last map before the picture."""
+    """Noise [B,Z] -> pictures [B,P,size,size] in (-1,1). ``width``: channels of the last map before the picture."""
 
-    def __init__(self, noise: int, size: int, width: int, bn_group: int) -> None:
+    def __init__(
+        self, noise: int, size: int, width: int, bn_group: int, *, channels: int = 3, kernel: int = KERNEL
+    ) -> None:
         super().__init__()
         steps = doublings(size)
-        channels = [width * 2**n for n in reversed(range(steps))]
+        widths = [width * 2**n for n in reversed(range(steps))]
         self.side = size >> steps
-        self.linear = nn.Linear(noise, channels[0] * self.side**2, bias=False)
-        self.norms = nn.ModuleList(GhostBatchNorm(c, bn_group) for c in channels)
-        # padding 2 and one more row and column at the end: exactly twice the side
+        self.linear = nn.Linear(noise, widths[0] * self.side**2, bias=False)
+        self.norms = nn.ModuleList(GhostBatchNorm(c, bn_group) for c in widths)
+        # An odd kernel needs one more row and column at the end for exactly twice the side.
+        pad, more = (kernel - 1) // 2, kernel % 2
         self.convs = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, KERNEL, stride=2, padding=2, output_padding=1, bias=n == steps - 1)
-            for n, (i, o) in enumerate(pairwise([*channels, 3]))
+            nn.ConvTranspose2d(i, o, kernel, stride=2, padding=pad, output_padding=more, bias=n == steps - 1)
+            for n, (i, o) in enumerate(pairwise([*widths, channels]))
         )
         initialize(self)
 
@@ -65,22 +72,39 @@ class DCGANGenerator(nn.Module):
 
 
 class DCGANDiscriminator(nn.Module):
-    """Pictures [B,3,size,size] -> logits [B] of being real. ``width``: channels of the first map, without a norm."""
+    """Pictures [B,P,size,size] -> logits [B] of being real. ``width``: channels of the first map.
 
-    def __init__(self, size: int, width: int, bn_group: int) -> None:
+    ``norm``: ``batch``, DCGAN's, over every map but the first; ``spectral``, of the weights of all layers (Miyato et
+    al. 2018), or ``none``: then every convolution has a bias.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        bn_group: int,
+        *,
+        channels: int = 3,
+        kernel: int = KERNEL,
+        norm: Norm = "batch",
+    ) -> None:
         super().__init__()
         steps = doublings(size)
-        channels = [width * 2**n for n in range(steps)]
+        widths = [width * 2**n for n in range(steps)]
+        conv, linear = (SpectralConv2d, SpectralLinear) if norm == "spectral" else (nn.Conv2d, nn.Linear)
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, KERNEL, stride=2, padding=2, bias=n == 0)
-            for n, (i, o) in enumerate(pairwise([3, *channels]))
+            conv(i, o, kernel, stride=2, padding=(kernel - 1) // 2, bias=n == 0 or norm != "batch")
+            for n, (i, o) in enumerate(pairwise([channels, *widths]))
         )
-        self.norms = nn.ModuleList([nn.Identity(), *(GhostBatchNorm(c, bn_group) for c in channels[1:])])
-        self.linear = nn.Linear(channels[-1] * (size >> steps) ** 2, 1)
+        self.norms = nn.ModuleList(
+            GhostBatchNorm(c, bn_group) if n and norm == "batch" else nn.Identity() for n, c in enumerate(widths)
+        )
+        self.linear = linear(widths[-1] * (size >> steps) ** 2, 1)
         initialize(self)
+        restart(self)
 
-    def forward(self, img_B3HH: Tensor) -> Tensor:
-        x = img_B3HH.contiguous(memory_format=torch.channels_last)
+    def forward(self, img_BPHH: Tensor) -> Tensor:
+        x = img_BPHH.contiguous(memory_format=torch.channels_last)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.leaky_relu(norm(conv(x)), SLOPE)
         logit_B: Tensor = self.linear(x.flatten(1)).squeeze(1)

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from v2f.metrics.adversarial import GUESS
 from v2f.storage.records import Record, read_lines
 from v2f.web.page import number
 
 WIDTH, HEIGHT = 320, 110
+_DUEL = ("discriminator/real", "discriminator/fake", "generator/total")
 _BINS = 200  # of a long curve; each is drawn by its lowest and highest point
 
 Points = Sequence[tuple[int, float]]
@@ -42,6 +44,8 @@ class Chart:
     high: str
     end: str
     log: bool
+    mark: float | None = None
+    """Height of a dashed line across the box, from its top, if there is one."""
 
 
 class _Point(Record):
@@ -74,15 +78,31 @@ def charts(runs: Sequence[Curves], *families: str) -> list[Chart]:
     return found
 
 
-def chart(title: str, points: Mapping[int, Points]) -> Chart:
+def duel(curves: Curves) -> dict[str, Chart]:
+    """The losses of the ``discriminator`` (without penalties; a line marks that of a guess) and of the ``generator``.
+
+    The axes include zero and are never logarithmic, so that a loss that vanishes is seen to vanish, and one that swings
+    to swing. Empty if a run has no such losses."""
+    real, fake, deceive = (curves.get(f"loss/{name}", ()) for name in _DUEL)
+    both = [(x, one + other) for (x, one), (_, other) in zip(real, fake, strict=False)]
+    if min(len(both), len(deceive)) < 2 or not all(math.isfinite(y) for _, y in [*both, *deceive]):
+        return {}
+    return {
+        "discriminator": chart("the discriminator's loss", {0: both}, linear=True, mark=GUESS),
+        "generator": chart("the generator's loss", {0: deceive}, linear=True),
+    }
+
+
+def chart(title: str, points: Mapping[int, Points], *, linear: bool = False, mark: float | None = None) -> Chart:
     """The curves of some runs over samples seen, on common axes. The vertical axis includes zero, so that a meter near
-    zero looks near zero; it is logarithmic if all values are positive and span more than a factor of 30."""
+    zero looks near zero; it is logarithmic if all values are positive and span more than a factor of 30, unless
+    ``linear``. ``mark``: a value that the axis includes, where a dashed line is drawn."""
     arrays = {run: np.array(of, float).T for run, of in points.items()}
     every = np.concatenate([y for _, y in arrays.values()])
-    log = bool(every.min() > 0 and every.max() > 30 * every.min())
+    log = bool(not linear and every.min() > 0 and every.max() > 30 * every.min())
     first, end = (f(x[at] for x, _ in arrays.values()) for f, at in ((min, 0), (max, -1)))
     low, high = float(every.min()), float(every.max())
-    low, high = (math.log(low), math.log(high)) if log else (min(low, 0.0), max(high, 0.0))
+    low, high = (math.log(low), math.log(high)) if log else (min(low, 0.0), max(high, mark or 0.0, 0.0))
     traces = []
     for run, (x, y) in arrays.items():
         kept = _thinned(y)
@@ -98,6 +118,7 @@ def chart(title: str, points: Mapping[int, Points]) -> Chart:
         high=number(math.exp(high) if log else high),
         end=f"{int(end):,}",
         log=log,
+        mark=None if mark is None else HEIGHT * (1 - (mark - low) / (high - low)),
     )
 
 

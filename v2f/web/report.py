@@ -36,7 +36,7 @@ from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.system import System, Transform, device_of, to_picture
 from v2f.tracking.rollback import outdated_pictures
-from v2f.web.curves import HEIGHT, WIDTH, Curves, charts, read_curves
+from v2f.web.curves import HEIGHT, WIDTH, Curves, charts, duel, read_curves
 from v2f.web.det import SIDE, Det, det
 from v2f.web.page import data_uri, environment, sound_uri
 from v2f.world import bounds
@@ -100,6 +100,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     if isinstance(protocol, PicturesFromNoise):
         drawn, photos = from_noise(dataset, run, system, PICTURES_SHOWN)
         own = {"verdict": _verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
+        own["duel"] = duel(curves)
         page = _page("noise.html.j2", run, shared | own)
     elif not isinstance(protocol, FacesOfVoices):
         own = {
@@ -213,12 +214,12 @@ def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[
     found = people_of(dataset.split(held_out[0]), system, count, [])
     if found is None:
         return [], []
-    photo_N3HW, noise_NZ, _ = found
+    photo_NCHW, noise_NZ, _ = found
     with torch.no_grad():
         asked = noise_input_and_picture_output(system)[0]
-        made_N3HW = next(iter(system.sample({asked: noise_NZ.to(device_of(system))}).values()))
+        made_NCHW = next(iter(system.sample({asked: noise_NZ.to(device_of(system))}).values()))
     notes = generate.provenance(run, system)
-    return [picture_uri(one, notes) for one in made_N3HW], [picture_uri(one) for one in to_picture(photo_N3HW)]
+    return [picture_uri(one, notes) for one in made_NCHW], [picture_uri(one) for one in to_picture(photo_NCHW)]
 
 
 def _verdict(system: System, curves: Curves) -> str | None:
