@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from v2f.errors import V2FError
-from v2f.nn.wen import FaceGenerator, FaceTrunk, ResidualTrunk, VoiceEmbedding
+from v2f.nn.wen import FaceGenerator, FaceTrunk, ResidualTrunk, VoiceEmbedding, keep_variance
 
 
 def parameters(net: nn.Module) -> int:
@@ -54,3 +54,17 @@ def test_an_embedding_is_the_mean_over_time_and_of_each_clip_alone() -> None:
     x_B64F = torch.randn(3, 64, 41)
     torch.testing.assert_close(net(x_B64F), net.model(x_B64F).mean(2))
     torch.testing.assert_close(net(x_B64F)[1:2], net(x_B64F[1:2]))
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_initial_weights_can_keep_the_variance(extra: int) -> None:
+    torch.manual_seed(0)
+    embedding = nn.functional.normalize(torch.randn(16, 64))
+    generator, trunk = FaceGenerator(64, 32, 16, extra=extra), FaceTrunk(32, 16)
+    before = generator(embedding).std(0).mean()
+    for net in (generator, trunk):
+        keep_variance(net)
+    picture = generator(embedding)
+    assert before < 0.01
+    assert 0.1 < float(picture.std(0).mean()) < 1.0
+    assert 0.2 < float(trunk(picture / picture.std()).std(0).mean()) < 3.0

@@ -60,6 +60,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "sample_noise": True,
         "width": 4,
         "extra": 1,
+        "init": "he",
         "trunk": {"net": "plain", "width": 4, "kernel": 3},
         "features": 8,
         "smooth": 0.1,

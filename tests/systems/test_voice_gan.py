@@ -113,7 +113,7 @@ def test_both_kinds_of_step_learn_and_zero_refuses_only_the_alternating_one(
     run_values: Values, tiny_shards: str
 ) -> None:
     for step in ({}, ALTERNATING):
-        system = made(run_values, every=1, **step)
+        system = made(run_values, every=1, init="torch", **step)
         engine = Engine("fp32")
         engine.wrap(system, share=8, micro_batch=None)
         system.train()
@@ -300,7 +300,7 @@ def test_other_nets_train_and_sample(run_values: Values, tiny_shards: str, syste
 def test_a_run_is_measured_shown_and_called_by_name_if_it_collapses(
     run_values: Values, labeled: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    values = values_of(run_values, "system.image_size=32", steps=12, validate_every=6)
+    values = values_of(run_values, "system.image_size=32", "system.init=torch", steps=12, validate_every=6)
     run = Run.open(fit(build(RunConfig, values, "test")))
     assert "step 6: COLLAPSED: one face for everyone" in capsys.readouterr().err  # of so few steps
     lines = Path(run.path, "metrics.jsonl").read_text().splitlines()

@@ -29,7 +29,7 @@ from v2f.encoders.wen import WenConfig
 from v2f.errors import V2FError
 from v2f.nn import adversarial, at_least_float32
 from v2f.nn.dcgan import doublings
-from v2f.nn.wen import FaceGenerator, FaceTrunk, ResidualTrunk
+from v2f.nn.wen import FaceGenerator, FaceTrunk, ResidualTrunk, keep_variance
 from v2f.system import (
     Batch,
     Judged,
@@ -127,6 +127,11 @@ class VoiceGAN(Judged):
             PlainTrunk()
         )
         features: int = Field(64, gt=0, description="width of the trunk's output, which both heads read")
+        init: Literal["torch", "he"] = Field(
+            "torch",
+            description="initial weights of generator and plain trunk: torch, as in Wen's code, or he, with which the "
+            "first faces depend on the voice (He et al. 2015)",
+        )
         step: Step = Field(
             "joint",
             description="joint: one step trains trunk, discriminator and classifier (Wen's code); alternating: the "
@@ -191,6 +196,10 @@ class VoiceGAN(Judged):
             self.trunk = FaceTrunk(size, config.trunk.width, config.trunk.kernel, features)
         else:
             self.trunk = ResidualTrunk(size, config.trunk.width, config.trunk.blocks, features)
+        if config.init == "he":
+            for net in (self.generator, self.trunk):
+                if isinstance(net, FaceGenerator | FaceTrunk):
+                    keep_variance(net)
         self.discriminator = nn.Linear(features, 1, bias=False)
         heads = {PERSON: config.people} | {name: len(values) for name, values in config.labels.items()}
         self.classifier = nn.ModuleDict(
