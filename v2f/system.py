@@ -94,7 +94,7 @@ class Optimizer(Config):
         if unknown:
             raise ValueError(
                 f"{key}.lr names {unknown[0]}, which this configuration does not train; it trains "
-                f"{' and '.join(sorted(trained)) or 'nothing there'}"
+                f"{' and '.join(sorted(trained))}"
             )
 
     @model_validator(mode="after")

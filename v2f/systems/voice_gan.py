@@ -96,7 +96,7 @@ def _modules(step: Step) -> dict[str, tuple[str, ...]]:
 
 def _adam(phase: str, step: Step) -> Optimizer:
     """Wen's optimizer of a phase."""
-    return Optimizer(lr=dict.fromkeys(_modules(step).get(phase, ()), 2e-4), betas=[0.5, 0.999])
+    return Optimizer(lr=dict.fromkeys(_modules(step)[phase], 2e-4), betas=[0.5, 0.999])
 
 
 class VoiceGAN(Judged):
@@ -145,9 +145,9 @@ class VoiceGAN(Judged):
             JudgeConfig(), description="what looks at pictures for meters and evaluation; no loss does"
         )
         discriminator: Optimizer = Field(default_factory=lambda given: _adam("discriminator", given["step"]))
-        classifier: Optimizer = Field(
-            default_factory=lambda given: _adam("classifier", given["step"]),
-            description="of the classifier's phase; only if step is alternating",
+        classifier: Optimizer | None = Field(
+            default_factory=lambda given: None if given["step"] == "joint" else _adam("classifier", given["step"]),
+            description="of the classifier's phase; null where step is joint",
         )
         generator: Optimizer = Field(default_factory=lambda given: _adam("generator", given["step"]))
         ema: int | None = Field(None, gt=0, description="half-life of the generator's moving average, in samples")
@@ -174,10 +174,13 @@ class VoiceGAN(Judged):
             encoders.check_frozen(self.encoder)
             if PERSON in self.labels:
                 raise ValueError(f"labels: {PERSON!r} is classified anyway; remove it")
-            modules = _modules(self.step)
-            for phase in ("discriminator", "classifier", "generator"):
-                own: Optimizer = getattr(self, phase)
-                own.check(modules.get(phase, ()), phase)
+            if self.classifier is not None and self.step == "joint":
+                raise ValueError("classifier is trained with the discriminator where step is joint: set it to null")
+            for phase, modules in _modules(self.step).items():
+                own: Optimizer | None = getattr(self, phase)
+                if own is None:
+                    raise ValueError(f"{phase} needs an optimizer where step is {self.step}")
+                own.check(modules, phase)
             return self
 
     def __init__(self, config: Config) -> None:
@@ -213,7 +216,7 @@ class VoiceGAN(Judged):
             for phase, names in _modules(c.step).items()
         }
         critics = {"discriminator": c.discriminator, "classifier": c.classifier}
-        found = [Phase(name=n, modules=modules[n], optimizer=own) for n, own in critics.items() if n in modules]
+        found = [Phase(name=n, modules=modules[n], optimizer=own) for n, own in critics.items() if own is not None]
         last = Phase(name="generator", modules=modules["generator"], optimizer=c.generator, every=c.every, ema=c.ema)
         return [*found, last]
 
