@@ -275,6 +275,28 @@ def ecapa() -> State:
     return weights.drawn()
 
 
+def wen_embedding() -> State:
+    """``voice_embedding.pth``: Wen's speaker embedding, 26 tensors, 2,670,720 parameters."""
+    weights, inputs = Weights(), 64
+    for layer, outputs in enumerate((256, 384, 576, 864)):
+        weights.layer(f"model.{3 * layer}", outputs, inputs, 3)
+        weights.batch_norm(f"model.{3 * layer + 1}", outputs)
+        inputs = outputs
+    weights.layer("model.12", 64, inputs, 3, bias=True)
+    return weights.drawn()
+
+
+def wen_generator() -> State:
+    """``generator.pth``: Wen's generator, 12 tensors, 12,191,875 parameters."""
+    weights, inputs = Weights(), 64
+    for layer, (outputs, taps) in enumerate(((1024, 4), (512, 4), (256, 4), (128, 4), (64, 4), (3, 1))):
+        name = f"model.{2 * layer}"
+        weights.normal(f"{name}.weight", inputs, outputs, taps, taps, std=math.sqrt(1 / (inputs * taps)))
+        weights.normal(f"{name}.bias", outputs, std=0.1)
+        inputs = outputs
+    return weights.drawn()
+
+
 FILES: dict[str, Callable[[], Any]] = {
     "model_ir_se50.pth": ir_se50,
     "psp_ffhq_encode.pt": psp,
@@ -286,6 +308,8 @@ FILES: dict[str, Callable[[], Any]] = {
     "squeezenet1_1-b8a52dc0.pth": squeezenet,
     "embedding_model.ckpt": ecapa,
     "pretrained.pt": ge2e,
+    "voice_embedding.pth": wen_embedding,
+    "generator.pth": wen_generator,
 }
 
 

@@ -38,15 +38,16 @@ def tiny_shards(tmp_path_factory) -> str:
 @pytest.fixture
 def run_values(tiny_shards, tmp_path) -> Callable[..., dict[str, Any]]:
     """Values of a RunConfig on the tiny shards, for one system of the table."""
-    from systems.small import SMALL
+    from systems.small import SMALL, STREAMS
 
     def values(system: str = "voice_styled_face", **train: Any) -> dict[str, Any]:
+        streams = {"streams": {name: {} for name in STREAMS[system]}} if system in STREAMS else {}
         return {
             "name": "tiny",
             "out": str(tmp_path / "run"),
             "seed": 3,
             "system": copy.deepcopy(SMALL[system]),  # a test may change it
-            "data": {"path": tiny_shards, "batch": 8, "workers": 0, "window": 8, "partitions": 4},
+            "data": {"path": tiny_shards, "batch": 8, "workers": 0, "window": 8, "partitions": 4} | streams,
             "train": {"steps": 4, "threads": 1, "log_every": 1, "validate_samples": 6} | train,
             "tracking": {"uri": None},
         }

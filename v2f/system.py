@@ -88,12 +88,12 @@ class Optimizer(Config):
         """The learning rate of each module for the step that starts when ``seen`` of ``total`` samples were used."""
         return {name: lr * self.schedules.get(name, self.schedule).at(seen, total) for name, lr in self.lr.items()}
 
-    def check(self, trained: Collection[str]) -> None:
-        """ValueError if ``lr`` names another module than those that are ``trained``."""
+    def check(self, trained: Collection[str], key: str = "optimizer") -> None:
+        """ValueError if ``lr`` names another module than those that are ``trained``; ``key``: where this is set."""
         unknown = sorted(self.lr.keys() - set(trained))
         if unknown:
             raise ValueError(
-                f"optimizer.lr names {unknown[0]}, which this configuration does not train; it trains "
+                f"{key}.lr names {unknown[0]}, which this configuration does not train; it trains "
                 f"{' and '.join(sorted(trained))}"
             )
 

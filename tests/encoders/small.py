@@ -73,6 +73,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "bands": 20,
     },
     "ge2e": {"net": "ge2e", "random": True, "output": "frames", "width": 8},
+    "wen": {"net": "wen", "random": True, "widths": [12, 16], "embedding": 12},
+    "wen_trained": {"net": "wen", "random": True, "thaw": "all", "widths": [12, 16], "embedding": 12, "bn_group": 2},
 }
 
 MAPPINGS: dict[str, dict[str, Any]] = {
@@ -92,7 +94,12 @@ MAPPINGS: dict[str, dict[str, Any]] = {
     "vector_cascade": {"net": "vector_cascade", "channels": [4, 8], "strides": [4, 4], "kernel": 3, "pool": "mean"},
 }
 
-VECTORS = {"waveform_vector", *(name for name, values in ENCODERS.items() if values.get("output") == "vector")}
+VECTORS = {
+    "waveform_vector",
+    "wen",
+    "wen_trained",
+    *(name for name, values in ENCODERS.items() if values.get("output") == "vector"),
+}
 """The encoders whose deepest map has one frame."""
 OF_VECTORS = {"vector_cascade"}
 """The mappings that take nothing else; ``linear`` takes both."""

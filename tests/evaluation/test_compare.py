@@ -187,6 +187,7 @@ def test_what_is_better_depends_on_the_metric(tmp_path: Path) -> None:
         "R@5": 1,
         "R@10": 1,
         "margin": 1,
+        "consistency": 1,
         "identity_distance_ratio": 0,
         "nearest": 0,
         "energy": -1,
@@ -415,10 +416,10 @@ def test_the_table_says_what_differs_and_what_is_larger_than_noise(tmp_path: Pat
     text = printed(compared(one, other))
     assert "system.kind" in text
     assert "gallery" not in text
-    assert "* larger than noise: 9 of 9 differences" in text
+    assert "* larger than noise: 10 of 10 differences" in text
     assert "test, R@10, % by the judge: B is above A by" in text
     (row,) = (line for line in text.splitlines() if "B − A" in line)
-    assert row.count("*") == 9
+    assert row.count("*") == 10
     assert "chance" in text
 
 

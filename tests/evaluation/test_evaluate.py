@@ -94,6 +94,26 @@ def test_each_persons_share_is_kept_beside_it(tmp_path: Path) -> None:
     assert b"id0" not in content  # numbers instead of names of people
 
 
+def test_consistency_over_a_speakers_clips_is_measured_where_people_have_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_data(tmp_path / "data", PEOPLE)
+    run, system = make_run(tmp_path / "run", tmp_path / "data")
+    found = evaluate(run, system=system, device="cpu")["splits"]["test"]["by"]["judge"]
+    alike = found["consistency"]
+    assert alike["same"] == pytest.approx(1.0)  # it draws the person's first photo for each clip
+    assert alike["different"] == pytest.approx(1 - found["meters"]["identity_distance"])
+    assert alike["margin"] == found["lines"]["voice"]["consistency"]
+    assert alike["margin"]["low"] < alike["margin"]["value"] < alike["margin"]["high"]
+    shares = json.loads((tmp_path / "run" / "eval-people.json").read_text())["splits"]["test"]["shares"]["judge"]
+    assert np.mean(shares["consistency"]) == pytest.approx(alike["margin"]["value"], abs=0.01)
+    assert f"margin {alike['margin']['value']:.3f} (" in " ".join(capsys.readouterr().out.split())
+    constant = measured(tmp_path / "constant", "constant")["splits"]["test"]["by"]["judge"]["consistency"]
+    assert constant["margin"]["value"] == pytest.approx(0.0, abs=1e-6)
+    single = {"people": PEOPLE, "clips": 1}
+    assert measured(tmp_path / "single", data=single)["splits"]["test"]["by"]["judge"]["consistency"] is None
+
+
 def test_too_small_a_gallery_is_said_and_not_hidden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_data(tmp_path / "data", {"test": range(3)})
     run, system = make_run(tmp_path / "run", tmp_path / "data")

@@ -64,8 +64,10 @@ def shrunk(values: Mapping[str, Any], data: str, out: str) -> dict[str, Any]:
 
     def small(key: str, value: Any) -> Any:
         net = value.get("net") if isinstance(value, Mapping) else None
+        if key == "encoder" and net == "run":  # the run is not there
+            return ENCODERS["wen"]
         if key == "encoder" and net in ENCODERS and net != "waveform":  # its keys are its own, and it needs no weights
-            return {**ENCODERS[net], **{k: value[k] for k in ("output",) if k in value}}
+            return {**ENCODERS[net], **{k: value[k] for k in ("output", "thaw") if k in value}}
         if key == "mapping" and net in MAPPINGS and net != "vec2style":
             return MAPPINGS[net]
         if isinstance(value, Mapping) and key != "frozen":
@@ -84,7 +86,8 @@ def shrunk(values: Mapping[str, Any], data: str, out: str) -> dict[str, Any]:
         "out": out,
         "seed": values["seed"],
         "system": small("system", values["system"]),
-        "data": {"path": data, "valid": None, "batch": BATCH, "workers": 0, "window": 8, "partitions": 4},
+        "data": {"path": data, "valid": None, "batch": BATCH, "workers": 0, "window": 8, "partitions": 4}
+        | ({"streams": {name: {} for name in values["data"]["streams"]}} if "streams" in values["data"] else {}),
         "train": train,
         "tracking": {"uri": None},
     }

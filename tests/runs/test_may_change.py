@@ -18,7 +18,7 @@ MAY_CHANGE = (
     "data.cache",
     "data.max_bad_fraction",
     "system.path",
-    *(f"system.encoder.{key}" for key in ("file", "sha256")),
+    *(f"system.encoder.{key}" for key in ("file", "sha256", "path", "which")),
     "system.frozen.path",
     "system.frozen.referee",
     *(f"system.frozen.{role}.{key}" for role in ROLES for key in ("file", "sha256", "path", "which")),

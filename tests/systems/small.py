@@ -50,6 +50,31 @@ SMALL: dict[str, dict[str, Any]] = {
         "optimizer": {"lr": {"encoder": 1e-3, "head": 5e-3}, "clip": 5.0, "weight_decay": 1e-4},
         "ema": 64,
     },
+    "voice_gan": {
+        "name": "voice_gan",
+        "people": 30,
+        "seconds": 0.4,
+        "image_size": 16,
+        "encoder": ENCODERS["wen"],
+        "noise": 0.1,
+        "sample_noise": True,
+        "width": 4,
+        "extra": 1,
+        "init": "he",
+        "trunk": {"net": "plain", "width": 4, "kernel": 3},
+        "features": 8,
+        "smooth": 0.1,
+        "every": 2,
+        "augment": {"noise": 0.5, "stutters": 0.5, "flip": 0.5},
+        "terms": {"person": 0.5},
+        "discriminator": {
+            "lr": {"trunk": 2e-4, "discriminator": 2e-4, "classifier": 1e-3},
+            "betas": [0.5, 0.999],
+            "clip": 5.0,
+        },
+        "generator": {"lr": {"generator": 5e-4}, "betas": [0.5, 0.999], "schedule": {"warmup": 16}},
+        "ema": 64,
+    },
     "face_gan": {
         "name": "face_gan",
         "image_size": 16,
@@ -68,3 +93,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "ema": 64,
     },
 }
+
+STREAMS: dict[str, tuple[str, ...]] = {"voice_gan": ("voice", "face")}
+"""The streams of the systems that read several."""

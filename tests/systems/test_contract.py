@@ -2,18 +2,18 @@
 
 import pytest
 import torch
-from systems.small import SMALL
+from systems.reading import fixed, training
+from systems.small import SMALL, STREAMS
 
 from v2f.config import build
-from v2f.data.loader import Loader, read_split
+from v2f.data.loader import read_split
 from v2f.data.manifest import open_dataset
-from v2f.data.order import Order
 from v2f.engine import Engine
 from v2f.evaluation.protocols import PROTOCOLS
 from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run, build_system
-from v2f.system import Embedding, Picture, trained
+from v2f.system import Embedding, Picture, by_stream, part_of, trained
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit
 
@@ -22,13 +22,28 @@ SYSTEM = pytest.mark.parametrize("name", sorted(SYSTEMS))
 
 def test_every_system_has_a_small_configuration():
     assert SMALL.keys() == SYSTEMS.keys()
+    assert STREAMS.keys() <= SMALL.keys()
 
 
 def first_batch(config: RunConfig, system) -> dict:
-    split = open_dataset(config.data.path).split("train")
-    order = Order.for_batches(split.shard_sizes, seed=0, batch=8, window=8)
-    with Loader(split, order, system.transforms(), batch=8, seed=0) as loader:
-        return next(iter(loader))
+    with training(open_dataset(config.data.path).split("train"), system, 8) as streams:
+        return next(iter(streams))
+
+
+def masked(batch: dict) -> dict:
+    """With the weight 0 in the second half of every stream."""
+    if "slot" not in batch:
+        return {stream: masked(own) for stream, own in by_stream(batch).items()}
+    return batch | {"weight": torch.tensor([1.0] * 4 + [0.0] * 4)}
+
+
+@SYSTEM
+def test_what_sampling_reads_is_among_the_transforms(run_values, name):
+    system = build_system(build(RunConfig, run_values(name), "test"))
+    streams = list(system.streams())
+    assert streams == list(STREAMS.get(name, [""]))
+    assert system.streams()[streams[0]].keys() <= system.transforms().keys()
+    assert system.asks().keys() <= system.transforms().keys()
 
 
 @SYSTEM
@@ -57,9 +72,8 @@ def test_the_total_is_the_weighted_sum_of_its_terms_and_a_slot_of_weight_zero_ad
     batch = first_batch(config, system)
     for phase in system.phases():
         whole = system.loss(phase.name, batch, 0)
-        half = system.loss(phase.name, {k: v[:4] for k, v in batch.items()}, 0)
-        masked = batch | {"weight": torch.tensor([1.0] * 4 + [0.0] * 4)}
-        for key, value in system.loss(phase.name, masked, 0).items():
+        half = system.loss(phase.name, part_of(batch, 0, 2), 0)
+        for key, value in system.loss(phase.name, masked(batch), 0).items():
             torch.testing.assert_close(value, half[key] / 2, rtol=1e-4, atol=1e-6)
         assert not torch.equal(whole["total"], half["total"])
 
@@ -68,15 +82,15 @@ def test_the_total_is_the_weighted_sum_of_its_terms_and_a_slot_of_weight_zero_ad
 def test_a_sample_has_the_promised_shape_and_range(run_values, name):
     config = build(RunConfig, run_values(name), "test")
     system = build_system(config).eval()
-    batch = next(iter(read_split(open_dataset(config.data.path).split("valid"), system.transforms(), 4)))
-    made = system.sample(batch)
+    split = open_dataset(config.data.path).split("valid")
+    made = system.sample(next(iter(read_split(split, system.transforms(), 4))))
     assert made
     for value in made.values():
         assert value.shape[0] == 4
         assert value.dtype == torch.float32
         assert value.abs().max() <= 1
         assert not value.requires_grad
-    meters = system.meters([batch])
+    meters = system.meters([next(iter(fixed(split, system, 4)))])
     assert meters
     assert all(isinstance(v, float) for v in meters.values())
 

@@ -48,6 +48,13 @@ def test_the_figure_pairs_each_reference_with_the_face_of_its_voice(tmp_path: Pa
     assert all(np.array_equal(a, b) for a, b in zip(shown, expected, strict=True))
 
 
+def test_the_page_says_how_alike_the_faces_of_a_speakers_clips_are(tmp_path: Path) -> None:
+    made(tmp_path)
+    (found,) = json.loads((tmp_path / "run" / "eval.json").read_text())["splits"]["test"]["by"].values()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"a margin of <strong>{found['consistency']['margin']['value']:.3f}</strong>" in page
+
+
 def test_the_face_is_the_systems_and_not_the_reference(tmp_path: Path) -> None:
     shown = pictures(made(tmp_path, kind="constant", measure=False))
     assert np.array_equal(shown[2], portrait(1))

@@ -27,6 +27,8 @@ from v2f.weights import (
     PSPEncoderWeights,
     StyleGAN2Weights,
     UserWeights,
+    WenGeneratorWeights,
+    WenWeights,
     load_mtcnn,
     load_psp,
     locate,
@@ -81,6 +83,8 @@ LAYOUTS: dict[str, tuple[type[UserWeights], dict[str, Any], str, str | None, str
         None,
         "blocks.2.res2net_block.blocks.5.norm.norm.running_mean",
     ),
+    "wen": (WenWeights, {"net": "wen"}, "voice_embedding.pth", None, "model.7.running_var"),
+    "wen generator": (WenGeneratorWeights, {"net": "wen_generator"}, "generator.pth", None, "model.6.weight"),
 }
 LAYOUT = pytest.mark.parametrize("name", LAYOUTS)
 

@@ -23,7 +23,7 @@ LAUNCH = Path(__file__).parents[2] / "launch" / "recipes"
 NEEDED = ("stylegan2-ffhq-1024", "stylegan2-ffhq-256", "ir-se50", "lpips-alex", "psp-ffhq-encode")
 NEEDED += ("psp-ffhq-frontalization",)  # for packing, optional
 NEEDED += ("facenet-vggface2",)  # the referee of `v2f eval`
-NEEDED += ("ecapa-voxceleb", "ge2e-resemblyzer", "unispeech-sat-base")  # voice encoders
+NEEDED += ("ecapa-voxceleb", "ge2e-resemblyzer", "unispeech-sat-base", "wen-voice-embedding")  # voice encoders
 ALEX = "alexnet-owt-7be5be79.pth"
 
 
@@ -55,7 +55,7 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
 ) -> None:
     shutil.copytree(LAUNCH, tmp_path / "launch" / "recipes")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setattr(Published, "installed", lambda published: None)
     assert main(["weights"]) == 1  # something is missing
     text = capsys.readouterr().out
@@ -69,9 +69,9 @@ def test_the_table_says_what_each_recipe_needs_and_where_it_is_published(
         assert user in text
     assert (
         "no weights needed, these use the package's stand-ins: face-gan, large-batch, pairs, quickstart, "
-        "speaker-pretrain, speaker-synthetic, synthetic" in text
+        "speaker-pretrain, speaker-synthetic, synthetic, voice-embedding" in text
     )
-    assert "missing or refused: 9; see docs/weights.md" in text
+    assert "missing or refused: 11; see docs/weights.md" in text
     assert main(["weights", "table", "launch/recipes/quickstart.yaml"]) == 0
 
 

@@ -17,13 +17,12 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from codebook import trained as trained_codebook  # noqa: E402
+from systems.reading import training  # noqa: E402
 from systems.small import SMALL  # noqa: E402
 from two_phases import BY_VALUE, GROUP, TwoPhases, batches  # noqa: E402
 
 from v2f.config import build  # noqa: E402
-from v2f.data.loader import Loader  # noqa: E402
 from v2f.data.manifest import open_dataset  # noqa: E402
-from v2f.data.order import Order  # noqa: E402
 from v2f.engine import Engine, StepResult, ranks  # noqa: E402
 from v2f.errors import V2FError  # noqa: E402
 from v2f.runs import checkpoint  # noqa: E402
@@ -74,10 +73,9 @@ class Job:
         if self.name == "two_phases":
             yield from batches(self.batch, engine.rank, engine.world_size, start)
         split = open_dataset(str(DATA)).split("train")
-        order = Order.for_batches(split.shard_sizes, seed=3, batch=self.batch, window=8, partitions=4)
         place = {"rank": engine.rank, "world_size": engine.world_size, "start_slot": start * self.batch}
-        with Loader(split, order, self.system.transforms(), batch=self.batch, seed=3, **place) as loader:
-            yield from loader
+        with training(split, self.system, self.batch, seed=3, partitions=4, **place) as streams:
+            yield from streams
 
     def train(self, steps: int, **options: Any) -> list[StepResult]:
         results: list[StepResult] = []

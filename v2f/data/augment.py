@@ -45,7 +45,7 @@ class Change(Protocol):
     @property
     def chance(self) -> float: ...
 
-    def __call__(self, values: Any, rng: np.random.Generator, rate: int) -> Any:
+    def __call__(self, values: Any, /, rng: np.random.Generator, rate: int) -> Any:
         """The changed ``values`` as a new array; ``rate``: sample rate of a sound."""
         ...
 

@@ -17,6 +17,7 @@ import numpy as np
 from v2f.data.loader import Batch, Loader
 from v2f.data.manifest import Ints, Samples
 from v2f.data.mix import identities
+from v2f.data.transforms import PersonNumber, Transform
 
 
 def stream_seed(seed: int, name: str) -> int:
@@ -45,6 +46,19 @@ def numbered(samples: Samples, people: Mapping[str, int]) -> Ints:
     """``identity_N`` of a set in the numbering of ``people``, int64 [N]."""
     number_I = np.array([people[name] for name in identities(samples)], dtype=np.int64)
     return number_I[samples.identity_N]
+
+
+def numbered_alike(
+    reads: Mapping[str, Mapping[str, Transform]], sets: Mapping[str, Samples]
+) -> dict[str, dict[str, Transform]]:
+    """What is read of each stream, with :class:`PersonNumber` bound to the training data of all streams, so that a
+    person has one number in all of them; ``sets``: the training samples of each stream."""
+    datasets = {dataset.fingerprint: dataset for samples in sets.values() for dataset in samples.datasets}
+    every = list(datasets.values())
+    return {
+        stream: {name: each.bind(every) if isinstance(each, PersonNumber) else each for name, each in own.items()}
+        for stream, own in reads.items()
+    }
 
 
 def side_by_side(streams: Mapping[str, Iterable[Batch]]) -> Iterator[Batch]:

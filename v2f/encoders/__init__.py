@@ -1,6 +1,7 @@
 """Voice encoders by choice: ours are trained from the start, foreign ones are frozen or thawed.
 
 system.encoder (a configuration with the key ``net``) -> build -> VoiceEncoder: wave [B,T] -> maps [B,C_i,T_i]
+                                                    -> frozen -> the same, of weights or of another run, not trained
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,14 @@ from v2f.encoders.foreign import ForeignConfig
 from v2f.encoders.foreign import ForeignEncoder as ForeignEncoder  # systems ask for its maps
 from v2f.encoders.ge2e import GE2EConfig
 from v2f.encoders.speech_transformers import UniSpeechSATConfig, WavLMConfig
+from v2f.encoders.wen import WenConfig
+from v2f.errors import V2FError
+from v2f.nn import freeze
 from v2f.nn.spectrogram import SpectrogramEncoder
 from v2f.nn.voice import VoiceEncoder
 from v2f.nn.waveform import WaveformEncoder, other_split
-from v2f.weights import Requirements
+from v2f.weights import Requirements, RunModule
+from v2f.weights.runs import read_module
 
 EncoderConfig = Annotated[
     Annotated[
@@ -28,11 +33,16 @@ EncoderConfig = Annotated[
         | GE2EConfig
         | SpectrogramEncoder.Config
         | UniSpeechSATConfig
-        | WavLMConfig,
+        | WavLMConfig
+        | WenConfig,
         Field(discriminator="net"),
     ],
     default_net("waveform"),
 ]
+FrozenEncoderConfig = Annotated[
+    ECAPAConfig | GE2EConfig | UniSpeechSATConfig | WavLMConfig | WenConfig | RunModule, Field(discriminator="net")
+]
+"""An encoder that is not trained: with the weights of others, or the encoder of another run."""
 AnyConfig = WaveformEncoder.Config | SpectrogramEncoder.Config | ForeignConfig
 
 
@@ -61,6 +71,29 @@ def build(config: AnyConfig, folder: str) -> Built:
     return Built(WaveformEncoder(config))
 
 
+def frozen(config: ForeignConfig | RunModule, folder: str) -> Built:
+    """The frozen encoder of a configuration that passed :func:`check_frozen`; arguments as for :func:`build`. V2FError
+    if the module of a run is no encoder."""
+    if isinstance(config, ForeignConfig):
+        built = build(config, folder)
+        return replace(built, encoder=freeze(built.encoder))
+    module, digest = read_module(config, "system.encoder")
+    if not isinstance(module, VoiceEncoder):
+        raise V2FError(
+            f"system.encoder: {config.module} of {config.path} is a {type(module).__name__}, not a voice encoder; "
+            "name the module `encoder` of a run that trains one"
+        )
+    return Built(freeze(module), digest)
+
+
+def check_frozen(config: ForeignConfig | RunModule) -> None:
+    """ValueError if something of the encoder would be trained, or would be read from shards."""
+    if isinstance(config, ForeignConfig) and config.trained:
+        raise ValueError("the encoder is frozen here: remove thaw and weighted, or train it in a run of its own")
+    if isinstance(config, ForeignConfig) and config.precomputed:
+        raise ValueError("precomputed features are not read here; set encoder.precomputed to false")
+
+
 def described(encoder: ForeignEncoder, sha256: str | None, seconds: float) -> dict[str, Any]:
     """What identifies the features of ``seconds`` of a voice; ``sha256``: that of the encoder's file."""
     return encoder.described() | {"sha256": sha256, "seconds": seconds, "sample_rate": encoder.config.sample_rate}
@@ -78,14 +111,16 @@ def trained(config: AnyConfig) -> tuple[str, ...]:
     return config.trained if isinstance(config, ForeignConfig) else ("encoder",)
 
 
-def with_encoder(required: Requirements, config: AnyConfig) -> Requirements:
-    """``required`` and the file of a foreign encoder, in the role ``encoder``."""
+def with_encoder(required: Requirements, config: AnyConfig | RunModule) -> Requirements:
+    """``required`` and the file of a foreign encoder, or the module of a run, in the role ``encoder``."""
+    if isinstance(config, RunModule):
+        return replace(required, run_modules={**required.run_modules, "encoder": config})
     if not isinstance(config, ForeignConfig) or config.random:
         return required
     return replace(required, user_weights={**required.user_weights, "encoder": config.source()})
 
 
-def check_rate(config: AnyConfig, sample_rate: int) -> None:
+def check_rate(config: AnyConfig | RunModule, sample_rate: int) -> None:
     """ValueError if an encoder works at another sample rate: a foreign one was trained at it."""
     if isinstance(config, ForeignConfig) and config.sample_rate != sample_rate:
         raise ValueError(f"sample_rate is {sample_rate}, {config.net} takes {config.sample_rate} Hz; set it to that")

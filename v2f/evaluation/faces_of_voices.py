@@ -81,12 +81,17 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
     each: dict[Name, dict[str, NDArray[np.float64]]] = {}
     for by, own in queries.items():
         reference_ND, face_MD = reference[by].emb_MD, own[0].emb_QD
+        clips_alike = metrics.consistency(face_MD, person_M)
         measured = {one.line: _numbers_of(one, reference_ND, reference[by].features_MP, gallery) for one in own}
         each[by] = measured["voice"][1] | {"margin": metrics.margin_shares(face_MD, reference_ND, person_M)}
+        if clips_alike is not None:
+            each[by]["consistency"] = clips_alike.each_N
+            measured["voice"][0]["consistency"] = clips_alike.margin.as_dict()
         by_observer[by] = {
             "lines": {line: numbers for line, (numbers, _) in measured.items()},
             "held_equal": _held_equal(own, reference_ND, clips, strongest.get(by)),
             "strongest_factor": strongest.get(by),
+            "consistency": None if clips_alike is None else clips_alike.as_dict(),
             "attributes": agreement.measured(groups, _lines_of(own), reference_ND, each[by]) if groups else {},
             "meters": metrics.collapse_meters(
                 face=face_MD, reference=reference_ND[person_M], identity=person_M, w=w_MLD, codes=codes_NLD
@@ -231,6 +236,7 @@ def _metrics_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
     return (
         *(Metric(f"R@{k}", f"R@{k}, %", 1, by, identity, 100, 1) for k in metrics.KS),
         Metric("margin", "margin", 1, by, identity, digits=3),
+        Metric("consistency", "consistency over clips", 1, by, identity, digits=3),
         Metric("identity_distance_ratio", "identity distance", 0, by, identity),
         # below 1 is an average face, which is not better
         Metric("nearest", "picture: nearest", 0, by, maps, of_pictures=True),
@@ -295,6 +301,13 @@ class FacesOfVoices(Protocol):
                 console.print(
                     f"{held['factor']} held equal (galleries of the {held['gallery']} people nearest in it), R@1 %, "
                     f"by the {by}: chance {100 * held['chance']['R@1']:.1f}, {shown}"
+                )
+            alike = observed.get("consistency")
+            if alike is not None:
+                console.print(
+                    f"consistency over a speaker's clips, by the {by}: the mean cosine of two faces is "
+                    f"{alike['same']:.3f} for one speaker, {alike['different']:.3f} for different ones; margin "
+                    "{value:.3f} ({low:.3f} to {high:.3f})".format(**alike["margin"])
                 )
         by, observed = first_observer(split)
         agreement.show(f"{name}: attributes of the speakers; {BY[by]}", observed["attributes"], console)

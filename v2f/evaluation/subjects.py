@@ -118,6 +118,8 @@ class Subject:
             return f"{self.letter} was measured without a {metric.by}: v2f eval {self.run.path}"
         if split not in self.people:
             return f"{self.letter} was measured without keeping each person’s share: v2f eval {self.run.path}"
+        if metric.key not in self.people[split]["shares"].get(metric.by, {}):
+            return ""
         if self.shares(split, metric) is None:
             return f"some numbers are not defined for {self.letter}: too few people"
         ground: dict[str, Any] = {"people": (self.evaluated["data"]["fingerprint"], self.people[split]["people"])}

@@ -1,13 +1,13 @@
 """Numbers that say whether a face made from a voice shows that person, an average person, or always the same one.
 
 Retrieval (:mod:`~v2f.metrics.recall`) asks whether a face finds its person. The other families show what retrieval does
-not: whether a face looks like people of its speaker's group (:mod:`~v2f.metrics.agreement`), a collapse to one face
-(:mod:`~v2f.metrics.collapse`), pictures that repeat (:mod:`~v2f.metrics.variety`), pictures that do not look real
-(:mod:`~v2f.metrics.pictures`), and a generator and a discriminator that are out of balance
-(:mod:`~v2f.metrics.adversarial`). Retrieval alone is not enough, because the best retrieval and the best pictures pull
-apart. Every number is computed in float64 from a whole set, so it depends on neither the batch size nor the number of
-ranks. Numbers over people come with each person's share (:mod:`~v2f.metrics.people`), so that two runs can be compared
-person by person.
+not: whether a face looks like people of its speaker's group (:mod:`~v2f.metrics.agreement`), whether a speaker's clips
+give the same face (:mod:`~v2f.metrics.consistency`), a collapse to one face (:mod:`~v2f.metrics.collapse`), pictures
+that repeat (:mod:`~v2f.metrics.variety`), pictures that do not look real (:mod:`~v2f.metrics.pictures`), and a
+generator and a discriminator that are out of balance (:mod:`~v2f.metrics.adversarial`). Retrieval alone is not enough,
+because the best retrieval and the best pictures pull apart. Every number is computed in float64 from a whole set, so it
+depends on neither the batch size nor the number of ranks. Numbers over people come with each person's share
+(:mod:`~v2f.metrics.people`), so that two runs can be compared person by person.
 """
 
 from v2f.metrics.adversarial import gan_verdict, oscillation
@@ -22,6 +22,7 @@ from v2f.metrics.collapse import (
     margin,
     margin_shares,
 )
+from v2f.metrics.consistency import Consistency, consistency
 from v2f.metrics.people import Interval, each_over_people, over_people
 from v2f.metrics.pictures import PictureDistance, frechet_distance, picture_distance
 from v2f.metrics.recall import (
@@ -58,6 +59,7 @@ __all__ = [
     "HELD_EQUAL",
     "KS",
     "Agreement",
+    "Consistency",
     "Interval",
     "PictureDistance",
     "Retrieval",
@@ -68,6 +70,7 @@ __all__ = [
     "code_variance",
     "collapse_meters",
     "collapse_verdict",
+    "consistency",
     "det_curve",
     "draw_trials",
     "each_over_people",

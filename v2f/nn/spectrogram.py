@@ -34,6 +34,9 @@ class LogMelConfig(Config):
     bands: Annotated[int, Field(ge=1)] = 80
     window: float = Field(25.0, gt=0, description="ms, of a Hann window")
     hop: float = Field(10.0, gt=0, description="ms from one frame to the next")
+    fft: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="length of the Fourier transform in samples; null: the window's next power of two"
+    )
     f_min: float = Field(20.0, ge=0, description="Hz, where the lowest band begins")
     f_max: float | None = Field(None, gt=0, description="Hz, where the highest band ends; null: half of sample_rate")
     eps: float = Field(1e-6, gt=0, description="least power of a band, before the logarithm")
@@ -49,6 +52,8 @@ class LogMelConfig(Config):
         half = self.sample_rate / 2
         if min(self.samples) < 1:
             raise ValueError(f"window and hop must be at least one sample, {1000 / self.sample_rate:g} ms")
+        if self.fft is not None and self.fft < self.samples[0]:
+            raise ValueError(f"fft must be at least the window, {self.samples[0]} samples")
         if not self.f_min < (half if self.f_max is None else self.f_max) <= half:
             raise ValueError(f"f_min must be below f_max, and f_max at most {half:g} Hz, half of sample_rate")
         return self
@@ -58,8 +63,8 @@ class LogMel(nn.Module):
     """wave [B,T] in [-1,1] -> the logarithm of the power in M mel bands, [B,M,1 + T // hop], float32 or float64.
 
     Power: torchaudio's MelSpectrogram (HTK's scale, triangles of height one), frames centered, with zeros before and
-    after the wave; the Fourier transform is as long as the next power of two. It computes in the precision of the wave
-    even under autocast. Nothing is learned, and a checkpoint contains none of it.
+    after the wave. It computes in the precision of the wave even under autocast. Nothing is learned, and a checkpoint
+    contains none of it.
     """
 
     def __init__(self, config: LogMelConfig) -> None:
@@ -73,7 +78,7 @@ class LogMel(nn.Module):
             warnings.simplefilter("ignore")  # about empty bands, see below
             self.mel = MelSpectrogram(
                 config.sample_rate,
-                n_fft=1 << (window - 1).bit_length(),
+                n_fft=config.fft or 1 << (window - 1).bit_length(),
                 win_length=window,
                 hop_length=hop,
                 f_min=config.f_min,
@@ -96,10 +101,18 @@ class LogMel(nn.Module):
         with torch.autocast(wav_BT.device.type, enabled=False):
             power_BMT: Tensor = self.mel(at_least_float32(wav_BT))
             log_BMT = power_BMT.clamp(min=self.eps).log()
-            if not self.normalize:
-                return log_BMT
-            deviation_BM1, mean_BM1 = torch.std_mean(log_BMT, dim=2, correction=0, keepdim=True)
-            return (log_BMT - mean_BM1) / deviation_BM1.clamp(min=LEAST_DEVIATION)
+            return standardized(log_BMT) if self.normalize else log_BMT
+
+
+def standardized(log_BMT: Tensor, chosen_BT: Tensor | None = None) -> Tensor:
+    """Each band of each clip scaled to mean 0 and variance 1 over its frames, or over the chosen ones (bool)."""
+    if chosen_BT is None:
+        deviation_BM1, mean_BM1 = torch.std_mean(log_BMT, dim=2, correction=0, keepdim=True)
+    else:
+        share_B1T = chosen_BT[:, None] / chosen_BT.sum(dim=1)[:, None, None].to(log_BMT.dtype)
+        mean_BM1 = (log_BMT * share_B1T).sum(dim=2, keepdim=True)
+        deviation_BM1 = ((log_BMT - mean_BM1).square() * share_B1T).sum(dim=2, keepdim=True).sqrt()
+    return (log_BMT - mean_BM1) / deviation_BM1.clamp(min=LEAST_DEVIATION)
 
 
 class SpectrogramEncoder(ResNetEncoder):

@@ -67,6 +67,14 @@ class _Known(Record):
     edges: list[float] = []
 
 
+class _Consistency(Record):
+    """How alike faces made from several clips of one speaker are."""
+
+    same: float
+    different: float
+    margin: dict[str, float | None]
+
+
 class _Numbers(Record):
     """The numbers of a split by one observer, each alone or with its interval."""
 
@@ -74,6 +82,7 @@ class _Numbers(Record):
     meters: dict[str, float | None] = {}
     held_equal: _HeldEqual | None = None
     strongest_factor: str | None = None
+    consistency: _Consistency | None = None
     attributes: dict[str, _Attribute] = {}
 
 

@@ -3,10 +3,12 @@
 from v2f.system import System
 from v2f.systems.face_gan import FaceGAN
 from v2f.systems.speaker_recognition import SpeakerRecognition
+from v2f.systems.voice_gan import VoiceGAN
 from v2f.systems.voice_styled_face import VoiceStyledFace
 
 SYSTEMS: dict[str, type[System]] = {
     "face_gan": FaceGAN,
     "speaker_recognition": SpeakerRecognition,
+    "voice_gan": VoiceGAN,
     "voice_styled_face": VoiceStyledFace,
 }

@@ -18,7 +18,8 @@ from v2f.data.loader import Loader, check_batch, micro_batch_of
 from v2f.data.manifest import Samples, open_dataset
 from v2f.data.mix import MixOrder, Union
 from v2f.data.order import Order
-from v2f.data.streams import Streams, joint_fingerprint, joint_people, numbered, stream_seed
+from v2f.data.streams import Streams, joint_fingerprint, joint_people, numbered, numbered_alike, stream_seed
+from v2f.data.transforms import Transform
 from v2f.engine import Engine
 from v2f.errors import V2FError
 from v2f.nn.batchnorm import common_group
@@ -112,7 +113,8 @@ def prepare(
         state = _restore(config, engine, system, data, origin.checkpoint)
         init_from = state.get("init_from", [])
     quarantined: dict[str, list[int]] = {"": state.get("quarantine", []), **state.get("quarantines", {})}
-    loader = _open_loader(config, engine, system, data, batching, origin.step, quarantined)
+    reads = numbered_alike(system.streams(), data.samples)
+    loader = _open_loader(config, engine, reads, data, batching, origin.step, quarantined)
     rank_zero, starts = None, 1
     if start.lease is not None:
         store.write_bytes(store.join(start.folder.path, "config.yaml"), dump_yaml(config).encode())
@@ -129,7 +131,7 @@ def prepare(
             system,
             start.lease,
             tracker,
-            read_held_out(config, batching.streams, system, data.people, size, engine),
+            read_held_out(config, batching.streams, reads, data.people, size, engine),
             meters=state.get("metrics", {}),
             measured_at=state.get("measured_at"),
         )
@@ -269,7 +271,7 @@ def _restore(config: RunConfig, engine: Engine, system: System, data: _Data, fou
 def _open_loader(
     config: RunConfig,
     engine: Engine,
-    system: System,
+    reads: Mapping[str, Mapping[str, Transform]],
     data: _Data,
     batching: _Batching,
     step: int,
@@ -277,7 +279,6 @@ def _open_loader(
 ) -> Streams:
     """This rank's loader of every stream, from ``step`` on."""
     cache = None if config.data.cache is None else Cache(config.data.cache.path, config.data.cache.bytes)
-    reads = system.streams()
     return Streams(
         {
             name: Loader(

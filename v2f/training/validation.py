@@ -9,6 +9,7 @@ from torch import Tensor
 from v2f.data.loader import read_usable
 from v2f.data.manifest import open_dataset
 from v2f.data.streams import numbered, side_by_side
+from v2f.data.transforms import Transform
 from v2f.engine import Engine
 from v2f.runs.config import DataConfig, RunConfig
 from v2f.system import Batch, System, first_stream
@@ -35,16 +36,16 @@ class Validation:
 def read_held_out(
     config: RunConfig,
     streams: Mapping[str, DataConfig],
-    system: System,
+    reads: Mapping[str, Mapping[str, Transform]],
     people: Mapping[str, int] | None,
     size: int,
     engine: Engine,
 ) -> HeldOut:
     """Read the validation batches, each of at most ``size`` samples of the first stream, onto the engine's device.
 
-    Each stream has batches of its own data, as large against the first stream's as in training; ``people`` numbers the
-    identities. Of several splits, each gives an equal part of ``train.validate_samples``, in batches of its own.
-    Unusable samples are left out and counted, not replaced.
+    Each stream has batches of its own data, as large against the first stream's as in training; ``reads``: its
+    transforms; ``people`` numbers the identities. Of several splits, each gives an equal part of
+    ``train.validate_samples``, in batches of its own. Unusable samples are left out and counted, not replaced.
     """
     left_out: list[str] = []
     most = config.train.validate_samples
@@ -63,14 +64,15 @@ def read_held_out(
         own_size, limit = (max(1, count * data.batch // config.data.batch) for count in (size, most))
         if found:  # as many batches as the first stream has, else some of its samples would have no partner
             parts = max(1, len(next(iter(found.values()))))
-            there = sum(split.samples for split in splits)
-            own_size = max(1, min(own_size, min(limit, there) // parts))
-            limit = own_size * parts
-        reads, found[name] = system.streams()[name], []
+            there = [min(split.samples, max(1, limit // len(splits))) for split in splits]
+            if sum(-(-samples // own_size) for samples in there) != parts:
+                own_size = max(1, min(own_size, sum(there) // parts))
+                limit = own_size * parts
+        found[name] = []
         for split in splits:
             identity_N = None if people is None else numbered(split, people)
             part = max(1, limit // len(splits))
-            found[name] += read_usable(split, reads, own_size, left_out, limit=part, identity_N=identity_N)
+            found[name] += read_usable(split, reads[name], own_size, left_out, limit=part, identity_N=identity_N)
     if left_out:
         say(f"validation leaves out {len(left_out)} samples that cannot be used; the first: {left_out[0]}")
     return HeldOut([engine.place(batch) for batch in side_by_side(found)], len(left_out))

@@ -27,6 +27,8 @@ from v2f.weights.config import (
     UniSpeechSATWeights,
     UserWeights,
     WavLMWeights,
+    WenGeneratorWeights,
+    WenWeights,
 )
 from v2f.weights.layouts import read
 from v2f.weights.nets import FrozenNets, JudgeNets, described, load, load_judges, load_mtcnn, load_psp, locate
@@ -55,6 +57,8 @@ __all__ = [
     "UniSpeechSATWeights",
     "UserWeights",
     "WavLMWeights",
+    "WenGeneratorWeights",
+    "WenWeights",
     "described",
     "load",
     "load_judges",

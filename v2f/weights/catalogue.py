@@ -123,6 +123,16 @@ def _speech(name: str, what: str) -> Published:
     )
 
 
+def _wen(name: str, what: str, file: str) -> Published:
+    return Published(
+        name=name,
+        what=f"{what} of Wen et al., trained on VoxCeleb 1 and VGGFace",
+        files=(file,),
+        page="https://github.com/cmu-mlsp/reconstructing_faces_from_voices (folder pretrained_models)",
+        licence="GPL-3.0 (LICENSE.md of the repository)",
+    )
+
+
 CATALOGUE: dict[str, Published] = {
     each.name: each
     for each in (
@@ -179,5 +189,7 @@ CATALOGUE: dict[str, Published] = {
             sha256_source="the file inside the package resemblyzer 0.1.4; its authors publish none",
             package="resemblyzer==0.1.4",
         ),
+        _wen("wen-voice-embedding", "the speaker embedding", "voice_embedding.pth"),
+        _wen("wen-generator", "the generator of faces from that embedding", "generator.pth"),
     )
 }

@@ -30,6 +30,8 @@ from v2f.weights import (
     UniSpeechSATWeights,
     UserWeights,
     WavLMWeights,
+    WenGeneratorWeights,
+    WenWeights,
     files,
     locate,
     read,
@@ -353,4 +355,6 @@ def _default_config(published: Published) -> UserWeights:
         return UniSpeechSATWeights(net="unispeech_sat")
     if kind == "wavlm":
         return WavLMWeights(net="wavlm")
+    if kind == "wen":
+        return WenGeneratorWeights(net="wen_generator") if which == "generator" else WenWeights(net="wen")
     return PSPEncoderWeights(net="psp") if kind == "psp" else IRSE50Weights(net="ir_se50", channels="rgb")

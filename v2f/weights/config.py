@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from v2f.config import Config, MayChange, Place
 from v2f.nn.ecapa import ECAPA
 from v2f.nn.speech import Architecture, Kind, WavLMArchitecture
+from v2f.nn.wen import VoiceEmbedding
 from v2f.weights.catalogue import CATALOGUE, Published
 from v2f.weights.runs import RunModule
 
@@ -168,6 +169,26 @@ class GE2EWeights(UserWeights):
     @property
     def published(self) -> Published:
         return CATALOGUE["ge2e-resemblyzer"]
+
+
+class WenWeights(UserWeights, VoiceEmbedding.Config):
+    """The speaker embedding of Wen et al., a voice encoder (:mod:`v2f.encoders.wen`)."""
+
+    net: Literal["wen"]
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["wen-voice-embedding"]
+
+
+class WenGeneratorWeights(UserWeights):
+    """The generator of Wen et al., of 64 px, that belongs to their speaker embedding."""
+
+    net: Literal["wen_generator"]
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["wen-generator"]
 
 
 class Precomputed(Config):

@@ -17,6 +17,7 @@ from v2f.nn.irse import IRSE50
 from v2f.nn.psp import PSP, GradualStyleEncoder
 from v2f.nn.strict import check, fill
 from v2f.nn.stylegan2 import Generator
+from v2f.nn.wen import FaceGenerator, VoiceEmbedding
 from v2f.weights import files
 from v2f.weights.config import (
     DlibWeights,
@@ -31,6 +32,8 @@ from v2f.weights.config import (
     UniSpeechSATWeights,
     UserWeights,
     WavLMWeights,
+    WenGeneratorWeights,
+    WenWeights,
 )
 from v2f.weights.speech import read_speech
 
@@ -180,6 +183,18 @@ def _ge2e(net: GE2EWeights, content: Any, path: str) -> GE2E:
     return loaded
 
 
+def _wen(net: WenWeights, content: Any, path: str) -> VoiceEmbedding:
+    with torch.device("meta"):
+        embedding = VoiceEmbedding(net)
+    return fill(embedding, files.tensors(content, path), path, "Wen's speaker embedding (voice_embedding.pth)")
+
+
+def _wen_generator(net: WenGeneratorWeights, content: Any, path: str) -> FaceGenerator:
+    with torch.device("meta"):
+        generator = FaceGenerator(VoiceEmbedding.Config().embedding)
+    return fill(generator, files.tensors(content, path), path, "Wen's generator (generator.pth)")
+
+
 _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     StyleGAN2Weights: _stylegan2,
     PSPDecoderWeights: _psp,
@@ -192,4 +207,6 @@ _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     UniSpeechSATWeights: read_speech,
     WavLMWeights: read_speech,
     GE2EWeights: _ge2e,
+    WenWeights: _wen,
+    WenGeneratorWeights: _wen_generator,
 }
