@@ -27,6 +27,7 @@ from v2f.data.transforms import Photo, Waveform, bound
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, BY, first_observer, in_batches, seen
 from v2f.evaluation.protocol import (
+    HELD_OUT,
     Job,
     Measured,
     Metric,
@@ -42,7 +43,6 @@ from v2f.evaluation.protocol import (
 from v2f.metrics.arrays import distances
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, of_kind, to_picture
 
-HELD_OUT = ("test", "valid")
 _NEIGHBORS = 5
 _SIDE = 16  # px, of pictures that are compared pixel by pixel
 _MELS, _FRAME_S, _HOP_S = 40, 0.064, 0.016

@@ -116,6 +116,9 @@ class Protocol(abc.ABC):
         """The title of a line of the tables; ``observed``: the numbers of the observer whose table it is."""
 
 
+HELD_OUT = ("test", "valid")
+"""Splits of samples that no training saw, whoever they are of; the first that a data set has is measured."""
+
 SPLITS = {"test": "unseen people", "seen": "seen people, unseen clips"}
 MEASURED = SPLITS | {"valid": "held-out samples"}
 """Every split that some protocol measures, and what it holds."""

@@ -2,11 +2,13 @@
 
 from v2f.system import System
 from v2f.systems.face_gan import FaceGAN
+from v2f.systems.picture_recognition import PictureRecognition
 from v2f.systems.speaker_recognition import SpeakerRecognition
 from v2f.systems.voice_styled_face import VoiceStyledFace
 
 SYSTEMS: dict[str, type[System]] = {
     "face_gan": FaceGAN,
+    "picture_recognition": PictureRecognition,
     "speaker_recognition": SpeakerRecognition,
     "voice_styled_face": VoiceStyledFace,
 }
