@@ -388,36 +388,6 @@ class Recognizer(System):
         """A score [B,N] for each of the N people; the highest is the answer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What a system reads in pictures."""
-
-    scores: Mapping[str, Tensor]
-    """Label -> scores [B,K] of its classes; the highest is the answer."""
-    factors: Tensor
-    """[B,F]: estimates of the known factors of a synthetic picture; F is 0 if it estimates none."""
-    features: Tensor
-    """[B,P]: what scores and factors are computed from."""
-
-
-class PictureReader(System):
-    """A system that reads the labels of a picture, which is all that it asks for, and may estimate its factors."""
-
-    @property
-    @abc.abstractmethod
-    def labels(self) -> Mapping[str, Sequence[str]]:
-        """Label, by its name in a sample -> its classes."""
-
-    @property
-    @abc.abstractmethod
-    def factors(self) -> Sequence[str]:
-        """The names of the factors that it estimates."""
-
-    @abc.abstractmethod
-    def read(self, img_BCHW: Tensor) -> Reading:
-        """What it reads in pictures in [-1,1] of the size and channels that it asks for."""
-
-
 def trained(system: System) -> dict[str, nn.Module]:
     """All modules that any phase trains, by name; a name means the same module in all phases."""
     modules: dict[str, nn.Module] = {}

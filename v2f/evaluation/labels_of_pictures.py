@@ -36,7 +36,8 @@ from v2f.evaluation.protocol import (
     print_remarks,
     summary_of,
 )
-from v2f.system import Picture, PictureReader, Transform, device_of, of_kind, to_picture
+from v2f.roles import PictureReader
+from v2f.system import Picture, Transform, device_of, of_kind, to_picture
 
 
 class LabelsOfPictures(Protocol):

@@ -124,7 +124,7 @@ class Synthetic:
         nuisance_NPP = nuisance_MP.reshape(len(items), config.photos, -1)
         made: list[Made | LeftOut] = []
         for n, item in enumerate(items):
-            extra = {
+            extra: dict[str, Any] = {
                 **{label: values[n] for label, values in named.items()},
                 "factors": {
                     "voice": _named(VOICE, voice_NV[n]),

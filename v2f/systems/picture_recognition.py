@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from v2f.data.transforms import ClassNumber, Factors, Photo
 from v2f.nn import picture_resnet
 from v2f.nn.picture_resnet import ResNet50, SmallResNet
+from v2f.roles import PictureReader, Reading
 from v2f.system import (
     Batch,
     Kind,
@@ -28,8 +29,6 @@ from v2f.system import (
     Optimizer,
     Phase,
     Picture,
-    PictureReader,
-    Reading,
     SystemConfig,
     Transform,
     to_picture,
