@@ -17,7 +17,7 @@ from v2f.data.loader import read_split
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError
 from v2f.evaluation.evaluate import evaluate
-from v2f.evaluation.labels_of_pictures import correlations
+from v2f.evaluation.readings import correlations
 from v2f.nn import picture_resnet
 from v2f.nn.picture_resnet import ResNet50
 from v2f.runs.config import RunConfig

@@ -8,21 +8,20 @@ Shape letters: N samples, K classes of a label, G factors.
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from v2f import metrics
 from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset
 from v2f.data.transforms import ClassNumber, Factors
 from v2f.errors import V2FError
-from v2f.evaluation.observers import BATCH, BY, in_batches
+from v2f.evaluation import readings
+from v2f.evaluation.observers import BATCH, BY
 from v2f.evaluation.protocol import (
     HELD_OUT,
     Job,
@@ -37,7 +36,7 @@ from v2f.evaluation.protocol import (
     summary_of,
 )
 from v2f.roles import PictureReader
-from v2f.system import Picture, Transform, device_of, of_kind, to_picture
+from v2f.system import Picture, Transform, of_kind
 
 
 class LabelsOfPictures(Protocol):
@@ -72,12 +71,12 @@ class LabelsOfPictures(Protocol):
         if not batches:
             raise no_usable_sample(job.dataset.root, name, left_out)
         whole = {each: torch.cat([batch[each] for batch in batches]).numpy() for each in (*reads, "slot")}
-        guessed, factors_NG = read(reader, torch.from_numpy(whole["picture"]))
+        found = readings.read(reader, torch.from_numpy(whole["picture"]))
         line: dict[str, Any] = {}
         confusion: dict[str, list[list[int]]] = {}
         right, chance = [], []
         for label, names in reader.labels.items():
-            true_N, found_N = whole[f"label {label}"], guessed[label]
+            true_N, found_N = whole[f"label {label}"], found.classes[label]
             right.append((true_N == found_N).astype(np.float64))
             line[f"accuracy_{label}"] = metrics.over_people(right[-1]).as_dict()
             count = np.bincount(true_N * len(names) + found_N, minlength=len(names) ** 2)
@@ -85,7 +84,11 @@ class LabelsOfPictures(Protocol):
             chance.append(float(np.bincount(true_N).max() / len(true_N)))
         right_N = np.mean(right, axis=0)
         line["accuracy"] = metrics.over_people(right_N).as_dict()
-        alike = dict(zip(reader.factors, correlations(whole["factors"], factors_NG), strict=True)) if known else {}
+        alike = (
+            dict(zip(reader.factors, readings.correlations(whole["factors"], found.factors_NG), strict=True))
+            if known
+            else {}
+        )
         line["factors"] = float(np.mean([*alike.values()])) if alike else None
         result = {
             "what": f"held-out samples ({name})",
@@ -131,32 +134,3 @@ class LabelsOfPictures(Protocol):
 
     def title(self, line: str, observed: Mapping[str, Any]) -> str:
         return "this run"
-
-
-def read(reader: PictureReader, img: Tensor) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.float32]]:
-    """The class [N] of each label that ``reader`` reads in pictures, and the factors [N,G]; ``img``: uint8 or float in
-    [-1,1], of its size."""
-    guessed, factors_NG, _ = read_with_features(reader, img)
-    return guessed, factors_NG
-
-
-def read_with_features(
-    reader: PictureReader, img: Tensor
-) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.float32], NDArray[np.float32]]:
-    """:func:`read`, and the features [N,P] of the pictures."""
-
-    def function(part: Tensor) -> tuple[Tensor, ...]:
-        found = reader.read(to_picture(part) if part.dtype == torch.uint8 else part.clamp(-1, 1))
-        return (*(score_BK.argmax(1) for score_BK in found.scores.values()), found.factors, found.features)
-
-    *classes, factors_NG, features_NP = in_batches(function, img, device_of(reader))
-    guessed = {label: cast(Any, each).astype(np.int64) for label, each in zip(reader.labels, classes, strict=True)}
-    return guessed, factors_NG, features_NP
-
-
-def correlations(one_NG: NDArray[Any], other_NG: NDArray[Any]) -> list[float]:
-    """Pearson's correlation of each column with the same column of the other; NaN for a constant one."""
-    one, other = (each.astype(np.float64) - each.mean(0, dtype=np.float64) for each in (one_NG, other_NG))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: list[float] = ((one * other).sum(0) / np.sqrt((one**2).sum(0) * (other**2).sum(0))).tolist()
-    return found

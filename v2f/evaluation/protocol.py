@@ -20,6 +20,7 @@ from v2f.data.manifest import Dataset
 from v2f.errors import V2FError
 from v2f.evaluation.observers import Observer
 from v2f.evaluation.people_table import PeopleTable
+from v2f.evaluation.readings import Classifier
 from v2f.metrics import Interval
 from v2f.runs.run import Run
 from v2f.system import System
@@ -77,6 +78,8 @@ class Job:
     """Whether the run is known to have been trained on the data set."""
     trials: str | None = None
     """A file that lists trials, for a protocol that takes one."""
+    classifier: Classifier | None = None
+    """What reads the labels of pictures, for a protocol that takes it."""
 
 
 class Protocol(abc.ABC):
@@ -98,6 +101,9 @@ class Protocol(abc.ABC):
     """Whether frozen nets look at what the system makes."""
     takes_trials: ClassVar[bool] = False
     """Whether it measures a list of trials (``v2f eval --trials``)."""
+
+    takes_classifier: ClassVar[bool] = False
+    """Whether a classifier may read what the system makes (``v2f eval --classifier``)."""
 
     @abc.abstractmethod
     def splits(self, dataset: Dataset) -> list[str]:

@@ -109,6 +109,7 @@ class Evaluated(Record):
     data: _Data
     splits: dict[str, _Split]
     referee: dict[str, Any] = {}
+    classifier: dict[str, Any] = {}
     step: int | None = None
     weights: dict[str, str | None] = {}
     stand_ins: list[str] = []
