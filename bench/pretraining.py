@@ -18,7 +18,6 @@ import datetime
 import json
 import os
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +33,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from bench.machine import cpus  # noqa: E402 - after the path
+from bench.runs import evaluated, finished, v2f  # noqa: E402
 
 SPEAKERS, FACES = "launch/recipes/speaker-synthetic.yaml", "launch/recipes/quickstart.yaml"
 DATA = "data/speaker-synthetic"
@@ -100,29 +100,9 @@ def trained(arm: str, seed: int, steps: int, data: str) -> dict[str, Any]:
 
 
 def one(recipe: str, name: str, seed: int, steps: int, data: str, changes: dict[str, str]) -> str:
-    """Train a run to its last step and evaluate it, as far as this was not done before; its folder."""
-    run = str(REPOSITORY / "runs" / name)
-    if Path(run, "eval.json").exists() and evaluated(run)["step"] == steps and Run.open(run).config.data.home == data:
-        return run
-    changes = {"name": name, "seed": str(seed), "data.path": data, "train.steps": str(steps), **changes}
-    changes |= {"train.threads": "1", "tracking.uri": "null", "train.validate_every": str(max(1, steps // 4))}
-    changes["train.checkpoint_every"] = str(max(1, steps // 2))
-    # of other data under this name, `v2f train` says that the data differ
-    v2f("train", "--config", recipe, "--resume", "auto", *(f"{key}={value}" for key, value in changes.items()))
-    v2f("eval", run)
-    return run
-
-
-def v2f(*arguments: str) -> None:
-    command = [sys.executable, "-m", "v2f.cli", *arguments]
-    paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    one_thread = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    subprocess.run(command, check=True, cwd=REPOSITORY, env=os.environ | one_thread)
-
-
-def evaluated(run: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Path(run, "eval.json").read_text())
-    return found
+    """Train a run to its last step and evaluate it; its folder."""
+    often = {"train.validate_every": str(max(1, steps // 4)), "train.checkpoint_every": str(max(1, steps // 2))}
+    return finished(recipe, name, steps, {"seed": str(seed), **changes, **often}, data=data)
 
 
 # ------------------------------------------------------------------------------------------------ numbers

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import pretraining
+from bench import pretraining, runs
 from bench.pretraining import ARMS, difference, table, trained
 
 
@@ -38,8 +38,8 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, 
             config = {"name": "x", "system": system, "data": data, "train": {"steps": 1}}
             (folder / "config.yaml").write_text(json.dumps(config))
 
-    monkeypatch.setattr(pretraining, "v2f", run)
-    monkeypatch.setattr(pretraining, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(runs, "v2f", run)
+    monkeypatch.setattr(runs, "REPOSITORY", tmp_path)
     return found
 
 
