@@ -85,14 +85,11 @@ def evaluate(
     system = system.to(device).eval()
     observers, second = observers_of(run, system) if protocol.observed else ([], {})
     trained = dataset.fingerprint in trained_on(run, dataset)
-    result = _about(run, dataset, system, device) | {"referee": second, "splits": {}}
+    reads = None if classifier is None else _classifier(classifier, system, device)
+    about = {} if reads is None else {"classifier": reads.about}
+    result = _about(run, dataset, system, device) | {"referee": second, **about, "splits": {}}
     if people_table is not None:
         result["attributes"] = {"file": people_table.path, "sha256": people_table.sha256}
-    reads = None
-    if classifier is not None:
-        asked, _, made = labelled.asked_and_made(system, Picture)
-        reads = Classifier.of(classifier, system, asked, made, device)
-        result["classifier"] = reads.about
     job = Job(run, dataset, system, observers, limit, console, people_table, trained, trials, reads)
     if second.get("net") == "stand_in":
         result["stand_ins"] = [*result["stand_ins"], "referee"]
@@ -118,6 +115,11 @@ def evaluate(
     console.print(f"written: {store.join(run.path, FILE)}")
     _to_mlflow(run, result, console)
     return cast(dict[str, Any], json.loads(text))
+
+
+def _classifier(path: str, system: System, device: str) -> Classifier:
+    asked, _, made = labelled.asked_and_made(system, Picture)
+    return Classifier.of(path, system, asked, made, device)
 
 
 def _check(
