@@ -222,7 +222,7 @@ def _pixels(image: Image.Image, kind: Picture) -> NDArray[np.uint8]:
     square_HWC = square(np.asarray(image.convert("RGB")), kind.size, kind.share)
     if kind.channels == 1:
         square_HWC = np.asarray(Image.fromarray(square_HWC).convert("L"))[..., None]
-    return np.ascontiguousarray(square_HWC.transpose(2, 0, 1))
+    return np.array(square_HWC.transpose(2, 0, 1))  # a copy: Pillow's own memory cannot be written
 
 
 def inputs_in_words(system: System) -> str:
