@@ -29,6 +29,7 @@ def tiny_shards(tmp_path_factory) -> str:
 
     out = str(tmp_path_factory.mktemp("tiny") / "shards")
     people = ["train.people=24", "valid.people=6", "test.people=6", "seen.people=6", "seconds=0.5"]
+    people += ["labels=[glasses,hair,age]"]
     pack(
         load_recipe(str(REPOSITORY / "shards" / "quickstart.yaml"), [f"out={out}", *(f"synthetic.{p}" for p in people)])
     )

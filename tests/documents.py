@@ -36,11 +36,13 @@ OWN = [p.name for p in REPOSITORY.iterdir() if p.is_dir() and not p.name.startsw
 TRAIN = ["train.steps=2", "train.threads=1", "train.log_every=1", "train.validate_samples=6", "tracking.uri=null"]
 TRAIN += ["train.precision=fp32", "data.workers=0", "data.batch=8", "data.window=8", "data.partitions=4"]
 SYNTHETIC = ["train.people=24", "valid.people=6", "test.people=6", "seen.people=6", "seconds=0.5"]
-_WORLDS = [f"shards/{name}.yaml" for name in ("quickstart", "synthetic", "speaker-synthetic")]
+_WORLDS = [f"shards/{name}.yaml" for name in ("quickstart", "synthetic", "speaker-synthetic", "labelled-faces")]
+SHAPES = ["train=64", "valid=16", "test=24"]
 SMALLER: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "shards pack": lambda words: [
         "workers=1",
         *(f"synthetic.{each}" for each in SYNTHETIC if words[0] in _WORLDS),
+        *(f"shapes.{each}" for each in SHAPES if words[0] == "shards/shapes.yaml"),
         *(["pairs.size=64"] if words[0] == "shards/pairs.yaml" else []),
     ],
     "shards precompute": lambda words: ["workers=1"],

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden.losses import GOLDEN, RECIPES, differences, losses, make_data, parse, recipes, shrunk, text
+from golden.losses import GOLDEN, RECIPES, data_of, differences, losses, make_data, parse, recipes, shrunk, text
 
 from v2f.config import read_yaml
 
@@ -18,7 +18,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def values_of(name: str, data: str, out: Path) -> dict[str, Any]:
-    return shrunk(read_yaml(RECIPES / f"{name}.yaml"), data, str(out / name))
+    values = read_yaml(RECIPES / f"{name}.yaml")
+    return shrunk(values, data_of(values, data), str(out / name))
 
 
 def golden(name: str) -> list[dict[str, float]]:

@@ -157,7 +157,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "recording", nargs="?", type=argument, metavar="voice.wav", help="a recording, as libsndfile or FFmpeg reads it"
     )
     parser.add_argument("--voice", type=argument, metavar="FILE", help="the recording, as an option")
-    parser.add_argument("--photo", type=argument, metavar="FILE", help="a photo, for a run that takes one")
+    parser.add_argument(
+        "--photo", type=argument, metavar="FILE", help="a photo, for a run that takes one, or that restyles one"
+    )
     parser.add_argument("--video", type=argument, metavar="FILE", help="a video, for a run that takes one")
     parser.add_argument("--label", metavar="NAME", help="a label, for a run that takes one")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the random numbers; default: 0")
@@ -174,6 +176,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         type=positive,
         metavar="PX",
         help="side of a face, at most the generator's; default: as in training",
+    )
+    parser.add_argument(
+        "--walk",
+        type=positive,
+        metavar="N",
+        help="a row of N pictures, from the code of the seed or of the photo to that of the next seed",
     )
     parser.set_defaults(run=_generate)
 
@@ -195,6 +203,7 @@ def _generate(args: argparse.Namespace) -> None:
         label=args.label,
         seed=args.seed,
         size=args.size,
+        walk=args.walk,
     )
     gc.freeze()  # imported objects live to the end; collecting them on exit would take long
 

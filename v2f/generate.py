@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from v2f import __version__
+from v2f import __version__, latent
 from v2f.data import media
 from v2f.data.audio import UnusableError, decode_voice, likeness
 from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import Waveform, square
 from v2f.errors import V2FError
-from v2f.keyed import keyed_rng
+from v2f.roles import Restyling
 from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.system import (
@@ -42,6 +42,8 @@ from v2f.system import (
     Tokens,
     Video,
     device_of,
+    of_kind,
+    to_picture,
 )
 
 DISCLAIMER = "Estimated from a voice; not a photograph, and not a likeness that could identify anyone."
@@ -50,7 +52,6 @@ SHORTEST_S = 0.25
 _QUIET_WINDOW = 0.03  # relative to the RMS of the loudest window; anything below is a pause
 _MOST_WINDOWS = 64
 _BATCH = 16
-_NOISE_KEY = 0x6E01  # first part of the random key, so that no two uses share a stream
 MAX_PHOTO_SIDE = 4096
 """Pixels; larger photos are refused."""
 _MADE_FROM: dict[type[Kind], str] = {
@@ -68,6 +69,7 @@ class Given:
     voice: str | bytes | None = None
     """A recording of a voice, or of any other sound that the system asks for."""
     photo: str | bytes | None = None
+    """A photo that the system asks for, or one to restyle (:class:`v2f.roles.Restyling`)."""
     video: str | bytes | None = None
     label: str | None = None
     seed: int = 0
@@ -84,14 +86,16 @@ def generate(
     label: str | None = None,
     seed: int = 0,
     size: int | None = None,
+    walk: int | None = None,
     system: System | None = None,
 ) -> str:
     """Write what ``run`` makes from the inputs (see :class:`Given`) to ``output``; returns ``output``.
 
     The suffix decides what is written: ``.png`` a picture, ``.wav`` a sound, ``.mp4`` the given video with the
     generated sound, ``.json`` labels, tokens or an embedding. The file is written completely or not at all. ``size``:
-    side of a face in pixels, up to that of the generator; None: that of the training. ``system``: the run's system, if
-    it is already loaded.
+    side of a face in pixels, up to that of the generator; None: that of the training. ``walk``: a row of so many
+    pictures, from the code of the seed, or of the photo, to that of the next seed. ``system``: the run's system, if it
+    is already loaded.
 
     A voice is any file that libsndfile or FFmpeg reads; channels are averaged, other sample rates are resampled. A clip
     shorter than those of the training is repeated to their length. For a face, a longer clip is cut into windows that
@@ -105,6 +109,11 @@ def generate(
     """
     system = run.system() if system is None else system
     given = Given(voice=voice, photo=photo, video=video, label=label, seed=seed)
+    if walk is not None:
+        row_CHW = latent.walk(system, batch_of(system, given), given.seed + 1, walk)
+        store.write_bytes(output, media.png(_finite(row_CHW), provenance(run, system, given)))
+        print(f"{output}: {walk} pictures between two codes")
+        return output
     if is_face_of_voice(system):
         return _face(run, system, given, output, size)
     if size is not None:
@@ -166,7 +175,7 @@ def batch_of(system: System, given: Given, max_seconds: float = MAX_SECONDS) -> 
     """What :meth:`System.asks` asks for, as a batch of one on the system's device; V2FError if an input is missing or
     not asked for. ``max_seconds``: limit for a recording."""
     asked = system.asks()
-    takes = {GIVEN_AS.get(type(kind)) for kind in asked.values()}
+    takes = {GIVEN_AS.get(type(kind)) for kind in asked.values()} | ({"photo"} if latent.restyles(system) else set())
     fields = [field for field, value in asdict(given).items() if field != "seed" and value is not None]
     unused = [field for field in fields if field not in takes]
     if unused:
@@ -174,17 +183,20 @@ def batch_of(system: System, given: Given, max_seconds: float = MAX_SECONDS) -> 
         raise V2FError(f"this system does not {verb} a {unused[0]}; it asks for {inputs_in_words(system)}")
     if given.seed < 0:
         raise V2FError(f"{given.seed}: a seed must be a whole number, 0 or larger")
-    rng = keyed_rng(_NOISE_KEY, given.seed)
-    batch = {
-        name: torch.from_numpy(_input(kind, given, rng, system, max_seconds))[None] for name, kind in asked.items()
-    }
-    return {name: value.to(device_of(system)) for name, value in batch.items()}
+    batch = latent.noise_of(system, given.seed)
+    for name, kind in asked.items():
+        if name not in batch:
+            batch[name] = torch.from_numpy(_input(kind, given, system, max_seconds))
+    placed = {name: batch[name][None].to(device_of(system)) for name in asked}
+    if given.photo is not None and isinstance(system, Restyling) and system.restyles:
+        kind = of_kind(system.makes(), Picture)[0][1]
+        img_1CHH = to_picture(torch.from_numpy(_pixels(read_photo(given.photo), kind))[None].to(device_of(system)))
+        placed[of_kind(asked, Noise)[0][0]] = latent.code_of(system, img_1CHH)
+    return placed
 
 
-def _input(kind: Kind, given: Given, rng: np.random.Generator, system: System, max_seconds: float) -> NDArray[Any]:
+def _input(kind: Kind, given: Given, system: System, max_seconds: float) -> NDArray[Any]:
     """One input without its batch axis."""
-    if isinstance(kind, Noise):
-        return rng.standard_normal(kind.width, dtype=np.float32)
     what = GIVEN_AS.get(type(kind))
     value = asdict(given).get(what or "")
     if what is None:
@@ -210,7 +222,7 @@ def _pixels(image: Image.Image, kind: Picture) -> NDArray[np.uint8]:
     square_HWC = square(np.asarray(image.convert("RGB")), kind.size, kind.share)
     if kind.channels == 1:
         square_HWC = np.asarray(Image.fromarray(square_HWC).convert("L"))[..., None]
-    return np.ascontiguousarray(square_HWC.transpose(2, 0, 1))
+    return np.array(square_HWC.transpose(2, 0, 1))  # a copy: Pillow's own memory cannot be written
 
 
 def inputs_in_words(system: System) -> str:
@@ -223,7 +235,7 @@ def inputs_in_words(system: System) -> str:
             words.append("a voice" if kind.voice else "a sound")
         elif not isinstance(kind, Noise):
             words.append(f"a {type(kind).__name__.lower()}" if not isinstance(kind, Picture) else "a photo")
-    return " and ".join(words) or "nothing"
+    return (" and ".join(words) or "nothing") + (", and takes a photo to restyle" if latent.restyles(system) else "")
 
 
 _SUFFIXES: dict[type[Kind], tuple[str, ...]] = {
@@ -357,20 +369,8 @@ def face_of(system: System, wav_WT: Tensor, size: int | None = None, seed: int =
     if size is not None:
         raise V2FError(f"this system has one output size only; leave out the {size} px")
     middle = len(wav_WT) // 2
-    made = system.sample(with_noise(system, wav_WT[middle : middle + 1], seed))
+    made = system.sample(latent.with_noise(system, wav_WT[middle : middle + 1], seed))
     return _finite(next(iter(made.values())))[0]
-
-
-def with_noise(system: System, wav_BT: Tensor, seed: int = 0) -> Batch:
-    """The batch for a system that makes a face from a voice, on its device: voices, with the same noise for each."""
-    rng, batch = keyed_rng(_NOISE_KEY, seed), dict[str, Any]()
-    for name, kind in system.asks().items():
-        if isinstance(kind, Noise):
-            noise_Z = torch.from_numpy(rng.standard_normal(kind.width, dtype=np.float32))
-            batch[name] = noise_Z.expand(len(wav_BT), -1)
-        else:
-            batch[name] = wav_BT
-    return {name: value.to(device_of(system)) for name, value in batch.items()}
 
 
 @torch.no_grad()
@@ -410,18 +410,21 @@ def provenance(run: Run, system: System, given: Given | None = None, *, step: in
 
     ``step``: that of the loaded checkpoint; None: the newest one.
     """
-    words = notes(run.config.name, system, run.step if step is None else step)
+    restyled = given is not None and given.photo is not None and latent.restyles(system)
+    words = notes(run.config.name, system, run.step if step is None else step, restyled)
     asked = {GIVEN_AS.get(type(kind)) for kind in system.asks().values()}
     inputs = {} if given is None else {"label": given.label, "seed": given.seed}
     return words | {name.title(): str(value) for name, value in inputs.items() if name in asked}
 
 
-def notes(name: str, system: System, step: int | None) -> dict[str, str]:
-    """The metadata of a picture or sound that the run ``name`` makes now: what it is, what made it, and when."""
+def notes(name: str, system: System, step: int | None, restyled: bool = False) -> dict[str, str]:
+    """The metadata of a picture or sound that the run ``name`` makes now: what it is, what made it, and when;
+    ``restyled``: a photo was given besides the label."""
     asked = [type(kind) for kind in system.asks().values()]
     name_of, kind = next(iter(system.makes().items()))
     what = "sound" if isinstance(kind, Sound) else "vector" if isinstance(kind, Embedding) else name_of
     source = next((words for each, words in _MADE_FROM.items() if each in asked), "made from noise")
+    source = "made from a photo and a label" if restyled else source
     if isinstance(kind, Embedding):
         disclaimer = "Numbers that a program computed; those of a real person's voice or photo are biometric data."
     elif source == _MADE_FROM[Sound]:

@@ -29,6 +29,7 @@ from v2f.data.shards import write_manifest, write_shard
 from v2f.keyed import keyed_rng
 from v2f.runs.config import RunConfig
 from v2f.training.trainer import fit
+from v2f.world import people, shapes
 
 GOLDEN = Path(__file__).resolve().parent
 RECIPES = GOLDEN.parents[1] / "launch" / "recipes"
@@ -40,7 +41,7 @@ TOLERANCE = 1e-9  # of the value
 SMALLER: dict[str, Callable[[Any], Any]] = {
     "seconds": lambda value: min(value, 0.5),
     "image_size": lambda value: min(value, 64),
-    "channels": lambda value: [max(4, width // 16) for width in value],
+    "channels": lambda value: value if isinstance(value, int) else [max(4, width // 16) for width in value],
     "blocks": lambda value: [1] * len(value),
     "out_channels": lambda value: min(value, 16),
     "width": lambda value: min(value, 8),
@@ -93,8 +94,20 @@ def shrunk(values: Mapping[str, Any], data: str, out: str) -> dict[str, Any]:
     }
 
 
-def make_data(root: str) -> str:
-    """A data set of drawn integers: colored squares and steps of sound."""
+def labels_of(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Label -> classes, of a recipe whose system reads labels of the samples."""
+    system = values["system"]
+    return {system["label"]: system["classes"]} if "classes" in system else system.get("labels", {})
+
+
+def data_of(values: Mapping[str, Any], root: str) -> str:
+    """The data set that a recipe is shrunk to: ``root``, or one beside it whose samples have the recipe's labels."""
+    labels = labels_of(values)
+    return make_data(f"{root}-{values['name']}", labels) if labels else root
+
+
+def make_data(root: str, labels: Mapping[str, list[str]] | None = None) -> str:
+    """A data set of drawn integers: colored squares and steps of sound; with labels, also these and all factors."""
     samples = []
     for person in range(PEOPLE):
         for clip in range(CLIPS):
@@ -102,7 +115,16 @@ def make_data(root: str) -> str:
             wav_T = np.repeat(rng.integers(-8192, 8193, 1000), 8).astype(np.float32) / 32768
             photo_HWC = np.kron(rng.integers(0, 256, (16, 16, 3)), np.ones((4, 4, 1), np.int64)).astype(np.uint8)
             key, identity = f"{person}-{clip}", f"id{person}"
-            parts = encode(key, wav_T, 16_000, [photo_HWC], identity=identity, split="train", source="golden")
+            extra: dict[str, Any] = {each: names[len(samples) % len(names)] for each, names in (labels or {}).items()}
+            if labels:
+                groups = {"shape": shapes.NAMES, "face": people.FACE}
+                drawn = {group: rng.integers(-8, 9, len(names)).tolist() for group, names in groups.items()}
+                extra["factors"] = {
+                    group: dict(zip(names, [each / 8 for each in drawn[group]], strict=True))
+                    for group, names in groups.items()
+                }
+            about: dict[str, Any] = {"identity": identity, "split": "train", "source": "golden", "extra": extra}
+            parts = encode(key, wav_T, 16_000, [photo_HWC], **about)
             samples.append((key, identity, parts))
     return write_manifest(root, [write_shard(root, "train-00000.tar", "train", samples)], {"source": "golden"}).root
 
@@ -158,7 +180,8 @@ def main() -> None:
         for name in parser.parse_args().recipes:
             path = GOLDEN / f"{name}.txt"
             before = path.read_text() if path.exists() else ""
-            after = text(name, losses(shrunk(read_yaml(RECIPES / f"{name}.yaml"), data, f"{folder}/{name}")))
+            values = read_yaml(RECIPES / f"{name}.yaml")
+            after = text(name, losses(shrunk(values, data_of(values, data), f"{folder}/{name}")))
             if before and not differences(parse(before), parse(after)):
                 print(f"{path.name}: as before")
                 continue

@@ -13,7 +13,7 @@ from v2f.evaluation.protocols import PROTOCOLS
 from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run, build_system
-from v2f.system import Embedding, Picture, by_stream, part_of, trained
+from v2f.system import Embedding, Label, Picture, by_stream, of_kind, part_of, trained
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit
 
@@ -83,12 +83,14 @@ def test_a_sample_has_the_promised_shape_and_range(run_values, name):
     config = build(RunConfig, run_values(name), "test")
     system = build_system(config).eval()
     split = open_dataset(config.data.path).split("valid")
-    made = system.sample(next(iter(read_split(split, system.transforms(), 4))))
+    batch = next(iter(read_split(split, system.transforms(), 4)))
+    made, labels = system.sample(batch), [name for name, _ in of_kind(system.makes(), Label)]
     assert made
-    for value in made.values():
+    for name, value in made.items():
         assert value.shape[0] == 4
         assert value.dtype == torch.float32
-        assert value.abs().max() <= 1
+        assert value.isfinite().all()
+        assert name in labels or value.abs().max() <= 1
         assert not value.requires_grad
     meters = system.meters([next(iter(fixed(split, system, 4)))])
     assert meters
@@ -105,9 +107,13 @@ def test_what_is_made_of_what_is_asked_for_is_what_was_declared(run_values, name
     made = system.sample({name: batch[name] for name in system.asks()})
     assert made.keys() == system.makes().keys()
     for name, kind in system.makes().items():
-        assert isinstance(kind, Picture | Embedding), "the systems of the table make pictures and embeddings"
-        one = (kind.width,) if isinstance(kind, Embedding) else (kind.channels, kind.size, kind.size)
-        assert made[name].shape == (4, *one)
+        if isinstance(kind, Embedding):
+            assert made[name].shape == (4, kind.width)
+        elif isinstance(kind, Label):
+            assert made[name].shape == (4, len(kind.names))
+        else:
+            assert isinstance(kind, Picture), "the systems of the table make pictures, embeddings and labels"
+            assert made[name].shape == (4, kind.channels, kind.size, kind.size)
     assert system.protocol in PROTOCOLS
 
 

@@ -389,10 +389,10 @@ def _chosen(sample: Sample, rng: np.random.Generator | None) -> int:
 
 @dataclass(frozen=True)
 class Factors:
-    """The synthetic person's true factors of one group, float32 [factors]; for upper bounds only, never for
-    training."""
+    """The true factors of one group of a synthetic person or picture, float32 [factors]; for upper bounds and for nets
+    that measure pictures, never for training what makes them."""
 
-    group: Literal["voice", "face", "clip"]
+    group: Literal["voice", "face", "clip", "shape"]
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float32]:
         try:

@@ -18,6 +18,12 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="for a system that recognizes speakers: a list of trials in VoxCeleb's format",
     )
+    parser.add_argument(
+        "--classifier",
+        type=argument,
+        metavar="RUN",
+        help="for a system that makes pictures from labels: a run that reads these labels in pictures",
+    )
     parser.set_defaults(run=_eval)
 
 
@@ -25,7 +31,13 @@ def _eval(args: argparse.Namespace) -> None:
     from v2f.evaluation.evaluate import evaluate
     from v2f.runs.run import Run
 
-    evaluate(Run.open(args.run_path), data=args.data, attributes=args.attributes, trials=args.trials)
+    evaluate(
+        Run.open(args.run_path),
+        data=args.data,
+        attributes=args.attributes,
+        trials=args.trials,
+        classifier=args.classifier,
+    )
 
 
 def add_embed(parser: argparse.ArgumentParser) -> None:

@@ -30,15 +30,16 @@ from v2f.data.manifest import Dataset, open_dataset, read_manifest
 from v2f.data.mix import union_fingerprint
 from v2f.data.streams import joint_fingerprint
 from v2f.errors import V2FError
-from v2f.evaluation import protocols
+from v2f.evaluation import labelled, protocols
 from v2f.evaluation.observers import observers_of
 from v2f.evaluation.people_table import read_people
 from v2f.evaluation.protocol import Job
+from v2f.evaluation.readings import Classifier
 from v2f.nn import float32_products
 from v2f.runs.run import EVALUATION as FILE
 from v2f.runs.run import Run
 from v2f.storage import store
-from v2f.system import Sound, System, of_kind
+from v2f.system import Picture, Sound, System, of_kind
 from v2f.tracking.mlflow_client import log_metrics
 
 PEOPLE_FILE = "eval-people.json"
@@ -55,6 +56,7 @@ def evaluate(
     system: System | None = None,
     device: str | None = None,
     attributes: str | None = None,
+    classifier: str | None = None,
 ) -> dict[str, Any]:
     """Measure ``run`` on its own data set, or on ``data``; print the tables and write ``eval.json`` into the run.
 
@@ -65,27 +67,30 @@ def evaluate(
     ``limit``: only the first samples of each split; None: all. ``system``: the run's system, if it is already loaded.
     ``device``: None uses the GPU if there is one. ``attributes``: a CSV that says to which groups people belong
     (:mod:`v2f.evaluation.people_table`). ``trials``: a list of trials for a system that recognizes speakers
-    (:mod:`v2f.evaluation.trials`), instead of those that are drawn from the split test. Samples that cannot be read or
-    decoded are left out, counted and named. A split with fewer than 100 people is measured with a smaller gallery, and
-    a note says so; with fewer than two people, nothing is retrieved. V2FError if the data set has no split to measure,
-    a split has no usable sample, or the protocol has no numbers for groups of people, and ``attributes`` are given.
+    (:mod:`v2f.evaluation.trials`), instead of those that are drawn from the split test. ``classifier``: a run that
+    reads the labels from which this system makes pictures (:mod:`v2f.evaluation.readings`). Samples that cannot be read
+    or decoded are left out, counted and named. A split with fewer than 100 people is measured with a smaller gallery,
+    and a note says so; with fewer than two people, nothing is retrieved. V2FError if the data set has no split to
+    measure, a split has no usable sample, or the protocol has no use for ``trials``, ``attributes`` or ``classifier``.
     """
     console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is not a narrow terminal
     dataset = open_dataset(data or run.config.data.home)
     system = run.system() if system is None else system
     protocol = protocols.of(system)
     splits = protocol.splits(dataset)
-    _check(system, dataset, splits, trials, attributes)
+    _check(system, dataset, splits, trials, attributes, classifier)
     people_table = None if attributes is None else read_people(attributes, dataset)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     float32_products(tf32=False)
     system = system.to(device).eval()
     observers, second = observers_of(run, system) if protocol.observed else ([], {})
     trained = dataset.fingerprint in trained_on(run, dataset)
-    result = _about(run, dataset, system, device) | {"referee": second, "splits": {}}
+    reads = None if classifier is None else _classifier(classifier, system, device)
+    about = {} if reads is None else {"classifier": reads.about}
+    result = _about(run, dataset, system, device) | {"referee": second, **about, "splits": {}}
     if people_table is not None:
         result["attributes"] = {"file": people_table.path, "sha256": people_table.sha256}
-    job = Job(run, dataset, system, observers, limit, console, people_table, trained, trials)
+    job = Job(run, dataset, system, observers, limit, console, people_table, trained, trials, reads)
     if second.get("net") == "stand_in":
         result["stand_ins"] = [*result["stand_ins"], "referee"]
     people: dict[str, Any] = {}
@@ -112,12 +117,26 @@ def evaluate(
     return cast(dict[str, Any], json.loads(text))
 
 
-def _check(system: System, dataset: Dataset, splits: list[str], trials: str | None, attributes: str | None) -> None:
+def _classifier(path: str, system: System, device: str) -> Classifier:
+    asked, _, made = labelled.asked_and_made(system, Picture)
+    return Classifier.of(path, system, asked, made, device)
+
+
+def _check(
+    system: System,
+    dataset: Dataset,
+    splits: list[str],
+    trials: str | None,
+    attributes: str | None,
+    classifier: str | None,
+) -> None:
     """V2FError if the system's protocol cannot measure the data set, or has no use for what was given."""
     protocol = protocols.of(system)
     if trials is not None and not (protocol.takes_trials and "test" in splits):
         why = f"{dataset.root} has no split test" if protocol.takes_trials else "this system recognizes no speakers"
         raise V2FError(f"{trials}: {why}, so it cannot be measured on a list of trials; leave out --trials")
+    if classifier is not None and not protocol.takes_classifier:
+        raise V2FError(f"{classifier}: this system makes no pictures from labels to read; leave out --classifier")
     if not splits:
         raise V2FError(
             f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, but not test or seen"

@@ -25,8 +25,10 @@ from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import Photo, Waveform, bound
 from v2f.errors import V2FError
+from v2f.evaluation import readings
 from v2f.evaluation.observers import BATCH, BY, first_observer, in_batches, seen
 from v2f.evaluation.protocol import (
+    HELD_OUT,
     Job,
     Measured,
     Metric,
@@ -40,15 +42,31 @@ from v2f.evaluation.protocol import (
     summary_of,
 )
 from v2f.metrics.arrays import distances
+from v2f.roles import Restyling
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, of_kind, to_picture
 
-HELD_OUT = ("test", "valid")
 _NEIGHBORS = 5
 _SIDE = 16  # px, of pictures that are compared pixel by pixel
 _MELS, _FRAME_S, _HOP_S = 40, 0.064, 0.016
 
 Features = dict[str, NDArray[np.float32]]
 """Observer -> features [M, P]."""
+
+
+def _read_by(by: str) -> tuple[Metric, ...]:
+    """What a classifier reads in pictures made from labels, and in restyled ones."""
+    return (
+        Metric("agreement", "label read, %", 1, by, by, 100, 1),
+        Metric("restyled", "restyled: label read, %", 1, by, by, 100, 1),
+        Metric("kept_labels", "restyled: other labels kept, %", 1, by, by, 100, 1),
+        Metric("kept_factors", "restyled: correlation of other factors", 1, by, by),
+    )
+
+
+_CODES = (
+    Metric("restored_error", "restored: squared error of a pixel", -1, "codes", digits=4, of_pictures=True),
+    Metric("code_nats", "nats of a code", 0, "codes", digits=1),
+)
 
 
 def _metrics_by(by: str, net: str) -> tuple[Metric, ...]:
@@ -71,7 +89,9 @@ class Labelled(Protocol):
         "label found: how often the five nearest held-out samples vote for the requested label; nearest and energy: "
         "distance from held-out samples (best: 1 and 0); precision and recall: outputs that look or sound real, and "
         "real samples that are like one of them, in %; variety within a label: mean distance between two outputs of "
-        "one label, relative to that of real ones (0: always the same)"
+        "one label, relative to that of real ones (0: always the same); label read: pictures in which the classifier "
+        "reads the requested label; restyled: held-out pictures, each with another label; restored: the same with "
+        "their own"
     )
 
     def splits(self, dataset: Dataset) -> list[str]:
@@ -87,7 +107,7 @@ class Labelled(Protocol):
         batch, things, numbers_N = real
         label_N = batch[asked].numpy()
         look = _features_of(job, kind)
-        sets = {self.own: (look(_outputs(system, batch, made)), label_N)}
+        sets = {self.own: (_outputs(system, batch, made), label_N)}
         notes = []
         trained = _trained(job, kind, label_N)
         if trained is None:
@@ -95,34 +115,70 @@ class Labelled(Protocol):
                 f"this data set has no split {job.run.config.data.split!r}, so the row for training samples is missing"
             )
         else:
-            sets["trained"] = look(trained[0]), trained[1]
-        shown = look(things)
+            sets["trained"] = trained
+        shown, right_N = look(things)
         share_K = np.bincount(label_N) / len(label_N)
         chance = float((share_K**2).sum())
         by: dict[str, dict[str, Any]] = {who: {"lines": {}} for who in shown}
         each: dict[str, dict[str, NDArray[np.float64]]] = {}
-        for line, (features, requested_M) in sets.items():
+        for line, (pictures, requested_M) in sets.items():
+            features, read_M = look(pictures)
             for who, made_MP in features.items():
-                by[who]["lines"][line], shares = _numbers_of(made_MP, requested_M, shown[who], label_N)
+                numbers, shares = _numbers_of(made_MP, requested_M, shown[who], label_N)
+                if who == "classifier" and read_M is not None:
+                    shares["agreement"] = (read_M == requested_M).astype(np.float64)
+                    numbers |= dict.fromkeys(("restyled", "kept_labels", "kept_factors"))
+                    numbers["agreement"] = metrics.over_people(shares["agreement"]).as_dict()
+                by[who]["lines"][line] = numbers
                 if line == self.own:
                     each[who] = shares
+        if right_N is not None:
+            right = 100 * float((right_N == label_N).mean())
+            notes.append(f"the classifier reads the label of {right:.1f} % of the real held-out pictures right")
+        elif isinstance(kind, Picture):
+            notes.append("no classifier reads these pictures; name its run: v2f eval RUN --classifier RUN")
+        if isinstance(system, Restyling) and system.restyles and isinstance(kind, Picture):
+            notes += self._restored(job, system, things, label_N, by, each)
         result: dict[str, Any] = {
             "what": f"held-out samples ({name})",
             "people": len(label_N),
             "labels": len(share_K),
             "left_out": summary_of(left_out),
-            "chance": {"accuracy": chance},
+            "chance": {"accuracy": chance, "agreement": chance, "restyled": chance},
             "by": by,
             "notes": notes,
         }
         result["verdict"] = label_verdict(first_observer(result)[1]["lines"][self.own], chance)
         return result, of_each(numbers_N.tolist(), each)
 
+    def _restored(
+        self,
+        job: Job,
+        system: Restyling,
+        photos: Tensor,
+        label_N: NDArray[np.int64],
+        by: dict[str, dict[str, Any]],
+        each: dict[str, dict[str, NDArray[np.float64]]],
+    ) -> list[str]:
+        """Add what the codes of photos hold and, with a classifier, how photos are restyled; returns notes."""
+        held, each["codes"] = readings.codes(system, photos, label_N)
+        by["codes"] = {"lines": {self.own: held}}
+        if job.classifier is None:
+            return []
+        classes = len(of_kind(system.asks(), Label)[0][1].names)
+        found, shares, notes = readings.restyled(job.classifier, system, photos, label_N, classes)
+        by["classifier"]["lines"][self.own] |= found
+        each["classifier"] |= shares
+        return notes
+
     def show(self, name: str, result: Mapping[str, Any], console: Console) -> None:
         """Print a table for each observer."""
         split = result["splits"][name]
         of = f"{name}: {split['what']}, {split['people']} samples, {split['labels']} labels"
         for by, observed in split["by"].items():
+            if by == "codes":
+                self._show_own(f"{of}; {BY[by]}", "codes", observed, console)
+                continue
             table = Table(title=f"{of}; {BY[by]}", title_justify="left")
             table.add_column(f"chance of a label {100 * split['chance']['accuracy']:.1f} %")
             for column in ("label found, %", "nearest", "energy", "precision", "recall", "variety within a label"):
@@ -138,7 +194,25 @@ class Labelled(Protocol):
                     style="bold" if line == self.own else None,
                 )
             console.print(table)
+            if by == "classifier":
+                self._show_own(f"{of}; what it reads", by, observed, console)
         print_remarks(split, console)
+
+    def _show_own(self, title: str, by: str, observed: Mapping[str, Any], console: Console) -> None:
+        """Print the numbers of an observer that do not compare features."""
+        shown = [metric for metric in self.compared if metric in (*_read_by("classifier"), *_CODES) and metric.by == by]
+        table = Table(title=title, title_justify="left")
+        table.add_column("")
+        for metric in shown:
+            table.add_column(metric.title, justify="right")
+        for line, numbers in observed["lines"].items():
+            values = [numbers.get(metric.key) for metric in shown]
+            cells = [
+                "-" if value is None else metric.interval(metrics.Interval(**value))
+                for metric, value in zip(shown, values, strict=True)
+            ]
+            table.add_row(self.title(line, observed), *cells, style="bold" if line == self.own else None)
+        console.print(table)
 
     def title(self, line: str, observed: Mapping[str, Any]) -> str:
         return "made from the labels (this run)" if line == self.own else "training samples with the same labels"
@@ -148,7 +222,15 @@ class LabelledPictures(Labelled):
     """Pictures made from labels."""
 
     own, kind = "labelled", Picture
-    compared = (*_metrics_by("referee", "referee"), *_metrics_by("judge", "perceptual"), *_metrics_by("pixels", ""))
+    takes_classifier = True
+    compared = (
+        *_metrics_by("referee", "referee"),
+        *_metrics_by("judge", "perceptual"),
+        *_read_by("classifier"),
+        *_metrics_by("classifier", "classifier"),
+        *_metrics_by("pixels", ""),
+        *_CODES,
+    )
 
 
 class LabelledSounds(Labelled):
@@ -206,6 +288,19 @@ def _trained(job: Job, kind: Any, label_N: NDArray[np.int64]) -> tuple[Tensor, N
     return things[chosen], own_S[chosen]
 
 
+def real_of_each(dataset: Dataset, system: System, count: int) -> dict[str, Tensor]:
+    """Class -> the first ``count`` held-out pictures of it, uint8 [n,C,H,W], for a system that makes pictures from a
+    label; empty without held-out samples."""
+    splits = [name for name in HELD_OUT if name in dataset.splits]
+    asked, _, kind = asked_and_made(system, Picture)
+    found = _real(dataset.split(splits[0]), system, kind, [], None) if splits else None
+    if found is None:
+        return {}
+    batch, things, _ = found
+    names = of_kind(system.asks(), Label)[0][1].names
+    return {name: things[(batch[asked] == number).nonzero()[:count, 0]] for number, name in enumerate(names)}
+
+
 def _outputs(system: System, batch: Mapping[str, Tensor], made: str) -> Tensor:
     """The system's output for each row of ``batch``, on the CPU."""
     rows = next(iter(batch.values()))
@@ -217,21 +312,26 @@ def _outputs(system: System, batch: Mapping[str, Tensor], made: str) -> Tensor:
     return torch.cat(parts)
 
 
-def _features_of(job: Job, kind: Any) -> Callable[[Tensor], Features]:
-    """The function that computes features of outputs (floats in [-1, 1]) and real samples (uint8 pictures, waves)."""
-    device = device_of(job.system)
+def _features_of(job: Job, kind: Any) -> Callable[[Tensor], tuple[Features, NDArray[np.int64] | None]]:
+    """The function that computes features of outputs (floats in [-1, 1]) and real samples (uint8 pictures, waves), and
+    the label [M] that a classifier reads, None without one."""
+    device, classifier = device_of(job.system), job.classifier
 
-    def sounds(wav: Tensor) -> Features:
-        return {"spectra": spectra(wav.flatten(1), kind.rate)}
+    def sounds(wav: Tensor) -> tuple[Features, None]:
+        return {"spectra": spectra(wav.flatten(1), kind.rate)}, None
 
-    def pictures(img: Tensor) -> Features:
+    def pictures(img: Tensor) -> tuple[Features, NDArray[np.int64] | None]:
         def function(part: Tensor) -> tuple[Tensor, ...]:
             picture = to_picture(part) if part.dtype == torch.uint8 else part.clamp(-1, 1)
             small = F.interpolate(picture, (_SIDE, _SIDE), mode="area").flatten(1)
             return (small, *seen(job.observers, picture)[1::2])
 
         small_MP, *maps = in_batches(function, img, device)
-        return {each.name: own for each, own in zip(job.observers, maps, strict=True)} | {"pixels": small_MP}
+        found: Features = {each.name: own for each, own in zip(job.observers, maps, strict=True)}
+        if classifier is None:
+            return found | {"pixels": small_MP}, None
+        reading = classifier.read(img)
+        return found | {"classifier": reading.features_NP, "pixels": small_MP}, reading.classes[classifier.label]
 
     return sounds if isinstance(kind, Sound) else pictures
 

@@ -20,6 +20,7 @@ from v2f.data.manifest import Dataset
 from v2f.errors import V2FError
 from v2f.evaluation.observers import Observer
 from v2f.evaluation.people_table import PeopleTable
+from v2f.evaluation.readings import Classifier
 from v2f.metrics import Interval
 from v2f.runs.run import Run
 from v2f.system import System
@@ -77,6 +78,8 @@ class Job:
     """Whether the run is known to have been trained on the data set."""
     trials: str | None = None
     """A file that lists trials, for a protocol that takes one."""
+    classifier: Classifier | None = None
+    """What reads the labels of pictures, for a protocol that takes it."""
 
 
 class Protocol(abc.ABC):
@@ -99,6 +102,9 @@ class Protocol(abc.ABC):
     takes_trials: ClassVar[bool] = False
     """Whether it measures a list of trials (``v2f eval --trials``)."""
 
+    takes_classifier: ClassVar[bool] = False
+    """Whether a classifier may read what the system makes (``v2f eval --classifier``)."""
+
     @abc.abstractmethod
     def splits(self, dataset: Dataset) -> list[str]:
         """The splits that are measured; may be empty."""
@@ -115,6 +121,9 @@ class Protocol(abc.ABC):
     def title(self, line: str, observed: Mapping[str, Any]) -> str:
         """The title of a line of the tables; ``observed``: the numbers of the observer whose table it is."""
 
+
+HELD_OUT = ("test", "valid")
+"""Splits of samples that no training saw, whoever they are of; the first that a data set has is measured."""
 
 SPLITS = {"test": "unseen people", "seen": "seen people, unseen clips"}
 MEASURED = SPLITS | {"valid": "held-out samples"}

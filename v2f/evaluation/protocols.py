@@ -3,6 +3,7 @@
 from v2f.errors import V2FError
 from v2f.evaluation.faces_of_voices import FacesOfVoices
 from v2f.evaluation.labelled import LabelledPictures, LabelledSounds
+from v2f.evaluation.labels_of_pictures import LabelsOfPictures
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
 from v2f.evaluation.protocol import MEASURED, SPLITS, Job, Measured, Metric, Protocol
 from v2f.evaluation.speakers import Speakers
@@ -13,6 +14,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "pictures_from_noise": PicturesFromNoise(),
     "labelled_pictures": LabelledPictures(),
     "labelled_sounds": LabelledSounds(),
+    "labels_of_pictures": LabelsOfPictures(),
     "speakers": Speakers(),
 }
 

@@ -1,16 +1,19 @@
 """The sheet of samples of a validation: pictures in a grid, or sounds as players on a self-contained page.
 
+A system that makes pictures from a label has a grid of all its classes, a row each, with the same noise in every sheet.
+
 Shape letters: B samples, C channels, T samples of a sound.
 """
 
 import base64
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from v2f import latent
 from v2f.data import media
 from v2f.system import Picture, Sound, System, of_kind
 
@@ -23,16 +26,18 @@ def sheet(system: System, shown: Mapping[str, Tensor], notes: Mapping[str, str])
     made = system.makes()
     if of_kind(made, Picture):
         pictures = {name: value for name, value in shown.items() if value.ndim == 4 and value.shape[1] in _CHANNELS}
-        return ".png", _grid(pictures, notes)
+        if latent.asked_label(system) is not None:
+            return ".png", _grid(list(pictures.values()), {**notes, "Rows": ", ".join(pictures)})
+        return ".png", _grid([value for _, value in sorted(pictures.items(), reverse=True)], notes)
     rates = [sound.rate for _, sound in of_kind(made, Sound)]
     if rates:
         return ".html", _players({name: value for name, value in shown.items() if value.ndim == 3}, rates[0], notes)
     return None
 
 
-def _grid(shown: Mapping[str, Tensor], notes: Mapping[str, str]) -> bytes:
-    """A PNG with a row of pictures [B,C,H,W] in [-1,1] for each name."""
-    rows = [p.float().cpu().clamp(-1, 1) for _, p in sorted(shown.items(), reverse=True)]
+def _grid(shown: Sequence[Tensor], notes: Mapping[str, str]) -> bytes:
+    """A PNG with rows of pictures [B,C,H,W] in [-1,1]."""
+    rows = [row.float().cpu().clamp(-1, 1) for row in shown]
     grid = make_grid(torch.cat(rows), nrow=len(rows[0]), value_range=(-1, 1), normalize=True, padding=1)
     return media.png(grid * 2 - 1, notes)
 

@@ -129,6 +129,8 @@ class Subject:
         values = flatten(self.run.config)
         if metric.net == "referee":
             ground["judge"] = self.evaluated["referee"]
+        elif metric.net == "classifier":
+            ground["judge"] = self.evaluated.get("classifier", {}).get("sha256")
         elif metric.net:
             net = f"system.frozen.{metric.net}."
             options = {k: v for k, v in fixed_on_resume(self.run.config).items() if k.startswith(net)}

@@ -32,6 +32,7 @@ from v2f.prepare.pairs import Pairs, PairsConfig
 from v2f.prepare.parts import WHOLE, Packing, Part, PartRecord, ShardRecord
 from v2f.prepare.processes import CHUNK, Make, cores, maker
 from v2f.prepare.progress import Progress
+from v2f.prepare.shapes import Shapes, ShapesConfig
 from v2f.prepare.steps import StepsConfig
 from v2f.prepare.synthetic import Synthetic, SyntheticConfig
 from v2f.prepare.voxceleb import VoxCeleb, VoxCelebConfig
@@ -45,6 +46,7 @@ CONVERTERS: dict[str, Callable[[Any], Converter]] = {
     "voxceleb": VoxCeleb,
     "avspeech": AVSpeech,
     "folder": Folder,
+    "shapes": Shapes,
 }
 """The name of a source, which is also its group in a recipe -> its converter."""
 
@@ -61,12 +63,13 @@ class PackConfig(Config):
     """A recipe. ``source`` names the group that configures what is packed."""
 
     out: Place = Field(description="where the data set goes: a folder or an s3:// prefix")
-    source: Literal["synthetic", "pairs", "voxceleb", "avspeech", "folder"]
+    source: Literal["synthetic", "pairs", "voxceleb", "avspeech", "folder", "shapes"]
     synthetic: SyntheticConfig | None = None
     pairs: PairsConfig | None = None
     voxceleb: VoxCelebConfig | None = None
     avspeech: AVSpeechConfig | None = None
     folder: FolderConfig | None = None
+    shapes: ShapesConfig | None = None
     shard_mb: float = Field(32.0, gt=0.0, description="size of a shard in 10^6 bytes, about")
     workers: int | None = Field(
         None, ge=1, description="processes; null: one for each core, with pSp at most 4; 1: this one"

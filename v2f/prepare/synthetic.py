@@ -1,7 +1,8 @@
 """The converter of the synthetic world: people who are reproducible from the recipe alone.
 
 One sample is one clip and ``photos`` photos of a person. Clip c has the photos from c * photos on, so that a person's
-samples show different photos. Does not import torch, so that packing processes start fast.
+samples show different photos. With ``labels``, each sample has those labels of its person (:mod:`v2f.world.labels`),
+and people who lack one are skipped. Does not import torch, so that packing processes start fast.
 
 Shape letters: N samples, P photos.
 """
@@ -21,6 +22,7 @@ from v2f.data.sample import AudioFormat, PhotoFormat
 from v2f.errors import V2FError
 from v2f.prepare import Item, LeftOut, Made, Plan
 from v2f.world import recorded_hash, world_hash
+from v2f.world.labels import Label, bands, classes, labels_of
 from v2f.world.people import CLIP, FACE, PHOTO, VERSION, VOICE, World, WorldConfig
 from v2f.world.portraits import render_portraits
 
@@ -49,6 +51,7 @@ class SyntheticConfig(Config):
     size: int = Field(64, ge=32, le=1024, description="side of a photo in pixels")
     audio: AudioFormat = "flac"
     photo: PhotoFormat = "png"
+    labels: list[Label] = Field([], description="labels that each sample has; people without one of them are skipped")
 
 
 SAMPLE_RATE = 16000
@@ -71,12 +74,34 @@ class Synthetic:
                 f"synthetic.seen.people: {config.seen.people}, but only {config.train.people} people are trained on"
             )
         items = []
-        for split, first in _FIRST.items():
-            crowd = getattr(config, split)
-            items += [_item(split, first + i, clip) for i in range(crowd.people) for clip in range(crowd.clips)]
+        for split in _FIRST:
+            clips = range(getattr(config, split).clips)
+            items += [_item(split, person, clip) for person in self._people(split) for clip in clips]
         unseen = range(config.train.clips, config.train.clips + config.seen.clips)
-        items += [_item("seen", i, clip) for i in range(config.seen.people) for clip in unseen]
-        return Plan(items, provenance={"world_version": VERSION, "world_hash": world_hash()})
+        items += [_item("seen", i, clip) for i in self._people("train")[: config.seen.people] for clip in unseen]
+        about: dict[str, Any] = {"world_version": VERSION, "world_hash": world_hash()}
+        if config.labels:
+            about["classes"] = {label: list(classes(label)) for label in config.labels}
+            about["bands"] = {label: bands(label) for label in config.labels}
+        return Plan(items, provenance=about)
+
+    def _people(self, split: str) -> list[int]:
+        """The numbers of a split's people: the first ones that have all the labels."""
+        config, first, most = self.config, _FIRST[split], _MOST[split]
+        wanted = getattr(config, split).people
+        if not config.labels:
+            return list(range(first, first + wanted))
+        found: list[int] = []
+        world, step = World(config.world), 4096
+        for start in range(first, first + most, step):
+            if len(found) >= wanted:
+                break
+            id_N = np.arange(start, min(start + step, first + most))
+            named = zip(*(labels_of(label, world.face(id_N)) for label in config.labels), strict=True)
+            found += [int(i) for i, each in zip(id_N, named, strict=True) if None not in each]
+        if len(found) < wanted:
+            raise V2FError(f"synthetic.{split}.people: {wanted}, but only {len(found)} people have all the labels")
+        return found[:wanted]
 
     def inputs(self, item: Item) -> list[str]:
         return []
@@ -88,6 +113,7 @@ class Synthetic:
         id_N = np.array([item.what[0] for item in items], dtype=np.int64)
         number_N = np.array([item.what[1] for item in items], dtype=np.int64)
         voice_NV, face_NF, clip_NC = world.voice(id_N), world.face(id_N), world.clip(id_N, number_N)
+        named = {label: labels_of(label, face_NF) for label in config.labels}
         key_N = np.array([_content(config.world.seed, *item.what) for item in items], dtype=np.int64)
         wav_NT = render_voices(voice_NV, clip_NC, key_N, config.seconds, SAMPLE_RATE)
         photo_NP = number_N[:, None] * config.photos + np.arange(config.photos)
@@ -98,7 +124,8 @@ class Synthetic:
         nuisance_NPP = nuisance_MP.reshape(len(items), config.photos, -1)
         made: list[Made | LeftOut] = []
         for n, item in enumerate(items):
-            extra = {
+            extra: dict[str, Any] = {
+                **{label: values[n] for label, values in named.items()},
                 "factors": {
                     "voice": _named(VOICE, voice_NV[n]),
                     "face": _named(FACE, face_NF[n]),

@@ -9,10 +9,13 @@ from v2f.storage.records import Record
 BY = {
     "referee": "by the referee, which no loss ever saw",
     "judge": "by the judge, the nets that losses and meters use",
+    "classifier": "by the classifier, which was trained on real pictures",
     "pixels": "in pixels, by no net",
     "spectra": "in log-mel spectra, by no net",
     "trials": "by the cosine of the system's own embeddings",
     "classes": "among the people seen in training",
+    "labels": "by the labels of the samples",
+    "codes": "by the system's own codes",
 }
 """What may measure a number, the referee first, and its title."""
 
@@ -124,6 +127,7 @@ class Evaluated(Record):
     data: _Data
     splits: dict[str, _Split]
     referee: dict[str, Any] = {}
+    classifier: dict[str, Any] = {}
     step: int | None = None
     weights: dict[str, str | None] = {}
     stand_ins: list[str] = []

@@ -1,13 +1,17 @@
 """The table of systems, the only one. One file per system; no system imports another."""
 
 from v2f.system import System
+from v2f.systems.conditional import Conditional
 from v2f.systems.face_gan import FaceGAN
+from v2f.systems.picture_recognition import PictureRecognition
 from v2f.systems.speaker_recognition import SpeakerRecognition
 from v2f.systems.voice_gan import VoiceGAN
 from v2f.systems.voice_styled_face import VoiceStyledFace
 
 SYSTEMS: dict[str, type[System]] = {
+    "conditional": Conditional,
     "face_gan": FaceGAN,
+    "picture_recognition": PictureRecognition,
     "speaker_recognition": SpeakerRecognition,
     "voice_gan": VoiceGAN,
     "voice_styled_face": VoiceStyledFace,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from v2f import latent
 from v2f.data.loader import read_usable
 from v2f.data.manifest import open_dataset
 from v2f.data.streams import numbered, side_by_side
@@ -14,6 +15,8 @@ from v2f.engine import Engine
 from v2f.runs.config import DataConfig, RunConfig
 from v2f.system import Batch, System, first_stream
 from v2f.tracking.console import say
+
+_COLUMNS = 8  # pictures of each class
 
 
 @dataclass(frozen=True)
@@ -79,16 +82,20 @@ def read_held_out(
 
 
 def validate(engine: Engine, system: System, batches: list[Batch], step: int, pictures: int) -> Validation:
-    """Score the averaged weights on ``batches``, and sample from the first ``pictures`` of their samples.
+    """Score the averaged weights on ``batches``, and sample from the first ``pictures`` of their samples; a system that
+    makes pictures from a label samples each class instead, from the same noise in every validation.
 
     Not collective: one rank does it alone.
     """
     losses: dict[str, float] = {}
-    with engine.evaluating(system, size=max(len(first_stream(batch)["slot"]) for batch in batches)):
+    size = max(len(first_stream(batch)["slot"]) for batch in batches)
+    with engine.evaluating(system, size=size):
         meters = dict(system.meters(batches))
         for phase in system.phases():
             means = engine.losses(phase, batches, step)
             losses |= {f"loss/{phase.name}/{part}": value for part, value in means.items()}
+        if latent.asked_label(system) is not None:
+            return Validation(meters, losses, latent.grid(system, min(pictures, _COLUMNS), size))
         return Validation(meters, losses, _sample(system, batches, pictures))
 
 

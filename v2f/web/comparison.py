@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from v2f import __version__, generate
+from v2f import __version__, generate, latent
 from v2f.data.manifest import Dataset, open_dataset
 from v2f.data.transforms import Waveform
 from v2f.errors import V2FError
@@ -23,18 +23,21 @@ from v2f.evaluation import protocols
 from v2f.evaluation.attributes import FEW
 from v2f.evaluation.compare import Comparison, compare
 from v2f.evaluation.comparison_tables import show
+from v2f.evaluation.labelled import LabelledPictures, real_of_each
 from v2f.evaluation.observers import BY
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
 from v2f.evaluation.protocol import MEASURED, SPLITS, percent
 from v2f.evaluation.subjects import Subject, gather
 from v2f.storage import store
-from v2f.system import System
+from v2f.system import System, to_picture
 from v2f.web import report
 from v2f.web.curves import HEIGHT, WIDTH, charts, read_curves
+from v2f.web.dataset import is_synthetic
 from v2f.web.page import environment, sound_uri
 
 VOICES = 6
 _DRAWN = 24  # pictures from noise per run
+_OF_EACH = 5  # pictures of each class per run
 _RATE = 16_000
 _PLAYED_S = 30  # of a long recording
 _SAID = 8  # verdicts at the top of the page
@@ -66,6 +69,10 @@ class Shown:
     drawn: dict[str, list[str]] = field(default_factory=dict)
     """Letter -> pictures from noise, in the order of the noise."""
     photos: list[str] = field(default_factory=list)
+    labelled: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    """Letter -> class -> pictures made from it, of the same codes for all runs."""
+    labelled_real: dict[str, list[str]] = field(default_factory=dict)
+    """Class -> held-out pictures of it."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -106,7 +113,7 @@ def comparison(
             meters=charts(curves, "valid/"),
             machine=charts(curves, "grad_norm/", "rate/", "speed/"),
             shown=shown,
-            real=shown.dataset is not None and "world_hash" not in shown.dataset.manifest.provenance,
+            real=shown.dataset is not None and not is_synthetic(shown.dataset),
             what=MEASURED,
             by=BY,
             few=FEW,
@@ -160,9 +167,12 @@ def look(subjects: Sequence[Subject], count: int, recordings: Sequence[str], dat
                 drawn, photos = report.from_noise(shown.dataset, subject.run, system, _DRAWN)
                 shown.drawn[subject.letter] = drawn
                 shown.photos = shown.photos or photos
+            elif isinstance(protocols.of(system), LabelledPictures) and latent.asked_label(system) is not None:
+                _from_labels(shown, subject, system)
         except V2FError as error:
             shown.notes.append(f"{subject.letter} shows no faces: {error}")
-    widths = {s.run.config.system.model_dump().get("noise") for s in subjects if s.letter in shown.drawn}
+    drawn = {*shown.drawn, *shown.labelled}
+    widths = {s.run.config.system.model_dump().get("noise") for s in subjects if s.letter in drawn}
     if len(widths) > 1:
         shown.notes.append("the noise of these runs has different widths, so their pictures are of different noise")
     return shown
@@ -184,6 +194,20 @@ def _dataset(subjects: Sequence[Subject], data: str | None) -> Dataset:
     if len(found) > 1:
         raise V2FError("the runs have different data; name one data set (--data PATH) or recordings (--voice FILE)")
     return next(iter(found.values()))
+
+
+def _from_labels(shown: Shown, subject: Subject, system: System) -> None:
+    """Add the pictures that one system makes of each class, and real ones beside the first system's."""
+    notes = generate.provenance(subject.run, system)
+    rows = latent.grid(system, _OF_EACH)
+    shown.labelled[subject.letter] = {
+        name: [report.picture_uri(one, notes | {"Label": name}) for one in pictures] for name, pictures in rows.items()
+    }
+    if shown.dataset is not None and not shown.labelled_real:
+        real = real_of_each(shown.dataset, system, _OF_EACH)
+        shown.labelled_real = {
+            name: [report.picture_uri(one) for one in to_picture(pictures)] for name, pictures in real.items()
+        }
 
 
 def _hear(

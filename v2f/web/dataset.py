@@ -53,8 +53,9 @@ def stats_page(root: str, output: str, limit: int | None = None) -> stats.Stats:
     return found
 
 
-def _synthetic(dataset: Dataset) -> bool:
-    return "world_hash" in dataset.manifest.provenance
+def is_synthetic(dataset: Dataset) -> bool:
+    """Whether a program made the people or pictures of a data set."""
+    return not {"world_hash", "shapes_hash"}.isdisjoint(dataset.manifest.provenance)
 
 
 def _redrawn(dataset: Dataset) -> bool:
@@ -142,7 +143,7 @@ def show(root: str, output: str, count: int = 24, split: str | None = None, iden
             cards=cards,
             broken=broken,
             which=f"of {identity}" if identity is not None else f"of the split {split}" if split is not None else "",
-            synthetic=_synthetic(dataset),
+            synthetic=is_synthetic(dataset),
             redrawn=_redrawn(dataset),
             width=WIDTH,
             height=HEIGHT,

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from v2f import generate
+from v2f import generate, latent
 from v2f.data import media
 from v2f.data.sample import MAX_SECONDS
 from v2f.errors import V2FError
 from v2f.generate import Given
 from v2f.runs.run import Run
-from v2f.system import Kind, Label, Picture, Sound, System
+from v2f.system import Kind, Label, Picture, Sound, System, of_kind
 from v2f.web.page import data_uri
 
 
@@ -48,8 +48,11 @@ class Maker:
 
     @property
     def asked(self) -> dict[str, Kind]:
-        """The widgets of the page: field of :class:`v2f.generate.Given` -> kind."""
-        return {generate.GIVEN_AS[type(kind)]: kind for kind in self.system.asks().values()}
+        """The widgets of the page: field of :class:`v2f.generate.Given` -> kind; a photo to restyle may be left out."""
+        asked = {generate.GIVEN_AS[type(kind)]: kind for kind in self.system.asks().values()}
+        if latent.restyles(self.system):
+            asked["photo"] = of_kind(self.system.makes(), Picture)[0][1]
+        return asked
 
     def make(self, given: Given, max_seconds: float = MAX_SECONDS) -> list[Thing]:
         """The outputs for an input. ``max_seconds``: longest recording. V2FError if the input cannot be used."""

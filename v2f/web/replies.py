@@ -115,10 +115,11 @@ class MakerReplies:
                 megabytes = len(given[what]) / 1e6
                 return self._refused(f"the {what} has {megabytes:.3g} MB, the limit is {self._bounds.max_mb:g} MB")
         try:
-            things = self._maker.make(generate.Given(**given), self._bounds.max_seconds)
+            asked = generate.Given(**given)
+            things = self._maker.make(asked, self._bounds.max_seconds)
         except V2FError as error:
             return self._refused(str(error))
-        notes = generate.provenance(self._maker.run, self._maker.system, step=self._maker.step)
+        notes = generate.provenance(self._maker.run, self._maker.system, asked, step=self._maker.step)
         return self._render(
             "made_of.html.j2",
             things=things,

@@ -17,7 +17,7 @@ from jinja2 import UndefinedError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from v2f import __version__, generate, metrics
+from v2f import __version__, generate, latent, metrics
 from v2f.config import dump_yaml
 from v2f.data import media
 from v2f.data.loader import read_usable
@@ -182,7 +182,7 @@ def pairs(dataset: Dataset, name: str, run: Run, system: System, count: int) -> 
     shown: list[Pair] = []
     for batch in batches:
         with torch.no_grad():
-            faces_BCHW = next(iter(system.sample(generate.with_noise(system, batch["wav"])).values()))
+            faces_BCHW = next(iter(system.sample(latent.with_noise(system, batch["wav"])).values()))
         possible: list[str | None] = [None] * len(faces_BCHW)
         words = [""] * len(faces_BCHW)
         if isinstance(world, World):

@@ -1,0 +1,63 @@
+"""What some systems can do besides :meth:`~v2f.system.System.sample`, as base classes that other code looks for.
+
+Shape letters: B batch, C channels, H W picture, Z code, K classes, F factors, P features.
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from v2f.system import System
+
+
+class Restyling(System):
+    """A system that makes a picture from a code and a label, its only inputs: Noise is a code, and Label the label.
+
+    It may also find the code of a picture. A picture is *restyled* by the code of that picture and another label.
+    """
+
+    @property
+    def restyles(self) -> bool:
+        """Whether it has an encoder, which :meth:`posterior` needs."""
+        return True
+
+    @abc.abstractmethod
+    def posterior(self, img_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and the log-variance [B,Z] of the codes of pictures in [-1,1] with these labels, if it
+        :attr:`restyles`; the mean is *the* code of a picture."""
+
+    @abc.abstractmethod
+    def decode(self, code_BZ: Tensor, label_B: Tensor) -> Tensor:
+        """The pictures [B,C,H,W] in [-1,1] of codes and labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a system reads in pictures."""
+
+    scores: Mapping[str, Tensor]
+    """Label -> scores [B,K] of its classes; the highest is the answer."""
+    factors: Tensor
+    """[B,F]: estimates of the known factors of a synthetic picture; F is 0 if it estimates none."""
+    features: Tensor
+    """[B,P]: what scores and factors are computed from."""
+
+
+class PictureReader(System):
+    """A system that reads the labels of a picture, which is all that it asks for, and may estimate its factors."""
+
+    @property
+    @abc.abstractmethod
+    def labels(self) -> Mapping[str, Sequence[str]]:
+        """Label, by its name in a sample -> its classes."""
+
+    @property
+    @abc.abstractmethod
+    def factors(self) -> Sequence[str]:
+        """The names of the factors that it estimates."""
+
+    @abc.abstractmethod
+    def read(self, img_BCHW: Tensor) -> Reading:
+        """What it reads in pictures in [-1,1] of the size and channels that it asks for."""
