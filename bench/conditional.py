@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from bench.machine import cpus  # noqa: E402 - after the path
-from bench.runs import evaluated, v2f  # noqa: E402
+from bench.runs import evaluated, v2f, write  # noqa: E402
 
 RESULTS = REPOSITORY / "bench" / "results" / "conditional.json"
 WORLDS = {
@@ -61,8 +61,7 @@ def main() -> int:
         "versions": evaluated(runs[0]["run"])["versions"],
         "runs": runs,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    write(args.out, found)
     print(table(found))
     return 0
 

@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from bench.machine import cpus  # noqa: E402 - after the path
-from bench.runs import evaluated, finished, v2f  # noqa: E402
+from bench.runs import evaluated, finished, v2f, write  # noqa: E402
 
 SPEAKERS, FACES = "launch/recipes/speaker-synthetic.yaml", "launch/recipes/quickstart.yaml"
 DATA = "data/speaker-synthetic"
@@ -77,8 +77,7 @@ def main() -> int:
         "runs": runs,
         "differences": {arm: difference(runs, arm) for arm in ARMS if arm != BASE},
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    write(args.out, found)
     print(table(found))
     return 0
 

@@ -23,7 +23,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from bench.machine import cpus  # noqa: E402 - after the path
-from bench.pretraining import evaluated, one, scores_of_speakers, v2f  # noqa: E402
+from bench.pretraining import one, scores_of_speakers  # noqa: E402
+from bench.runs import evaluated, v2f, write  # noqa: E402
 from v2f.runs.config import load_config  # noqa: E402
 
 SPEAKERS, FACES = "launch/recipes/voice-embedding.yaml", "launch/recipes/voice-gan.yaml"
@@ -63,8 +64,7 @@ def main() -> int:
         "versions": evaluated(runs[0]["run"])["versions"],
         "runs": runs,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    write(args.out, found)
     print(table(found))
     return 0 if all(met(found).values()) else 1
 

@@ -99,7 +99,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
     own: dict[str, Any]
     if isinstance(protocol, PicturesFromNoise):
         drawn, photos = from_noise(dataset, run, system, PICTURES_SHOWN)
-        own = {"verdict": _verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
+        own = {"verdict": last_verdict(system, curves), "pictures": drawn, "photos": photos, "sheets": _sheets(run)}
         own["duel"] = duel(curves)
         page = _page("noise.html.j2", run, shared | own)
     elif not isinstance(protocol, FacesOfVoices):
@@ -222,7 +222,7 @@ def from_noise(dataset: Dataset, run: Run, system: System, count: int) -> tuple[
     return [picture_uri(one, notes) for one in made_NCHW], [picture_uri(one) for one in to_picture(photo_NCHW)]
 
 
-def _verdict(system: System, curves: Curves) -> str | None:
+def last_verdict(system: System, curves: Curves) -> str | None:
     """The system's verdict on the end of its training, if it has one."""
     meters = {
         name.removeprefix("valid/"): points[-1][1]
