@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from v2f.data.augment import Augment
 from v2f.data.encoding import encode
 from v2f.data.manifest import Dataset
 from v2f.data.shards import write_manifest, write_shard
@@ -65,7 +66,7 @@ class FakeSystem(Judged):
         raise AssertionError("nothing is trained here")
 
     def transforms(self) -> dict[str, Transform]:
-        return {"wav": Waveform(SECONDS, RATE), "image": Photo(SIZE)}
+        return {"wav": Augment(Waveform(SECONDS, RATE), ()), "image": Photo(SIZE)}  # nobody may ask for the class
 
     def asks(self) -> dict[str, Kind]:
         return {"wav": Sound(RATE, SECONDS, voice=True)}

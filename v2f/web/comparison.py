@@ -160,9 +160,8 @@ def look(subjects: Sequence[Subject], count: int, recordings: Sequence[str], dat
     for subject in subjects:
         try:
             system = subject.run.system()
-            hears = system.transforms().get("wav")
-            if isinstance(hears, Waveform) and generate.is_face_of_voice(system):
-                _hear(shown, subject, system, hears, count, recordings)
+            if generate.is_face_of_voice(system):
+                _hear(shown, subject, system, generate.voice_input(subject.run, system), count, recordings)
             elif isinstance(protocols.of(system), PicturesFromNoise) and shown.dataset is not None and count:
                 drawn, photos = report.from_noise(shown.dataset, subject.run, system, _DRAWN)
                 shown.drawn[subject.letter] = drawn
