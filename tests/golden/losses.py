@@ -40,7 +40,7 @@ TOLERANCE = 1e-9  # of the value
 SMALLER: dict[str, Callable[[Any], Any]] = {
     "seconds": lambda value: min(value, 0.5),
     "image_size": lambda value: min(value, 64),
-    "channels": lambda value: [max(4, width // 16) for width in value],
+    "channels": lambda value: value if isinstance(value, int) else [max(4, width // 16) for width in value],
     "blocks": lambda value: [1] * len(value),
     "out_channels": lambda value: min(value, 16),
     "width": lambda value: min(value, 8),
