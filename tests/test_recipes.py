@@ -65,7 +65,7 @@ def test_nothing_is_overwritten_and_nothing_is_copied_by_half(in_the_way, tmp_pa
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["copy", "quickstrat"], "no recipe 'quickstrat' ships with v2f; choose one of face-gan, "),
+        (["copy", "quickstrat"], "no recipe 'quickstrat' ships with v2f; choose one of "),
         (["show", "../../pyproject.toml"], "no recipe '../../pyproject.toml' ships"),
         (["copy", "quickstart", "s3://lab/x"], "recipes can only be copied to a local folder"),
         (["copy", "quickstart", "file"], "launch"),

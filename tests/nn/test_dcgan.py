@@ -55,6 +55,16 @@ def test_the_nets_of_64_px_are_those_of_the_paper() -> None:
     assert first.channels == 256  # none over the first map
 
 
+def test_a_generator_without_norms_has_biases_instead() -> None:
+    plain, normed = (DCGANGenerator(6, 16, 8, bn_group=2, norm=norm) for norm in ("none", "batch"))  # type: ignore[arg-type]
+    assert not any(isinstance(module, GhostBatchNorm) for module in plain.modules())
+    assert sum(p.numel() for p in plain.parameters()) - sum(p.numel() for p in normed.parameters()) == (
+        16 * 16 + 8 - 2 * (16 + 8)
+    )
+    alone, beside = plain(torch.ones(1, 6)), plain(torch.stack([torch.ones(6), torch.randn(6)]))[:1]
+    torch.testing.assert_close(alone, beside)
+
+
 def test_weights_begin_small_and_gains_near_one() -> None:
     torch.manual_seed(0)
     net = DCGANDiscriminator(32, 32, bn_group=2)

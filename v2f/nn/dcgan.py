@@ -44,21 +44,35 @@ def doublings(size: int) -> int:
 
 
 class DCGANGenerator(nn.Module):
-    """Noise [B,Z] -> pictures [B,P,size,size] in (-1,1). ``width``: channels of the last map before the picture."""
+    """Noise [B,Z] -> pictures [B,P,size,size] in (-1,1). ``width``: channels of the last map before the picture.
+
+    ``norm``: ``batch``, DCGAN's, over every map but the picture, without which the paper saw generators collapse to a
+    single picture (section 3), or ``none``: then every layer has a bias.
+    """
 
     def __init__(
-        self, noise: int, size: int, width: int, bn_group: int, *, channels: int = 3, kernel: int = KERNEL
+        self,
+        noise: int,
+        size: int,
+        width: int,
+        bn_group: int,
+        *,
+        channels: int = 3,
+        kernel: int = KERNEL,
+        norm: Literal["batch", "none"] = "batch",
     ) -> None:
         super().__init__()
         steps = doublings(size)
         widths = [width * 2**n for n in reversed(range(steps))]
         self.side = size >> steps
-        self.linear = nn.Linear(noise, widths[0] * self.side**2, bias=False)
-        self.norms = nn.ModuleList(GhostBatchNorm(c, bn_group) for c in widths)
+        self.linear = nn.Linear(noise, widths[0] * self.side**2, bias=norm == "none")
+        self.norms = nn.ModuleList(GhostBatchNorm(c, bn_group) if norm == "batch" else nn.Identity() for c in widths)
         # An odd kernel needs one more row and column at the end for exactly twice the side.
         pad, more = (kernel - 1) // 2, kernel % 2
         self.convs = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, kernel, stride=2, padding=pad, output_padding=more, bias=n == steps - 1)
+            nn.ConvTranspose2d(
+                i, o, kernel, stride=2, padding=pad, output_padding=more, bias=n == steps - 1 or norm == "none"
+            )
             for n, (i, o) in enumerate(pairwise([*widths, channels]))
         )
         initialize(self)

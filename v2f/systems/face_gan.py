@@ -62,6 +62,7 @@ class FaceGAN(Judged):
         width: int = Field(64, gt=0, description="channels of the largest maps")
         kernel: int = Field(KERNEL, ge=2, description="side of all kernels, odd or even")
         norm: Norm = Field("batch", description="the discriminator's: batch, spectral, or none")
+        generator_norm: Literal["batch", "none"] = Field("batch", description="none: it may collapse to one picture")
         bn_group: int = Field(16, gt=0, description="samples in each mean of batch norm")
         loss: Literal["non_saturating", "minimax"] = Field(
             "non_saturating", description="the generator maximizes log D(G(z)), or minimizes log(1 - D(G(z)))"
@@ -99,7 +100,13 @@ class FaceGAN(Judged):
         self.stand_ins, self.weights = nets.stand_ins, nets.sha256
         size, width, group = config.image_size, config.width, config.bn_group
         self.generator = DCGANGenerator(
-            config.noise, size, width, group, channels=config.channels, kernel=config.kernel
+            config.noise,
+            size,
+            width,
+            group,
+            channels=config.channels,
+            kernel=config.kernel,
+            norm=config.generator_norm,
         )
         self.discriminator = DCGANDiscriminator(
             size, width, group, channels=config.channels, kernel=config.kernel, norm=config.norm
