@@ -68,6 +68,19 @@ def test_the_loss_is_the_cross_entropy_of_each_head(run_values: Values, tiny_sha
     torch.testing.assert_close(depths, each if heads == "all" else [])
 
 
+def test_without_a_hidden_layer_the_embedding_is_the_mean_of_the_map(run_values: Values, tiny_shards: str) -> None:
+    own = {"width": None, "activation": "none", "heads": "last", "loss": SOFTMAX, "encoder": ENCODERS["wen_trained"]}
+    system = made(run_values, **own, optimizer={"lr": {"encoder": 1e-3, "head": 1e-3}})
+    batch = batch_of(system, tiny_shards, "train")
+    mean = system.encoder(batch["wav"])[-1].mean(2)
+    torch.testing.assert_close(system.sample(batch)["embedding"], F.normalize(mean))
+    (head,) = system.head
+    wanted = F.cross_entropy(mean @ head.people.weight.T + head.people.bias, batch["person"])
+    torch.testing.assert_close(system.loss("supervised", batch, 0)["total"], wanted)
+    assert system.makes()["embedding"].width == 12  # type: ignore[attr-defined]
+    assert {name for name, _ in head.named_parameters()} == {"people.weight", "people.bias"}
+
+
 def test_arcface_is_equation_three(run_values: Values, tiny_shards: str) -> None:
     system = made(run_values, heads="last", loss=ARCFACE)
     batch = batch_of(system, tiny_shards, "train")

@@ -16,6 +16,7 @@ from encoders.small import ENCODERS
 from systems.reading import fixed, training
 from systems.small import SMALL
 
+from bench.random_weights import wen_embedding, wen_generator
 from v2f.config import build, override
 from v2f.data.encoding import encode
 from v2f.data.manifest import open_dataset
@@ -26,7 +27,8 @@ from v2f.evaluation.evaluate import evaluate
 from v2f.generate import generate
 from v2f.keyed import keyed_rng
 from v2f.runs.config import RunConfig
-from v2f.runs.run import Run, build_system
+from v2f.runs.peers import ALONE
+from v2f.runs.run import Run, build_system, start_from
 from v2f.system import Batch
 from v2f.systems.voice_gan import VoiceGAN
 from v2f.training.trainer import fit
@@ -253,7 +255,7 @@ def test_the_front_end_is_the_same_in_training_evaluation_and_generation(
         ),
         ({"sample_rate": 8000}, "sample_rate is 8000, wen takes 16000 Hz"),
         ({"image_size": 30}, "system.image_size: .* 4 to 7 times a power of two"),
-        ({"labels": {"person": ["a", "b"]}}, "'person' is classified anyway"),
+        ({"labels": {"person": ["a", "b"]}}, "labels: 'person' is the name of something else here; rename"),
         ({"step": "alternating"}, "discriminator.lr names classifier, which .* it trains discriminator and trunk"),
         ({"classifier": {"lr": {"trunk": 1e-3}}}, "classifier is trained with the discriminator where step is joint"),
         (ALTERNATING | {"classifier": None}, "classifier needs an optimizer where step is alternating"),
@@ -357,3 +359,18 @@ def test_meters_of_people_in_one_stream_only_have_no_margin(run_values: Values, 
 def test_the_small_configuration_covers_the_keys_that_change_a_batch() -> None:
     assert SMALL["voice_gan"]["augment"] == {"noise": 0.5, "stutters": 0.5, "flip": 0.5}
     assert SMALL["voice_gan"]["sample_noise"]
+
+
+def test_wens_generator_is_a_start_and_draws_with_wens_embedding(run_values: Values, tmp_path: Path) -> None:
+    torch.save(wen_generator(), tmp_path / "generator.pth")
+    torch.save(wen_embedding(), tmp_path / "voice_embedding.pth")
+    own = {"name": "voice_gan", "people": 30, "seconds": 0.4, "frozen": {"path": str(tmp_path)}}
+    start = [{"file": str(tmp_path / "generator.pth"), "into": "generator"}]
+    config = build(RunConfig, run_values("voice_gan") | {"system": own, "init_from": start}, "test")
+    system = build_system(config)
+    start_from(config, system, ALONE)
+    weight = torch.load(tmp_path / "generator.pth", weights_only=True)["model.0.weight"]
+    assert torch.equal(system.generator.model[0].weight, weight)  # type: ignore[union-attr, index]
+    face = system.eval().sample({"wav": torch.from_numpy(voice(3, 0.4)).float()[None]})["face"]
+    assert face.shape == (1, 3, 64, 64)
+    assert face.abs().max() <= 1

@@ -23,17 +23,18 @@ _SINE = 1e-6  # least square of a sine: the gradient of its root is infinite at 
 
 
 class SpeakerHead(nn.Module):
-    """Two linear layers on the mean over time of one map.
+    """Two linear layers on the mean over time of one map, or only the last one if ``width`` is None: W is then C.
 
     ``cosine``: the logits are the cosines of the hidden vector and each person's weights, without a bias, as ArcFace
     needs them; else the last layer is an ordinary one.
     """
 
-    def __init__(self, channels: int, width: int, people: int, activation: Activation, cosine: bool) -> None:
+    def __init__(self, channels: int, width: int | None, people: int, activation: Activation, cosine: bool) -> None:
         super().__init__()
-        self.hidden = nn.Linear(channels, width)
-        self.activation = _activation(activation, width)
-        self.people = nn.Linear(width, people, bias=not cosine)
+        self.hidden = nn.Identity() if width is None else nn.Linear(channels, width)
+        self.width = channels if width is None else width
+        self.activation = nn.Identity() if width is None else _activation(activation, width)
+        self.people = nn.Linear(self.width, people, bias=not cosine)
         self.cosine = cosine
 
     def embed(self, map_BCT: Tensor) -> Tensor:

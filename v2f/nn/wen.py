@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from v2f import config
+from v2f.nn import at_least_float32
 from v2f.nn.dcgan import doublings
 
 BANDS = 64  # mel bands of VoiceEmbedding's input
@@ -51,7 +52,7 @@ class VoiceEmbedding(nn.Module):
         self.model = nn.Sequential(*layers, nn.Conv1d(config.widths[-1], config.embedding, 3, 2, 1))
 
     def forward(self, x_B64F: Tensor) -> Tensor:
-        embedding_BE: Tensor = self.model(x_B64F).mean(dim=2)
+        embedding_BE: Tensor = at_least_float32(self.model(x_B64F)).mean(dim=2)
         return embedding_BE
 
 

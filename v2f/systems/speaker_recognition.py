@@ -93,7 +93,12 @@ class SpeakerRecognition(Recognizer):
         encoder: EncoderConfig = WaveformEncoder.Config()
         path: MayChange[Place] = Field("weights", description="where the files of a foreign encoder are")
         heads: Literal["last", "all"] = Field("last", description="the maps that have a head: the last, or every one")
-        width: int = Field(512, gt=0, description="of the hidden layer of a head, and so of its embedding")
+        width: int | None = Field(
+            512,
+            gt=0,
+            description="of the hidden layer of a head, and so of its embedding; null: no such layer, the embedding is "
+            "the mean of the map",
+        )
         activation: Activation = Field("relu", description="between the two layers of a head")
         loss: Softmax | ArcFace = Field(Softmax(), discriminator="kind")
         optimizer: Optimizer = Field(
@@ -139,11 +144,16 @@ class SpeakerRecognition(Recognizer):
         return {"wav": Sound(self.config.sample_rate, self.config.seconds, voice=True)}
 
     def makes(self) -> Mapping[str, Kind]:
-        return {"embedding": Embedding(self.config.width * len(self.head))}
+        return {"embedding": Embedding(self._width)}
+
+    @property
+    def _width(self) -> int:
+        """Of the embedding: that of all heads together."""
+        return sum(cast(SpeakerHead, head).width for head in self.head)
 
     def exports(self) -> Exported:
         c = self.config
-        samples, width = round(c.seconds * c.sample_rate), c.width * len(self.head)
+        samples, width = round(c.seconds * c.sample_rate), self._width
         return Exported(
             graph=VoiceToEmbedding(self.encoder, self.head),
             inputs={"wav": torch.zeros(2, samples)},

@@ -49,6 +49,7 @@ from v2f.system import (
 from v2f.weights import JudgeConfig, Requirements
 
 PERSON = "person"  # the classifier's head that tells people apart, and the transform of their numbers
+_TAKEN = {PERSON, "wav", "noise", "image", "total", "adversarial", "real", "fake"}  # in batches or among the losses
 Step = Literal["joint", "alternating"]
 
 
@@ -172,8 +173,9 @@ class VoiceGAN(Judged):
         def _fits(self) -> "VoiceGAN.Config":
             encoders.check_rate(self.encoder, self.sample_rate)
             encoders.check_frozen(self.encoder)
-            if PERSON in self.labels:
-                raise ValueError(f"labels: {PERSON!r} is classified anyway; remove it")
+            taken = sorted(self.labels.keys() & _TAKEN)
+            if taken:
+                raise ValueError(f"labels: {taken[0]!r} is the name of something else here; rename this label")
             if self.classifier is not None and self.step == "joint":
                 raise ValueError("classifier is trained with the discriminator where step is joint: set it to null")
             for phase, modules in _modules(self.step).items():
