@@ -36,6 +36,7 @@ OWN = [p.name for p in REPOSITORY.iterdir() if p.is_dir() and not p.name.startsw
 TRAIN = ["train.steps=2", "train.threads=1", "train.log_every=1", "train.validate_samples=6", "tracking.uri=null"]
 TRAIN += ["train.precision=fp32", "data.workers=0", "data.batch=8", "data.window=8", "data.partitions=4"]
 SYNTHETIC = ["train.people=24", "valid.people=6", "test.people=6", "seen.people=6", "seconds=0.5"]
+SYNTHETIC += ["labels=[glasses,hair,age]"]  # as the data set of every training test
 _WORLDS = [f"shards/{name}.yaml" for name in ("quickstart", "synthetic", "speaker-synthetic", "labelled-faces")]
 SHAPES = ["train=64", "valid=16", "test=24"]
 SMALLER: dict[str, Callable[[Sequence[str]], list[str]]] = {

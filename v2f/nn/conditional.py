@@ -1,15 +1,16 @@
 """Networks of small pictures with a class as condition: encoder, decoder (or generator) and discriminator.
 
     picture [B,C,H,H], class -> convolutions, each halving the side -> linear -> mean and log-variance of a code [B,Z]
-    code [B,Z], class -> linear -> [B,D,S,S] -> transposed convolutions, each doubling the side -> picture [B,C,H,H]
+    code [B,Z], class -> two linear layers -> [B,D,S,S] -> transposed convolutions, each doubling the side -> picture
     picture [B,C,H,H], class -> convolutions, each halving the side -> linear -> hidden [B,E] -> logit [B]
 
 They follow DCGAN (:mod:`v2f.nn.dcgan`), with kernels of 4 x 4, which cover every pixel equally often. The decoder gets
-the class beside its code, as in Mirza and Osindero 2014 (arXiv 1411.1784). The encoder adds a vector of the class to
-its first map; inside a picture, constant input channels of the class do the same. The discriminator sees the class only
-at its end, as an inner product with the hidden features (Miyato and Koyama 2018, arXiv 1802.05637, eq. 3), so that the
-activations of its layers, in which the cVAE-GAN compares pictures, are a function of the picture alone. First weights
-are PyTorch's, whose size follows the width; DCGAN's are for wider nets.
+the class beside its code, as in Mirza and Osindero 2014 (arXiv 1411.1784), and in the scale and shift of its norms
+(Dumoulin et al. 2017, arXiv 1610.07629, eq. 5). The encoder adds a vector of the class to its first map; inside a
+picture, constant input channels of the class do the same. The discriminator sees the class only at its end, as an inner
+product with the hidden features (Miyato and Koyama 2018, arXiv 1802.05637, eq. 3), so that the activations of its
+layers, in which the cVAE-GAN compares pictures, are a function of the picture alone. First weights are PyTorch's, whose
+size follows the width; DCGAN's are for wider nets.
 
 Letters: B batch, C/D channels, Z code, K classes, E hidden, H side of the picture, S least side.
 """
@@ -24,6 +25,21 @@ from v2f.nn.batchnorm import GhostBatchNorm
 from v2f.nn.dcgan import SLOPE, doublings
 
 
+class ConditionalNorm(nn.Module):
+    """Batch norm whose scale and shift depend on the class: ``(1 + a_k) norm(x) + b_k``; a and b start from zero."""
+
+    def __init__(self, channels: int, classes: int, bn_group: int) -> None:
+        super().__init__()
+        self.norm = GhostBatchNorm(channels, bn_group)
+        self.scale_and_shift = nn.Embedding(classes, 2 * channels)
+        nn.init.zeros_(self.scale_and_shift.weight)
+
+    def forward(self, x_BCHH: Tensor, class_B: Tensor) -> Tensor:
+        scale_BC, shift_BC = self.scale_and_shift(class_B).to(x_BCHH.dtype).chunk(2, dim=1)
+        found: Tensor = self.norm(x_BCHH) * (1 + scale_BC[:, :, None, None]) + shift_BC[:, :, None, None]
+        return found
+
+
 class ConditionalDecoder(nn.Module):
     """Codes [B,Z] and classes [B] -> pictures [B,channels,size,size] in (-1,1). ``width``: channels of the last map."""
 
@@ -31,9 +47,11 @@ class ConditionalDecoder(nn.Module):
         super().__init__()
         steps = doublings(size)
         maps = [width * 2**n for n in reversed(range(steps + 1))]
+        hidden = 2 * maps[0]
         self.classes, self.side = classes, size >> steps
-        self.linear = nn.Linear(code + classes, maps[0] * self.side**2, bias=False)
-        self.norms = nn.ModuleList(GhostBatchNorm(each, bn_group) for each in maps)
+        self.code = nn.Linear(code + classes, hidden)
+        self.linear = nn.Linear(hidden, maps[0] * self.side**2, bias=False)
+        self.norms = nn.ModuleList(ConditionalNorm(each, classes, bn_group) for each in maps)
         self.convs = nn.ModuleList(
             nn.ConvTranspose2d(i, o, 4, stride=2, padding=1, bias=False) for i, o in pairwise(maps)
         )
@@ -41,10 +59,11 @@ class ConditionalDecoder(nn.Module):
 
     def forward(self, code_BZ: Tensor, class_B: Tensor) -> Tensor:
         class_BK = F.one_hot(class_B, self.classes).to(code_BZ)
-        x = self.linear(torch.cat([code_BZ, class_BK], dim=1)).unflatten(1, (-1, self.side, self.side))
-        x = F.leaky_relu(self.norms[0](x.contiguous(memory_format=torch.channels_last)), SLOPE)
+        hidden_BE = F.leaky_relu(self.code(torch.cat([code_BZ, class_BK], dim=1)), SLOPE)
+        x = self.linear(hidden_BE).unflatten(1, (-1, self.side, self.side))
+        x = F.leaky_relu(self.norms[0](x.contiguous(memory_format=torch.channels_last), class_B), SLOPE)
         for conv, norm in zip(self.convs, self.norms[1:], strict=True):
-            x = F.leaky_relu(norm(conv(x)), SLOPE)
+            x = F.leaky_relu(norm(conv(x), class_B), SLOPE)
         picture_BCHH: Tensor = self.picture(x)
         return picture_BCHH.tanh()
 

@@ -19,10 +19,10 @@ l::
     the decoder       minimizes gamma L_llike, and has its pictures taken for real
     the discriminator maximizes L_GAN: it tells real pictures from made ones
 
-The paper and the slides print what the last two descend as gamma L_llike - L_GAN and L_GAN, by which the discriminator
-would learn to take made pictures for real. Their words say the opposite, and the words count. The discriminator never
-minimizes L_llike, or all activations would become equal, and the encoder gets no gradient of L_GAN. ``gamma`` weighs
-content (high) against style.
+The slides print what the last two descend as gamma L_llike - L_GAN and L_GAN, by which the discriminator would learn to
+take made pictures for real. Their words say the opposite, and the words count. The discriminator never minimizes
+L_llike, or all activations would become equal, and the encoder gets no gradient of L_GAN. ``gamma`` weighs content
+(high) against style.
 
 A cGAN whose generator starts from a trained cVAE: ``init_from: [{run: runs/shapes-cvae, module: decoder}]``.
 

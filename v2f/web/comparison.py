@@ -170,8 +170,8 @@ def look(subjects: Sequence[Subject], count: int, recordings: Sequence[str], dat
                 _from_labels(shown, subject, system)
         except V2FError as error:
             shown.notes.append(f"{subject.letter} shows no faces: {error}")
-    drawn = {*shown.drawn, *shown.labelled}
-    widths = {s.run.config.system.model_dump().get("noise") for s in subjects if s.letter in drawn}
+    letters = {*shown.drawn, *shown.labelled}
+    widths = {s.run.config.system.model_dump().get("noise") for s in subjects if s.letter in letters}
     if len(widths) > 1:
         shown.notes.append("the noise of these runs has different widths, so their pictures are of different noise")
     return shown
