@@ -200,7 +200,7 @@ def row(name: str, folder: str) -> Row:
 def about(recipe: Path) -> str:
     """The first sentence of a recipe's header."""
     lines = [line[2:] for line in recipe.read_text().splitlines() if line.startswith("# ")]
-    return re.split(r"(?<=[.:])\s", " ".join(lines), maxsplit=1)[0]
+    return re.split(r"(?<=\.)\s", " ".join(lines), maxsplit=1)[0]
 
 
 def tables(subject: Subject) -> list[Table]:

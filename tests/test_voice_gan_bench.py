@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench import pretraining, voice_gan
+from bench import runs, voice_gan
 from bench.voice_gan import met, table, trained
 
 
@@ -43,8 +43,8 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, s
         config = {"name": "x", "system": {"name": "face_gan"}, "data": {"path": "data/x", "batch": 8}}
         (folder / "config.yaml").write_text(json.dumps(config | {"train": {"steps": 1}}))
 
-    monkeypatch.setattr(pretraining, "v2f", run)
-    monkeypatch.setattr(pretraining, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(runs, "v2f", run)
+    monkeypatch.setattr(runs, "REPOSITORY", tmp_path)
     return found
 
 
