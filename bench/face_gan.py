@@ -169,7 +169,7 @@ def table(found: dict[str, Any]) -> str:
             f"| `{recipe}.yaml` | {named} | {first} | {cells([run['scores']['generated'] for run in runs])} | {speed} |"
         )
         real = cells([runs[0]["scores"]["trained"]])
-        rows.append(f"| its photos of other people | – | – | {real} | – |")
+        rows.append(f"| photos of people in its training | – | – | {real} | – |")
     people = found["runs"][0]["people"]
     seeds = sorted({run["seed"] for run in found["runs"]})
     versions = ", ".join(f"{name} {number}" for name, number in found["runs"][0]["versions"].items())
