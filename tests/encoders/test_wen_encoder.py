@@ -123,6 +123,8 @@ def test_what_is_thawed_or_trained_from_the_start_is_what_is_saved() -> None:
     assert [name for name, _ in last.named_parameters()] == ["0.0.weight", "0.0.bias"]
     with pytest.raises(V2FError, match="weighted is a sum over several depths"):
         config(random=True, weighted=True)
+    with pytest.raises(V2FError, match="the published weights know normalized bands only: set normalize to bands"):
+        config(normalize="clip")
 
 
 def test_speaker_recognition_trains_it_as_its_encoder(run_values: Callable[..., dict[str, Any]]) -> None:

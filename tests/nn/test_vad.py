@@ -49,3 +49,18 @@ def test_bands_are_normalized_over_speech_alone() -> None:
         torch.testing.assert_close(found[row][:, speech_BF[row]], wanted, atol=1e-5, rtol=1e-5)
     whole = torch.ones(2, 50, dtype=torch.bool)
     torch.testing.assert_close(standardized(x_BMF, whole), standardized(x_BMF), atol=1e-5, rtol=1e-5)
+
+
+def test_a_clip_that_is_normalized_as_a_whole_keeps_the_levels_of_its_bands() -> None:
+    generator = torch.Generator().manual_seed(1)
+    level_M1 = torch.tensor([[0.0], [1.0], [5.0]])
+    x_BMF = 3 + level_M1 + 2 * torch.randn(2, 3, 50, generator=generator)
+    speech_BF = torch.rand(2, 50, generator=generator) < 0.6
+    found = standardized(x_BMF, speech_BF, each_band=False)
+    for row in range(2):
+        only = x_BMF[row][:, speech_BF[row]]
+        wanted = (only - only.mean()) / only.std(correction=0)
+        torch.testing.assert_close(found[row][:, speech_BF[row]], wanted, atol=1e-5, rtol=1e-5)
+    whole = torch.ones(2, 50, dtype=torch.bool)
+    plain = standardized(x_BMF, each_band=False)
+    torch.testing.assert_close(standardized(x_BMF, whole, each_band=False), plain, atol=1e-5, rtol=1e-5)

@@ -1,6 +1,6 @@
 """The voice encoder ``wen``: the speaker embedding of Wen, Raj and Singh (NeurIPS 2019, arXiv 1905.10604).
 
-    wave [B,T] -> log-mel [B,64,F] -> frames of speech (:mod:`v2f.nn.vad`) -> mean 0 and variance 1 in each band
+    wave [B,T] -> log-mel [B,64,F] -> frames of speech (:mod:`v2f.nn.vad`) -> mean 0 and variance 1
       -> the frames again until there are F -> VoiceEmbedding (:mod:`v2f.nn.wen`) -> one vector, [B,1,E,1]
 
 Front end of the authors' code: 64 mel bands from 20 to 7,200 Hz, windows of 25 ms every 10 ms, a Fourier transform of
@@ -40,6 +40,11 @@ class WenConfig(ForeignConfig, VoiceEmbedding.Config):
     silence: Annotated[float, Field(gt=0)] | None = Field(
         35.0, description="dB below a clip's loudest frame from which on a frame is silent and dropped; null: none is"
     )
+    normalize: Literal["bands", "clip"] = Field(
+        "bands",
+        description="what has mean 0 and variance 1: each band of a clip, as in the authors' code, or the clip, whose "
+        "bands then keep their levels against each other, and with them the timbre of the voice",
+    )
     bn_group: Annotated[int, Field(ge=2)] = Field(
         4, description="samples in each mean of batch norm; with random and thaw: all"
     )
@@ -48,6 +53,8 @@ class WenConfig(ForeignConfig, VoiceEmbedding.Config):
     def _one_vector(self) -> "WenConfig":
         if self.weighted:
             raise ValueError("weighted is a sum over several depths, and this net makes one vector: set it to false")
+        if self.normalize == "clip" and not self.random:
+            raise ValueError("the published weights know normalized bands only: set normalize to bands")
         return self
 
     @property
@@ -79,7 +86,8 @@ class WenEncoder(ForeignEncoder):
     def __init__(self, net: VoiceEmbedding, config: WenConfig) -> None:
         super().__init__(net, _convolutions(net), config.embedding, 1, config)
         self.front = LogMel(FRONT)
-        self.silence, self.from_the_start = config.silence, config.from_the_start
+        self.silence, self.each_band = config.silence, config.normalize == "bands"
+        self.from_the_start = config.from_the_start
         self.train()
 
     def train(self, mode: bool = True) -> "WenEncoder":
@@ -98,7 +106,7 @@ class WenEncoder(ForeignEncoder):
         log_BMF = self.front(wav_BT)
         below = float("inf") if self.silence is None else self.silence
         speech_BF = vad.speech(log_BMF, below)
-        return vad.repeated(standardized(log_BMF, speech_BF), speech_BF)
+        return vad.repeated(standardized(log_BMF, speech_BF, each_band=self.each_band), speech_BF)
 
     def features(self, wav_BT: Tensor) -> Tensor:
         vector_BE: Tensor = self.net(self.frames(wav_BT))

@@ -104,14 +104,20 @@ class LogMel(nn.Module):
             return standardized(log_BMT) if self.normalize else log_BMT
 
 
-def standardized(log_BMT: Tensor, chosen_BT: Tensor | None = None) -> Tensor:
-    """Each band of each clip scaled to mean 0 and variance 1 over its frames, or over the chosen ones (bool)."""
+def standardized(log_BMT: Tensor, chosen_BT: Tensor | None = None, *, each_band: bool = True) -> Tensor:
+    """Each band of each clip scaled to mean 0 and variance 1 over its frames, or over the chosen ones (bool).
+
+    Not ``each_band``: the clip as a whole, so that its bands keep their levels against each other.
+    """
     if chosen_BT is None:
-        deviation_BM1, mean_BM1 = torch.std_mean(log_BMT, dim=2, correction=0, keepdim=True)
+        over = 2 if each_band else (1, 2)
+        deviation_BM1, mean_BM1 = torch.std_mean(log_BMT, dim=over, correction=0, keepdim=True)
     else:
         share_B1T = chosen_BT[:, None] / chosen_BT.sum(dim=1)[:, None, None].to(log_BMT.dtype)
         mean_BM1 = (log_BMT * share_B1T).sum(dim=2, keepdim=True)
-        deviation_BM1 = ((log_BMT - mean_BM1).square() * share_B1T).sum(dim=2, keepdim=True).sqrt()
+        mean_BM1 = mean_BM1 if each_band else mean_BM1.mean(dim=1, keepdim=True)
+        variance_BM1 = ((log_BMT - mean_BM1).square() * share_B1T).sum(dim=2, keepdim=True)
+        deviation_BM1 = (variance_BM1 if each_band else variance_BM1.mean(dim=1, keepdim=True)).sqrt()
     return (log_BMT - mean_BM1) / deviation_BM1.clamp(min=LEAST_DEVIATION)
 
 
