@@ -18,11 +18,11 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
-def free_ports(count: int) -> list[int]:
-    """``count`` ports in a row on which nothing listens."""
-    last = _first_ephemeral() - count
+def free_ports(count: int, least: int = _FIRST, end: int | None = None) -> list[int]:
+    """``count`` ports in a row on which nothing listens, from ``least`` to below ``end`` (None: those it may take)."""
+    last = min(_first_ephemeral(), end or 1 << 16) - count
     while True:
-        first = _draws.randint(_FIRST, last)
+        first = _draws.randint(least, last)
         ports = list(range(first, first + count))
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for port in ports:

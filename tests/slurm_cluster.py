@@ -27,9 +27,9 @@ from ports import free_ports
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 OVER = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"})
 LOOK_S = 0.2  # a look is a process
+JOBS = 100  # at most, of a cluster
 
-# The timeouts: a machine under load is slow, not gone, and Slurm would queue a job again that has begun. FirstJobId: a
-# job's ranks meet at a port made of its number, and another test's cluster may run beside this one.
+# The timeouts: a machine under load is slow, not gone, and Slurm would queue a job again that has begun.
 # proctrack/linuxproc and task/none do without cgroups. CR_CPU shares a node between jobs by its CPUs, of which it
 # claims more than there are: config_overrides believes it. KillWait: what `scancel` gives a job. A job of the partition
 # `urgent` preempts those of `main`, which have a minute.
@@ -65,7 +65,7 @@ KillWait=60
 MinJobAge=3600
 MessageTimeout=90
 BatchStartTimeout=120
-FirstJobId={controller}
+FirstJobId={first_job}
 {nodes}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -158,7 +158,8 @@ def _end_all_jobs(environment: dict[str, str]) -> None:
 def serving(folder: Path, where: Path) -> Iterator[Slurm]:
     """Slurm with the nodes n0 and n1 from ``folder``; its jobs start in ``where``. NoSlurmError where it cannot be."""
     programs = {name: _program(name) for name in PROGRAMS}
-    controller, *nodes = free_ports(3)
+    # launch/slurm/node lets the ranks of job J meet at port 20,000 + J % 10,000: the jobs get numbers of free ports
+    controller, *nodes, first_job = free_ports(3 + JOBS, 20_000, 30_000)[:4]
     (folder / "state").mkdir()
     for node in ("n0", "n1"):
         (folder / f"spool-{node}").mkdir()
@@ -167,6 +168,7 @@ def serving(folder: Path, where: Path) -> Iterator[Slurm]:
         _CONF.format(
             host=host,
             controller=controller,
+            first_job=first_job,
             user=getpass.getuser(),
             folder=folder,
             nodes="\n".join(

@@ -54,7 +54,8 @@ def grid(system: System, columns: int, size: int | None = None) -> dict[str, Ten
     label, kind = found
     made, _ = of_kind(system.makes(), Picture)[0]
     drawn = [noise_of(system, seed) for seed in range(columns)]
-    noise = {name: torch.stack([each[name] for each in drawn]).to(device_of(system)) for name in drawn[0]}
+    like = next(system.parameters(), torch.empty(0))  # a net in double precision takes no other numbers
+    noise = {name: torch.stack([each[name] for each in drawn]).to(like) for name in drawn[0]}
     rows = {}
     for number, name in enumerate(kind.names):
         class_B = torch.full((columns,), number, device=device_of(system))

@@ -25,10 +25,10 @@ WORKER = Path(__file__).parents[1] / "workers" / "ranks.py"
 SYSTEM = pytest.mark.parametrize("system", ["two_phases", *sorted(SMALL)])
 Tensors = dict[str, torch.Tensor]
 PHASES = dict.fromkeys(("voice_styled_face", "speaker_recognition", "picture_recognition"), 1)
-PHASES |= {"face_gan": 2, "two_phases": 2, "conditional": 3}
+PHASES |= {"face_gan": 2, "two_phases": 2, "voice_gan": 2, "conditional": 3}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # other modules may come between its tests, and it takes minutes
 def ranks(tiny_shards, tmp_path_factory) -> Path:
     """The folder of their results. The order matters: four ranks load what two saved, and then one does."""
     folder = tmp_path_factory.mktemp("ranks")

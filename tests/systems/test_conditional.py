@@ -280,6 +280,8 @@ def test_a_grid_has_the_pictures_that_generate_makes(run_values: Values) -> None
         for seed in range(3):
             one = make(system, Given(label=name, seed=seed))["picture"]
             torch.testing.assert_close(one, rows[name][seed])
+    double = latent.grid(system.double(), 1)  # as in a training in double precision
+    torch.testing.assert_close(double["fair"].float(), rows["fair"][:1], atol=1e-4, rtol=1e-4)
 
 
 def test_a_run_makes_restyles_and_walks(run_values: Values, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
