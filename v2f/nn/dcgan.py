@@ -13,10 +13,11 @@ Letters: B batch, Z noise, C channels, P channels of the picture, S least side, 
 """
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
@@ -41,6 +42,18 @@ def doublings(size: int) -> int:
             f"the side of a DCGAN's pictures must be 4 to 7 times a power of two, such as {', '.join(map(str, sides))}"
         )
     return count
+
+
+def _side(size: int) -> int:
+    try:
+        doublings(size)
+    except V2FError as error:
+        raise ValueError(str(error)) from error
+    return size
+
+
+Side = Annotated[int, AfterValidator(_side)]
+"""The side of a DCGAN's pictures in a configuration."""
 
 
 class DCGANGenerator(nn.Module):

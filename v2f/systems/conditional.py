@@ -33,16 +33,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f import metrics
 from v2f.config import Config as BaseConfig
 from v2f.data.transforms import ClassNumber, NoiseVector, Photo
-from v2f.errors import V2FError
 from v2f.nn import adversarial
 from v2f.nn.conditional import ConditionalDecoder, ConditionalDiscriminator, ConditionalEncoder
-from v2f.nn.dcgan import doublings
+from v2f.nn.dcgan import Side, doublings
 from v2f.nn.variational import kl_to_normal, reparametrized, unlikeness
 from v2f.roles import Restyling
 from v2f.system import (
@@ -121,7 +120,7 @@ class Conditional(Restyling):
         model: Annotated[CVAE | CGAN | CVAEGAN, Field(discriminator="kind")]
         label: str = Field("label", min_length=1, description="the label of the condition, by its name in the shards")
         classes: list[str] = Field(min_length=2, description="the classes of that label, in this order")
-        image_size: int = Field(28, description="side of the pictures in pixels: 4 to 7 times a power of two")
+        image_size: Side = Field(28, description="side of the pictures in pixels: 4 to 7 times a power of two")
         share: float = Field(1.0, gt=0, le=1, description="share of a photo's side, kept around its center")
         channels: Literal[1, 3] = Field(1, description="1: gray, 3: RGB")
         noise: int = Field(16, gt=0, description="width of a code")
@@ -130,15 +129,6 @@ class Conditional(Restyling):
         ema: int | None = Field(
             None, gt=0, description="half-life of the moving averages of encoder and decoder, in samples"
         )
-
-        @field_validator("image_size")
-        @classmethod
-        def _has_a_net(cls, value: int) -> int:
-            try:
-                doublings(value)
-            except V2FError as error:
-                raise ValueError(str(error)) from error
-            return value
 
         @model_validator(mode="after")
         def _fits(self) -> "Conditional.Config":

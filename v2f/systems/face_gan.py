@@ -16,14 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from v2f import metrics, weights
 from v2f.data.transforms import NoiseVector, Photo, UniformVector
-from v2f.errors import V2FError
 from v2f.nn import adversarial
-from v2f.nn.dcgan import KERNEL, DCGANDiscriminator, DCGANGenerator, Norm, doublings
+from v2f.nn.dcgan import KERNEL, DCGANDiscriminator, DCGANGenerator, Norm, Side
 from v2f.nn.diffaugment import NUMBERS, Policy, diffaugment
 from v2f.system import (
     Batch,
@@ -55,7 +54,7 @@ class FaceGAN(Judged):
 
     class Config(SystemConfig):
         name: Literal["face_gan"]
-        image_size: int = Field(28, description="side of the pictures in pixels: 4 to 7 times a power of two")
+        image_size: Side = Field(28, description="side of the pictures in pixels: 4 to 7 times a power of two")
         channels: Literal[1, 3] = Field(3, description="1: gray pictures, 3: color")
         share: float = Field(1.0, gt=0, le=1, description="share of a photo's side, kept around its center")
         noise: int = Field(100, gt=0, description="width of z")
@@ -82,15 +81,6 @@ class FaceGAN(Judged):
         @property
         def nets(self) -> JudgeConfig:
             return self.frozen
-
-        @field_validator("image_size")
-        @classmethod
-        def _has_a_net(cls, value: int) -> int:
-            try:
-                doublings(value)
-            except V2FError as error:
-                raise ValueError(str(error)) from error
-            return value
 
     def __init__(self, config: Config) -> None:
         super().__init__()

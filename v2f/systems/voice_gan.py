@@ -17,7 +17,7 @@ from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f import config, encoders, metrics, weights
@@ -26,9 +26,8 @@ from v2f.data.augment import AddNoise, Augment, Flip, Stutters
 from v2f.data.transforms import ClassNumber, NoiseVector, PersonNumber, Photo, Waveform
 from v2f.encoders import FrozenEncoderConfig
 from v2f.encoders.wen import WenConfig
-from v2f.errors import V2FError
 from v2f.nn import adversarial, at_least_float32
-from v2f.nn.dcgan import doublings
+from v2f.nn.dcgan import Side
 from v2f.nn.wen import FaceGenerator, FaceTrunk, ResidualTrunk, keep_variance
 from v2f.system import (
     Batch,
@@ -113,7 +112,7 @@ class VoiceGAN(Judged):
         )
         seconds: float = Field(6.0, gt=0, description="length of the encoder's input; shorter clips are repeated")
         sample_rate: int = Field(16_000, gt=0)
-        image_size: int = Field(64, description="side of the pictures in pixels: 4 to 7 times a power of two")
+        image_size: Side = Field(64, description="side of the pictures in pixels: 4 to 7 times a power of two")
         encoder: Annotated[FrozenEncoderConfig, default_net("wen")] = WenConfig(net="wen")
         noise: float = Field(0.05, ge=0, description="standard deviation of the noise on each number of the embedding")
         sample_noise: bool = Field(False, description="whether a face that is sampled has that noise, too")
@@ -159,15 +158,6 @@ class VoiceGAN(Judged):
 
         def requirements(self, with_referee: bool = False) -> Requirements:
             return encoders.with_encoder(super().requirements(with_referee), self.encoder)
-
-        @field_validator("image_size")
-        @classmethod
-        def _has_a_net(cls, value: int) -> int:
-            try:
-                doublings(value)
-            except V2FError as error:
-                raise ValueError(str(error)) from error
-            return value
 
         @model_validator(mode="after")
         def _fits(self) -> "VoiceGAN.Config":
