@@ -76,12 +76,8 @@ def retrieval(
     """
     query, reference, person = unit_rows(query_QD), unit_rows(gallery_ND), integers(person_Q)
     people = len(reference)
-    if not 2 <= gallery <= people:
-        raise V2FError(f"a gallery of {gallery} needs at least 2 and at most all people, and there are {people}")
-    cosine_QN = query @ reference.T
-    own_Q = cosine_QN[np.arange(len(query)), person]
-    nearer_Q = (cosine_QN > own_Q[:, None]).sum(1)
-    tied_Q = (cosine_QN == own_Q[:, None]).sum(1) - 1
+    _check(gallery, people)
+    nearer_Q, tied_Q = _nearer(query, reference, person)
     each = {k: mean_of_each(_hits(nearer_Q, tied_Q, people, gallery, k), person) for k in ks}
     # E[X] = (gallery - 1) b / (N - 1); half of the ties rank before the query's own person
     rank_Q = 1 + (gallery - 1) * (nearer_Q + tied_Q / 2) / (people - 1)
@@ -113,8 +109,7 @@ def retrieval_held_equal(
     query, reference, person = unit_rows(query_QD), unit_rows(gallery_ND), integers(person_Q)
     factor = floats(factor_N)
     people = len(reference)
-    if not 2 <= gallery <= people:
-        raise V2FError(f"a gallery of {gallery} needs at least 2 and at most all people, and there are {people}")
+    _check(gallery, people)
     apart_NN = np.abs(factor[:, None] - factor[None, :])
     np.fill_diagonal(apart_NN, -1.0)  # the person first, even if somebody else has the same number
     alike_NG = np.argsort(apart_NN, axis=1, kind="stable")[:, :gallery]
@@ -148,17 +143,33 @@ def recall_in_groups(
     K / gallery.
     """
     person, group = integers(person_Q), integers(group_N)
-    query, reference = floats(query_QD), floats(gallery_ND)
+    query, reference = unit_rows(query_QD), unit_rows(gallery_ND)
     each: dict[int, list[NDArray[np.float64]]] = {k: [np.empty(0)] for k in ks}
     for number in np.unique(group[group >= 0]):
         members = np.flatnonzero(group == number)
         rows = np.flatnonzero(np.isin(person, members))
         if len(members) >= gallery and len(rows):
             within = np.searchsorted(members, person[rows])
-            found = retrieval(query[rows], reference[members], within, gallery=gallery, ks=ks)
-            for k, own in found.each.items():
-                each[k].append(own)
+            _check(gallery, len(members))
+            counts = _nearer(query[rows], reference[members], within)
+            for k in ks:
+                each[k].append(mean_of_each(_hits(*counts, len(members), gallery, k), within))
     return {k: np.concatenate(own) for k, own in each.items()}
+
+
+def _check(gallery: int, people: int) -> None:
+    """V2FError unless a gallery of that many people can be drawn."""
+    if not 2 <= gallery <= people:
+        raise V2FError(f"a gallery of {gallery} needs at least 2 and at most all people, and there are {people}")
+
+
+def _nearer(
+    query: NDArray[np.float64], reference: NDArray[np.float64], person_Q: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many other people are nearer to each query than its own person, and how many exactly as near."""
+    cosine_QN = query @ reference.T
+    own_Q1 = cosine_QN[np.arange(len(query)), person_Q][:, None]
+    return (cosine_QN > own_Q1).sum(1), (cosine_QN == own_Q1).sum(1) - 1
 
 
 def _hits(
