@@ -27,7 +27,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from bench.machine import cpus  # noqa: E402 - after the path
 from bench.pretraining import spread  # noqa: E402
-from bench.runs import evaluated, finished, v2f  # noqa: E402
+from bench.runs import evaluated, finished, v2f, write  # noqa: E402
 from v2f.runs.config import load_config  # noqa: E402
 from v2f.runs.run import Run  # noqa: E402
 from v2f.system import System  # noqa: E402
@@ -64,7 +64,7 @@ def main() -> int:
         wanted = [(recipe, seed) for recipe in args.recipes for seed in args.seeds]
         with ThreadPoolExecutor(args.together) as pool:
             runs = list(pool.map(lambda one: trained(*one, args.data), wanted))
-        write(args.out, runs)
+        add(args.out, runs)
     found = json.loads(args.out.read_text())
     print(table(found))
     for wrong in (wrongs := [line for run in found["runs"] if (line := complaint(run))]):
@@ -138,15 +138,14 @@ def complaint(run: dict[str, Any]) -> str | None:
     return None
 
 
-def write(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+def add(path: Path, runs: Sequence[dict[str, Any]]) -> None:
     """Write the results, with the runs of other recipes and seeds that are in the file already."""
     done = {(run["recipe"], run["seed"]) for run in runs}
     before = json.loads(path.read_text())["runs"] if path.exists() else []
     kept = [run for run in before if (run["recipe"], run["seed"]) not in done]
     every = sorted([*kept, *runs], key=lambda run: ([*RECIPES].index(run["recipe"]), run["seed"]))
     found = {"date": datetime.date.today().isoformat(), "device": cpus(), "data": [PACK, *LESS], "runs": every}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    write(path, found)
 
 
 # ------------------------------------------------------------------------------------------------ the table

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import face_gan
-from bench.face_gan import RECIPES, complaint, named_at, table, verdicts, write
+from bench.face_gan import RECIPES, add, complaint, named_at, table, verdicts
 from v2f.config import build, read_yaml
 from v2f.runs.config import RunConfig
 from v2f.systems.face_gan import FaceGAN
@@ -40,8 +40,8 @@ def test_a_failure_must_be_named_by_the_third_validation_and_only_where_it_was_m
 
 def test_results_of_other_runs_stay_and_the_table_has_a_row_for_each_recipe(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    write(path, [run("face-gan", None), run("face-gan-diverge", None)])
-    write(path, [run("face-gan-diverge", "NOT CONVERGING: it won"), run("face-gan-diverge", None, seed=1)])
+    add(path, [run("face-gan", None), run("face-gan-diverge", None)])
+    add(path, [run("face-gan-diverge", "NOT CONVERGING: it won"), run("face-gan-diverge", None, seed=1)])
     found = json.loads(path.read_text())
     assert [(one["recipe"], one["seed"]) for one in found["runs"]] == [
         ("face-gan-diverge", 0),
