@@ -66,12 +66,17 @@ def batch_of(system: VoiceGAN, shards: str) -> Batch:
 
 @pytest.mark.parametrize("step", [{}, ALTERNATING], ids=["joint", "alternating"])
 def test_the_losses_are_those_of_the_algorithm(run_values: Values, tiny_shards: str, step: dict[str, Any]) -> None:
-    system = made(run_values, smooth=0.0, **step).eval()
+    system = made(run_values, smooth=0.0, label_smoothing=0.25, picture_noise=0.2, **step).eval()
     batch = batch_of(system, tiny_shards)
     voice_, face = batch["voice"], batch["face"]
     embedding = F.normalize(system.encoder(voice_["wav"])[-1].squeeze(2))
     embedding = F.normalize(embedding + 0.1 * voice_["noise"])
-    real, fake = system.trunk(face["image"] / 127.5 - 1), system.trunk(system.generator(embedding))
+
+    def seen(picture: torch.Tensor, grain: torch.Tensor) -> torch.Tensor:
+        return system.trunk(picture + 0.2 * grain.reshape(picture.shape))  # type: ignore[no-any-return]
+
+    real = seen(face["image"] / 127.5 - 1, face["grain"])
+    fake = seen(system.generator(embedding), voice_["grain"])
 
     def judged(feature: torch.Tensor, target: float) -> torch.Tensor:
         logit = (feature @ system.discriminator.weight.T).squeeze(1)
@@ -83,7 +88,9 @@ def test_the_losses_are_those_of_the_algorithm(run_values: Values, tiny_shards: 
 
     phases = [phase.name for phase in system.phases()]
     found = {name: system.loss(name, batch, 0) for name in phases}
-    adversarial, person = judged(real, 1) + judged(fake, 0), classified(real, face["person"])
+    logit = real @ system.classifier["person"].weight.T  # type: ignore[operator]
+    smoothed = 0.75 * classified(real, face["person"]) - 0.25 * F.log_softmax(logit, 1).mean()
+    adversarial, person = judged(real, 1) + judged(fake, 0), smoothed
     torch.testing.assert_close(found["discriminator"]["adversarial"], adversarial)
     if step:
         assert phases == ["discriminator", "classifier", "generator"]
@@ -97,6 +104,25 @@ def test_the_losses_are_those_of_the_algorithm(run_values: Values, tiny_shards: 
     torch.testing.assert_close(found["generator"]["total"], deceived)
     right = (fake @ system.classifier["person"].weight.T).argmax(1) == voice_["person"]  # type: ignore[operator]
     assert found["generator"]["accuracy_person"].item() == right.double().mean()
+
+
+def test_a_step_hears_each_voice_once(run_values: Values, tiny_shards: str) -> None:
+    system = made(run_values)
+    system.train()
+    batch = batch_of(system, tiny_shards)
+    heard: list[int] = []
+
+    def hear(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+        heard.append(len(inputs[0]))
+
+    assert isinstance(system.encoder, torch.nn.Module)
+    system.encoder.register_forward_hook(hear)
+    first = [system.loss(phase.name, batch, 0)["total"] for phase in system.phases()]
+    assert heard == [8]
+    batch["voice"]["wav"].copy_(batch["voice"]["wav"].roll(1, 0))
+    changed = [system.loss(phase.name, batch, 0)["total"] for phase in system.phases()]
+    assert heard == [8, 8]
+    assert all(one != other for one, other in zip(first, changed, strict=True))
 
 
 def test_a_phase_gives_gradients_to_its_own_modules_alone(run_values: Values, tiny_shards: str) -> None:

@@ -48,7 +48,17 @@ from v2f.system import (
 from v2f.weights import JudgeConfig, Requirements
 
 PERSON = "person"  # the classifier's head that tells people apart, and the transform of their numbers
-_TAKEN = {PERSON, "wav", "noise", "image", "total", "adversarial", "real", "fake"}  # in batches or among the losses
+_TAKEN = {
+    PERSON,
+    "wav",
+    "noise",
+    "grain",
+    "image",
+    "total",
+    "adversarial",
+    "real",
+    "fake",
+}  # in batches or among the losses
 Step = Literal["joint", "alternating"]
 
 
@@ -139,6 +149,12 @@ class VoiceGAN(Judged):
         )
         every: int = Field(1, gt=0, description="steps of the critics per generator step")
         smooth: float = Field(0.0, ge=0, lt=0.5, description="the discriminator's target for photos is 1 - smooth")
+        label_smoothing: float = Field(
+            0.0, ge=0, lt=1, description="share of the classifier's target for photos that all classes have in common"
+        )
+        picture_noise: float = Field(
+            0.0, ge=0, description="standard deviation of the noise on each value of the pictures that the critics see"
+        )
         terms: Terms = Terms()
         augment: Chances = Chances()
         frozen: JudgeConfig = Field(
@@ -183,6 +199,7 @@ class VoiceGAN(Judged):
         built = encoders.frozen(config.encoder, config.frozen.path)
         self.encoder = built.encoder
         self.stand_ins, self.weights = nets.stand_ins, {**nets.sha256, **built.checksums}
+        self._last: tuple[Tensor, int, Tensor] | None = None
         self.width = self.encoder.channels[-1]
         size, features = config.image_size, config.features
         self.generator = FaceGenerator(self.width, size, config.width, config.last, config.extra)
@@ -227,7 +244,8 @@ class VoiceGAN(Judged):
             "noise": NoiseVector(self.width),
         }
         face: dict[str, Transform] = {"image": Augment(Photo(c.image_size), (Flip(chance=c.augment.flip),))}
-        return {"voice": voice | self._of_both(), "face": face | self._of_both()}
+        grain: dict[str, Transform] = {"grain": NoiseVector(3 * c.image_size**2)} if c.picture_noise else {}
+        return {"voice": voice | self._of_both() | grain, "face": face | self._of_both() | grain}
 
     def transforms(self) -> dict[str, Transform]:
         read = self.streams()
@@ -246,15 +264,34 @@ class VoiceGAN(Judged):
     def embedding(self, wav_BT: Tensor, noise_BE: Tensor | None = None) -> Tensor:
         """The embeddings [B,E] of voices, of unit length; with noise, if it is given, and then of unit length again."""
         with torch.no_grad():
-            embedding_BE = F.normalize(at_least_float32(self.encoder(wav_BT)[-1]).mean(dim=2))
+            embedding_BE = self._heard(wav_BT)
             if noise_BE is None or not self.config.noise:
                 return embedding_BE
             return F.normalize(embedding_BE + self.config.noise * noise_BE)
+
+    def _heard(self, wav_BT: Tensor) -> Tensor:
+        """The embeddings without noise. In training, those of the last waves are kept: each phase of a step hears the
+        same ones, and the frozen encoder is the larger part of a phase."""
+        key = (wav_BT, wav_BT._version) if self.training else None
+        if key is not None and self._last is not None and self._last[0] is key[0] and self._last[1] == key[1]:
+            return self._last[2]
+        embedding_BE = F.normalize(at_least_float32(self.encoder(wav_BT)[-1]).mean(dim=2))
+        self._last = None if key is None else (*key, embedding_BE)
+        return embedding_BE
 
     def made(self, batch: Batch) -> Tensor:
         """The faces of a batch of voices as the critics see them, not limited to [-1,1]."""
         picture: Tensor = self.generator(self.embedding(batch["wav"], batch["noise"]))
         return picture
+
+    def _features(self, img_B3HH: Tensor, batch: Batch) -> Tensor:
+        """The trunk's features [B,E] of pictures, which get the batch's noise first: with it, a classifier reads large
+        shapes rather than single pixels, by which a generator could deceive it (instance noise: Sonderby et al. 2017,
+        arXiv 1610.04490, section 3.4)."""
+        if self.config.picture_noise:
+            img_B3HH = img_B3HH + self.config.picture_noise * batch["grain"].view_as(img_B3HH).to(img_B3HH.dtype)
+        feature_BE: Tensor = self.trunk(img_B3HH)
+        return feature_BE
 
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
         """The losses of a phase, and the accuracies of discriminator (``real``, ``fake``) and classifier.
@@ -265,12 +302,12 @@ class VoiceGAN(Judged):
         voice, face = batch["voice"], batch["face"]
         if phase == "generator":
             return self._deceive(voice)
-        feature_BE = self.trunk(to_picture(face["image"], like=voice["noise"]))
+        feature_BE = self._features(to_picture(face["image"], like=voice["noise"]), face)
         losses: Losses = {}
         if phase == "discriminator":
             losses |= self._discriminate(feature_BE, voice, face["weight"])
         if phase == "classifier" or self.config.step == "joint":
-            losses |= self._classify(feature_BE, face)
+            losses |= self._classify(feature_BE, face, self.config.label_smoothing)
         terms = [name for name in ("adversarial", *self.classifier) if name in losses]
         return {"total": torch.stack([losses[name] for name in terms]).sum(), **losses}
 
@@ -278,7 +315,7 @@ class VoiceGAN(Judged):
         """- log D(photo) - log(1 - D(G(voice))), from the features of the photos."""
         with torch.no_grad():
             made = self.made(voice)
-        real_B, made_B = (self.discriminator(each).squeeze(1) for each in (feature_BE, self.trunk(made)))
+        real_B, made_B = (self.discriminator(each).squeeze(1) for each in (feature_BE, self._features(made, voice)))
         real = weighted(adversarial.real(real_B, self.config.smooth), weight_B)
         fake = weighted(adversarial.fake(made_B), voice["weight"])
         return {
@@ -289,21 +326,24 @@ class VoiceGAN(Judged):
             "accuracy_fake": weighted(1 - adversarial.called_real(made_B), voice["weight"]),
         }
 
-    def _classify(self, feature_BE: Tensor, labeled: Batch) -> Losses:
-        """The cross-entropy of each head with the labels of a batch, and its accuracy."""
+    def _classify(self, feature_BE: Tensor, labeled: Batch, smoothing: float = 0.0) -> Losses:
+        """The cross-entropy of each head with the labels of a batch (smoothed: Szegedy et al. 2016, arXiv 1512.00567,
+        section 7), and its accuracy."""
         losses: Losses = {}
         for name, head in self.classifier.items():
             logit_BN, class_B = at_least_float32(head(feature_BE)), labeled[name]
             weight_B = labeled["weight"] * (class_B >= 0)
             class_B = class_B.clamp(min=0)
-            losses[name] = weighted(F.cross_entropy(logit_BN, class_B, reduction="none"), weight_B)
+            losses[name] = weighted(
+                F.cross_entropy(logit_BN, class_B, reduction="none", label_smoothing=smoothing), weight_B
+            )
             right_B = (logit_BN.argmax(dim=1) == class_B).to(logit_BN.dtype)
             losses[f"accuracy_{name}"] = weighted(right_B, weight_B)
         return losses
 
     def _deceive(self, voice: Batch) -> Losses:
         """- log D(G(voice)), and the cross-entropies of the classifier with the speaker's labels."""
-        feature_BE = self.trunk(self.made(voice))
+        feature_BE = self._features(self.made(voice), voice)
         deceive = weighted(adversarial.deceive(self.discriminator(feature_BE).squeeze(1)), voice["weight"])
         losses, terms = self._classify(feature_BE, voice), self.config.terms
         total = deceive + terms.person * losses[PERSON]
