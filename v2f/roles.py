@@ -1,6 +1,7 @@
 """What some systems can do besides :meth:`~v2f.system.System.sample`, as base classes that other code looks for.
 
-Shape letters: B batch, C channels, H W picture, Z code, K classes, F factors, P features.
+Shape letters: B batch, C channels, H W picture, Z code, K classes, F factors or frames, P features, S condition,
+T samples or tokens.
 """
 
 import abc
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from v2f.system import System
+from v2f.nn.sampling import Sampling
+from v2f.system import Generative, Picture, System, Tokens
 
 
 class Restyling(System):
@@ -61,3 +63,66 @@ class PictureReader(System):
     @abc.abstractmethod
     def read(self, img_BCHW: Tensor) -> Reading:
         """What it reads in pictures in [-1,1] of the size and channels that it asks for."""
+
+
+class SoundCoder(System):
+    """A system that turns a sound into tokens and back."""
+
+    @property
+    @abc.abstractmethod
+    def levels(self) -> Mapping[str, Tokens]:
+        """The tokens of a sound by level, coarse to fine: ``top`` and ``bottom``, or ``bottom`` alone."""
+
+    @abc.abstractmethod
+    def encode(self, wav_BT: Tensor) -> dict[str, Tensor]:
+        """The tokens, int64 [B,T], of each level."""
+
+    @abc.abstractmethod
+    def decode(self, codes: Mapping[str, Tensor]) -> Tensor:
+        """The sounds [B,1,T] in [-1,1] of the tokens of all levels."""
+
+
+class CodeSampler(System):
+    """A system that draws the tokens of one level, given a class or the tokens of the level above."""
+
+    @property
+    @abc.abstractmethod
+    def target(self) -> Tokens:
+        """The tokens that it draws."""
+
+    @abc.abstractmethod
+    def draw(self, condition_BS: Tensor, uniform_BT: Tensor, how: Sampling) -> Tensor:
+        """Tokens, int64 [B,T]. ``condition_BS``: class numbers [B,1] or the tokens of the level above, int64;
+        ``uniform_BT``: a number in [0,1) for each token, which decides the draw."""
+
+
+class FrameLabeler(System):
+    """A system that names what a picture shows; a picture is all that it asks for."""
+
+    @property
+    @abc.abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The labels."""
+
+    @abc.abstractmethod
+    def scores(self, img_BCHH: Tensor) -> Tensor:
+        """Scores [B,K] of pictures in [-1,1]; the highest is the answer."""
+
+
+class Labeling(Generative):
+    """Something that asks for a label, and that finds the label in a photo or in the frames of a video if one of these
+    is given instead."""
+
+    @property
+    @abc.abstractmethod
+    def looks(self) -> Picture:
+        """The photo, or one frame of a video, in which it finds the label."""
+
+    @property
+    @abc.abstractmethod
+    def frames(self) -> int:
+        """The frames of a video that it looks at, spread evenly."""
+
+    @abc.abstractmethod
+    def label_of(self, img_FCHW: Tensor) -> tuple[int, Tensor]:
+        """The number of the label of pictures in [-1,1] that show one thing, and the share [K] of each label."""

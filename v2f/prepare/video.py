@@ -24,6 +24,12 @@ from v2f.storage import store
 
 _READ = 1 << 20  # bytes per request to a store
 _LATE_S = 0.5  # a video's last picture is used for times up to this much later
+_TURNS = {  # by the degrees counterclockwise that a phone's video asks for
+    90: Image.Transpose.ROTATE_90,
+    180: Image.Transpose.ROTATE_180,
+    -180: Image.Transpose.ROTATE_180,
+    -90: Image.Transpose.ROTATE_270,
+}
 
 
 @contextmanager
@@ -60,13 +66,36 @@ def _decoded(file: Any, protocols: str) -> Iterator[Any]:
         yield container
 
 
-def pictures(container: Any, seconds: Sequence[float]) -> list[Image.Image]:
-    """The RGB pictures of a video at the times ``seconds``."""
+def pictures(container: Any, seconds: Sequence[float], late: float = _LATE_S) -> list[Image.Image]:
+    """The RGB pictures of a video at the times ``seconds``, turned upright as players show them; ``late``: for how many
+    seconds the last picture is shown."""
+    stream = _stream(container)
+    _check_size(stream.codec_context)
+    return [_picture(container, stream, second, late) for second in seconds]
+
+
+def seconds_of(container: Any) -> float:
+    """How long the pictures of a video last; above 0."""
+    import av
+
+    stream = _stream(container)
+    if stream.duration:
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration:
+        seconds = container.duration / av.time_base
+    else:  # a stream without a header that says it
+        times = [(packet.pts, packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
+        ticks = max(at + lasts for at, lasts in times) - min(at for at, _ in times) if times else 0
+        seconds = float(ticks * stream.time_base)
+    if not seconds > 0:
+        raise UnusableError("video cannot be decoded", "it has no pictures")
+    return seconds
+
+
+def _stream(container: Any) -> Any:
     if not container.streams.video:
         raise UnusableError("video cannot be decoded", "the file has no pictures")
-    stream = container.streams.video[0]
-    _check_size(stream.codec_context)
-    return [_picture(container, stream, second) for second in seconds]
+    return container.streams.video[0]
 
 
 def _check_size(shown: Any) -> None:
@@ -74,7 +103,7 @@ def _check_size(shown: Any) -> None:
         raise UnusableError("video is too large", f"{shown.width} x {shown.height} pixels")
 
 
-def _picture(container: Any, stream: Any, second: float) -> Image.Image:
+def _picture(container: Any, stream: Any, second: float, late: float) -> Image.Image:
     """The last picture that starts at or before ``second``."""
     import av
 
@@ -86,11 +115,12 @@ def _picture(container: Any, stream: Any, second: float) -> Image.Image:
             break
         shown = frame
     else:
-        if shown is None or (shown.time or 0.0) - origin + _LATE_S < second:
+        if shown is None or (shown.time or 0.0) - origin + late < second:
             raise UnusableError("the video ends before the segment does", f"there is no picture at {second:.2f} s")
     _check_size(shown)  # the size may change within a stream
     image: Image.Image = shown.to_image()
-    return image
+    turn = _TURNS.get(shown.rotation)
+    return image if turn is None else image.transpose(turn)
 
 
 class _Remote(io.RawIOBase):

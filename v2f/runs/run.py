@@ -230,6 +230,16 @@ class Run:
         return dict(found)
 
     @property
+    def name(self) -> str:
+        """Its name in its configuration."""
+        return self.config.name
+
+    @property
+    def kind(self) -> str:
+        """The name of its system."""
+        return self.config.system.name
+
+    @property
     def evaluated(self) -> dict[str, Any] | None:
         """What ``v2f eval`` has measured; None if nothing."""
         where = store.join(self.path, EVALUATION)
