@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from v2f.config import Config, Place, build, parse_yaml
+from v2f.config import Config, Place, build, dump_yaml, parse_yaml
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.nn.sampling import Sampling
@@ -161,6 +161,20 @@ class Pipeline:
         except V2FError as error:
             raise error.at(self._file) from error
 
+    @property
+    def info(self) -> dict[str, Any]:
+        """What identifies the pipeline: its steps in words, and what identifies each run."""
+        stand_ins = sorted({run.info.get("stand_ins") or "none" for run in self.runs.values()} - {"none"})
+        return {
+            "step": self.step,
+            "stand_ins": ", ".join(stand_ins) or "none",
+            "runs": {key: run.info for key, run in self.runs.items()},
+        }
+
+    def portable(self) -> str:
+        """The pipeline file of an export, in whose folder each run is in a folder with the name of its key."""
+        return dump_yaml(self.config.model_copy(update={key: key for key in self.runs}))
+
     @cached_property
     def _file(self) -> str:
         named = PurePosixPath(self.path).suffix.lower() in (".yaml", ".yml")
@@ -289,3 +303,23 @@ def _misfit(level: str, one: str, kind: Tokens, other: str, kind2: Tokens) -> st
         return f"{kind.length} codes of a vocabulary of {kind.vocabulary}"
 
     return f"{level}: {one} {words(kind)}, but {other} {words(kind2)}; name runs of the same code shards"
+
+
+def card(pipeline: Pipeline) -> str:
+    """The model card of an exported pipeline, as Markdown; each run has its own in its folder."""
+    lines = [
+        f"# {pipeline.name}: a sound for a picture, a video or a label",
+        "",
+        "Four runs of v2f, joined by `pipeline.yaml`. A sound that they make is no recording of anything; every file",
+        "says so in its metadata.",
+        "",
+        "| key | run | step | what it does |",
+        "| --- | --- | ---: | --- |",
+        *(f"| {key} | {run.name} | {run.step} | {_CAN[key][1]} |" for key, run in pipeline.runs.items()),
+        "",
+        "```sh",
+        "v2f generate THIS_FOLDER --photo dog.jpg -o bark.wav",
+        "v2f generate THIS_FOLDER --video clip.mp4 -o clip-with-sound.mp4",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"

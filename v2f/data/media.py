@@ -87,7 +87,11 @@ def wav(sound_T: NDArray[np.float32], rate: int, notes: Mapping[str, str]) -> by
     return buffer.getvalue()
 
 
-class MisfitError(V2FError):
+class TargetError(V2FError):
+    """A video cannot be written; the one that is read is no reason."""
+
+
+class MisfitError(TargetError):
     """A video file cannot hold pictures of their codec."""
 
 
@@ -120,8 +124,8 @@ def mux(
 
     Pictures are copied packet by packet, with their rotation; they and the sound begin together. ``suffix``: of
     :data:`VIDEOS`. ``notes`` become the title and the comment of the file. Raises UnusableError if ``source`` has no
-    pictures or is damaged, MisfitError if such a file cannot hold pictures of their codec, V2FError if ``target`` is
-    full.
+    pictures or is damaged, MisfitError if such a file cannot hold pictures of their codec, TargetError if there is no
+    room for ``target``.
     """
     import av
 
@@ -141,11 +145,12 @@ def mux(
             raise MisfitError(f"pictures in the codec {codec} do not fit into a {suffix}; write {other}") from error
         sounds = deque(_packets(heard, sound_T, rate))
         for packet in source.demux(shown):
-            if packet.dts is None:
+            if not packet.size:  # the end
                 continue
-            packet.pts, packet.dts = None if packet.pts is None else packet.pts - begin, packet.dts - begin
-            while sounds and sounds[0].pts * sounds[0].time_base <= packet.dts * step:  # in the order of their times
-                file.mux(sounds.popleft())
+            packet.pts, packet.dts = (None if at is None else at - begin for at in (packet.pts, packet.dts))
+            at = packet.pts if packet.dts is None else packet.dts  # Matroska has no other than presentation times
+            while sounds and at is not None and sounds[0].pts * sounds[0].time_base <= at * step:
+                file.mux(sounds.popleft())  # in the order of their times
             packet.stream = pictures
             file.mux(packet)
         file.mux(list(sounds))
@@ -159,7 +164,9 @@ def _writing(target: str | io.BytesIO) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = "the video" if isinstance(target, io.BytesIO) else target
-            raise V2FError(f"{where}: cannot be written ({error.strerror}); make room, or write elsewhere") from error
+            raise TargetError(
+                f"{where}: cannot be written ({error.strerror}); make room, or write elsewhere"
+            ) from error
         raise
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from v2f.data.audio import UnusableError, decoding
+from v2f.data.media import TargetError
 from v2f.data.sample import MAX_PIXELS
 from v2f.errors import V2FError
 from v2f.storage import local as files
@@ -34,7 +35,8 @@ _TURNS = {  # by the degrees counterclockwise that a phone's video asks for
 
 @contextmanager
 def opened(path: str | bytes) -> Iterator[Any]:
-    """Open the PyAV container of a video, given as path or bytes; any FFmpeg error is an :class:`UnusableError`."""
+    """Open the PyAV container of a video, given as path or bytes; any error of reading it, in the block as well, is an
+    :class:`UnusableError`."""
     if isinstance(path, bytes):  # an upload may not refer to any file
         with _decoded(io.BytesIO(path), "none") as container:
             yield container
@@ -48,6 +50,8 @@ def opened(path: str | bytes) -> Iterator[Any]:
         file: Any = f"file:{os.path.abspath(local)}" if local is not None else io.BufferedReader(_Remote(path), _READ)
         with _decoded(file, "file") as container:
             yield container
+    except TargetError:
+        raise
     except V2FError as error:
         raise UnusableError("video cannot be read", str(error)) from error
 
@@ -108,19 +112,28 @@ def _picture(container: Any, stream: Any, second: float, late: float) -> Image.I
     import av
 
     origin = (container.start_time or 0) / av.time_base
-    container.seek(int(second * av.time_base) + (container.start_time or 0))
-    shown = None
-    for frame in container.decode(stream):
-        if shown is not None and (frame.time or 0.0) - origin > second + 1e-3:  # containers round times to milliseconds
-            break
-        shown = frame
-    else:
-        if shown is None or (shown.time or 0.0) - origin + late < second:
-            raise UnusableError("the video ends before the segment does", f"there is no picture at {second:.2f} s")
+    until = origin + second + 1e-3  # containers round times to milliseconds
+    shown, last = _sought(container, stream, int((origin + second) * av.time_base), until)
+    if shown is None:  # in some formats, such as MPEG-TS, FFmpeg guesses where to go on, and may skip a key frame
+        shown, last = _sought(container, stream, 0, until)
+    if shown is None or (last and (shown.time or 0.0) - origin + late < second):
+        raise UnusableError("the video ends before the segment does", f"there is no picture at {second:.2f} s")
     _check_size(shown)  # the size may change within a stream
     image: Image.Image = shown.to_image()
     turn = _TURNS.get(shown.rotation)
     return image if turn is None else image.transpose(turn)
+
+
+def _sought(container: Any, stream: Any, start: int, until: float) -> tuple[Any, bool]:
+    """The last frame that starts by second ``until``, decoded from the key frame before ``start`` (microseconds), and
+    whether it is the last one of the video; None if there is none."""
+    container.seek(start)
+    shown = None
+    for frame in container.decode(stream):
+        if shown is not None and (frame.time or 0.0) > until:
+            return shown, False
+        shown = frame
+    return shown, True
 
 
 class _Remote(io.RawIOBase):
