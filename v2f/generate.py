@@ -230,7 +230,7 @@ def with_sound(
         with opened_video(video) as (container, _):
             media.mux(container, target, suffix, sound.flatten().float().cpu().numpy(), kind.rate, about)
     except media.MisfitError as error:
-        raise error.at(file_name(video, "video")) from error
+        raise media.MisfitError(f"{file_name(video, 'video')}: {error}") from error
 
 
 def _content(kind: Kind, made: Tensor, about: Mapping[str, str]) -> bytes:

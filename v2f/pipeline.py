@@ -226,12 +226,12 @@ class SoundOfPicture(Labeling):
 
     @torch.no_grad()
     def label_of(self, img_FCHW: Tensor) -> tuple[int, Tensor]:
-        """The label of most frames; of several such labels, the one with the largest share. For two labels and an odd
-        number of frames, it is the median of the frames' labels."""
+        """The label of most frames; of several such labels, the first. For two labels, it is the median of the frames'
+        labels, as in *Sound for pictures* (2024)."""
         shares_FK = self.labeler.scores(img_FCHW).float().softmax(1)
         votes_K = torch.bincount(shares_FK.argmax(1), minlength=shares_FK.shape[1])
         shares_K = shares_FK.mean(0)
-        winner = int((votes_K + shares_K.clamp(max=_BELOW_1)).argmax())
+        winner = int(votes_K.argmax())
         found_K = shares_K.new_zeros(len(self.names))
         at_K = [self.names.index(name) for name in self.labeler.names]
         found_K[at_K] = shares_K

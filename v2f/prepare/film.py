@@ -53,10 +53,19 @@ def film(
         ids, takes = np.array([thing]), np.array([take])
         factor_NF = things.sound_factors(ids, takes, seed)
         wav_NT = sounds.render_sounds(things.classes(ids), factor_NF, np.array([[thing, take]]), seconds, _RATE, seed)
-        content = media.mp4(content, wav_NT[0], _RATE, {})
+        content = _with_sound(content, wav_NT[0])
     store.write_bytes(output, content)
     print(f"{output}: {seconds:g} s of thing {thing}, a {class_}, {'with its sound' if sound else 'silent'}")
     return output
+
+
+def _with_sound(video: bytes, wav_T: NDArray[np.float32]) -> bytes:
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(video)) as silent:
+        media.mux(silent, buffer, ".mp4", wav_T, _RATE, {})
+    return buffer.getvalue()
 
 
 def silent_mp4(frame_MHW3: NDArray[np.uint8], rate: Fraction) -> bytes:
