@@ -251,6 +251,15 @@ def test_a_video_of_a_variable_frame_rate_is_looked_at_by_time(make: Make, tmp_p
     assert packets(out) == packets(source)
 
 
+def test_a_recording_that_does_not_say_how_long_it_is_is_measured(make: Make, tmp_path: Path) -> None:
+    source = write_at(tmp_path / "v.mkv", [0.0, 0.4, 0.8, 1.2], ["blue"] * 4, live="1")
+    with av.open(str(source)) as container:
+        assert not container.duration
+    out = make("out.mkv", video=source)
+    assert packets(out) == packets(source)
+    assert tone(out)[1] == pytest.approx(1.6, abs=0.5)
+
+
 def test_pictures_that_begin_late_and_their_sound_begin_together(make: Make, tmp_path: Path) -> None:
     source = write_at(tmp_path / "v.ts", [1.0, 1.5, 2.0, 2.5], ["green"] * 4)  # MPEG-TS begins at 1.4 s besides
     out = make("out.mp4", video=source)

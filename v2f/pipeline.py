@@ -66,6 +66,7 @@ class Opened(Protocol):
 class PipelineConfig(Config):
     """A pipeline file."""
 
+    name: str | None = Field(None, min_length=1, description="in the metadata of what it makes; default: the file's")
     labels: Place = Field(description="the run that labels pictures")
     top: Place | None = Field(None, description="the run that draws top codes from a label; none for a flat coder")
     bottom: Place = Field(description="the run that draws bottom codes from top codes, or from a label without `top`")
@@ -136,7 +137,7 @@ class Pipeline:
 
     @property
     def name(self) -> str:
-        return PurePosixPath(self.path.rstrip("/")).stem
+        return self.config.name or PurePosixPath(self.path.rstrip("/")).stem
 
     @property
     def kind(self) -> str:
@@ -173,7 +174,7 @@ class Pipeline:
 
     def portable(self) -> str:
         """The pipeline file of an export, in whose folder each run is in a folder with the name of its key."""
-        return dump_yaml(self.config.model_copy(update={key: key for key in self.runs}))
+        return dump_yaml(self.config.model_copy(update={"name": self.name, **{key: key for key in self.runs}}))
 
     @cached_property
     def _file(self) -> str:

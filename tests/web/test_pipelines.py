@@ -152,7 +152,8 @@ def test_a_table_of_photos_videos_and_labels_is_answered(exported: str, tmp_path
     assert [hertz for hertz, _ in found] == pytest.approx([HERTZ[color] for color in answer["label"]], abs=3)
     assert [seconds for _, seconds in found] == [SECONDS, 1.2, SECONDS]
     with soundfile.SoundFile(io.BytesIO(answer["sound"][1])) as sound:
-        assert json.loads(sound.comment)["Title"] == "A sound made from a video, not a recording"
+        notes = json.loads(sound.comment)
+    assert (notes["Title"], notes["Run"]) == ("A sound made from a video, not a recording", "tones")
     only = model.predict(pd.DataFrame({"label": ["red"], "seed": [3]}))
     assert only["sound"][0] is not None
     for row, said in [

@@ -91,6 +91,7 @@ def seconds_of(container: Any) -> float:
         times = [(packet.pts, packet.duration or 0) for packet in container.demux(stream) if packet.pts is not None]
         ticks = max(at + lasts for at, lasts in times) - min(at for at, _ in times) if times else 0
         seconds = float(ticks * stream.time_base)
+        container.seek(0)  # to the beginning again
     if not seconds > 0:
         raise UnusableError("video cannot be decoded", "it has no pictures")
     return seconds
