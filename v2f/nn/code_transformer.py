@@ -31,8 +31,8 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class TokenTransformer(nn.Module):
-    """``condition`` None: the condition is a class [B]; else so many coarse codes [B,condition]. ``length``: the codes
-    of a sequence; ``layers``: of encoder and decoder; ``ff``: width of the feed-forward layers.
+    """``condition`` None: the condition is a class [B,1]; else so many coarse codes [B,condition]. ``length``: codes of
+    a sequence; ``layers``: of encoder and decoder; ``ff``: width of the feed-forward layers.
 
     ``norm_first``: norms stand before attention and feed-forward, not after each sum; this trains without a long
     warm-up (Xiong et al. 2020, arXiv 2002.04745). ``aligned``: the memory at the same place in time is added to the
@@ -71,9 +71,9 @@ class TokenTransformer(nn.Module):
         self.register_buffer("position_TE", positions, persistent=False)
         self.register_buffer("place_T", aligned_places(condition, length), persistent=False)
 
-    def forward(self, condition: Tensor, read_BT: Tensor) -> Tensor:
+    def forward(self, condition_BS: Tensor, read_BT: Tensor) -> Tensor:
         """Logits [B,T,V]: at each place, those of the token after the ones read so far; the first one read is BEGIN."""
-        memory_BSE = self.encode(condition)
+        memory_BSE = self.encode(condition_BS)
         x_BTE = self.embedded(read_BT)
         if self.aligned:
             x_BTE = x_BTE + memory_BSE[:, self.place_T[: read_BT.shape[1]]]
@@ -86,12 +86,9 @@ class TokenTransformer(nn.Module):
             x_BTE = _decoded(layer, x_BTE, attention, _memory(layer, memory_BSE))
         return self.logits(x_BTE)
 
-    def encode(self, condition: Tensor) -> Tensor:
-        """The memory [B,S,E] of classes [B] or coarse codes [B,condition]."""
-        if self.condition is None:
-            token_BS = condition[:, None]
-        else:
-            token_BS = F.pad(condition, (1, 0), value=self.begin)
+    def encode(self, condition_BS: Tensor) -> Tensor:
+        """The memory [B,S,E] of classes [B,1] or coarse codes [B,condition]."""
+        token_BS = condition_BS if self.condition is None else F.pad(condition_BS, (1, 0), value=self.begin)
         x_BSE = self.embedded(token_BS)
         for layer in _layers(self.transformer.encoder):
             own = layer.self_attn
@@ -122,10 +119,10 @@ class Decoding:
     once, for as many tokens as a sequence has, so a step costs one token's layers and its attention to earlier ones.
     """
 
-    def __init__(self, net: TokenTransformer, condition: Tensor) -> None:
+    def __init__(self, net: TokenTransformer, condition_BS: Tensor) -> None:
         self.net, self.at = net, 0
         self._layers = _layers(net.transformer.decoder)
-        memory_BSE = net.encode(condition)
+        memory_BSE = net.encode(condition_BS)
         self._memory = [_memory(layer, memory_BSE) for layer in self._layers]
         self._aligned_BSE = memory_BSE if net.aligned else None
         batch, heads, _, width = self._memory[0][0].shape

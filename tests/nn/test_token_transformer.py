@@ -19,7 +19,7 @@ def net(condition: int | None = COARSE, seed: int = 0, **keys: bool) -> TokenTra
 def inputs(own: TokenTransformer, batch: int = 3) -> tuple[Tensor, Tensor]:
     """A condition, and BEGIN with all codes."""
     torch.manual_seed(1)
-    condition = torch.randint(CODES, (batch,) if own.condition is None else (batch, own.condition))
+    condition = torch.randint(CODES, (batch, own.condition or 1))
     code_BT = torch.randint(CODES, (batch, LENGTH))
     return condition, torch.cat([torch.full((batch, 1), own.begin), code_BT], 1)
 
@@ -39,7 +39,7 @@ def test_the_documents_nets_have_exactly_its_parameters(condition: int | None, l
 def test_a_forward_pass_is_that_of_torchs_transformer(condition: int | None, norm_first: bool) -> None:
     own = net(condition, norm_first=norm_first).double()
     given, read_BT = inputs(own)
-    source = given[:, None] if condition is None else torch.cat([torch.full((3, 1), own.begin), given], 1)
+    source = given if condition is None else torch.cat([torch.full((3, 1), own.begin), given], 1)
     vectors = [own.embedding(each) * 4 + own.position_TE[: each.shape[1]] for each in (source, read_BT)]
     mask = nn.Transformer.generate_square_subsequent_mask(LENGTH + 1, dtype=torch.float64)
     own.transformer.train()  # else torch takes another path
