@@ -1,7 +1,7 @@
 """What some systems can do besides :meth:`~v2f.system.System.sample`, as base classes that other code looks for.
 
 Shape letters: B batch, C channels, H W picture, Z code, K classes, F factors or frames, P features, S condition,
-T samples or tokens.
+T samples or codes.
 """
 
 import abc
@@ -94,6 +94,25 @@ class CodeSampler(System):
     def draw(self, condition_BS: Tensor, uniform_BT: Tensor, how: Sampling) -> Tensor:
         """Tokens, int64 [B,T]. ``condition_BS``: class numbers [B,1] or the tokens of the level above, int64;
         ``uniform_BT``: a number in [0,1) for each token, which decides the draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeScores:
+    """How well a system predicts codes, each from the condition and the codes before it."""
+
+    nats: Tensor
+    """[B,T]: minus the logarithm of the code's probability."""
+    rank: Tensor
+    """[B,T]: how many tokens were thought likelier."""
+
+
+class CodePredictor(CodeSampler):
+    """A code sampler that also scores given codes. Its only inputs are the condition, a Label or Tokens, and Noise; a
+    transform with the name of its only output reads the codes of a sample."""
+
+    @abc.abstractmethod
+    def score(self, condition_BS: Tensor, code_BT: Tensor) -> CodeScores:
+        """Scores of codes, int64 [B,T]; ``condition_BS`` as in :meth:`draw`."""
 
 
 class FrameLabeler(System):

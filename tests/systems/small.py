@@ -75,6 +75,23 @@ SMALL: dict[str, dict[str, Any]] = {
         "generator": {"lr": {"generator": 5e-4}, "betas": [0.5, 0.999], "schedule": {"warmup": 16}},
         "ema": 64,
     },
+    "code_transformer": {
+        "name": "code_transformer",
+        "level": "bottom",
+        "length": 12,
+        "top": 3,
+        "vocabulary": 16,
+        "width": 8,
+        "heads": 2,
+        "layers": [1, 2],
+        "ff": 16,
+        "norm_first": True,
+        "aligned": True,
+        "masked": 0.2,
+        "sampling": {"kind": "top-k", "k": 6},
+        "optimizer": {"lr": {"transformer": 1e-3}, "betas": [0.9, 0.98], "clip": 5.0, "schedule": {"warmup": 16}},
+        "ema": 64,
+    },
     "conditional": {
         "name": "conditional",
         "model": {

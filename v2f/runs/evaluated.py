@@ -16,6 +16,7 @@ BY = {
     "classes": "among the people seen in training",
     "labels": "by the labels of the samples",
     "codes": "by the system's own codes",
+    "likelihood": "by the probabilities of the codes",
 }
 """What may measure a number, the referee first, and its title."""
 

@@ -1,6 +1,7 @@
 """The table of systems, the only one. One file per system; no system imports another."""
 
 from v2f.system import System
+from v2f.systems.code_transformer import CodeTransformer
 from v2f.systems.conditional import Conditional
 from v2f.systems.face_gan import FaceGAN
 from v2f.systems.picture_recognition import PictureRecognition
@@ -9,6 +10,7 @@ from v2f.systems.voice_gan import VoiceGAN
 from v2f.systems.voice_styled_face import VoiceStyledFace
 
 SYSTEMS: dict[str, type[System]] = {
+    "code_transformer": CodeTransformer,
     "conditional": Conditional,
     "face_gan": FaceGAN,
     "picture_recognition": PictureRecognition,
