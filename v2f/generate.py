@@ -158,8 +158,8 @@ def make(
     sounds = of_kind(system.makes(), Sound)
     if sounds and given.video is not None:
         with opened_video(given.video, max_seconds) as (_, seconds):
-            kind = sounds[0][1]
-            count = pieces.count_of(round(seconds * kind.rate), kind.frames, kind.rate)
+            piece = sounds[0][1]
+            count = pieces.count_of(round(seconds * piece.rate), piece.frames, piece.rate)
     alike = count == 1 or not of_kind(system.asks(), Noise)
     sampled = _in_parts(system, batch if alike else latent.pieces(system, batch, given.seed, count), progress)
     made = {}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -35,7 +35,6 @@ LABEL, NOISE = "label", "noise"  # what the joined system asks for
 _SEED_KEY = 0x6E02  # first part of the random key, so that no two uses share a stream
 _BELOW_1 = 1 - 2**-24  # the largest float32 below 1
 _NO_CHOICE = "a pipeline uses the newest checkpoint of each run; to use another one, export it and name the export"
-R = TypeVar("R", bound=System)
 
 
 class Opened(Protocol):
@@ -201,9 +200,11 @@ class SoundOfPicture(Labeling):
         """``systems``: by the keys of ``config``. V2FError, which begins with a key, if they do not fit together."""
         super().__init__()
         self.config = config
-        self.labeler = _as(FrameLabeler, systems[LABELS])
-        self.samplers = nn.ModuleDict({level: _as(CodeSampler, systems[level]) for level in config.levels})
-        self.coder = _as(SoundCoder, systems[SOUND])
+        labeler, coder = systems[LABELS], systems[SOUND]
+        assert isinstance(labeler, FrameLabeler)
+        assert isinstance(coder, SoundCoder)
+        self.labeler, self.coder = labeler, coder
+        self.samplers = nn.ModuleDict({level: systems[level] for level in config.levels})
         self.names = _fitting(config, self.labeler, self._drawn(), self.coder)
         self.stand_ins = sorted({name for system in systems.values() for name in system.stand_ins})
         shift_N = keyed_rng(_SEED_KEY, config.seed).random(self._tokens, dtype="float64")
@@ -255,12 +256,11 @@ class SoundOfPicture(Labeling):
         return sum(sampler.target.length for sampler in self._drawn().values())
 
     def _drawn(self) -> dict[str, CodeSampler]:
-        return {level: _as(CodeSampler, sampler) for level, sampler in self.samplers.items()}
-
-
-def _as(role: type[R], system: nn.Module) -> R:
-    assert isinstance(system, role), f"{type(system).__name__} is no {role.__name__}"
-    return system
+        found = {}
+        for level, sampler in self.samplers.items():
+            assert isinstance(sampler, CodeSampler)
+            found[level] = sampler
+        return found
 
 
 def _fitting(

@@ -333,7 +333,7 @@ def _signature(system: Generative) -> "ModelSignature":
             made |= {f"{name}_shares": DataType.string} if isinstance(kind, Label) else {}
     made["disclaimer"] = DataType.string
     outputs = Schema([ColSpec(kind, name) for name, kind in made.items()])
-    return ModelSignature(inputs=Schema(given), outputs=outputs)
+    return ModelSignature(inputs=Schema([*given]), outputs=outputs)
 
 
 def _examples(system: Generative) -> dict[str, bytes | str | int]:
