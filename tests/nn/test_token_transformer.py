@@ -69,6 +69,18 @@ def test_no_logits_depend_on_later_codes_and_all_on_the_condition() -> None:
         assert ((own(other, read_BT) - before).abs().amax((0, 2)) > 1e-9).all()
 
 
+def test_the_encoder_may_have_an_embedding_of_its_own() -> None:
+    one, own = net().eval(), net(shared=False).eval()
+    assert own.own_embedding is not None
+    given, read_BT = inputs(own)
+    with torch.no_grad():
+        own.load_state_dict(one.state_dict() | {"own_embedding.weight": one.embedding.weight})
+        assert torch.equal(own(given, read_BT), one(given, read_BT))
+        own.own_embedding.weight[given[0, 0]] += 1
+        assert not torch.equal(own.encode(given), one.encode(given))
+        assert torch.equal(own.embedded(read_BT), one.embedded(read_BT))
+
+
 def test_a_code_is_aligned_with_the_coarse_code_of_the_same_time() -> None:
     assert aligned_places(3, 12).tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3]  # place 0 is BEGIN
     assert aligned_places(None, 4).tolist() == [0, 0, 0, 0, 0]

@@ -87,6 +87,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "ff": 16,
         "norm_first": True,
         "aligned": True,
+        "shared": False,
         "masked": 0.2,
         "sampling": {"kind": "top-k", "k": 6},
         "optimizer": {"lr": {"transformer": 1e-3}, "betas": [0.9, 0.98], "clip": 5.0, "schedule": {"warmup": 16}},

@@ -251,4 +251,4 @@ def test_data_with_other_codes_are_refused_before_training(tmp_path: Path) -> No
 
 def test_the_small_configuration_shows_every_key() -> None:
     config = build(CodeTransformer.Config, SMALL["code_transformer"], "test")
-    assert config.model_fields_set >= {"top", "norm_first", "aligned", "masked", "sampling", "ema"}
+    assert config.model_fields_set >= {"top", "norm_first", "aligned", "shared", "masked", "sampling", "ema"}

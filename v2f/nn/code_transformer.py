@@ -36,7 +36,8 @@ class TokenTransformer(nn.Module):
 
     ``norm_first``: norms stand before attention and feed-forward, not after each sum; this trains without a long
     warm-up (Xiong et al. 2020, arXiv 2002.04745). ``aligned``: the memory at the same place in time is added to the
-    decoder's input, so that attention does not have to learn where that is. Neither adds a parameter.
+    decoder's input, so that attention does not have to learn where that is. Neither adds a parameter. ``shared`` False:
+    the encoder has an embedding of its own, because equal numbers of two codebooks mean different things.
     """
 
     place_T: Tensor
@@ -54,18 +55,22 @@ class TokenTransformer(nn.Module):
         ff: int,
         norm_first: bool = False,
         aligned: bool = False,
+        shared: bool = True,
     ) -> None:
         super().__init__()
         self.codes, self.condition, self.length, self.width, self.aligned = codes, condition, length, width, aligned
         self.begin, self.end, self.masked = codes, codes + 1, codes + 2
         self.embedding = nn.Embedding(codes + SPECIAL, width)
+        self.own_embedding = None if shared else nn.Embedding(codes + SPECIAL, width)
         layer = nn.TransformerEncoderLayer(width, heads, ff, dropout=0.0, batch_first=True, norm_first=norm_first)
         encoder = nn.TransformerEncoder(layer, layers[0], nn.LayerNorm(width), enable_nested_tensor=False)
         self.transformer = nn.Transformer(
             width, heads, 0, layers[1], ff, 0.0, custom_encoder=encoder, batch_first=True, norm_first=norm_first
         )
         self.output = nn.Linear(width, codes + SPECIAL)
-        nn.init.normal_(self.embedding.weight, 0.0, width**-0.5)
+        for each in (self.embedding, self.own_embedding):
+            if each is not None:
+                nn.init.normal_(each.weight, 0.0, width**-0.5)
         sources = 1 if condition is None else condition + 1
         positions = sinusoids(max(sources, length + 1), width).to(torch.get_default_dtype())
         self.register_buffer("position_TE", positions, persistent=False)
@@ -89,7 +94,7 @@ class TokenTransformer(nn.Module):
     def encode(self, condition_BS: Tensor) -> Tensor:
         """The memory [B,S,E] of classes [B,1] or coarse codes [B,condition]."""
         token_BS = condition_BS if self.condition is None else F.pad(condition_BS, (1, 0), value=self.begin)
-        x_BSE = self.embedded(token_BS)
+        x_BSE = self.embedded(token_BS, embedding=self.own_embedding)
         for layer in _layers(self.transformer.encoder):
             own = layer.self_attn
 
@@ -101,9 +106,9 @@ class TokenTransformer(nn.Module):
         memory_BSE: Tensor = self.transformer.encoder.norm(x_BSE)
         return memory_BSE
 
-    def embedded(self, token_BT: Tensor, start: int = 0) -> Tensor:
-        """The vectors [B,T,E] of tokens at the positions from ``start`` on."""
-        x_BTE: Tensor = self.embedding(token_BT) * math.sqrt(self.width)
+    def embedded(self, token_BT: Tensor, start: int = 0, embedding: nn.Embedding | None = None) -> Tensor:
+        """The vectors [B,T,E] of tokens at the positions from ``start`` on; ``embedding`` None: the decoder's."""
+        x_BTE: Tensor = (self.embedding if embedding is None else embedding)(token_BT) * math.sqrt(self.width)
         return x_BTE + self.position_TE[start : start + token_BT.shape[1]]
 
     def logits(self, x_BTE: Tensor) -> Tensor:
@@ -178,7 +183,7 @@ def _projected(attention: nn.MultiheadAttention, x_BTE: Tensor, start: int, stop
 
 
 def _attended(
-    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, causal: bool = False
+    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
 ) -> Tensor:
     """[B,T,E] of what the queries find; ``causal``: none sees a later place."""
     found_BHTD = F.scaled_dot_product_attention(query, key, value, is_causal=causal)

@@ -54,6 +54,7 @@ class CodeTransformer(CodePredictor):
         aligned: bool = Field(
             False, description="the encoder's output at the same place in time is added to the decoder's input"
         )
+        shared: bool = Field(True, description="encoder and decoder have one embedding, as in the document")
         masked: float = Field(
             0.0, ge=0, lt=1, description="share of the codes that the decoder reads as MASKED in training, by slot"
         )
@@ -103,6 +104,7 @@ class CodeTransformer(CodePredictor):
             ff=config.ff,
             norm_first=config.norm_first,
             aligned=config.aligned,
+            shared=config.shared,
         )
 
     @property
