@@ -39,11 +39,13 @@ SYNTHETIC = ["train.people=24", "valid.people=6", "test.people=6", "seen.people=
 SYNTHETIC += ["labels=[glasses,hair,age]"]  # as the data set of every training test
 _WORLDS = [f"shards/{name}.yaml" for name in ("quickstart", "synthetic", "speaker-synthetic", "labelled-faces")]
 SHAPES = ["train=64", "valid=16", "test=24"]
+THINGS = ["train.things=32", "valid.things=8", "test.things=16", "seen.things=8"]
 SMALLER: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "shards pack": lambda words: [
         "workers=1",
         *(f"synthetic.{each}" for each in SYNTHETIC if words[0] in _WORLDS),
         *(f"shapes.{each}" for each in SHAPES if words[0] == "shards/shapes.yaml"),
+        *(f"things.{each}" for each in THINGS if words[0] == "shards/sounding-things.yaml"),
         *(["pairs.size=64"] if words[0] == "shards/pairs.yaml" else []),
     ],
     "shards precompute": lambda words: ["workers=1"],

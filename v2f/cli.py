@@ -94,6 +94,7 @@ VERBS = {
     "shards precompute": Verb(
         "copy a data set and add what frozen nets compute from its photos", "v2f.prepare.commands:add_precompute"
     ),
+    "shards film": Verb("write a short video of a synthetic dog, cat, bell or engine", "v2f.prepare.commands:add_film"),
     "shards remove": Verb(
         "remove people who withdrew their consent from a data set", "v2f.prepare.commands:add_remove"
     ),

@@ -2,7 +2,7 @@
 
 import argparse
 
-from v2f.options import DATA, OVERRIDES
+from v2f.options import DATA, OVERRIDES, above_zero, positive, whole
 from v2f.storage.address import argument
 
 
@@ -119,3 +119,30 @@ def _remove(args: argparse.Namespace) -> None:
     from v2f.prepare.remove import remove
 
     remove(args.data, args.identity)
+
+
+def add_film(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("thing", metavar="CLASS", help="bark, meow, bell or engine")
+    parser.add_argument(
+        "-o", "--output", type=argument, required=True, metavar="OUT.mp4", help="where to write the video"
+    )
+    parser.add_argument("--number", type=whole, default=0, metavar="N", help="which thing of the class; default: 0")
+    parser.add_argument("--take", type=whole, default=0, metavar="N", help="which take of the thing; default: 0")
+    parser.add_argument("--seconds", type=above_zero, default=1.8, metavar="S", help="length; default: 1.8")
+    parser.add_argument("--size", type=positive, default=64, metavar="PX", help="side of the picture; default: 64")
+    parser.add_argument("--sound", action="store_true", help="with its sound; default: silent")
+    parser.set_defaults(run=_film)
+
+
+def _film(args: argparse.Namespace) -> None:
+    from v2f.prepare.film import film
+
+    film(
+        args.thing,
+        args.output,
+        number=args.number,
+        take=args.take,
+        seconds=args.seconds,
+        size=args.size,
+        sound=args.sound,
+    )
