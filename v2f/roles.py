@@ -1,15 +1,17 @@
 """What some systems can do besides :meth:`~v2f.system.System.sample`, as base classes that other code looks for.
 
-Shape letters: B batch, C channels, H W picture, Z code, K classes, F factors, P features.
+Shape letters: B batch, C channels, H W picture, Z code, K classes, F factors, P features, T samples, N
+codes of a level.
 """
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from v2f.system import System
+from v2f.system import Sound, System, Tokens
 
 
 class Restyling(System):
@@ -61,3 +63,38 @@ class PictureReader(System):
     @abc.abstractmethod
     def read(self, img_BCHW: Tensor) -> Reading:
         """What it reads in pictures in [-1,1] of the size and channels that it asks for."""
+
+
+class SoundCoder(System):
+    """A system that describes a sound by codes, numbers at one level or several, and restores it from them. It asks for
+    a sound and makes a sound of the same rate and length.
+    """
+
+    @property
+    @abc.abstractmethod
+    def sound(self) -> Sound:
+        """The sound that it codes."""
+
+    @property
+    @abc.abstractmethod
+    def levels(self) -> Mapping[str, Tokens]:
+        """The levels of its codes, coarse to fine: ``top``, ``bottom``; with one level, ``bottom`` alone."""
+
+    @property
+    def label(self) -> str | None:
+        """The label by whose classes its evaluation tells sounds apart, by its name in a sample."""
+        return None
+
+    @property
+    def bits(self) -> float:
+        """Bits for each sample of a sound, if all codes are equally likely."""
+        each = (level.length * math.log2(level.vocabulary) for level in self.levels.values())
+        return sum(each) / self.sound.frames
+
+    @abc.abstractmethod
+    def encode(self, wav_BT: Tensor) -> dict[str, Tensor]:
+        """The codes of sounds in [-1,1], int64 [B,N] for each level."""
+
+    @abc.abstractmethod
+    def decode(self, codes: Mapping[str, Tensor]) -> Tensor:
+        """The sounds [B,1,T] in [-1,1] of the codes [B,N] of all levels."""

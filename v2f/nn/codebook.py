@@ -147,9 +147,9 @@ class EMACodebook(KeepsStatistics):
         self.discard()
 
     def discard(self) -> None:
-        like = {"dtype": torch.float64, "device": self.codes_KD.device}
-        self._sizes_K = torch.zeros(self.codes, **like)
-        self._totals_KD = torch.zeros(self.codes, self.width, **like)
+        device = self.codes_KD.device
+        self._sizes_K = torch.zeros(self.codes, dtype=torch.float64, device=device)
+        self._totals_KD = torch.zeros(self.codes, self.width, dtype=torch.float64, device=device)
         self.drawn.discard()
 
 

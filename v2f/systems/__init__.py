@@ -7,6 +7,7 @@ from v2f.systems.picture_recognition import PictureRecognition
 from v2f.systems.speaker_recognition import SpeakerRecognition
 from v2f.systems.voice_gan import VoiceGAN
 from v2f.systems.voice_styled_face import VoiceStyledFace
+from v2f.systems.vq_audio import VQAudio
 
 SYSTEMS: dict[str, type[System]] = {
     "conditional": Conditional,
@@ -15,4 +16,5 @@ SYSTEMS: dict[str, type[System]] = {
     "speaker_recognition": SpeakerRecognition,
     "voice_gan": VoiceGAN,
     "voice_styled_face": VoiceStyledFace,
+    "vq_audio": VQAudio,
 }
