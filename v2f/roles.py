@@ -1,17 +1,18 @@
 """What some systems can do besides :meth:`~v2f.system.System.sample`, as base classes that other code looks for.
 
 Shape letters: B batch, C channels, H W picture, Z code, K classes, F factors or frames, P features, S condition,
-T samples or codes.
+T samples or codes, N codes of a level.
 """
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from v2f.nn.sampling import Sampling
-from v2f.system import Generative, Picture, System, Tokens
+from v2f.system import Generative, Picture, Sound, System, Tokens
 
 
 class Restyling(System):
@@ -66,20 +67,38 @@ class PictureReader(System):
 
 
 class SoundCoder(System):
-    """A system that turns a sound into tokens and back."""
+    """A system that describes a sound by codes, numbers at one level or several, and restores it from them. It asks for
+    a sound and makes a sound of the same rate and length.
+    """
+
+    @property
+    @abc.abstractmethod
+    def sound(self) -> Sound:
+        """The sound that it codes."""
 
     @property
     @abc.abstractmethod
     def levels(self) -> Mapping[str, Tokens]:
-        """The tokens of a sound by level, coarse to fine: ``top`` and ``bottom``, or ``bottom`` alone."""
+        """The levels of its codes, coarse to fine: ``top``, ``bottom``; with one level, ``bottom`` alone."""
+
+    @property
+    def label(self) -> str | None:
+        """The label by whose classes its evaluation tells sounds apart, by its name in a sample."""
+        return None
+
+    @property
+    def bits(self) -> float:
+        """Bits for each sample of a sound, if all codes are equally likely."""
+        each = (level.length * math.log2(level.vocabulary) for level in self.levels.values())
+        return sum(each) / self.sound.frames
 
     @abc.abstractmethod
     def encode(self, wav_BT: Tensor) -> dict[str, Tensor]:
-        """The tokens, int64 [B,T], of each level."""
+        """The codes of sounds in [-1,1], int64 [B,N] for each level."""
 
     @abc.abstractmethod
     def decode(self, codes: Mapping[str, Tensor]) -> Tensor:
-        """The sounds [B,1,T] in [-1,1] of the tokens of all levels."""
+        """The sounds [B,1,T] in [-1,1] of the codes [B,N] of all levels."""
 
 
 class CodeSampler(System):

@@ -13,7 +13,7 @@ from v2f.evaluation.protocols import PROTOCOLS
 from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run, build_system
-from v2f.system import Embedding, Label, Picture, Tokens, by_stream, of_kind, part_of, trained
+from v2f.system import Embedding, Label, Picture, Sound, Tokens, by_stream, of_kind, part_of, trained
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit
 
@@ -119,8 +119,12 @@ def test_what_is_made_of_what_is_asked_for_is_what_was_declared(run_values, name
             assert made[name].shape == (4, len(kind.names))
         elif isinstance(kind, Tokens):
             assert made[name].shape == (4, kind.length)
+        elif isinstance(kind, Sound):
+            assert made[name].shape == (4, 1, kind.frames)
         else:
-            assert isinstance(kind, Picture), "the systems of the table make pictures, embeddings, labels and tokens"
+            assert isinstance(kind, Picture), (
+                "the systems of the table make pictures, sounds, embeddings, labels, tokens"
+            )
             assert made[name].shape == (4, kind.channels, kind.size, kind.size)
     assert system.protocol in PROTOCOLS
 

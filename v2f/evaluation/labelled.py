@@ -47,7 +47,6 @@ from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, de
 
 _NEIGHBORS = 5
 _SIDE = 16  # px, of pictures that are compared pixel by pixel
-_MELS, _FRAME_S, _HOP_S = 40, 0.064, 0.016
 
 Features = dict[str, NDArray[np.float32]]
 """Observer -> features [M, P]."""
@@ -338,18 +337,7 @@ def _features_of(job: Job, kind: Any) -> Callable[[Tensor], tuple[Features, NDAr
 
 def spectra(wav_MT: Tensor, rate: int) -> NDArray[np.float32]:
     """Mean and standard deviation over time of each log-mel band of sounds [M, T]: [M, 2 x 40]."""
-    from torchaudio.functional import melscale_fbanks
-
-    frame = max(16, round(_FRAME_S * rate))
-    window = torch.hann_window(frame)
-    power_MFT = (
-        torch.stft(
-            wav_MT.float(), frame, max(1, round(_HOP_S * rate)), window=window, return_complex=True, center=True
-        ).abs()
-        ** 2
-    )
-    bank_FB = melscale_fbanks(frame // 2 + 1, 0.0, rate / 2, min(_MELS, frame // 8), rate)
-    mel_MBT = torch.log(torch.einsum("mft,fb->mbt", power_MFT, bank_FB) + 1e-6)
+    mel_MBT = metrics.log_mel(wav_MT, rate)
     found_MP = torch.cat([mel_MBT.mean(2), mel_MBT.std(2, correction=0)], 1)
     return np.asarray(found_MP.numpy(), dtype=np.float32)
 

@@ -1,6 +1,7 @@
 """The table of all protocols by name, one module each. A system names its protocol in ``System.protocol``."""
 
 from v2f.errors import V2FError
+from v2f.evaluation.coded_sounds import CodedSounds
 from v2f.evaluation.codes import CodesOfSounds
 from v2f.evaluation.faces_of_voices import FacesOfVoices
 from v2f.evaluation.labelled import LabelledPictures, LabelledSounds
@@ -17,6 +18,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "labelled_sounds": LabelledSounds(),
     "labels_of_pictures": LabelsOfPictures(),
     "codes": CodesOfSounds(),
+    "coded_sounds": CodedSounds(),
     "speakers": Speakers(),
 }
 

@@ -95,6 +95,12 @@ def add_precompute(parser: argparse.ArgumentParser) -> None:
         help="features of the voice encoder, instead of what the recipe's frozen nets say",
     )
     parser.add_argument(
+        "--tokens",
+        type=argument,
+        metavar="RUN",
+        help="codes of each sound, by a run that codes sounds, such as vq_audio",
+    )
+    parser.add_argument(
         "--yes", action="store_true", help="start even if the features need more than the disk has free"
     )
     parser.add_argument("--part", metavar="I/N", help="only part I (from 0) of N; then run once without it to commit")
@@ -106,7 +112,7 @@ def _precompute(args: argparse.Namespace) -> None:
     from v2f.prepare.precompute import load, precompute
 
     part = WHOLE if args.part is None else Part.parse(args.part)
-    precompute(args.data, args.out, load(args.overrides, args.recipe, args.voice), part, args.yes)
+    precompute(args.data, args.out, load(args.overrides, args.recipe, args.voice, args.tokens), part, args.yes)
 
 
 def add_remove(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ BY = {
     "classifier": "by the classifier, which was trained on real pictures",
     "pixels": "in pixels, by no net",
     "spectra": "in log-mel spectra, by no net",
+    "waves": "in sound waves, by no net",
     "trials": "by the cosine of the system's own embeddings",
     "classes": "among the people seen in training",
     "labels": "by the labels of the samples",

@@ -8,6 +8,7 @@ from v2f.systems.picture_recognition import PictureRecognition
 from v2f.systems.speaker_recognition import SpeakerRecognition
 from v2f.systems.voice_gan import VoiceGAN
 from v2f.systems.voice_styled_face import VoiceStyledFace
+from v2f.systems.vq_audio import VQAudio
 
 SYSTEMS: dict[str, type[System]] = {
     "code_transformer": CodeTransformer,
@@ -17,4 +18,5 @@ SYSTEMS: dict[str, type[System]] = {
     "speaker_recognition": SpeakerRecognition,
     "voice_gan": VoiceGAN,
     "voice_styled_face": VoiceStyledFace,
+    "vq_audio": VQAudio,
 }
