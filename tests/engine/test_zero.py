@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("zero")]  # one process 
 WORKER = Path(__file__).parents[1] / "workers" / "ranks.py"
 SYSTEM = pytest.mark.parametrize("system", ["two_phases", *sorted(SMALL)])
 Tensors = dict[str, torch.Tensor]
-PHASES = dict.fromkeys(("voice_styled_face", "speaker_recognition", "picture_recognition"), 1)
+PHASES = dict.fromkeys(("voice_styled_face", "speaker_recognition", "picture_recognition", "sound_recognition"), 1)
 PHASES |= {"face_gan": 2, "two_phases": 2, "voice_gan": 2, "conditional": 3}
 
 
