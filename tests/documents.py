@@ -60,11 +60,11 @@ def _foreign(words: Words) -> str | None:
     text = " ".join(words)
     if "s3://" in text or "http://" in text or "https://" in text:
         return "no such store or server; tests/storage/test_swift.py, tests/tracking/test_tracking_server.py"
-    if re.search(r"shards/(voxceleb2?|avspeech)\.yaml", text):
-        return "no such corpus; tests/prepare/test_voxceleb.py, test_avspeech.py"
+    if re.search(r"shards/(voxceleb2?|avspeech|vgg-sound|esc50)\.yaml", text):
+        return "no such corpus; tests/prepare/test_voxceleb.py, test_avspeech.py, test_listings.py"
     if "sounds.yaml" in words:
         return "a pipeline of four trained runs; tests/test_pipeline.py, tests/web/test_pipelines.py"
-    if re.search(r"psp|ir_se50|facenet|dlib|lpips|unispeech_sat|wavlm|thesis-|NAME\.yaml", text):
+    if re.search(r"psp|ir_se50|resnet50|facenet|dlib|lpips|unispeech_sat|wavlm|thesis-|NAME\.yaml", text):
         return "third-party weights; tests/weights, tests/systems/test_thesis.py"
     return None
 

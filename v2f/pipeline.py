@@ -22,7 +22,7 @@ from v2f.config import Config, Place, build, dump_yaml, parse_yaml
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.nn.sampling import Sampling
-from v2f.roles import CodeSampler, FrameLabeler, Labeling, SoundCoder
+from v2f.roles import CodeSampler, FrameLabeler, Labeling, SoundCoder, most_frequent
 from v2f.runs.config import system_class
 from v2f.runs.run import Run
 from v2f.storage import store
@@ -228,16 +228,13 @@ class SoundOfPicture(Labeling):
 
     @torch.no_grad()
     def label_of(self, img_FCHW: Tensor) -> tuple[int, Tensor]:
-        """The label of most frames; of several such labels, the first. For two labels, it is the median of the frames'
-        labels, as in *Sound for pictures* (2024)."""
-        shares_FK = self.labeler.scores(img_FCHW).float().softmax(1)
-        votes_K = torch.bincount(shares_FK.argmax(1), minlength=shares_FK.shape[1])
-        shares_K = shares_FK.mean(0)
-        winner = int(votes_K.argmax())
-        found_K = shares_K.new_zeros(len(self.names))
+        """The label that most frames have, as in :meth:`v2f.roles.FrameLabeler.label_of`, and the mean over the frames
+        of each label's softmax."""
+        score_FK = self.labeler.scores(img_FCHW).float()
+        share_K = score_FK.new_zeros(len(self.names))
         at_K = [self.names.index(name) for name in self.labeler.names]
-        found_K[at_K] = shares_K
-        return at_K[winner], found_K
+        share_K[at_K] = score_FK.softmax(1).mean(0)
+        return at_K[most_frequent(score_FK)], share_K
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from v2f.nn.sampling import Sampling
@@ -38,18 +39,18 @@ class Restyling(System):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a system reads in pictures."""
+    """What a system reads in pictures or sounds."""
 
     scores: Mapping[str, Tensor]
     """Label -> scores [B,K] of its classes; the highest is the answer."""
     factors: Tensor
-    """[B,F]: estimates of the known factors of a synthetic picture; F is 0 if it estimates none."""
+    """[B,F]: estimates of the known factors of a synthetic sample; F is 0 if it estimates none."""
     features: Tensor
     """[B,P]: what scores and factors are computed from."""
 
 
-class PictureReader(System):
-    """A system that reads the labels of a picture, which is all that it asks for, and may estimate its factors."""
+class Reader(System):
+    """A system that reads the labels of its only input, and may estimate the factors of a synthetic one."""
 
     @property
     @abc.abstractmethod
@@ -62,8 +63,51 @@ class PictureReader(System):
         """The names of the factors that it estimates."""
 
     @abc.abstractmethod
-    def read(self, img_BCHW: Tensor) -> Reading:
-        """What it reads in pictures in [-1,1] of the size and channels that it asks for."""
+    def read(self, rows: Tensor) -> Reading:
+        """What it reads in inputs as it asks for them: pictures [B,C,H,H] in [-1,1], or sounds [B,T]."""
+
+
+def most_frequent(score_FK: Tensor) -> int:
+    """The class that most frames have, by their scores [F,K]; of equally frequent ones the first."""
+    return int(torch.bincount(score_FK.argmax(1), minlength=score_FK.shape[1]).argmax())
+
+
+class FrameLabeler(System):
+    """A system that gives a picture one label, and so every frame of a video."""
+
+    @property
+    @abc.abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The classes of the label."""
+
+    @abc.abstractmethod
+    def scores(self, img_BCHH: Tensor) -> Tensor:
+        """A score [B,K] for each class, of pictures in [-1,1] of the size that it asks for; the highest is the
+        answer."""
+
+    def label_of(self, img_FCHH: Tensor) -> int:
+        """The label of a video with these frames, as its number: the most frequent one, of equally frequent ones the
+        first.
+
+        With two classes, that is the median of the frames' labels, as *Sound for pictures* (2024) has it. The numbers
+        of more classes have no order, and their median could be a class that no frame shows.
+        """
+        return most_frequent(self.scores(img_FCHH))
+
+
+class PictureReader(Reader, FrameLabeler):
+    """A system that reads the labels of a picture. As a labeler of frames, it gives the first of its labels."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(next(iter(self.labels.values())))
+
+    def scores(self, img_BCHH: Tensor) -> Tensor:
+        return next(iter(self.read(img_BCHH).scores.values()))
+
+
+class SoundReader(Reader):
+    """A system that reads the labels of a sound."""
 
 
 class SoundCoder(System):
@@ -132,19 +176,6 @@ class CodePredictor(CodeSampler):
     @abc.abstractmethod
     def score(self, condition_BS: Tensor, code_BT: Tensor) -> CodeScores:
         """Scores of codes, int64 [B,T]; ``condition_BS`` as in :meth:`draw`."""
-
-
-class FrameLabeler(System):
-    """A system that names what a picture shows; a picture is all that it asks for."""
-
-    @property
-    @abc.abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """The labels."""
-
-    @abc.abstractmethod
-    def scores(self, img_BCHH: Tensor) -> Tensor:
-        """Scores [B,K] of pictures in [-1,1]; the highest is the answer."""
 
 
 class Labeling(Generative):

@@ -24,9 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("zero")]  # one process 
 WORKER = Path(__file__).parents[1] / "workers" / "ranks.py"
 SYSTEM = pytest.mark.parametrize("system", ["two_phases", *sorted(SMALL)])
 Tensors = dict[str, torch.Tensor]
-PHASES = dict.fromkeys(
-    ("code_transformer", "picture_recognition", "speaker_recognition", "voice_styled_face", "vq_audio"), 1
-)
+_OF_ONE_PHASE = ("voice_styled_face", "speaker_recognition", "picture_recognition", "sound_recognition")
+PHASES = dict.fromkeys((*_OF_ONE_PHASE, "code_transformer", "vq_audio"), 1)
 PHASES |= {"face_gan": 2, "two_phases": 2, "voice_gan": 2, "conditional": 3}
 
 

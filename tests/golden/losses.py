@@ -31,7 +31,7 @@ from v2f.data.shards import write_manifest, write_shard
 from v2f.keyed import keyed_rng
 from v2f.runs.config import RunConfig
 from v2f.training.trainer import fit
-from v2f.world import people, shapes
+from v2f.world import people, shapes, things
 
 GOLDEN = Path(__file__).resolve().parent
 RECIPES = GOLDEN.parents[1] / "launch" / "recipes"
@@ -77,6 +77,8 @@ def shrunk(values: Mapping[str, Any], data: str, out: str) -> dict[str, Any]:
             return {**ENCODERS[net], **{k: value[k] for k in ("output", "thaw") if k in value}}
         if key == "mapping" and net in MAPPINGS and net != "vec2style":
             return MAPPINGS[net]
+        if net == "torchvision_resnet50":
+            return {"net": net, "random": True}
         if isinstance(value, Mapping) and key != "frozen":
             in_samples = _TIMES.get(key, ())
             below = dict.fromkeys(value, "schedule") if key == "schedules" else {k: k for k in value}
@@ -136,7 +138,7 @@ def make_data(root: str, labels: Mapping[str, list[str]] | None = None, codes: M
             key, identity = f"{person}-{clip}", f"id{person}"
             extra: dict[str, Any] = {each: names[len(samples) % len(names)] for each, names in (labels or {}).items()}
             if labels:
-                groups = {"shape": shapes.NAMES, "face": people.FACE}
+                groups = {"shape": shapes.NAMES, "face": people.FACE, "sound": things.SOUND}
                 drawn = {group: rng.integers(-8, 9, len(names)).tolist() for group, names in groups.items()}
                 extra["factors"] = {
                     group: dict(zip(names, [each / 8 for each in drawn[group]], strict=True))

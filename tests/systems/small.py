@@ -140,6 +140,17 @@ SMALL: dict[str, dict[str, Any]] = {
         "spectral": 0.1,
         "windows": [32, 64],
         "optimizer": {"lr": {"encoder": 1e-3, "codebooks": 1e-3, "decoder": 2e-3}, "clip": 5.0},
+    },
+    "sound_recognition": {
+        "name": "sound_recognition",
+        "seconds": 0.4,
+        "front": {"sample_rate": 4000, "bands": 20},
+        "labels": {"glasses": ["none", "worn"], "hair": ["black", "brown", "fair"]},
+        "factors": "voice",
+        "factor_weight": 0.5,
+        "backbone": {"net": "small", "width": 4, "blocks": [1, 2], "grid": 2},
+        "bn_group": 2,
+        "optimizer": {"lr": {"backbone": 1e-3, "heads": 2e-3}, "clip": 5.0, "weight_decay": 1e-4},
         "ema": 64,
     },
     "face_gan": {

@@ -14,7 +14,7 @@ import torch
 from v2f.cli import main
 from v2f.data.audio import resample
 from v2f.errors import V2FError
-from v2f.evaluation.labelled import spectra
+from v2f.evaluation.label_numbers import spectra
 from v2f.metrics.arrays import distances
 from v2f.world import scenes, sounds, things
 from v2f.world.fingerprint import STEP

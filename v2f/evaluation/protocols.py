@@ -5,7 +5,7 @@ from v2f.evaluation.coded_sounds import CodedSounds
 from v2f.evaluation.codes import CodesOfSounds
 from v2f.evaluation.faces_of_voices import FacesOfVoices
 from v2f.evaluation.labelled import LabelledPictures, LabelledSounds
-from v2f.evaluation.labels_of_pictures import LabelsOfPictures
+from v2f.evaluation.labels_of_pictures import LabelsOfPictures, LabelsOfSounds
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
 from v2f.evaluation.protocol import MEASURED, SPLITS, Job, Measured, Metric, Protocol
 from v2f.evaluation.speakers import Speakers
@@ -19,6 +19,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "labels_of_pictures": LabelsOfPictures(),
     "codes": CodesOfSounds(),
     "coded_sounds": CodedSounds(),
+    "labels_of_sounds": LabelsOfSounds(),
     "speakers": Speakers(),
 }
 

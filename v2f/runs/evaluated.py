@@ -9,7 +9,7 @@ from v2f.storage.records import Record
 BY = {
     "referee": "by the referee, which no loss ever saw",
     "judge": "by the judge, the nets that losses and meters use",
-    "classifier": "by the classifier, which was trained on real pictures",
+    "classifier": "by the classifier, which was trained on real samples",
     "pixels": "in pixels, by no net",
     "spectra": "in log-mel spectra, by no net",
     "waves": "in sound waves, by no net",

@@ -5,6 +5,7 @@ from v2f.systems.code_transformer import CodeTransformer
 from v2f.systems.conditional import Conditional
 from v2f.systems.face_gan import FaceGAN
 from v2f.systems.picture_recognition import PictureRecognition
+from v2f.systems.sound_recognition import SoundRecognition
 from v2f.systems.speaker_recognition import SpeakerRecognition
 from v2f.systems.voice_gan import VoiceGAN
 from v2f.systems.voice_styled_face import VoiceStyledFace
@@ -15,6 +16,7 @@ SYSTEMS: dict[str, type[System]] = {
     "conditional": Conditional,
     "face_gan": FaceGAN,
     "picture_recognition": PictureRecognition,
+    "sound_recognition": SoundRecognition,
     "speaker_recognition": SpeakerRecognition,
     "voice_gan": VoiceGAN,
     "voice_styled_face": VoiceStyledFace,
