@@ -132,6 +132,10 @@ class ToneCoder(_Untrained, SoundCoder):
     config: Config
 
     @property
+    def sound(self) -> Sound:
+        return Sound(RATE, SECONDS)
+
+    @property
     def levels(self) -> Mapping[str, Tokens]:
         bottom = {"bottom": Tokens(BOTTOM, VOCABULARY)}
         return bottom if self.config.flat else {"top": Tokens(TOP, VOCABULARY), **bottom}
@@ -150,10 +154,10 @@ class ToneCoder(_Untrained, SoundCoder):
         return torch.where(bottom_BT[:, :1] < 0, torch.nan, wav_BT).float()[:, None]
 
     def asks(self) -> Mapping[str, Kind]:
-        return {"wav": Sound(RATE, SECONDS)}
+        return {"wav": self.sound}
 
     def makes(self) -> Mapping[str, Kind]:
-        return {"sound": Sound(RATE, SECONDS)}
+        return {"sound": self.sound}
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         raise AssertionError("a pipeline only decodes")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -24,6 +25,7 @@ from v2f.generate import generate
 from v2f.given import Given, labeled
 from v2f.pipeline import Pipeline, SoundOfPicture, opened
 from v2f.prepare import video as videos
+from v2f.prepare.token_arrays import digest_of
 from v2f.runs.run import Run
 
 FPS = 10
@@ -428,6 +430,16 @@ def test_what_is_no_pipeline_file_is_one_line(tmp_path: Path, content: bytes, sa
     assert said in error
     assert f"{tmp_path / 'p.yaml'}: " in error
     assert error.count("\n") == 1
+
+
+def test_a_run_that_was_trained_on_codes_of_another_coder_is_refused(file: str, monkeypatch: Any) -> None:
+    """Where its shards are at hand: else the numbers would fit, and the sound would be noise."""
+    codes = {"tokens": {"sha256": "0" * 64}}
+    monkeypatch.setattr("v2f.pipeline.read_manifest", lambda data: Mock(provenance={"precomputed": codes}))
+    with pytest.raises(V2FError, match=r"top: .*a-top was trained on the codes in nowhere, which are not"):
+        opened(file).system()
+    codes["tokens"]["sha256"] = digest_of(Pipeline(file).runs["sound"].system())  # type: ignore[arg-type]
+    assert opened(file).system().makes().keys() == {"sound"}
 
 
 def test_a_flat_coder_needs_one_drawer(file: str, tmp_path: Path) -> None:

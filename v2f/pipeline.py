@@ -19,14 +19,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from v2f.config import Config, Place, build, dump_yaml, parse_yaml
+from v2f.data.manifest import read_manifest
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.nn.sampling import Sampling
+from v2f.prepare.token_arrays import digest_of
 from v2f.roles import CodeSampler, FrameLabeler, Labeling, SoundCoder, most_frequent
 from v2f.runs.config import system_class
 from v2f.runs.run import Run
 from v2f.storage import store
-from v2f.system import Batch, Generative, Kind, Label, Noise, Picture, Sound, System, Tokens, of_kind
+from v2f.system import Batch, Generative, Kind, Label, Noise, Picture, System, Tokens, of_kind
 
 FILE = "pipeline.yaml"
 """The pipeline file in an exported pipeline, whose runs are the folders beside it."""
@@ -157,9 +159,22 @@ class Pipeline:
             raise V2FError(f"{self.path}: {_NO_CHOICE}")
         systems = {key: run.system(ema) for key, run in self.runs.items()}
         try:
-            return SoundOfPicture(self.config, systems).eval()
+            joined = SoundOfPicture(self.config, systems).eval()
+            self._check_codes(joined.coder)
         except V2FError as error:
             raise error.at(self._file) from error
+        return joined
+
+    def _check_codes(self, coder: SoundCoder) -> None:
+        """V2FError if a run was trained on the codes of another coder, where its shards are at hand to tell."""
+        for level in self.config.levels:
+            data = self.runs[level].config.data.home
+            if _coder_of(data) not in (None, digest_of(coder)):
+                run, sound = self.config.runs[level], self.config.sound
+                raise V2FError(
+                    f"{level}: {run} was trained on the codes in {data}, which are not those of {sound}; train it on "
+                    f"codes of that run (v2f shards precompute --tokens {sound}), or name the run that made its codes"
+                )
 
     @property
     def info(self) -> dict[str, Any]:
@@ -179,6 +194,16 @@ class Pipeline:
     def _file(self) -> str:
         named = PurePosixPath(self.path).suffix.lower() in (".yaml", ".yml")
         return self.path if named else store.join(self.path, FILE)
+
+
+def _coder_of(data: str) -> str | None:
+    """The SHA-256 of the coder that made the codes in a data set; None if the data set is not there, or tells none."""
+    try:
+        found = read_manifest(data).provenance
+    except V2FError:
+        return None
+    sha256: str | None = found.get("precomputed", {}).get("tokens", {}).get("sha256")
+    return sha256
 
 
 _CAN: dict[str, tuple[type[System], str]] = {
@@ -214,8 +239,7 @@ class SoundOfPicture(Labeling):
         return {LABEL: Label(self.names), NOISE: Noise(self._tokens)}
 
     def makes(self) -> dict[str, Kind]:
-        ((_, kind),) = of_kind(self.coder.makes(), Sound)
-        return {"sound": kind}
+        return {"sound": self.coder.sound}
 
     @property
     def looks(self) -> Picture:

@@ -19,7 +19,7 @@ from v2f.data.manifest import Split
 from v2f.data.transforms import ClassNumber, Transform, Waveform, bound
 from v2f.metrics.arrays import distances
 from v2f.roles import SoundCoder
-from v2f.system import Sound, device_of, of_kind
+from v2f.system import device_of
 from v2f.web import spectrum
 from v2f.web.page import sound_uri
 
@@ -28,6 +28,7 @@ PLAYED_HZ = 8000
 """The lowest rate that browsers play."""
 _BATCH = 32
 _NEAREST = 5
+_DRAWN = 400  # sounds of a report
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,17 @@ class Plane:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """The drawings of a coder's held-out sounds."""
+
+    restored: list[Restored]
+    planes: list[Plane]
+    width: int = spectrum.WIDTH
+    height: int = spectrum.HEIGHT
+    side: int = SIDE
+
+
+@dataclass(frozen=True)
 class Coded:
     """Held-out sounds with their codes."""
 
@@ -91,7 +103,7 @@ def clip(title: str, wav_T: NDArray[np.float32], rate: int) -> Clip:
 def coded(coder: SoundCoder, split: Split, label: str, names: tuple[str, ...] = (), limit: int | None = None) -> Coded:
     """The sounds of a split, as ``coder`` codes and restores them. ``label``: where the samples have their class;
     ``names``: the classes, by default those of the data set. V2FError if it has no classes of this label."""
-    ((_, sound),) = of_kind(coder.makes(), Sound)
+    sound = coder.sound
     asked: dict[str, Transform] = {"wav": Waveform(sound.seconds, sound.rate), "class": ClassNumber(label, names)}
     reads = bound(asked, split.datasets)
     classes = reads["class"]
@@ -117,6 +129,13 @@ def coded(coder: SoundCoder, split: Split, label: str, names: tuple[str, ...] = 
         classes.classes,
         sound.rate,
     )
+
+
+def figures(split: Split, coder: SoundCoder, label: str) -> Figures:
+    """The first sound of every class beside what its codes restore, and the planes of the first sounds of a split."""
+    found = coded(coder, split, label, limit=_DRAWN)
+    vocabularies = {level: kind.vocabulary for level, kind in coder.levels.items()}
+    return Figures(restored(found, 1), planes(found, vocabularies))
 
 
 def restored(found: Coded, of_each: int) -> list[Restored]:
