@@ -206,12 +206,17 @@ def judge(pipeline: Pipeline, judge_run: Run, data: str, of_each: int = OF_EACH)
     kind = system.coder.sound
     lines = {"generated": made, "restored by the coder": coder, "training sounds": some, "held out": held}
     return {
-        "lines": {line: asdict(numbers(each, held, train, names)) for line, each in lines.items()},
+        "lines": {line: _told(numbers(each, held, train, names)) for line, each in lines.items()},
         "counts": {line: len(each.class_N) for line, each in lines.items()},
         "seconds": seconds / (len(made.class_N) * kind.seconds),
         "judge": judge_run.name,
         "width": int(held.feature_NP.shape[1]),
     }
+
+
+def _told(found: Heard) -> dict[str, Any]:
+    """As JSON has it, which knows no NaN."""
+    return {key: None if value != value else value for key, value in asdict(found).items()}
 
 
 Parts = Iterator[tuple[Tensor, Tensor]]
