@@ -62,15 +62,15 @@ def vgg_sound(text: bytes, path: str, stems: Collection[str], people: Shares, se
     tested = {video for _, video, _, _, split in listed if split == "test"}
     held = people.without_test().valid
     rows = []
-    for number, video, start, label, split in listed:
+    for number, video, second, label, split in listed:
         if split == "train" and video in tested:
             left_out.append(LeftOut(f"line {number} ({video})", video, "its video is in the test set, too"))
             continue
         if split == "train" and share(str(seed), "person", video) < held:
             split = "valid"
-        names = (f"{video}_{start:06d}", f"{video}_{start}", f"{video}_{start}_{start + 10}")
+        names = (f"{video}_{second:06d}", f"{video}_{second}", f"{video}_{second}_{second + 10}")
         file = next((name for name in names if name in stems), names[0])
-        row = {"file": file, "label": label, "split": split, "identity": video, "start_second": str(start)}
+        row = {"file": file, "label": label, "split": split, "identity": video, "start_second": str(second)}
         rows.append((number, row))
     return rows, left_out, ["file", "label", "split", "identity", "start_second"]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from v2f import weights
 from v2f.config import MayChange, Place
@@ -89,6 +89,7 @@ class PictureRecognition(Recognition, PictureReader):
         c = self.config
         if not isinstance(c.backbone, PublishedResNet50):
             return picture_resnet.build(c.backbone, c.channels, c.bn_group)
+        net: nn.Module
         if c.backbone.random:
             net = picture_resnet.published()
         else:

@@ -135,7 +135,7 @@ class _Sound:
 
     def _filtered(self, noise_E: Floats) -> Floats:
         size = 1 << (2 * len(noise_E) - 1).bit_length()  # the second half keeps the ringing from wrapping around
-        hz_B = np.fft.rfftfreq(size, 1.0 / self.rate)
+        hz_B = np.asarray(np.fft.rfftfreq(size, 1.0 / self.rate), np.float64)
         spectrum_B = np.fft.rfft(noise_E, size) * self._throat(hz_B) * self._below(hz_B)
         return np.fft.irfft(spectrum_B, size)[: len(noise_E)]
 
@@ -180,7 +180,7 @@ class _Sound:
     def _cycle(self, mean: float) -> Floats:
         """One cycle of four strokes at ``mean`` strokes a second, of RMS 1: [_TABLE]."""
         of = self.of
-        hz_K = np.arange(_TABLE // 2 + 1) * mean / 4.0
+        hz_K = np.asarray(np.arange(_TABLE // 2 + 1) * mean / 4.0, np.float64)
         uneven = 0.15 + 0.12 * of["texture"]
         stroke_S = np.array([1.0, 1.0 - 2.0 * uneven, 1.0 + uneven, 1.0 - uneven])
         turn_SK = np.exp(-0.5j * np.pi * np.arange(4)[:, None] * np.arange(len(hz_K)))
