@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: quickstart siblings test test-slow check lint pythons golden standins synthetic clean
+.PHONY: quickstart siblings sound test test-slow check lint pythons golden standins synthetic clean
 
 # Exact versions for the Python that CI uses; any other Python gets what pyproject.toml allows. Of resemblyzer only a
 # file of weights is used; what it requires does not install everywhere.
@@ -25,6 +25,10 @@ quickstart: $(VENV)/.installed
 # One small run of each of the other systems, and one page that shows them all; under half an hour on 2 cores.
 siblings: $(VENV)/.installed
 	$(BIN)/python bench/siblings.py
+
+# Sound for pictures: four small runs, their pipeline, and one page; under half an hour on 2 cores.
+sound: $(VENV)/.installed
+	$(BIN)/python bench/sound.py
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 -m 'not slow'

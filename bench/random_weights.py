@@ -214,6 +214,11 @@ def vgg16() -> State:
     return _like(_meta(torchvision.models.vgg16))
 
 
+def resnet50() -> State:
+    """``resnet50-0676ba61.pth``: torchvision's."""
+    return _like(_meta(torchvision.models.resnet50))
+
+
 def squeezenet() -> State:
     """``squeezenet1_1-b8a52dc0.pth``: torchvision's."""
     return _like(_meta(torchvision.models.squeezenet1_1))
@@ -306,6 +311,7 @@ FILES: dict[str, Callable[[], Any]] = {
     "alexnet-owt-7be5be79.pth": alexnet,
     "vgg16-397923af.pth": vgg16,
     "squeezenet1_1-b8a52dc0.pth": squeezenet,
+    "resnet50-0676ba61.pth": resnet50,
     "embedding_model.ckpt": ecapa,
     "pretrained.pt": ge2e,
     "voice_embedding.pth": wen_embedding,

@@ -24,16 +24,21 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory) -> str:
-    """24 people in train with two clips of 0.5 s, 6 to validate, 6 unseen, 6 seen: the data of every training test."""
+    """24 people in train with two clips of 0.5 s, 6 to validate, 6 unseen, 6 seen: the data of every training test. Its
+    samples have codes, too."""
+    from coded import with_codes
+
+    from v2f.data.manifest import open_dataset
     from v2f.prepare.pack import load_recipe, pack
 
-    out = str(tmp_path_factory.mktemp("tiny") / "shards")
+    folder = tmp_path_factory.mktemp("tiny")
+    out = str(folder / "packed")
     people = ["train.people=24", "valid.people=6", "test.people=6", "seen.people=6", "seconds=0.5"]
     people += ["labels=[glasses,hair,age]"]
     pack(
         load_recipe(str(REPOSITORY / "shards" / "quickstart.yaml"), [f"out={out}", *(f"synthetic.{p}" for p in people)])
     )
-    return out
+    return with_codes(open_dataset(out), str(folder / "shards")).root
 
 
 @pytest.fixture

@@ -39,11 +39,13 @@ SYNTHETIC = ["train.people=24", "valid.people=6", "test.people=6", "seen.people=
 SYNTHETIC += ["labels=[glasses,hair,age]"]  # as the data set of every training test
 _WORLDS = [f"shards/{name}.yaml" for name in ("quickstart", "synthetic", "speaker-synthetic", "labelled-faces")]
 SHAPES = ["train=64", "valid=16", "test=24"]
+THINGS = ["train.things=32", "valid.things=8", "test.things=16", "seen.things=8"]
 SMALLER: dict[str, Callable[[Sequence[str]], list[str]]] = {
     "shards pack": lambda words: [
         "workers=1",
         *(f"synthetic.{each}" for each in SYNTHETIC if words[0] in _WORLDS),
         *(f"shapes.{each}" for each in SHAPES if words[0] == "shards/shapes.yaml"),
+        *(f"things.{each}" for each in THINGS if words[0] == "shards/sounding-things.yaml"),
         *(["pairs.size=64"] if words[0] == "shards/pairs.yaml" else []),
     ],
     "shards precompute": lambda words: ["workers=1"],
@@ -58,9 +60,11 @@ def _foreign(words: Words) -> str | None:
     text = " ".join(words)
     if "s3://" in text or "http://" in text or "https://" in text:
         return "no such store or server; tests/storage/test_swift.py, tests/tracking/test_tracking_server.py"
-    if re.search(r"shards/(voxceleb2?|avspeech)\.yaml", text):
-        return "no such corpus; tests/prepare/test_voxceleb.py, test_avspeech.py"
-    if re.search(r"psp|ir_se50|facenet|dlib|lpips|unispeech_sat|wavlm|thesis-|NAME\.yaml", text):
+    if re.search(r"shards/(voxceleb2?|avspeech|vgg-sound|esc50)\.yaml", text):
+        return "no such corpus; tests/prepare/test_voxceleb.py, test_avspeech.py, test_listings.py"
+    if "sounds.yaml" in words:
+        return "a pipeline of four trained runs; tests/test_pipeline.py, tests/web/test_pipelines.py"
+    if re.search(r"psp|ir_se50|resnet50|facenet|dlib|lpips|unispeech_sat|wavlm|thesis-|NAME\.yaml", text):
         return "third-party weights; tests/weights, tests/systems/test_thesis.py"
     return None
 

@@ -27,7 +27,7 @@ from PIL import Image
 from v2f.config import build
 from v2f.data.audio import UnusableError
 from v2f.errors import V2FError
-from v2f.generate import read_voice
+from v2f.given import read_voice
 from v2f.prepare.pack import PackConfig, pack
 from v2f.runs.run import Run
 from v2f.web.answer import Listener

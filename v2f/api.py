@@ -26,10 +26,12 @@ from v2f.data.quarantine import Bad
 from v2f.data.sample import Sample
 from v2f.data.transforms import Transform
 from v2f.errors import V2FError
-from v2f.generate import Given
+from v2f.given import Given, labeled
+from v2f.pipeline import Pipeline, PipelineConfig
+from v2f.pipeline import opened as open_run
 from v2f.runs.config import RunConfig, load_config
 from v2f.runs.run import Run
-from v2f.system import Label, Picture, Sound, System
+from v2f.system import Generative, Label, Picture, Sound
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,26 +40,28 @@ if TYPE_CHECKING:
 def load(run: str, which: str | int = "latest", device: str | None = None) -> "Model":
     """A trained run as a model.
 
-    ``run``: a folder, an ``s3://`` prefix, an MLflow run id (of the server in MLFLOW_TRACKING_URI) or an export;
+    ``run``: a folder, an ``s3://`` prefix, an MLflow run id (of the server in MLFLOW_TRACKING_URI), an export or the
+    YAML file of a pipeline;
     ``which``: the checkpoint, ``latest``, ``best`` or a step; ``device``: None takes the GPU if there is one. V2FError
     if there is no such run or checkpoint.
     """
-    opened = Run.open(run)
+    opened = open_run(run)
     there = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Model(opened, opened.system(which=which).to(there).eval(), opened.step_of(which))
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained system and its run."""
+    """A trained system and its run, or the systems of a pipeline."""
 
-    run: Run
-    system: System
+    run: Run | Pipeline
+    system: Generative
     """The torch module; the batch of ``system.sample(batch)`` holds what ``system.asks()`` declares."""
-    step: int | None
+    step: int | str | None
+    """Of a pipeline, in words: that of each run."""
 
     @property
-    def config(self) -> RunConfig:
+    def config(self) -> RunConfig | PipelineConfig:
         return self.run.config
 
     def generate(
@@ -76,6 +80,7 @@ class Model:
         line if an input is missing, not asked for or unusable.
         """
         given = Given(voice=voice, photo=photo, video=video, label=label, seed=seed)
+        given, _ = labeled(self.system, given)
         name, kind = next(iter(self.system.makes().items()))
         notes = generate.provenance(self.run, self.system, given, step=self.step)
         with torch.no_grad():

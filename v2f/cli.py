@@ -16,7 +16,7 @@ from typing import Any
 
 from v2f import __version__
 from v2f.errors import V2FError, entry_point, guarded
-from v2f.options import RUN, positive, whole
+from v2f.options import PIPELINE, positive, whole
 from v2f.storage.address import argument
 from v2f.training import command as train_command
 
@@ -94,6 +94,7 @@ VERBS = {
     "shards precompute": Verb(
         "copy a data set and add what frozen nets compute from its photos", "v2f.prepare.commands:add_precompute"
     ),
+    "shards film": Verb("write a short video of a synthetic dog, cat, bell or engine", "v2f.prepare.commands:add_film"),
     "shards remove": Verb(
         "remove people who withdrew their consent from a data set", "v2f.prepare.commands:add_remove"
     ),
@@ -152,16 +153,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_path", type=argument, metavar="RUN", help=RUN)
+    parser.add_argument("run_path", type=argument, metavar="RUN", help=PIPELINE)
     parser.add_argument(
         "recording", nargs="?", type=argument, metavar="voice.wav", help="a recording, as libsndfile or FFmpeg reads it"
     )
     parser.add_argument("--voice", type=argument, metavar="FILE", help="the recording, as an option")
     parser.add_argument(
-        "--photo", type=argument, metavar="FILE", help="a photo, for a run that takes one, or that restyles one"
+        "--photo", type=argument, metavar="FILE", help="a photo, for a run or pipeline that takes or restyles one"
     )
-    parser.add_argument("--video", type=argument, metavar="FILE", help="a video, for a run that takes one")
-    parser.add_argument("--label", metavar="NAME", help="a label, for a run that takes one")
+    parser.add_argument("--video", type=argument, metavar="FILE", help="a video, for a run or pipeline that takes one")
+    parser.add_argument("--label", metavar="NAME", help="a label, for a run or pipeline that takes one")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the random numbers; default: 0")
     parser.add_argument(
         "-o",
@@ -169,7 +170,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         type=argument,
         required=True,
         metavar="out.png",
-        help="where to write: .png, .wav, .mp4, .json",
+        help="where to write: .png, .wav, .json, or a video with its sound, such as .mp4",
     )
     parser.add_argument(
         "--size",
@@ -190,12 +191,12 @@ def _generate(args: argparse.Namespace) -> None:
     # Set before torch reads it: otherwise its threads waste seconds of CPU waiting between the small operations.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from v2f.generate import generate
-    from v2f.runs.run import Run
+    from v2f.pipeline import opened
 
     if args.recording is not None and args.voice is not None:
         raise V2FError(f"two recordings are given, {args.recording} and {args.voice}; name one")
     generate(
-        Run.open(args.run_path),
+        opened(args.run_path),
         args.recording if args.voice is None else args.voice,
         args.output,
         photo=args.photo,

@@ -6,6 +6,7 @@ is what ``v2f generate RUN --label NAME --seed N`` makes.
 Shape letters: B batch, C channels, H W picture, Z code, N steps of a walk.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,19 +14,32 @@ from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.nn.variational import kl_to_normal, unlikeness
 from v2f.roles import Restyling
-from v2f.system import Batch, Label, Noise, Picture, System, device_of, of_kind
+from v2f.system import Batch, Generative, Label, Noise, Picture, System, device_of, of_kind
 
-_NOISE_KEY = 0x6E01  # first part of the random key, so that no two uses share a stream
+_NOISE_KEY, _PIECE_KEY = 0x6E01, 0x6E03  # first part of the random key, so that no two uses share a stream
 
 
-def noise_of(system: System, seed: int) -> dict[str, Tensor]:
+def noise_of(system: Generative, seed: int) -> dict[str, Tensor]:
     """The noise inputs of a system for a seed, by name: float32 [Z] each."""
     rng = keyed_rng(_NOISE_KEY, seed)
     asked = of_kind(system.asks(), Noise)
     return {name: torch.from_numpy(rng.standard_normal(kind.width, dtype="float32")) for name, kind in asked}
 
 
-def with_noise(system: System, rows_B: Tensor, seed: int = 0) -> Batch:
+def pieces(system: Generative, batch: Batch, seed: int, count: int) -> Batch:
+    """``count`` rows of ``batch``, a batch of one: the first with its own noise, each other one with noise of its own
+    from the seed."""
+    rows = {name: value.expand(count, *value.shape[1:]) for name, value in batch.items()}
+    for name, kind in of_kind(system.asks(), Noise):
+        drawn = [
+            keyed_rng(_PIECE_KEY, seed, piece).standard_normal(kind.width, dtype="float32") for piece in range(1, count)
+        ]
+        more = torch.from_numpy(np.stack(drawn)) if drawn else torch.empty(0, kind.width)
+        rows[name] = torch.cat([batch[name], more.to(batch[name])])
+    return rows
+
+
+def with_noise(system: Generative, rows_B: Tensor, seed: int = 0) -> Batch:
     """The batch for a system that asks for one input, ``rows_B``, and noise, on its device; each row has the same
     noise."""
     noise = {name: noise_Z.expand(len(rows_B), -1) for name, noise_Z in noise_of(system, seed).items()}
@@ -33,12 +47,12 @@ def with_noise(system: System, rows_B: Tensor, seed: int = 0) -> Batch:
     return {name: value.to(device_of(system)) for name, value in batch.items()}
 
 
-def restyles(system: System) -> bool:
+def restyles(system: Generative) -> bool:
     """Whether a photo may be given besides what the system asks for: its code then takes the place of the noise."""
     return isinstance(system, Restyling) and system.restyles
 
 
-def asked_label(system: System) -> tuple[str, Label] | None:
+def asked_label(system: Generative) -> tuple[str, Label] | None:
     """The label that a system asks for, by name, if it makes a picture from that and noise alone; else None."""
     labels = of_kind(system.asks(), Label)
     alone = len(labels) == 1 and len(labels) + len(of_kind(system.asks(), Noise)) == len(system.asks())
@@ -107,7 +121,7 @@ def between(start_Z: Tensor, end_Z: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def walk(system: System, batch: Batch, seed: int, steps: int) -> Tensor:
+def walk(system: Generative, batch: Batch, seed: int, steps: int) -> Tensor:
     """A row of ``steps`` pictures [C,H,steps*W] from the code in ``batch``, a batch of one, to that of ``seed``; every
     other input stays. V2FError if the system does not ask for one code, or makes no picture."""
     asked, made = of_kind(system.asks(), Noise), of_kind(system.makes(), Picture)

@@ -4,6 +4,7 @@ import argparse
 
 DATA = "a data set's folder or s3:// prefix"
 RUN = "a run: its folder, its s3:// prefix or its MLflow run id"
+PIPELINE = f"{RUN}; or a pipeline: its YAML file"
 OVERRIDES = "dotted.key=value"
 
 

@@ -86,8 +86,8 @@ def _referred(path: str) -> Iterator[str]:
 def _needs(path: str) -> str:
     if not path.startswith("launch/recipes/"):
         return ""
-    frozen = yaml.safe_load(text_of(path))["system"].get("frozen", {})
-    return "your weights" if "path" in frozen else "no weights"
+    system = yaml.safe_load(text_of(path))["system"]
+    return "your weights" if "path" in {**system, **system.get("frozen", {})} else "no weights"
 
 
 def _first_sentence(path: str) -> str:

@@ -235,7 +235,27 @@ class Stepped(Turn):
     ranks and micro-batches, flat, float64."""
 
 
-class System(nn.Module, abc.ABC):
+class Generative(nn.Module, abc.ABC):
+    """What makes outputs from inputs and declares both by kind: a system, or several joined (:mod:`v2f.pipeline`)."""
+
+    stand_ins: Sequence[str] = ()
+    """Names of the frozen nets that are stand-ins of the synthetic world, because no weights were configured."""
+
+    @abc.abstractmethod
+    def asks(self) -> Mapping[str, Kind]:
+        """The inputs of :meth:`sample`, by name in the batch; its outputs depend on nothing else in the batch."""
+
+    @abc.abstractmethod
+    def makes(self) -> Mapping[str, Kind]:
+        """The outputs of :meth:`sample`, by name; the first one is the purpose."""
+
+    @abc.abstractmethod
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
+        """The outputs for a batch, as :meth:`makes` declares them; for a batch from a data set also the references to
+        compare them with, under other names."""
+
+
+class System(Generative):
     """A trainable system. Abstract; subclasses are final.
 
     Submodules named in a phase are trained, wrapped and saved; all others are frozen and stay outside the engine, the
@@ -245,8 +265,6 @@ class System(nn.Module, abc.ABC):
     Config: ClassVar[type[SystemConfig]]
     protocol: ClassVar[str | None] = None
     """Name of its evaluation protocol (:mod:`v2f.evaluation.protocols`); None: it has none yet."""
-    stand_ins: Sequence[str] = ()
-    """Names of the frozen nets that are stand-ins of the synthetic world, because no weights were configured."""
     weights: Mapping[str, str] = {}
     """Role -> SHA-256 of the file that the user provided for a frozen net."""
 
@@ -264,19 +282,6 @@ class System(nn.Module, abc.ABC):
         It may change buffers, never parameters (strategies hold copies of them), and may depend on ``stepped`` and the
         buffers only: all ranks must reach the same result.
         """
-
-    @abc.abstractmethod
-    def asks(self) -> Mapping[str, Kind]:
-        """The inputs of :meth:`sample`, by name in the batch; its outputs depend on nothing else in the batch."""
-
-    @abc.abstractmethod
-    def makes(self) -> Mapping[str, Kind]:
-        """The outputs of :meth:`sample`, by name; the first one is the purpose of the system."""
-
-    @abc.abstractmethod
-    def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """The outputs for a batch, as :meth:`makes` declares them; for a batch from a data set also the references to
-        compare them with, under other names."""
 
     @abc.abstractmethod
     def meters(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -397,7 +402,7 @@ def trained(system: System) -> dict[str, nn.Module]:
     return modules
 
 
-def device_of(system: System) -> torch.device:
+def device_of(system: Generative) -> torch.device:
     """The device of a system's nets."""
     return next(system.parameters(), torch.empty(0)).device
 

@@ -235,7 +235,7 @@ def test_a_classifier_that_does_not_fit_is_one_clear_line(
         evaluate(Run.open(run), classifier=eye, progress=False, device="cpu")
     with pytest.raises(V2FError, match="this run reads no labels of pictures"):
         evaluate(Run.open(run), classifier=run, progress=False, device="cpu")
-    with pytest.raises(V2FError, match="makes no pictures from labels to read; leave out --classifier"):
+    with pytest.raises(V2FError, match="makes nothing from labels that could be read; leave out --classifier"):
         evaluate(Run.open(eye), classifier=eye, progress=False, device="cpu")
 
 

@@ -24,12 +24,14 @@ import numpy as np
 import torch
 
 from v2f.config import build, read_yaml
+from v2f.data.codes import ARRAY
 from v2f.data.encoding import encode
+from v2f.data.manifest import ArrayKind
 from v2f.data.shards import write_manifest, write_shard
 from v2f.keyed import keyed_rng
 from v2f.runs.config import RunConfig
 from v2f.training.trainer import fit
-from v2f.world import people, shapes
+from v2f.world import people, shapes, things
 
 GOLDEN = Path(__file__).resolve().parent
 RECIPES = GOLDEN.parents[1] / "launch" / "recipes"
@@ -48,6 +50,10 @@ SMALLER: dict[str, Callable[[Any], Any]] = {
     "noise": lambda value: min(value, 16),
     "bn_group": lambda value: min(value, 2),
     "people": lambda value: min(value, PEOPLE),
+    "length": lambda value: min(value, 24),
+    "top": lambda value: min(value, 6),
+    "vocabulary": lambda value: min(value, 32),
+    "ff": lambda value: min(value, 16),
     "frozen": lambda value: {"codes": None} if value.get("codes", 0) is None else {},  # the stand-ins
 }
 _TIMES = {"system": ("ema",), "schedule": ("hold", "warmup", "every")}  # in samples: they shrink as the run does
@@ -71,6 +77,8 @@ def shrunk(values: Mapping[str, Any], data: str, out: str) -> dict[str, Any]:
             return {**ENCODERS[net], **{k: value[k] for k in ("output", "thaw") if k in value}}
         if key == "mapping" and net in MAPPINGS and net != "vec2style":
             return MAPPINGS[net]
+        if net == "torchvision_resnet50":
+            return {"net": net, "random": True}
         if isinstance(value, Mapping) and key != "frozen":
             in_samples = _TIMES.get(key, ())
             below = dict.fromkeys(value, "schedule") if key == "schedules" else {k: k for k in value}
@@ -100,14 +108,27 @@ def labels_of(values: Mapping[str, Any]) -> dict[str, list[str]]:
     return {system["label"]: system["classes"]} if "classes" in system else system.get("labels", {})
 
 
+def codes_of(values: Mapping[str, Any]) -> dict[str, int]:
+    """Array of codes -> their number in a sample, of a recipe whose system reads codes; shrunk as the recipe is."""
+    system = values["system"]
+    levels = {"top": system.get("top"), system["level"]: system["length"]} if "level" in system else {}
+    return {
+        ARRAY.format(level=level): SMALLER["top" if level != system["level"] else "length"](count)
+        for level, count in levels.items()
+        if count
+    }
+
+
 def data_of(values: Mapping[str, Any], root: str) -> str:
-    """The data set that a recipe is shrunk to: ``root``, or one beside it whose samples have the recipe's labels."""
-    labels = labels_of(values)
-    return make_data(f"{root}-{values['name']}", labels) if labels else root
+    """The data set that a recipe is shrunk to: ``root``, or one beside it whose samples have the recipe's labels and
+    codes."""
+    labels, codes = labels_of(values), codes_of(values)
+    return make_data(f"{root}-{values['name']}", labels, codes) if labels or codes else root
 
 
-def make_data(root: str, labels: Mapping[str, list[str]] | None = None) -> str:
-    """A data set of drawn integers: colored squares and steps of sound; with labels, also these and all factors."""
+def make_data(root: str, labels: Mapping[str, list[str]] | None = None, codes: Mapping[str, int] | None = None) -> str:
+    """A data set of drawn integers: colored squares and steps of sound; with labels, also these and all factors; with
+    ``codes``, also arrays of so many codes."""
     samples = []
     for person in range(PEOPLE):
         for clip in range(CLIPS):
@@ -117,16 +138,20 @@ def make_data(root: str, labels: Mapping[str, list[str]] | None = None) -> str:
             key, identity = f"{person}-{clip}", f"id{person}"
             extra: dict[str, Any] = {each: names[len(samples) % len(names)] for each, names in (labels or {}).items()}
             if labels:
-                groups = {"shape": shapes.NAMES, "face": people.FACE}
+                groups = {"shape": shapes.NAMES, "face": people.FACE, "sound": things.SOUND}
                 drawn = {group: rng.integers(-8, 9, len(names)).tolist() for group, names in groups.items()}
                 extra["factors"] = {
                     group: dict(zip(names, [each / 8 for each in drawn[group]], strict=True))
                     for group, names in groups.items()
                 }
+            drawn_codes = {name: rng.integers(0, 32, count).astype(np.uint16) for name, count in (codes or {}).items()}
             about: dict[str, Any] = {"identity": identity, "split": "train", "source": "golden", "extra": extra}
+            about |= {"arrays": drawn_codes} if codes else {}
             parts = encode(key, wav_T, 16_000, [photo_HWC], **about)
             samples.append((key, identity, parts))
-    return write_manifest(root, [write_shard(root, "train-00000.tar", "train", samples)], {"source": "golden"}).root
+    shard = write_shard(root, "train-00000.tar", "train", samples)
+    arrays = {name: ArrayKind(dtype="uint16", shape=[count]) for name, count in (codes or {}).items()}
+    return write_manifest(root, [shard], {"source": "golden"}, arrays=arrays).root
 
 
 def losses(values: Mapping[str, Any]) -> list[dict[str, float]]:

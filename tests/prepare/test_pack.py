@@ -191,7 +191,7 @@ def test_nothing_left_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"synthetic": None}, "the group 'synthetic' is missing"),
         (
             {"source": "syntetic"},
-            "source: input should be 'synthetic', 'pairs', 'voxceleb', 'avspeech', 'folder' or 'shapes'",
+            "source: input should be 'synthetic', 'pairs', 'voxceleb', 'avspeech', 'folder', 'shapes' or 'things'",
         ),
         ({"shard_gb": 1}, "unknown key 'shard_gb'; did you mean 'shard_mb'"),
         ({"synthetic": {**SMALL, "second": 1.0}}, "unknown key 'synthetic.second'; did you mean 'synthetic.seconds'"),

@@ -21,7 +21,8 @@ from v2f.config import build
 from v2f.data.loader import read_split
 from v2f.data.manifest import open_dataset
 from v2f.errors import V2FError
-from v2f.generate import Given, batch_of, inputs_in_words, make
+from v2f.generate import make
+from v2f.given import Given, batch_of, inputs_in_words
 from v2f.keyed import keyed_rng
 from v2f.nn.variational import kl_to_normal, reparametrized, unlikeness
 from v2f.roles import Restyling

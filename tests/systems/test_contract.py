@@ -13,7 +13,7 @@ from v2f.evaluation.protocols import PROTOCOLS
 from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run, build_system
-from v2f.system import Embedding, Label, Picture, by_stream, of_kind, part_of, trained
+from v2f.system import Embedding, Label, Picture, Sound, Tokens, by_stream, of_kind, part_of, trained
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit
 
@@ -85,13 +85,19 @@ def test_a_sample_has_the_promised_shape_and_range(run_values, name):
     split = open_dataset(config.data.path).split("valid")
     batch = next(iter(read_split(split, system.transforms(), 4)))
     made, labels = system.sample(batch), [name for name, _ in of_kind(system.makes(), Label)]
+    tokens = dict(of_kind(system.makes(), Tokens))
     assert made
     for name, value in made.items():
         assert value.shape[0] == 4
+        assert not value.requires_grad
+        if name in tokens:
+            assert value.dtype == torch.int64
+            assert value.min() >= 0
+            assert value.max() < tokens[name].vocabulary
+            continue
         assert value.dtype == torch.float32
         assert value.isfinite().all()
         assert name in labels or value.abs().max() <= 1
-        assert not value.requires_grad
     meters = system.meters([next(iter(fixed(split, system, 4)))])
     assert meters
     assert all(isinstance(v, float) for v in meters.values())
@@ -111,8 +117,14 @@ def test_what_is_made_of_what_is_asked_for_is_what_was_declared(run_values, name
             assert made[name].shape == (4, kind.width)
         elif isinstance(kind, Label):
             assert made[name].shape == (4, len(kind.names))
+        elif isinstance(kind, Tokens):
+            assert made[name].shape == (4, kind.length)
+        elif isinstance(kind, Sound):
+            assert made[name].shape == (4, 1, kind.frames)
         else:
-            assert isinstance(kind, Picture), "the systems of the table make pictures, embeddings and labels"
+            assert isinstance(kind, Picture), (
+                "the systems of the table make pictures, sounds, embeddings, labels, tokens"
+            )
             assert made[name].shape == (4, kind.channels, kind.size, kind.size)
     assert system.protocol in PROTOCOLS
 

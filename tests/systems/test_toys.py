@@ -1,5 +1,6 @@
 """A system of each kind, in one file and one line: it trains, resumes, is measured, makes and is served."""
 
+import io
 import json
 import os
 import shutil
@@ -26,7 +27,8 @@ from v2f.errors import V2FError
 from v2f.evaluation.compare import compare
 from v2f.evaluation.evaluate import evaluate
 from v2f.evaluation.subjects import gather
-from v2f.generate import Given, generate
+from v2f.generate import generate
+from v2f.given import Given
 from v2f.runs import checkpoint
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run
@@ -148,7 +150,8 @@ def test_a_sound_is_put_under_the_video_that_it_was_made_for(tmp_path: Path) -> 
 
     video = Path(files(tmp_path)["video"]).read_bytes()
     sound_T = (0.5 * np.sin(2 * np.pi * 440 * np.arange(4000) / 4000)).astype(np.float32)
-    (tmp_path / "out.mp4").write_bytes(media.mp4(video, sound_T, 4000, {"Title": "t", "Run": "r"}))
+    with av.open(io.BytesIO(video)) as source:
+        media.mux(source, str(tmp_path / "out.mp4"), ".mp4", sound_T, 4000, {"Title": "t", "Run": "r"})
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert json.loads(container.metadata["comment"]) == {"Title": "t", "Run": "r"}
         assert len(list(container.decode(video=0))) == 25
@@ -239,7 +242,7 @@ def test_a_page_has_the_widgets_that_fit(
     maker = Maker(Run.open(fit(config(name, steps=1, validate_every=1))))
     assert set(given) == set(maker.asked)
     there = {each: str(tmp_path / value) if each in ("photo", "voice") else value for each, value in given.items()}
-    (thing,) = maker.make(Given(**there))
+    (thing,) = maker.make(Given(**there)).things
     assert thing.kind == kind
     if kind == "label":
         assert {label for label, _ in thing.scores} == set(LABELS)

@@ -13,7 +13,7 @@ import torch
 import untrained
 from PIL import Image
 
-from v2f import generate
+from v2f import generate, given
 from v2f.cli import main
 from v2f.errors import V2FError
 from v2f.evaluation import embed as embedding
@@ -71,8 +71,8 @@ def test_every_file_that_can_be_read_has_its_rows(
     system = run.system()
     observers, _ = observers_of(run, system)
     assert {each.name for each in observers} == {"judge", "referee"}
-    photo = generate._pixels(generate.read_photo(str(folder / "deep" / "y.jpg")), system.makes()["face"])  # type: ignore[arg-type]
-    wav = generate.read_voice(str(folder / "deep" / "b.flac"), 16000)
+    photo = given._pixels(given.read_photo(str(folder / "deep" / "y.jpg")), system.makes()["face"])  # type: ignore[arg-type]
+    wav = given.read_voice(str(folder / "deep" / "b.flac"), 16000)
     wav_WT = torch.from_numpy(generate.windows(wav, generate.voice_input(run, system).frames))
     assert len(wav_WT) > 1
     w_WLD = generate.codes_of(system, wav_WT)

@@ -146,7 +146,7 @@ def test_its_example_is_answered_in_the_columns_that_it_declares(toy_run: Callab
 def test_the_bytes_of_a_video_are_read_as_its_file_is(tmp_path: Path) -> None:
     from corpora import write_video
 
-    from v2f.generate import read_frames
+    from v2f.given import read_frames
 
     path = tmp_path / "v.mp4"
     write_video(path, None, [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in range(0, 250, 10)])
@@ -157,7 +157,7 @@ def test_the_bytes_of_a_video_are_read_as_its_file_is(tmp_path: Path) -> None:
 
 
 def test_the_example_of_a_video_is_one() -> None:
-    from v2f.generate import read_frames
+    from v2f.given import read_frames
     from v2f.system import Video
     from v2f.web.pyfunc import _example
 

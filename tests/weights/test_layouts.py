@@ -25,6 +25,7 @@ from v2f.weights import (
     LPIPSWeights,
     PSPDecoderWeights,
     PSPEncoderWeights,
+    ResNet50Weights,
     StyleGAN2Weights,
     UserWeights,
     WenGeneratorWeights,
@@ -75,6 +76,13 @@ LAYOUTS: dict[str, tuple[type[UserWeights], dict[str, Any], str, str | None, str
         "squeezenet1_1-b8a52dc0.pth",
         None,
         "features.4.expand3x3.weight",
+    ),
+    "resnet50": (
+        ResNet50Weights,
+        {"net": "torchvision_resnet50"},
+        "resnet50-0676ba61.pth",
+        None,
+        "layer3.4.bn2.running_var",
     ),
     "ecapa": (
         ECAPAWeights,

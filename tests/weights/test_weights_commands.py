@@ -24,6 +24,7 @@ NEEDED = ("stylegan2-ffhq-1024", "stylegan2-ffhq-256", "ir-se50", "lpips-alex", 
 NEEDED += ("psp-ffhq-frontalization",)  # for packing, optional
 NEEDED += ("facenet-vggface2",)  # the referee of `v2f eval`
 NEEDED += ("ecapa-voxceleb", "ge2e-resemblyzer", "unispeech-sat-base", "wen-voice-embedding")  # voice encoders
+NEEDED += ("resnet50",)  # a backbone of a classifier of pictures
 ALEX = "alexnet-owt-7be5be79.pth"
 
 
@@ -260,7 +261,7 @@ def test_nothing_is_fetched_unless_asked_and_then_only_what_is_known(
 
 def test_the_direct_addresses_are_those_of_the_files() -> None:
     direct = {published.files[0]: published.direct() for published in CATALOGUE.values() if published.direct}
-    assert len(direct) == 5
+    assert len(direct) == 6
     assert all(address.startswith("https://") and address.endswith("/" + name) for name, address in direct.items())
 
 

@@ -1,15 +1,19 @@
-"""Writing what a system makes as PNG, WAV or MP4, each with its provenance in the file.
+"""Writing what a system makes as PNG, WAV or a video, each with its provenance in the file.
 
 The provenance says what the file is, what it is not, and what made it. It is in the text chunks and the XMP of a PNG,
-in the INFO chunk of a WAV, and in the metadata of an MP4.
+in the INFO chunk of a WAV, and in the metadata of a video.
 
 Shape letters: T samples, H height, W width, C channels.
 """
 
 import datetime
+import errno
 import io
 import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 from xml.sax.saxutils import escape
@@ -21,9 +25,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from v2f.data.audio import UnusableError, decoding, resample
+from v2f.data.audio import UnusableError, resample
+from v2f.errors import V2FError
 
-_LEAST_HZ = 16_000  # of the sound in an MP4: AAC does not support 4 kHz, and few players support rates below this one
+_LEAST_HZ = 16_000  # of the sound in a video: AAC does not support 4 kHz, and few players support rates below this one
 
 
 def now() -> str:
@@ -82,35 +87,108 @@ def wav(sound_T: NDArray[np.float32], rate: int, notes: Mapping[str, str]) -> by
     return buffer.getvalue()
 
 
-def mp4(video: bytes, sound_T: NDArray[np.float32], rate: int, notes: Mapping[str, str]) -> bytes:
-    """``video`` as MP4 with its sound replaced by ``sound_T`` in [-1, 1] and ``notes`` in its metadata; its pictures
-    are copied. UnusableError if an MP4 cannot hold pictures of their codec."""
+class TargetError(V2FError):
+    """A video cannot be written; the one that is read is no reason."""
+
+
+class MisfitError(TargetError):
+    """A video file cannot hold pictures of their codec."""
+
+
+@dataclass(frozen=True)
+class _Container:
+    """A kind of video file: FFmpeg's names of its format and of the codec of its sound."""
+
+    format: str
+    sound: str
+
+
+VIDEOS = {
+    ".mp4": _Container("mp4", "aac"),
+    ".mov": _Container("mov", "aac"),
+    ".mkv": _Container("matroska", "aac"),
+    ".webm": _Container("webm", "libopus"),
+}
+"""The video files that :func:`mux` writes, by suffix."""
+
+
+def mux(
+    source: Any,
+    target: str | io.BytesIO,
+    suffix: str,
+    sound_T: NDArray[np.float32],
+    rate: int,
+    notes: Mapping[str, str],
+) -> None:
+    """Write the pictures of ``source``, an open PyAV container, with the sound ``sound_T`` in [-1, 1] to ``target``.
+
+    Pictures are copied packet by packet, with their rotation; they and the sound begin together. ``suffix``: of
+    :data:`VIDEOS`. ``notes`` become the title and the comment of the file. Raises UnusableError if ``source`` has no
+    pictures or is damaged, MisfitError if such a file cannot hold pictures of their codec, TargetError if there is no
+    room for ``target``.
+    """
     import av
 
-    if rate < _LEAST_HZ:
-        sound_T, rate = resample(sound_T, rate, _LEAST_HZ), _LEAST_HZ
-    buffer = io.BytesIO()
-    with (
-        decoding("video cannot be written with another sound", "its pictures do not fit into an MP4"),
-        av.open(io.BytesIO(video), "r", metadata_errors="ignore") as source,
-        av.open(buffer, "w", format="mp4") as target,
-    ):
-        if not source.streams.video:
-            raise UnusableError("video cannot be decoded", "the file has no pictures")
-        target.metadata.update({"title": notes.get("Title", ""), "comment": _as_json(notes)} if notes else {})
-        pictures = target.add_stream_from_template(source.streams.video[0])
-        hears = target.add_stream("aac", rate=rate, layout="mono")
-        for packet in source.demux(source.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = pictures
-                target.mux(packet)
-        frame = av.AudioFrame.from_ndarray(np.clip(sound_T, -1, 1)[None].astype(np.float32), "fltp", "mono")
-        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
-        resampler: Any = av.AudioResampler("fltp", "mono", rate, hears.codec_context.frame_size)
-        for part in [*resampler.resample(frame), *resampler.resample(None)]:
-            target.mux(hears.encode(part))
-        target.mux(hears.encode(None))
-    return buffer.getvalue()
+    if not source.streams.video:
+        raise UnusableError("video cannot be decoded", "the file has no pictures")
+    shown, kind = source.streams.video[0], VIDEOS[suffix]
+    begin, step = shown.start_time or 0, shown.time_base
+    with _writing(target), av.open(target, "w", format=kind.format) as file:
+        file.metadata.update({"title": notes.get("Title", ""), "comment": _as_json(notes)} if notes else {})
+        rate, sound_T = _rated(sound_T, rate, kind.sound)
+        heard = file.add_stream(kind.sound, rate=rate, layout="mono")
+        try:
+            pictures = file.add_stream_from_template(shown)
+            file.start_encoding()
+        except (av.error.FFmpegError, ValueError) as error:
+            codec, other = shown.codec_context.name, "a .wav" if suffix == ".mkv" else "a .mkv, which holds any codec"
+            raise MisfitError(f"pictures in the codec {codec} do not fit into a {suffix}; write {other}") from error
+        sounds = deque(_packets(heard, sound_T, rate))
+        for packet in source.demux(shown):
+            if not packet.size:  # the end
+                continue
+            packet.pts, packet.dts = (None if at is None else at - begin for at in (packet.pts, packet.dts))
+            at = packet.pts if packet.dts is None else packet.dts  # Matroska has no other than presentation times
+            while sounds and at is not None and sounds[0].pts * sounds[0].time_base <= at * step:
+                file.mux(sounds.popleft())  # in the order of their times
+            packet.stream = pictures
+            file.mux(packet)
+        file.mux(list(sounds))
+
+
+@contextmanager
+def _writing(target: str | io.BytesIO) -> Iterator[None]:
+    """A full disk is no fault of the video that is read meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = "the video" if isinstance(target, io.BytesIO) else target
+            raise TargetError(
+                f"{where}: cannot be written ({error.strerror}); make room, or write elsewhere"
+            ) from error
+        raise
+
+
+def _rated(sound_T: NDArray[np.float32], rate: int, codec: str) -> tuple[int, NDArray[np.float32]]:
+    """A rate that the codec supports, and the sound at that rate."""
+    import av
+
+    supported = av.Codec(codec, "w").audio_rates or [rate]
+    at = next(each for each in (rate, _LEAST_HZ, 48_000) if each >= _LEAST_HZ and each in supported and each >= rate)
+    return at, resample(sound_T, rate, at)
+
+
+def _packets(stream: Any, sound_T: NDArray[np.float32], rate: int) -> Iterator[Any]:
+    """The packets of a sound, in the codec of ``stream``."""
+    import av
+
+    frame = av.AudioFrame.from_ndarray(np.clip(sound_T, -1, 1)[None].astype(np.float32), "fltp", "mono")
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+    context = stream.codec_context
+    resampler = av.AudioResampler(context.format, "mono", rate, context.frame_size)
+    for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+        yield from stream.encode(part)
 
 
 def _as_json(notes: Mapping[str, str]) -> str:

@@ -392,7 +392,7 @@ class Factors:
     """The true factors of one group of a synthetic person or picture, float32 [factors]; for upper bounds and for nets
     that measure pictures, never for training what makes them."""
 
-    group: Literal["voice", "face", "clip", "shape"]
+    group: Literal["voice", "face", "clip", "shape", "sound", "picture"]
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None) -> npt.NDArray[np.float32]:
         try:

@@ -22,7 +22,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
         "--classifier",
         type=argument,
         metavar="RUN",
-        help="for a system that makes pictures from labels: a run that reads these labels in pictures",
+        help="for a system that makes pictures or sounds from labels: a run that reads these labels in them",
     )
     parser.set_defaults(run=_eval)
 

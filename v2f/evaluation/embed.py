@@ -38,6 +38,7 @@ from v2f.data.sample import MAX_SECONDS
 from v2f.data.transforms import square
 from v2f.errors import V2FError
 from v2f.evaluation.observers import BATCH, Observer, in_batches, look, looks, observers_of, seen
+from v2f.given import MAX_PHOTO_SIDE, SHORTEST_S
 from v2f.nn import float32_products
 from v2f.prepare import steps
 from v2f.prepare.folder import PICTURE, SOUND
@@ -149,7 +150,7 @@ class _Readers:
         size = kind.size
 
         def pixels(content: bytes) -> NDArray[np.uint8]:
-            image, _ = steps.read_photo(content, generate.MAX_PHOTO_SIDE)
+            image, _ = steps.read_photo(content, MAX_PHOTO_SIDE)
             return np.ascontiguousarray(square(np.asarray(image), size).transpose(2, 0, 1))
 
         for name in names:
@@ -164,7 +165,7 @@ class _Readers:
         """Names of recordings, and their waveforms [T]."""
 
         def waveform(content: bytes) -> NDArray[np.float32]:
-            shortest = generate.SHORTEST_S
+            shortest = SHORTEST_S
             return decode_voice(content, sample_rate=self.rate, min_seconds=shortest, max_seconds=MAX_SECONDS)
 
         for name in names:

@@ -33,13 +33,13 @@ from v2f.errors import V2FError
 from v2f.evaluation import labelled, protocols
 from v2f.evaluation.observers import observers_of
 from v2f.evaluation.people_table import read_people
-from v2f.evaluation.protocol import Job
+from v2f.evaluation.protocol import Job, Protocol
 from v2f.evaluation.readings import Classifier
 from v2f.nn import float32_products
 from v2f.runs.run import EVALUATION as FILE
 from v2f.runs.run import Run
 from v2f.storage import store
-from v2f.system import Picture, Sound, System, of_kind
+from v2f.system import Sound, System, of_kind
 from v2f.tracking.mlflow_client import log_metrics
 
 PEOPLE_FILE = "eval-people.json"
@@ -68,10 +68,11 @@ def evaluate(
     ``device``: None uses the GPU if there is one. ``attributes``: a CSV that says to which groups people belong
     (:mod:`v2f.evaluation.people_table`). ``trials``: a list of trials for a system that recognizes speakers
     (:mod:`v2f.evaluation.trials`), instead of those that are drawn from the split test. ``classifier``: a run that
-    reads the labels from which this system makes pictures (:mod:`v2f.evaluation.readings`). Samples that cannot be read
-    or decoded are left out, counted and named. A split with fewer than 100 people is measured with a smaller gallery,
-    and a note says so; with fewer than two people, nothing is retrieved. V2FError if the data set has no split to
-    measure, a split has no usable sample, or the protocol has no use for ``trials``, ``attributes`` or ``classifier``.
+    reads the labels from which this system makes pictures or sounds (:mod:`v2f.evaluation.readings`). Samples that
+    cannot be read or decoded are left out, counted and named. A split with fewer than 100 people is measured with a
+    smaller gallery, and a note says so; with fewer than two people, nothing is retrieved. V2FError if the data set has
+    no split to measure, a split has no usable sample, or the protocol has no use for ``trials``, ``attributes`` or
+    ``classifier``.
     """
     console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is not a narrow terminal
     dataset = open_dataset(data or run.config.data.home)
@@ -85,7 +86,7 @@ def evaluate(
     system = system.to(device).eval()
     observers, second = observers_of(run, system) if protocol.observed else ([], {})
     trained = dataset.fingerprint in trained_on(run, dataset)
-    reads = None if classifier is None else _classifier(classifier, system, device)
+    reads = None if classifier is None else _classifier(classifier, protocol, system, device)
     about = {} if reads is None else {"classifier": reads.about}
     result = _about(run, dataset, system, device) | {"referee": second, **about, "splits": {}}
     if people_table is not None:
@@ -117,8 +118,9 @@ def evaluate(
     return cast(dict[str, Any], json.loads(text))
 
 
-def _classifier(path: str, system: System, device: str) -> Classifier:
-    asked, _, made = labelled.asked_and_made(system, Picture)
+def _classifier(path: str, protocol: Protocol, system: System, device: str) -> Classifier:
+    assert isinstance(protocol, labelled.Labelled), "no other protocol takes a classifier"
+    asked, _, made = labelled.asked_and_made(system, protocol.kind)
     return Classifier.of(path, system, asked, made, device)
 
 
@@ -136,7 +138,9 @@ def _check(
         why = f"{dataset.root} has no split test" if protocol.takes_trials else "this system recognizes no speakers"
         raise V2FError(f"{trials}: {why}, so it cannot be measured on a list of trials; leave out --trials")
     if classifier is not None and not protocol.takes_classifier:
-        raise V2FError(f"{classifier}: this system makes no pictures from labels to read; leave out --classifier")
+        raise V2FError(
+            f"{classifier}: this system makes nothing from labels that could be read; leave out --classifier"
+        )
     if not splits:
         raise V2FError(
             f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, but not test or seen"

@@ -4,9 +4,10 @@ For each held-out sample, the system makes one output from its label. The output
 samples: the five samples nearest to an output vote for its label, and the two sets are compared. Next to the run's own
 line is one of as many training samples with the same labels, which is what perfect memorization would reach. Features
 are the pooled maps of the observers and, without a net, a picture's pixels at 16 px, or the mean and standard deviation
-of a sound's log-mel bands.
+of a sound's log-mel bands. Sounds are also compared with all training samples: a generator that repeats them is nearer
+to them than held-out sounds are (:mod:`v2f.evaluation.copies`).
 
-Shape letters: N samples, M outputs, P features, K neighbors, T samples of a sound.
+Shape letters: N samples, M outputs, P features, K labels, C channels, H side.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +26,8 @@ from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split
 from v2f.data.transforms import Photo, Waveform, bound
 from v2f.errors import V2FError
-from v2f.evaluation import readings
+from v2f.evaluation import copies, readings
+from v2f.evaluation.label_numbers import label_verdict, numbers_of, spectra
 from v2f.evaluation.observers import BATCH, BY, first_observer, in_batches, seen
 from v2f.evaluation.protocol import (
     HELD_OUT,
@@ -41,16 +43,15 @@ from v2f.evaluation.protocol import (
     share,
     summary_of,
 )
-from v2f.metrics.arrays import distances
 from v2f.roles import Restyling
 from v2f.system import Kind, Label, Noise, Picture, Sound, System, Transform, device_of, of_kind, to_picture
 
-_NEIGHBORS = 5
 _SIDE = 16  # px, of pictures that are compared pixel by pixel
-_MELS, _FRAME_S, _HOP_S = 40, 0.064, 0.016
 
 Features = dict[str, NDArray[np.float32]]
 """Observer -> features [M, P]."""
+Look = Callable[[Tensor], tuple[Features, NDArray[np.int64] | None]]
+"""Pictures or sounds [M, ...] -> features, and the label [M] that a classifier reads, None without one."""
 
 
 def _read_by(by: str) -> tuple[Metric, ...]:
@@ -69,8 +70,7 @@ _CODES = (
 )
 
 
-def _metrics_by(by: str, net: str) -> tuple[Metric, ...]:
-    pictures = by != "spectra"
+def _metrics_by(by: str, net: str, pictures: bool = True) -> tuple[Metric, ...]:
     return (
         Metric("accuracy", "label found, %", 1, by, net, 100, 1),
         Metric("nearest", "nearest", 0, by, net, of_pictures=pictures),
@@ -81,10 +81,18 @@ def _metrics_by(by: str, net: str) -> tuple[Metric, ...]:
     )
 
 
+def _copies_by(by: str, net: str = "") -> tuple[Metric, ...]:
+    return (
+        Metric("from_training", "from training", 0, by, net),
+        Metric("copied", "copied, %", -1, by, net, 100, 1),
+    )
+
+
 class Labelled(Protocol):
     """What both protocols share; ``kind`` is the kind of the output."""
 
     kind: type[Kind]
+    takes_classifier = True
     explained = (
         "label found: how often the five nearest held-out samples vote for the requested label; nearest and energy: "
         "distance from held-out samples (best: 1 and 0); precision and recall: outputs that look or sound real, and "
@@ -124,7 +132,7 @@ class Labelled(Protocol):
         for line, (pictures, requested_M) in sets.items():
             features, read_M = look(pictures)
             for who, made_MP in features.items():
-                numbers, shares = _numbers_of(made_MP, requested_M, shown[who], label_N)
+                numbers, shares = numbers_of(made_MP, requested_M, shown[who], label_N)
                 if who == "classifier" and read_M is not None:
                     shares["agreement"] = (read_M == requested_M).astype(np.float64)
                     numbers |= dict.fromkeys(("restyled", "kept_labels", "kept_factors"))
@@ -132,11 +140,14 @@ class Labelled(Protocol):
                 by[who]["lines"][line] = numbers
                 if line == self.own:
                     each[who] = shares
+            if line == self.own:
+                self._copies(job, kind, look, features, shown, by, each)
+        what = f"{self.kind.__name__.lower()}s"
         if right_N is not None:
             right = 100 * float((right_N == label_N).mean())
-            notes.append(f"the classifier reads the label of {right:.1f} % of the real held-out pictures right")
-        elif isinstance(kind, Picture):
-            notes.append("no classifier reads these pictures; name its run: v2f eval RUN --classifier RUN")
+            notes.append(f"the classifier reads the label of {right:.1f} % of the real held-out {what} right")
+        else:
+            notes.append(f"no classifier reads these {what}; name its run: v2f eval RUN --classifier RUN")
         if isinstance(system, Restyling) and system.restyles and isinstance(kind, Picture):
             notes += self._restored(job, system, things, label_N, by, each)
         result: dict[str, Any] = {
@@ -150,6 +161,18 @@ class Labelled(Protocol):
         }
         result["verdict"] = label_verdict(first_observer(result)[1]["lines"][self.own], chance)
         return result, of_each(numbers_N.tolist(), each)
+
+    def _copies(
+        self,
+        job: Job,
+        kind: Any,
+        look: Look,
+        made: Features,
+        held: Features,
+        by: dict[str, dict[str, Any]],
+        each: dict[str, dict[str, NDArray[np.float64]]],
+    ) -> None:
+        """Add how far outputs are from the training samples, if the protocol measures it."""
 
     def _restored(
         self,
@@ -181,7 +204,9 @@ class Labelled(Protocol):
                 continue
             table = Table(title=f"{of}; {BY[by]}", title_justify="left")
             table.add_column(f"chance of a label {100 * split['chance']['accuracy']:.1f} %")
-            for column in ("label found, %", "nearest", "energy", "precision", "recall", "variety within a label"):
+            further = [each for each in self.compared if each.by == by and each.key in ("from_training", "copied")]
+            columns = ("label found, %", "nearest", "energy", "precision", "recall", "variety within a label")
+            for column in (*columns, *(each.title for each in further)):
                 table.add_column(column, justify="right")
             for line, numbers in observed["lines"].items():
                 table.add_row(
@@ -191,6 +216,7 @@ class Labelled(Protocol):
                     number(numbers["picture"]["energy"], 3),
                     *[share(numbers["picture"].get(name)) for name in ("precision", "recall")],
                     number(numbers["variety_within"], 2),
+                    *[_cell(each, numbers.get(each.key)) for each in further],
                     style="bold" if line == self.own else None,
                 )
             console.print(table)
@@ -207,10 +233,7 @@ class Labelled(Protocol):
             table.add_column(metric.title, justify="right")
         for line, numbers in observed["lines"].items():
             values = [numbers.get(metric.key) for metric in shown]
-            cells = [
-                "-" if value is None else metric.interval(metrics.Interval(**value))
-                for metric, value in zip(shown, values, strict=True)
-            ]
+            cells = [_cell(metric, value) for metric, value in zip(shown, values, strict=True)]
             table.add_row(self.title(line, observed), *cells, style="bold" if line == self.own else None)
         console.print(table)
 
@@ -222,7 +245,6 @@ class LabelledPictures(Labelled):
     """Pictures made from labels."""
 
     own, kind = "labelled", Picture
-    takes_classifier = True
     compared = (
         *_metrics_by("referee", "referee"),
         *_metrics_by("judge", "perceptual"),
@@ -237,7 +259,48 @@ class LabelledSounds(Labelled):
     """Sounds made from labels."""
 
     own, kind = "sounded", Sound
-    compared = _metrics_by("spectra", "")
+    compared = (
+        *_read_by("classifier")[:1],
+        *_metrics_by("classifier", "classifier", pictures=False),
+        *_copies_by("classifier", "classifier"),
+        *_metrics_by("spectra", "", pictures=False),
+        *_copies_by("spectra"),
+    )
+    explained = (
+        f"{Labelled.explained}; from training: median distance of an output to the nearest training sample, relative "
+        "to that of held-out samples; copied: outputs nearer to one than half of that distance, in %"
+    )
+
+    def _copies(
+        self,
+        job: Job,
+        kind: Any,
+        look: Look,
+        made: Features,
+        held: Features,
+        by: dict[str, dict[str, Any]],
+        each: dict[str, dict[str, NDArray[np.float64]]],
+    ) -> None:
+        name = job.run.config.data.split
+        if name not in job.dataset.splits:
+            return
+        reads: dict[str, Transform] = {"thing": Waveform(kind.seconds, kind.rate)}
+        batches = read_usable(job.dataset.split(name), reads, copies.AT_ONCE, [], limit=copies.MOST)
+        found = copies.from_training((look(batch["thing"])[0] for batch in batches), made, held)
+        for who, ratio_M in found.items():
+            copied_M = (ratio_M < copies.NEAR).astype(np.float64)
+            by[who]["lines"][self.own] |= {
+                "from_training": float(np.median(ratio_M)),
+                "copied": metrics.over_people(copied_M).as_dict(),
+            }
+            each[who]["copied"] = copied_M
+
+
+def _cell(metric: Metric, value: Any) -> str:
+    """A number, or a number with its interval, in a table; "-" for None."""
+    if value is None:
+        return "-"
+    return metric.interval(metrics.Interval(**value)) if isinstance(value, Mapping) else metric.shown(value)
 
 
 def asked_and_made(system: System, kind: type[Kind]) -> tuple[str, str, Any]:
@@ -312,13 +375,17 @@ def _outputs(system: System, batch: Mapping[str, Tensor], made: str) -> Tensor:
     return torch.cat(parts)
 
 
-def _features_of(job: Job, kind: Any) -> Callable[[Tensor], tuple[Features, NDArray[np.int64] | None]]:
+def _features_of(job: Job, kind: Any) -> Look:
     """The function that computes features of outputs (floats in [-1, 1]) and real samples (uint8 pictures, waves), and
     the label [M] that a classifier reads, None without one."""
     device, classifier = device_of(job.system), job.classifier
 
-    def sounds(wav: Tensor) -> tuple[Features, None]:
-        return {"spectra": spectra(wav.flatten(1), kind.rate)}, None
+    def sounds(wav: Tensor) -> tuple[Features, NDArray[np.int64] | None]:
+        found: Features = {"spectra": spectra(wav.flatten(1), kind.rate)}
+        if classifier is None:
+            return found, None
+        reading = classifier.read(wav)
+        return {"classifier": reading.features_NP} | found, reading.classes[classifier.label]
 
     def pictures(img: Tensor) -> tuple[Features, NDArray[np.int64] | None]:
         def function(part: Tensor) -> tuple[Tensor, ...]:
@@ -334,76 +401,3 @@ def _features_of(job: Job, kind: Any) -> Callable[[Tensor], tuple[Features, NDAr
         return found | {"classifier": reading.features_NP, "pixels": small_MP}, reading.classes[classifier.label]
 
     return sounds if isinstance(kind, Sound) else pictures
-
-
-def spectra(wav_MT: Tensor, rate: int) -> NDArray[np.float32]:
-    """Mean and standard deviation over time of each log-mel band of sounds [M, T]: [M, 2 x 40]."""
-    from torchaudio.functional import melscale_fbanks
-
-    frame = max(16, round(_FRAME_S * rate))
-    window = torch.hann_window(frame)
-    power_MFT = (
-        torch.stft(
-            wav_MT.float(), frame, max(1, round(_HOP_S * rate)), window=window, return_complex=True, center=True
-        ).abs()
-        ** 2
-    )
-    bank_FB = melscale_fbanks(frame // 2 + 1, 0.0, rate / 2, min(_MELS, frame // 8), rate)
-    mel_MBT = torch.log(torch.einsum("mft,fb->mbt", power_MFT, bank_FB) + 1e-6)
-    found_MP = torch.cat([mel_MBT.mean(2), mel_MBT.std(2, correction=0)], 1)
-    return np.asarray(found_MP.numpy(), dtype=np.float32)
-
-
-def _numbers_of(
-    made_MP: NDArray[np.float32],
-    requested_M: NDArray[np.int64],
-    real_NP: NDArray[np.float32],
-    label_N: NDArray[np.int64],
-) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-    """The numbers of outputs that were made for the labels ``requested_M``, and each output's share."""
-    scale_P = real_NP.std(0)
-    scale_P = np.where(scale_P > 1e-6, scale_P, np.inf).astype(np.float64)
-    made, real = made_MP / scale_P, real_NP / scale_P
-    hit_M = (voted(made, real, label_N) == requested_M).astype(np.float64)
-    picture = metrics.picture_distance(made_MP, real_NP)
-    within = metrics.ratio(_within(made, requested_M), _within(real, label_N))
-    numbers = {
-        "accuracy": metrics.over_people(hit_M).as_dict(),
-        "picture": picture.as_dict(),
-        "variety_within": within,
-    }
-    return numbers, {"accuracy": hit_M, **picture.each}
-
-
-def voted(made_MP: NDArray[np.float64], real_NP: NDArray[np.float64], label_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The most frequent label of the five nearest real samples; with a tie, that of the nearest one."""
-    square_MN = ((made_MP**2).sum(1)[:, None] + (real_NP**2).sum(1)[None]) - 2 * made_MP @ real_NP.T
-    near_MK = np.argsort(square_MN, axis=1, kind="stable")[:, :_NEIGHBORS]
-    votes_MK = label_N[near_MK]
-    found = []
-    for votes in votes_MK:
-        labels, first, count = np.unique(votes, return_index=True, return_counts=True)
-        found.append(labels[np.lexsort((first, -count))[0]])
-    return np.array(found, dtype=np.int64)
-
-
-def _within(rows_MP: NDArray[np.float64], label_M: NDArray[np.int64]) -> float:
-    """Mean distance between two rows with the same label, averaged over labels; NaN if no label has two rows."""
-    means = []
-    for label in np.unique(label_M):
-        own = rows_MP[label_M == label]
-        if len(own) > 1:
-            means.append(distances(own, own)[~np.eye(len(own), dtype=bool)].mean())
-    return float(np.mean(means)) if means else float("nan")
-
-
-def label_verdict(numbers: Mapping[str, Any], chance: float) -> str | None:
-    """What is wrong with the outputs, in a sentence; None if nothing is."""
-    if numbers["variety_within"] < 0.1:
-        return (
-            f"MODE COLLAPSE: outputs of one label are all alike ({100 * numbers['variety_within']:.0f} % of real ones)"
-        )
-    if numbers["accuracy"]["high"] <= 1.25 * chance:
-        found = f"found in {100 * numbers['accuracy']['value']:.0f} % of cases, by chance in {100 * chance:.0f} %"
-        return f"the output does not follow the label, which is {found}"
-    return None

@@ -1,7 +1,7 @@
-"""Labels of pictures: how often does a system read the labels of held-out pictures right, and what does it confuse?
+"""Labels of pictures and sounds: how often does a system read those of held-out samples right, what does it confuse?
 
 The accuracy of each label has an interval over samples; beside it stands the share of the most frequent class, which is
-what a system reaches that always gives the same answer. The factors of synthetic pictures are compared with the true
+what a system reaches that always gives the same answer. The factors of synthetic samples are compared with the true
 ones by their correlation.
 
 Shape letters: N samples, K classes of a label, G factors.
@@ -35,21 +35,21 @@ from v2f.evaluation.protocol import (
     print_remarks,
     summary_of,
 )
-from v2f.roles import PictureReader
-from v2f.system import Picture, Transform, of_kind
+from v2f.roles import Reader
+from v2f.system import Kind, Picture, Sound, Transform, of_kind
 
 
-class LabelsOfPictures(Protocol):
-    """The labels that a system reads in pictures."""
+class LabelsRead(Protocol):
+    """What both protocols share; ``kind`` is the kind of the input."""
 
-    own = "recognized"
+    kind: type[Kind]
     compared = (
         Metric("accuracy", "labels right, %", 1, "labels", scale=100, digits=1),
         Metric("factors", "correlation of the factors", 1, "labels", digits=3),
     )
     explained = (
-        "right: held-out pictures whose highest score is that of their own class; always the same: the share of the "
-        "most frequent class; correlation: of the true factors of synthetic pictures with the estimated ones"
+        "right: held-out samples whose highest score is that of their own class; always the same: the share of the "
+        "most frequent class; correlation: of the true factors of synthetic samples with the estimated ones"
     )
     observed = False
 
@@ -58,12 +58,12 @@ class LabelsOfPictures(Protocol):
 
     def measure(self, job: Job, name: str) -> Measured:
         reader, split, left_out = job.system, job.dataset.split(name), list[str]()
-        if not isinstance(reader, PictureReader):
-            raise V2FError("this system reads no labels of pictures")
-        ((asked, _),) = of_kind(reader.asks(), Picture)
+        if not isinstance(reader, Reader) or len(of_kind(reader.asks(), self.kind)) != 1:
+            raise V2FError(f"this system reads no labels of {self.kind.__name__.lower()}s")
+        ((asked, _),) = of_kind(reader.asks(), self.kind)
         own = reader.transforms()
         known = [each for each in own.values() if isinstance(each, Factors)]
-        reads: dict[str, Transform] = {"picture": own[asked]}
+        reads: dict[str, Transform] = {"thing": own[asked]}
         reads |= {f"label {label}": ClassNumber(label, tuple(names)) for label, names in reader.labels.items()}
         if known:
             reads["factors"] = known[0]
@@ -71,7 +71,7 @@ class LabelsOfPictures(Protocol):
         if not batches:
             raise no_usable_sample(job.dataset.root, name, left_out)
         whole = {each: torch.cat([batch[each] for batch in batches]).numpy() for each in (*reads, "slot")}
-        found = readings.read(reader, torch.from_numpy(whole["picture"]))
+        found = readings.read(reader, torch.from_numpy(whole["thing"]))
         line: dict[str, Any] = {}
         confusion: dict[str, list[list[int]]] = {}
         right, chance = [], []
@@ -134,3 +134,15 @@ class LabelsOfPictures(Protocol):
 
     def title(self, line: str, observed: Mapping[str, Any]) -> str:
         return "this run"
+
+
+class LabelsOfPictures(LabelsRead):
+    """The labels that a system reads in pictures."""
+
+    own, kind = "recognized", Picture
+
+
+class LabelsOfSounds(LabelsRead):
+    """The labels that a system reads in sounds."""
+
+    own, kind = "heard", Sound

@@ -1,9 +1,11 @@
 """The table of all protocols by name, one module each. A system names its protocol in ``System.protocol``."""
 
 from v2f.errors import V2FError
+from v2f.evaluation.coded_sounds import CodedSounds
+from v2f.evaluation.codes import CodesOfSounds
 from v2f.evaluation.faces_of_voices import FacesOfVoices
 from v2f.evaluation.labelled import LabelledPictures, LabelledSounds
-from v2f.evaluation.labels_of_pictures import LabelsOfPictures
+from v2f.evaluation.labels_of_pictures import LabelsOfPictures, LabelsOfSounds
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
 from v2f.evaluation.protocol import MEASURED, SPLITS, Job, Measured, Metric, Protocol
 from v2f.evaluation.speakers import Speakers
@@ -15,6 +17,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "labelled_pictures": LabelledPictures(),
     "labelled_sounds": LabelledSounds(),
     "labels_of_pictures": LabelsOfPictures(),
+    "codes": CodesOfSounds(),
+    "coded_sounds": CodedSounds(),
+    "labels_of_sounds": LabelsOfSounds(),
     "speakers": Speakers(),
 }
 

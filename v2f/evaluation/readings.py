@@ -1,11 +1,12 @@
-"""What a trained classifier reads in pictures: in real ones, in those made from a label, in restyled ones.
+"""What a trained classifier reads in pictures or sounds: in real ones, in those made from a label, in restyled ones.
 
-    pictures [N,C,H,H] --classifier--> class of each of its labels [N], estimated factors [N,G], features [N,P]
+    pictures [N,C,H,H], sounds [N,T] --classifier--> class of each of its labels [N], estimated factors [N,G],
+                                                     features [N,P]
 
 Restyling is judged by two questions. Does the classifier read the label that was asked for? And is the rest kept: its
 other labels, and the factors that the label does not determine?
 
-Shape letters: N pictures, C channels, H side, K classes, G factors, P features.
+Shape letters: N pictures or sounds, C channels, H side, T samples, K classes, G factors, P features.
 """
 
 from collections.abc import Mapping
@@ -19,14 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from v2f import metrics
+from v2f.data.audio import resample
 from v2f.data.transforms import ClassNumber
 from v2f.errors import V2FError
 from v2f.evaluation.observers import in_batches
 from v2f.nn.variational import kl_to_normal
-from v2f.roles import PictureReader, Restyling
+from v2f.roles import PictureReader, Reader, Restyling, SoundReader
 from v2f.runs import pretrained
 from v2f.runs.run import Run
-from v2f.system import Picture, System, device_of, of_kind, to_picture
+from v2f.system import Picture, Sound, System, device_of, of_kind, to_picture
 
 _DETERMINED = 0.5  # share of a factor's variance between classes, above which the label says it
 
@@ -38,7 +40,7 @@ Shares = dict[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read in N pictures."""
+    """What was read in N pictures or sounds."""
 
     classes: Mapping[str, NDArray[np.int64]]
     """Label -> class [N]."""
@@ -46,38 +48,43 @@ class Reading:
     features_NP: NDArray[np.float32]
 
 
-def read(reader: PictureReader, img: Tensor) -> Reading:
-    """What ``reader`` reads in pictures of its size and channels; ``img``: uint8, or floats in [-1,1]."""
+def read(reader: Reader, rows: Tensor) -> Reading:
+    """What ``reader`` reads in pictures of its size and channels, uint8 or floats in [-1,1], or in sounds of its rate
+    and length."""
 
     def function(part: Tensor) -> tuple[Tensor, ...]:
         found = reader.read(to_picture(part) if part.dtype == torch.uint8 else part.clamp(-1, 1))
         return (*(score_BK.argmax(1) for score_BK in found.scores.values()), found.factors, found.features)
 
-    *classes, factors_NG, features_NP = in_batches(function, img, device_of(reader))
+    *classes, factors_NG, features_NP = in_batches(function, rows, device_of(reader))
     named = dict(zip(reader.labels, (each.astype(np.int64) for each in classes), strict=True))
     return Reading(named, factors_NG, features_NP)
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained run that reads the label from which another system makes pictures."""
+    """A trained run that reads the label from which another system makes pictures or sounds."""
 
-    reader: PictureReader
+    reader: Reader
     label: str
     """The label, by its name in the samples."""
     numbers: NDArray[np.int64]
     """The reader's class -> that of the other system, -1 if it has no such class."""
     about: dict[str, Any]
     """What identifies the run."""
+    made: Picture | Sound
+    """What the other system makes."""
 
     @classmethod
-    def of(cls, path: str, system: System, asked: str, made: Picture, device: str) -> "Classifier":
-        """The classifier in the run ``path`` for the label ``asked`` and the pictures ``made`` of ``system``; V2FError
-        if it reads another label, other classes, or another part of a photo."""
+    def of(cls, path: str, system: System, asked: str, made: Picture | Sound, device: str) -> "Classifier":
+        """The classifier in the run ``path`` for the label ``asked`` and what ``system`` makes; V2FError if it reads
+        another label, other classes, another kind of output, or another part of a photo."""
         run = Run.open(path)
         reader, own = run.system(), system.transforms()[asked]
-        if not isinstance(reader, PictureReader) or not isinstance(own, ClassNumber):
-            raise V2FError(f"{path}: this run reads no labels of pictures; name one of picture_recognition")
+        of_pictures = isinstance(made, Picture)
+        if not isinstance(reader, PictureReader if of_pictures else SoundReader) or not isinstance(own, ClassNumber):
+            what, name = ("pictures", "picture") if of_pictures else ("sounds", "sound")
+            raise V2FError(f"{path}: this run reads no labels of {what}; name one of {name}_recognition")
         known = list(reader.labels.get(own.name, ()))
         lacking = [name for name in own.classes if name not in known]
         if lacking:
@@ -85,31 +92,51 @@ class Classifier:
                 f"{path}: it reads the labels {', '.join(reader.labels)}, but not the class {lacking[0]!r} of "
                 f"{own.name!r}"
             )
-        ((_, sees),) = of_kind(reader.asks(), Picture)
-        if sees.share != made.share:
-            raise V2FError(
-                f"{path}: it sees {sees.share:g} of a photo's side, these pictures show {made.share:g}; train a "
-                f"classifier with system.share={made.share:g}"
-            )
+        for _, sees in of_kind(reader.asks(), Picture):
+            if isinstance(made, Picture) and sees.share != made.share:
+                raise V2FError(
+                    f"{path}: it sees {sees.share:g} of a photo's side, these pictures show {made.share:g}; train a "
+                    f"classifier with system.share={made.share:g}"
+                )
         numbers = np.array([list(own.classes).index(name) if name in own.classes else -1 for name in known])
         digest = pretrained.digest(dict(reader.state_dict()))
         about = {"run": run.config.name, "path": run.path, "step": run.step, "sha256": digest}
-        return cls(reader.to(device).eval(), own.name, numbers, about)
+        return cls(reader.to(device).eval(), own.name, numbers, about, made)
 
-    def read(self, img: Tensor) -> Reading:
-        """What it reads in pictures of any size and channels, uint8 or floats in [-1,1]; the classes of its label are
-        numbered as in the other system."""
-        ((_, sees),) = of_kind(self.reader.asks(), Picture)
-        picture = to_picture(img) if img.dtype == torch.uint8 else img.clamp(-1, 1)
-        if picture.shape[1] != sees.channels:
-            gray_N1HH = (picture * picture.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
-            picture = gray_N1HH if sees.channels == 1 else picture.expand(-1, 3, -1, -1)
-        if picture.shape[-1] != sees.size:
-            side = (sees.size, sees.size)
-            picture = F.interpolate(picture, side, mode="bilinear", antialias=True, align_corners=False)
-        found = read(self.reader, picture)
+    def read(self, rows: Tensor) -> Reading:
+        """What it reads in pictures of any size and channels, uint8 or floats in [-1,1], or in sounds [N,T] or [N,1,T]
+        as the other system makes them; the classes of its label are numbered as in the other system."""
+        ((_, kind),) = self.reader.asks().items()
+        if isinstance(kind, Sound):
+            assert isinstance(self.made, Sound)
+            found = read(self.reader, _heard(rows.flatten(1), self.made, kind))
+        else:
+            assert isinstance(kind, Picture)
+            found = read(self.reader, _seen(rows, kind))
         own = {self.label: self.numbers[found.classes[self.label]]}
         return Reading({**found.classes, **own}, found.factors_NG, found.features_NP)
+
+
+def _seen(img: Tensor, sees: Picture) -> Tensor:
+    """Pictures in [-1,1] with the channels and the size that a reader sees."""
+    picture = to_picture(img) if img.dtype == torch.uint8 else img.clamp(-1, 1)
+    if picture.shape[1] != sees.channels:
+        gray_N1HH = (picture * picture.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+        picture = gray_N1HH if sees.channels == 1 else picture.expand(-1, 3, -1, -1)
+    if picture.shape[-1] != sees.size:
+        side = (sees.size, sees.size)
+        picture = F.interpolate(picture, side, mode="bilinear", antialias=True, align_corners=False)
+    return picture
+
+
+def _heard(wav_NT: Tensor, made: Sound, hears: Sound) -> Tensor:
+    """Sounds at the rate and of the length that a reader hears: the middle of a longer one, a shorter one repeated."""
+    rows = []
+    for wav_T in wav_NT.float().cpu().numpy():
+        heard_T = resample(wav_T, made.rate, hears.rate)
+        start = max(0, (len(heard_T) - hears.frames) // 2)
+        rows.append(np.resize(heard_T[start : start + hears.frames], hears.frames))
+    return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 
 def correlations(one_NG: NDArray[Any], other_NG: NDArray[Any]) -> list[float]:

@@ -4,7 +4,8 @@ Retrieval (:mod:`~v2f.metrics.recall`) asks whether a face finds its person. The
 not: whether a face looks like people of its speaker's group (:mod:`~v2f.metrics.agreement`), whether a speaker's clips
 give the same face (:mod:`~v2f.metrics.consistency`), a collapse to one face (:mod:`~v2f.metrics.collapse`), pictures
 that repeat (:mod:`~v2f.metrics.variety`), pictures that do not look real (:mod:`~v2f.metrics.pictures`), and a
-generator and a discriminator that are out of balance (:mod:`~v2f.metrics.adversarial`). Retrieval alone is not enough,
+generator and a discriminator that are out of balance (:mod:`~v2f.metrics.adversarial`). Sounds restored from codes
+have numbers of their own (:mod:`~v2f.metrics.sounds`). Retrieval alone is not enough,
 because the best retrieval and the best pictures pull apart. Every number is computed in float64 from a whole set, so it
 depends on neither the batch size nor the number of ranks. Numbers over people come with each person's share
 (:mod:`~v2f.metrics.people`), so that two runs can be compared person by person.
@@ -34,6 +35,16 @@ from v2f.metrics.recall import (
     recall_in_groups,
     retrieval,
     retrieval_held_equal,
+)
+from v2f.metrics.sounds import (
+    code_counts,
+    log_mel,
+    log_mel_distance,
+    perplexity,
+    power_spectra,
+    rate_distortion,
+    si_sdr,
+    used,
 )
 from v2f.metrics.variety import (
     identity_variety,
@@ -67,6 +78,7 @@ __all__ = [
     "Verification",
     "agreement",
     "chance",
+    "code_counts",
     "code_variance",
     "collapse_meters",
     "collapse_verdict",
@@ -81,6 +93,8 @@ __all__ = [
     "identity_distance_shares",
     "identity_variety",
     "identity_variety_shares",
+    "log_mel",
+    "log_mel_distance",
     "margin",
     "margin_shares",
     "min_dcf",
@@ -88,13 +102,18 @@ __all__ = [
     "operating_points",
     "oscillation",
     "over_people",
+    "perplexity",
     "picture_distance",
     "pixel_variety",
     "pixel_variety_shares",
+    "power_spectra",
+    "rate_distortion",
     "ratio",
     "recall_in_groups",
     "retrieval",
     "retrieval_held_equal",
+    "si_sdr",
+    "used",
     "variety_meters",
     "verification",
 ]

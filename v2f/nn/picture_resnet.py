@@ -4,11 +4,14 @@
 
 He et al. 2016, "Deep residual learning for image recognition" (arXiv 1512.03385): the small one has the blocks of two
 convolutions of section 3.3; the large one is the ResNet-50 of table 1, as torchvision builds it. The small one averages
-over a grid of cells instead of the whole map, so that its features say where something is.
+over a grid of cells instead of the whole map, so that its features say where something is. A ResNet-50 with published
+weights keeps their statistics instead of ghost norms.
 
 Letters: B batch, C channels, H side of the picture, F features.
 """
 
+import contextlib
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -20,8 +23,10 @@ from torch import Tensor, nn
 
 from v2f.config import Config
 from v2f.nn.batchnorm import GhostBatchNorm
+from v2f.nn.strict import fill
 
 RESNET50_FEATURES = 2048
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels in [0,1], by torchvision
 
 
 class SmallResNet(Config):
@@ -96,3 +101,45 @@ def build(config: SmallResNet | ResNet50, channels: int, bn_group: int) -> Backb
         layers.append(Block(inputs, outputs, 2, bn_group))
         layers += [Block(outputs, outputs, 1, bn_group) for _ in range(count - 1)]
     return Backbone(nn.Sequential(*layers), widths[-1] * config.grid**2, config.grid)
+
+
+class KeptNorm(GhostBatchNorm):
+    """Batch norm that computes as in evaluation, also in training: it keeps the statistics that it was given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, group=1)
+        self.train()
+
+    def train(self, mode: bool = True) -> "KeptNorm":
+        super().train(False)
+        return self
+
+
+class ImageNetScale(nn.Module):
+    """Pictures in [-1,1] -> the range in which torchvision's networks were trained."""
+
+    def forward(self, img_B3HH: Tensor) -> Tensor:
+        mean_311, deviation_311 = (img_B3HH.new_tensor(each)[:, None, None] for each in (_MEAN, _DEVIATION))
+        return (img_B3HH * 0.5 + 0.5 - mean_311) / deviation_311
+
+
+def published(state: Mapping[str, Tensor] | None = None, where: str = "") -> Backbone:
+    """torchvision's ResNet-50 with the weights ``state`` of a file ``where``, or without a file with random ones, which
+    start as an identity in every block.
+
+    V2FError unless every tensor but those of ``fc``, the head, has torchvision's name, shape and type, and no other is
+    there. The counters ``num_batches_tracked``, which older files lack, are ignored.
+    """
+    from torchvision.models import resnet50  # imported late: it takes a second
+
+    with torch.device("meta") if state is not None else contextlib.nullcontext():  # a file says everything
+        net = resnet50(norm_layer=KeptNorm, zero_init_residual=True)
+    net.fc = nn.Identity()
+    if state is not None:
+        own = {
+            name: tensor
+            for name, tensor in state.items()
+            if not name.startswith("fc.") and not name.endswith(".num_batches_tracked")
+        }
+        fill(net, own, where, "torchvision's resnet50")
+    return Backbone(nn.Sequential(ImageNetScale(), net), RESNET50_FEATURES)

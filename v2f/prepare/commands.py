@@ -2,7 +2,7 @@
 
 import argparse
 
-from v2f.options import DATA, OVERRIDES
+from v2f.options import DATA, OVERRIDES, above_zero, positive, whole
 from v2f.storage.address import argument
 
 
@@ -95,6 +95,12 @@ def add_precompute(parser: argparse.ArgumentParser) -> None:
         help="features of the voice encoder, instead of what the recipe's frozen nets say",
     )
     parser.add_argument(
+        "--tokens",
+        type=argument,
+        metavar="RUN",
+        help="codes of each sound, by a run that codes sounds, such as vq_audio",
+    )
+    parser.add_argument(
         "--yes", action="store_true", help="start even if the features need more than the disk has free"
     )
     parser.add_argument("--part", metavar="I/N", help="only part I (from 0) of N; then run once without it to commit")
@@ -106,7 +112,7 @@ def _precompute(args: argparse.Namespace) -> None:
     from v2f.prepare.precompute import load, precompute
 
     part = WHOLE if args.part is None else Part.parse(args.part)
-    precompute(args.data, args.out, load(args.overrides, args.recipe, args.voice), part, args.yes)
+    precompute(args.data, args.out, load(args.overrides, args.recipe, args.voice, args.tokens), part, args.yes)
 
 
 def add_remove(parser: argparse.ArgumentParser) -> None:
@@ -119,3 +125,30 @@ def _remove(args: argparse.Namespace) -> None:
     from v2f.prepare.remove import remove
 
     remove(args.data, args.identity)
+
+
+def add_film(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("thing", metavar="CLASS", help="bark, meow, bell or engine")
+    parser.add_argument(
+        "-o", "--output", type=argument, required=True, metavar="OUT.mp4", help="where to write the video"
+    )
+    parser.add_argument("--number", type=whole, default=0, metavar="N", help="which thing of the class; default: 0")
+    parser.add_argument("--take", type=whole, default=0, metavar="N", help="which take of the thing; default: 0")
+    parser.add_argument("--seconds", type=above_zero, default=1.8, metavar="S", help="length; default: 1.8")
+    parser.add_argument("--size", type=positive, default=64, metavar="PX", help="side of the picture; default: 64")
+    parser.add_argument("--sound", action="store_true", help="with its sound; default: silent")
+    parser.set_defaults(run=_film)
+
+
+def _film(args: argparse.Namespace) -> None:
+    from v2f.prepare.film import film
+
+    film(
+        args.thing,
+        args.output,
+        number=args.number,
+        take=args.take,
+        seconds=args.seconds,
+        size=args.size,
+        sound=args.sound,
+    )

@@ -1,12 +1,13 @@
-"""The converter of a folder of pictures, sounds, or pairs of both, with a class for each.
+"""The converter of a folder of pictures, sounds, pairs of both, or videos, with a class for each.
 
     ROOT/CLASS/.../FILE                  the class is the first folder; files directly in ROOT have none
     ROOT/SPLIT/CLASS/.../FILE            with `splits: folders`; SPLIT is train, valid, test (or val, dev, testing...)
     CSV file[,label][,split][,identity]  replaces both; files are at ROOT/file. Other columns go into the JSON
+    CSV of a published corpus            with `layout`: see :mod:`v2f.prepare.listings`
 
-A sample is a picture, a sound, a window of a sound, or (`holds: both`) a picture and a sound in one folder whose names
-differ only in the extension. ``steps.py`` describes the processing; an input that cannot be used is left out with its
-reason.
+A sample is a picture, a sound, a window of a sound, a picture and a sound (`holds: both`) in one folder whose names
+differ only in the extension, or the sound of a video with some of its frames (`holds: videos`). ``steps.py`` describes
+the processing; an input that cannot be used is left out with its reason.
 
 A sample's identity is in the column of that name. Without one, each file is an identity of its own, so that its windows
 stay in one split. A class is not an identity, and may be in all splits. The manifest names the classes
@@ -26,13 +27,15 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field, model_validator
 
 from v2f.config import Place
 from v2f.data.audio import SILENCE, UnusableError, decode_voice
 from v2f.data.transforms import square, to_gray
 from v2f.errors import V2FError
-from v2f.prepare import Item, LeftOut, Made, Plan, steps, video, yields
+from v2f.prepare import Item, LeftOut, Made, Plan, listings, steps, video, yields
+from v2f.prepare.listings import Folds, Layout
 from v2f.prepare.names import is_text, on_disk, person, same
 from v2f.prepare.splits import Shares, Subset, check_column, deal
 from v2f.prepare.steps import Pixels, RawSample, StepsConfig
@@ -44,6 +47,7 @@ PICTURE = re.compile(r".+\.(?:jpe?g|png|webp|bmp|tiff?|gif|avif|jp2|p[pgn]m)", r
 SOUND = re.compile(
     r".+\.(?:wav|flac|m4a|mp[34]|aac|og[ga]|opus|aiff?|wma|amr|caf|webm|mkv|mov|avi|w64|au)", re.IGNORECASE
 )
+VIDEO = re.compile(r".+\.(?:mp4|m4v|webm|mkv|mov|avi)", re.IGNORECASE)
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("valid", "val", "validation", "dev"), "valid")
 _COLUMNS = ("file", "label", "split", "identity")
@@ -55,8 +59,11 @@ class FolderConfig(StepsConfig):
     """Which files to use, and (``StepsConfig``) how to process them."""
 
     root: Place = Field(description="the folder; its files are found at any depth")
-    holds: Literal["pictures", "sounds", "both"] = "pictures"
+    holds: Literal["pictures", "sounds", "both", "videos"] = "pictures"
     csv: Place | None = Field(None, description="file[,label][,split][,identity]; null: classes are folders")
+    layout: Layout = Field("v2f", description="of the csv; vgg_sound, esc50: the list that such a corpus comes with")
+    folds: Folds = Field(Folds(), description="the folds of esc50 that are held out")
+    frames: int = Field(1, ge=1, le=100, description="pictures of a video, or of a window of it, evenly spread")
     labels: bool = Field(True, description="without a csv: whether folders are classes")
     classes: list[str] | None = Field(None, min_length=1, description="classes, in this order; null: all, sorted")
     splits: Literal["shares", "folders"] = "shares"
@@ -72,6 +79,8 @@ class FolderConfig(StepsConfig):
     def _fits_together(self) -> "FolderConfig":
         if self.csv is not None and self.splits == "folders":
             raise ValueError("with a csv, its column `split` sets the splits; remove `splits: folders`")
+        if self.layout != "v2f" and self.csv is None:
+            raise ValueError(f"layout is {self.layout}: name the corpus's list in csv")
         if self.mtcnn is not None and self.align == "none":
             raise ValueError("mtcnn is set, but align is 'none'; set align to 'mtcnn' or remove mtcnn")
         if self.psp is not None and (self.holds == "sounds" or self.channels == 1):
@@ -152,7 +161,7 @@ class Folder:
     def _read(self, item: Item) -> RawSample:
         file: _File = item.what
         wav_T = self._read_sound(file) if file.sound is not None else None
-        photos_HWC = [self._read_picture(file.picture)] if file.picture is not None else None
+        photos_HWC = self._read_pictures(file) if file.picture is not None else None
         extra: dict[str, Any] = {"file": file.name, **file.known}
         if file.label is not None:
             extra["label"] = file.label
@@ -160,9 +169,19 @@ class Folder:
             extra["start"] = round(file.window * self.config.seconds, 6)
         return RawSample(item, wav_T, photos_HWC, extra)
 
-    def _read_picture(self, name: str) -> Pixels:
+    def _read_pictures(self, file: _File) -> list[Pixels]:
+        config, path = self.config, self._path(str(file.picture))
+        if config.holds != "videos":
+            return [self._cropped(steps.read_photo(path, config.max_side)[0])]
+        with video.opened(path) as container:
+            start, length = 0.0, float(container.duration or 0) / 1e6
+            if file.window is not None and config.seconds is not None:
+                start, length = file.window * config.seconds, min(config.seconds, length)
+            times = [start + length * (number + 0.5) / config.frames for number in range(config.frames)]
+            return [self._cropped(frame) for frame in video.pictures(container, times)]
+
+    def _cropped(self, photo: Image.Image) -> Pixels:
         config = self.config
-        photo, _ = steps.read_photo(self._path(name), config.max_side)
         if config.align == "mtcnn":
             found = steps.cut_face(config, photo, steps.find_face(config, photo, "largest", None).landmarks)
         else:
@@ -199,6 +218,8 @@ class Folder:
                 others["its name is not valid UTF-8"].append(path)
             elif name.rpartition("/")[2].startswith("."):
                 others["it is hidden"].append(path)
+            elif wanted == "videos":
+                (sounds if VIDEO.fullmatch(name) else others["it is not a video, but `holds` is videos"]).append(path)
             elif PICTURE.fullmatch(name):
                 (pictures if wanted != "sounds" else others["it is a picture, but `holds` is sounds"]).append(path)
             elif SOUND.fullmatch(name):
@@ -206,7 +227,9 @@ class Folder:
             else:
                 others["unsupported type of file"].append(path)
         found = []
-        if wanted != "both":
+        if wanted == "videos":
+            found = [_File(same(path), path, path) for path in sounds]
+        elif wanted != "both":
             found = [_File(same(path), path, None) for path in pictures] + [
                 _File(same(path), None, path) for path in sounds
             ]
@@ -256,7 +279,7 @@ class Folder:
         """The files that a CSV names, with its columns."""
         there = {name: file for file in found for name in (file.name, file.picture, file.sound) if name is not None}
         there |= {same(name): file for name, file in there.items()}
-        rows, left_out, header = _rows_of(text, path)
+        rows, left_out, header = self._listed(text, path, there, found)
         listed: dict[str, _File] = {}
         for number, row in rows:
             name = f"line {number} ({row['file']})"
@@ -283,6 +306,17 @@ class Folder:
         if "split" in header:
             check_column([replace(file, identity=file.identity or file.own) for file in kept], path)
         return kept, left_out + _left_out_by_reason(not_in_csv, self.config.root)
+
+    def _listed(self, text: bytes, path: str, there: dict[str, _File], found: Sequence[_File]) -> listings.Rows:
+        """The rows of the CSV in its layout. ``there``: file by name; those that a corpus names are added to it."""
+        config = self.config
+        if config.layout == "v2f":
+            return _rows_of(text, path)
+        stems = {same(posixpath.splitext(posixpath.basename(file.name))[0]): file for file in reversed(found)}
+        there |= stems
+        if config.layout == "esc50":
+            return listings.esc50(text, path, config.folds)
+        return listings.vgg_sound(text, path, stems, config.people, config.seed)
 
     def _with_splits(self, found: Sequence[_File]) -> list[_File]:
         """The files, each with an identity and a split; those that have none yet are assigned one."""

@@ -35,6 +35,7 @@ from v2f.prepare.progress import Progress
 from v2f.prepare.shapes import Shapes, ShapesConfig
 from v2f.prepare.steps import StepsConfig
 from v2f.prepare.synthetic import Synthetic, SyntheticConfig
+from v2f.prepare.things import SoundingThings, ThingsConfig
 from v2f.prepare.voxceleb import VoxCeleb, VoxCelebConfig
 from v2f.prepare.yields import LEFT_OUT, YIELD
 from v2f.storage import store
@@ -47,6 +48,7 @@ CONVERTERS: dict[str, Callable[[Any], Converter]] = {
     "avspeech": AVSpeech,
     "folder": Folder,
     "shapes": Shapes,
+    "things": SoundingThings,
 }
 """The name of a source, which is also its group in a recipe -> its converter."""
 
@@ -63,13 +65,14 @@ class PackConfig(Config):
     """A recipe. ``source`` names the group that configures what is packed."""
 
     out: Place = Field(description="where the data set goes: a folder or an s3:// prefix")
-    source: Literal["synthetic", "pairs", "voxceleb", "avspeech", "folder", "shapes"]
+    source: Literal["synthetic", "pairs", "voxceleb", "avspeech", "folder", "shapes", "things"]
     synthetic: SyntheticConfig | None = None
     pairs: PairsConfig | None = None
     voxceleb: VoxCelebConfig | None = None
     avspeech: AVSpeechConfig | None = None
     folder: FolderConfig | None = None
     shapes: ShapesConfig | None = None
+    things: ThingsConfig | None = None
     shard_mb: float = Field(32.0, gt=0.0, description="size of a shard in 10^6 bytes, about")
     workers: int | None = Field(
         None, ge=1, description="processes; null: one for each core, with pSp at most 4; 1: this one"

@@ -3,6 +3,7 @@
     photos uint8 --identity net--> KEY.identity.npy, float16 [P, E]
                  --pSp's encoder-> KEY.codes.npy, float16 [P, L, D]
     clip ---------voice encoder--> KEY.voice.npy, float16 [K, C, T'], for one window of the clip (voice_features.py)
+         ---------sound coder----> KEY.codes_LEVEL.npy, uint16 [N], for one window of the clip (token_arrays.py)
 
 So outputs that never change are computed once, not in every training step. The unit of work is a shard: ``--part i/n``
 on any number of machines gives the same bytes, even if it is killed and restarted. Without ``--part``, the same command
@@ -39,10 +40,11 @@ from v2f.encoders import EncoderConfig, ForeignEncoder
 from v2f.encoders.foreign import ForeignConfig
 from v2f.errors import V2FError
 from v2f.nn.psp import PSP, PSPCodeEncoder
-from v2f.prepare import parts, voice_features
+from v2f.prepare import parts, token_arrays, voice_features
 from v2f.prepare.parts import WHOLE, Packing, Part, ShardRecord
 from v2f.prepare.processes import cores, inference, one_thread, pool, torch_device
 from v2f.prepare.yields import LEFT_OUT, YIELD
+from v2f.roles import SoundCoder
 from v2f.storage import store
 from v2f.storage.lease import Lease
 from v2f.system import to_picture
@@ -59,7 +61,7 @@ from v2f.weights import (
 
 _MOST_WITH_WEIGHTS = 4  # processes by default: each holds the networks, with pSp 1.2 GB
 
-Role = Literal["identity", "codes", "voice"]
+Role = Literal["identity", "codes", "voice", "tokens"]
 
 
 class PrecomputeConfig(Config):
@@ -71,6 +73,7 @@ class PrecomputeConfig(Config):
     ) = None
     codes: Annotated[StandInWeights | PSPEncoderWeights, Field(discriminator="net")] | None = None
     encoder: EncoderConfig | None = Field(None, description="a voice encoder that is frozen, of a file")
+    tokens: Place | None = Field(None, description="a run that codes sounds, as --tokens")
     seconds: float = Field(6.0, gt=0, description="of a clip that the voice encoder hears, as system.seconds")
     batch: int = Field(32, ge=1, description="photos or clips at once")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
@@ -78,10 +81,10 @@ class PrecomputeConfig(Config):
 
     @model_validator(mode="after")
     def _computes_something(self) -> "PrecomputeConfig":
-        if self.identity is None and self.codes is None and self.encoder is None:
+        if not _networks_by_role(self):
             raise ValueError(
                 "name at least one net: identity.net=ir_se50 identity.channels=rgb, codes.net=psp, "
-                "encoder.net=unispeech_sat, ..."
+                "encoder.net=unispeech_sat, ..., or a run that codes sounds: --tokens RUN"
             )
         if self.encoder is not None:
             if not isinstance(self.encoder, ForeignConfig):
@@ -91,10 +94,13 @@ class PrecomputeConfig(Config):
         return self
 
 
-def load(assignments: Sequence[str], recipe: str | None = None, voice: bool = False) -> PrecomputeConfig:
+def load(
+    assignments: Sequence[str], recipe: str | None = None, voice: bool = False, tokens: str | None = None
+) -> PrecomputeConfig:
     """The configuration from ``dotted.key=value`` assignments, based on a run's recipe if given: on its
-    ``system.frozen``, or with ``voice`` on its ``system.encoder`` and ``system.seconds``."""
-    values: dict[str, Any] = {}
+    ``system.frozen``, or with ``voice`` on its ``system.encoder`` and ``system.seconds``. ``tokens``: a run that codes
+    sounds."""
+    values: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
     if recipe is not None:
         # imported late: it imports all systems, which packing processes do not need
         from v2f.runs.config import load_config
@@ -104,7 +110,7 @@ def load(assignments: Sequence[str], recipe: str | None = None, voice: bool = Fa
             lacks = "voice encoder" if voice else "frozen nets"
             raise V2FError(f"{recipe}: its system has no {lacks}, so there is nothing to compute; name the nets")
         wanted = ("path",) if voice else ("path", "identity", "codes")
-        values = {name: system["frozen"][name] for name in wanted}
+        values |= {name: system["frozen"][name] for name in wanted}
         values |= {name: system[name] for name in ("encoder", "seconds") if voice}
         if not voice and values["codes"] is not None and values["codes"]["net"] == "precomputed":
             values["codes"] = {"net": "psp"}  # the network whose codes are to be stored
@@ -124,8 +130,10 @@ def precompute(
     source.check_own("v2f shards precompute")
     if PHOTOS not in source.manifest.holds and _networks_by_role(config).keys() & {"identity", "codes"}:
         raise V2FError(f"{data}: not every sample has a photo, but precompute needs one; choose another data set")
-    if AUDIO not in source.manifest.holds and config.encoder is not None:
-        raise V2FError(f"{data}: not every sample has audio, but a voice encoder needs it; choose another data set")
+    heard = {"voice": "a voice encoder", "tokens": "a sound coder"}
+    for role in _networks_by_role(config).keys() & heard.keys():
+        if AUDIO not in source.manifest.holds:
+            raise V2FError(f"{data}: not every sample has audio, but {heard[role]} needs it; choose another data set")
     device = torch_device(config.device, "device")
     before = source.manifest.provenance.get("precomputed", {})  # outputs of other networks, which stay
     computed = {**before, "of": source.fingerprint, **_network_ids(config, device)}
@@ -135,11 +143,11 @@ def precompute(
     dataset = _existing(out, computed)
     if dataset is not None:
         return dataset
-    kind = None if config.encoder is None else _kind(config, device)
-    if kind is not None:
+    kinds = _kinds(config, device)
+    if VOICE in kinds:
         missing = [source.manifest.shards[number] for number in _missing(source, out, part)]
         clips, held = sum(shard.samples for shard in missing), sum(shard.bytes for shard in missing)
-        voice_features.tell_cost(kind, config.seconds, clips, held, out, despite)
+        voice_features.tell_cost(kinds[VOICE], config.seconds, clips, held, out, despite)
     parts.enter(None, out, packing)
     what = "v2f shards precompute" + (f" --part {part}" if part.of > 1 else "")
     with parts.leased(out, what, packing, part) as owner:
@@ -151,8 +159,7 @@ def precompute(
         if part.of > 1:
             print(f"{out}: part {part} is computed; when all are, the same command without --part commits them")
             return None
-        arrays = source.manifest.arrays | ({} if kind is None else {VOICE: kind})
-        return _commit(owner, source, out, provenance, arrays)
+        return _commit(owner, source, out, provenance, source.manifest.arrays | kinds)
 
 
 def _existing(out: str, computed: dict[str, Any], owner: Lease | None = None) -> Dataset | None:
@@ -273,13 +280,11 @@ def _compute(
         members.append({extension: bytes(member) for extension, member in split_members(key, raw).items()})
     samples = [Sample(key, each) for key, each in zip(keys, members, strict=True)]
     for role, (net, _) in _loaded(config.model_dump_json(), device).items():
-        member = {"identity": EMBEDDING, "codes": CODES, "voice": f"{VOICE}.npy"}[role]
-        for sample, each in zip(samples, members, strict=True):
-            if member in each:
+        for sample, each, new in zip(samples, members, _encoded(role, net, samples, config, device), strict=True):
+            for member in new.keys() & each.keys():
                 setting = "encoder" if role == "voice" else role
                 raise V2FError(f"{data}: sample {sample.key} has its {member} already; set {setting}=null to keep it")
-        for each, encoded in zip(members, _encoded(role, net, samples, config, device), strict=True):
-            each[member] = encoded
+            each.update(new)
     identities = [source.manifest.identities[identity] for identity in index.identity[rows]]
     with owner.holding():
         written = write_shard(out, name, shard.split, list(zip(keys, identities, members, strict=True)))
@@ -289,15 +294,23 @@ def _compute(
 
 def _encoded(
     role: Role, net: nn.Module, samples: Sequence[Sample], config: PrecomputeConfig, device: str
-) -> list[bytes]:
-    """The member of each sample with the outputs of the net of a role."""
-    if role == "voice":
-        assert isinstance(net, ForeignEncoder)
-        features = voice_features.compute(net, samples, config.seconds, config.batch, device)
-        return [encode_array(sample.key, VOICE, each) for sample, each in zip(samples, features, strict=True)]
-    encode = encode_embedding if role == "identity" else encode_codes
+) -> list[Members]:
+    """The members of each sample with the outputs of the net of a role."""
+    if role in ("voice", "tokens"):
+        if role == "voice":
+            assert isinstance(net, ForeignEncoder)
+            features = voice_features.compute(net, samples, config.seconds, config.batch, device)
+            arrays: list[dict[str, npt.NDArray[Any]]] = [{VOICE: each} for each in features]
+        else:
+            assert isinstance(net, SoundCoder)
+            arrays = [*token_arrays.compute(net, samples, config.batch, device)]
+        return [
+            {f"{name}.npy": encode_array(sample.key, name, values) for name, values in each.items()}
+            for sample, each in zip(samples, arrays, strict=True)
+        ]
+    member, encode = (EMBEDDING, encode_embedding) if role == "identity" else (CODES, encode_codes)
     outputs = _outputs(net, samples, config.batch, device)
-    return [encode(sample.key, each, len(each)) for sample, each in zip(samples, outputs, strict=True)]
+    return [{member: encode(sample.key, each, len(each))} for sample, each in zip(samples, outputs, strict=True)]
 
 
 def _outputs(net: nn.Module, samples: Sequence[Sample], batch: int, device: str) -> list[npt.NDArray[np.float32]]:
@@ -326,6 +339,7 @@ def _outputs(net: nn.Module, samples: Sequence[Sample], batch: int, device: str)
 def _networks_by_role(config: PrecomputeConfig) -> dict[Role, Any]:
     """Role -> its configured network."""
     roles: dict[Role, Any] = {"identity": config.identity, "codes": config.codes, "voice": config.encoder}
+    roles |= {"tokens": config.tokens}
     return {role: named for role, named in roles.items() if named is not None}
 
 
@@ -337,16 +351,26 @@ def _network_ids(config: PrecomputeConfig, device: str) -> dict[Role, dict[str, 
         if role == "voice":
             assert isinstance(net, ForeignEncoder)
             found[role] = encoders.described(net, digest, config.seconds)
+        elif role == "tokens":
+            assert isinstance(net, SoundCoder)
+            assert digest is not None
+            found[role] = token_arrays.described(net, digest)
         else:
             found[role] = described(role, _networks_by_role(config)[role], digest)
     return found
 
 
-def _kind(config: PrecomputeConfig, device: str) -> ArrayKind:
-    """Type and shape of a clip's voice features."""
-    net, _ = _loaded(config.model_dump_json(), device)["voice"]
-    assert isinstance(net, ForeignEncoder)
-    return voice_features.kind(net, config.seconds, device)
+def _kinds(config: PrecomputeConfig, device: str) -> dict[str, ArrayKind]:
+    """Type and shape of the arrays with a clip's voice features and codes."""
+    found = {}
+    for role, (net, _) in _loaded(config.model_dump_json(), device).items():
+        if role == "voice":
+            assert isinstance(net, ForeignEncoder)
+            found[VOICE] = voice_features.kind(net, config.seconds, device)
+        elif role == "tokens":
+            assert isinstance(net, SoundCoder)
+            found |= token_arrays.kinds(net)
+    return found
 
 
 @functools.lru_cache(maxsize=1)
@@ -359,6 +383,8 @@ def _loaded(config_json: str, device: str) -> dict[Role, tuple[nn.Module, str | 
         net: nn.Module
         if isinstance(named, ForeignConfig):
             net, digest = named.load(config.path)
+        elif isinstance(named, str):
+            net, digest = token_arrays.load(named)
         elif isinstance(named, StandInWeights):
             net = standins.load("identity" if role == "identity" else "codes")
         else:

@@ -12,6 +12,7 @@ CARD = "DATA.md"
 _SOURCES = {
     "synthetic": "the synthetic world of v2f: its people, voices and portraits are made by a program, nobody is real",
     "shapes": "primitive monochrome pictures: digits, drawn by a program",
+    "things": "sounding things (dogs, cats, bells, engines), their pictures and sounds made by a program",
     "pairs": "pairs of recordings and photos that a table names",
     "folder": "a folder of pictures or sounds",
     "voxceleb": "VoxCeleb with VGGFace, as these corpora are published",

@@ -9,13 +9,15 @@ from v2f.storage.records import Record
 BY = {
     "referee": "by the referee, which no loss ever saw",
     "judge": "by the judge, the nets that losses and meters use",
-    "classifier": "by the classifier, which was trained on real pictures",
+    "classifier": "by the classifier, which was trained on real samples",
     "pixels": "in pixels, by no net",
     "spectra": "in log-mel spectra, by no net",
+    "waves": "in sound waves, by no net",
     "trials": "by the cosine of the system's own embeddings",
     "classes": "among the people seen in training",
     "labels": "by the labels of the samples",
     "codes": "by the system's own codes",
+    "likelihood": "by the probabilities of the codes",
 }
 """What may measure a number, the referee first, and its title."""
 

@@ -144,7 +144,7 @@ def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
         now = system.weights.get(role)
         if now != before:
             role, _, beside = role.partition(".")
-            key = "system.encoder" if role == "encoder" else f"system.frozen.{role}"
+            key = f"system.{role}" if role in ("encoder", "backbone") else f"system.frozen.{role}"
             what = f"the {beside} beside its file have" if beside else "its file has"
             raise V2FError(
                 f"{key}: {what} the SHA-256 {now[:16] + '...' if now else '(none)'}, {where} was "
@@ -228,6 +228,16 @@ class Run:
         if problem is not None:
             raise V2FError(f"{self._model}: its notes are damaged, {problem}; copy it or export it again")
         return dict(found)
+
+    @property
+    def name(self) -> str:
+        """Its name in its configuration."""
+        return self.config.name
+
+    @property
+    def kind(self) -> str:
+        """The name of its system."""
+        return self.config.system.name
 
     @property
     def evaluated(self) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from v2f.data.audio import HARDLY_SPEECH, Likeness, decode_voice, likeness, resa
 from v2f.data.sample import MAX_SECONDS
 from v2f.errors import V2FError
 from v2f.evaluation.observers import first_observer
+from v2f.given import SHORTEST_S
 from v2f.keyed import keyed_rng
 from v2f.runs.run import Run
 from v2f.system import System
@@ -98,7 +99,7 @@ class Listener:
         """The answer to the bytes of a recording. UnusableError if it cannot be decoded, is silent, or is shorter than
         0.25 s or longer than ``max_seconds``; V2FError if the system's pictures are not finite."""
         rate, frames = self.ear.sample_rate, self.ear.frames
-        wav_T = decode_voice(content, sample_rate=rate, min_seconds=generate.SHORTEST_S, max_seconds=max_seconds)
+        wav_T = decode_voice(content, sample_rate=rate, min_seconds=SHORTEST_S, max_seconds=max_seconds)
         parts = moments(len(wav_T), frames)
         loud_P = [float(np.sqrt((wav_T[start:stop] ** 2).mean())) for start, stop in parts]
         parts = [part for part, loud in zip(parts, loud_P, strict=True) if loud >= _QUIET * max(loud_P)]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from v2f.system import Label
+from v2f.system import Kind, Label
 from v2f.web import limits
 from v2f.web.answer import Listener
 from v2f.web.maker import Maker
@@ -48,45 +48,71 @@ def voice_page(listener: Listener, folder: str, bounds: limits.Limits) -> Any:
 
 
 def maker_page(maker: Maker, folder: str, bounds: limits.Limits) -> Any:
-    """The page of any other run: a widget for each thing that it takes, a button, and what it makes."""
+    """The page of any other run, or of a pipeline: a widget for each thing that it takes, a button, and what it makes.
+
+    Things of which one is enough have a tab and a button each; the other widgets are below and go with every button.
+    """
     import gradio
 
     replies = MakerReplies(maker, folder, bounds)
-    with gradio.Blocks(title=maker.run.config.name, analytics_enabled=False, fill_width=True) as blocks:
+    with gradio.Blocks(title=maker.run.name, analytics_enabled=False, fill_width=True) as blocks:
         gradio.HTML(replies.opening(), apply_default_css=False)
-        widgets: list[Any] = []
+        sets: list[tuple[dict[str, Any], Any]] = []  # the widgets of a button, by what they take, and the button
+        if maker.instead:
+            with gradio.Tabs():
+                for what, kind in maker.instead.items():
+                    with gradio.Tab(what.capitalize()):
+                        sets.append(({what: _widget(what, kind)}, _button(f"make-{what}")))
         with gradio.Row(equal_height=True):
-            widget: Any
-            for what, kind in maker.asked.items():
-                if isinstance(kind, Label):
-                    widget = gradio.Dropdown(list(kind.names), value=kind.names[0], label="Label", elem_id="label")
-                elif what == "seed":
-                    widget = gradio.Number(0, precision=0, minimum=0, label="Seed of the noise", elem_id="seed")
-                else:
-                    widget = gradio.File(label=f"Drop a {what}", elem_id=what, height=150, buttons=[])
-                    widget.preprocess = _path_of  # type: ignore[assignment, method-assign]  # as for a clip
-                widgets.append(widget)
-        button = gradio.Button("Make", variant="primary", elem_id="make")
+            asked = {what: kind for what, kind in maker.asked.items() if what not in maker.instead}
+            needed = {what: _widget(what, kind) for what, kind in asked.items()}
+        sets = [({**own, **needed}, button) for own, button in sets] or [(needed, _button("make"))]
         shown = gradio.HTML("", elem_id="answer", apply_default_css=False)
-        names = list(maker.asked)
-
-        uploads = [widget for widget in widgets if isinstance(widget, gradio.File)]
-
-        def asked(request: gradio.Request, *values: Any) -> Any:
-            made = replies(dict(zip(names, values, strict=True)), limits.client_of(request))
-            return [*(None for _ in uploads), made] if uploads else made  # the files are gone: clear the widgets
-
-        button.click(
-            asked,
-            inputs=widgets,
-            outputs=[*uploads, shown],
-            show_progress_on=shown,
-            concurrency_limit=1,
-            concurrency_id="make",
-            api_visibility="private",
-        )
+        for widgets, button in sets:
+            _answering(replies, widgets, button, shown)
     blocks.queue(max_size=_QUEUE, api_open=False)
     return blocks
+
+
+def _widget(what: str, kind: Kind) -> Any:
+    """The widget for an input: a field of :class:`v2f.given.Given`."""
+    import gradio
+
+    if isinstance(kind, Label):
+        return gradio.Dropdown(list(kind.names), value=kind.names[0], label="Label", elem_id="label")
+    if what == "seed":
+        return gradio.Number(0, precision=0, minimum=0, label="Seed of the noise", elem_id="seed")
+    widget = gradio.File(label=f"Drop a {what}", elem_id=what, height=150, buttons=[])
+    widget.preprocess = _path_of  # type: ignore[assignment, method-assign]  # as for a clip
+    return widget
+
+
+def _button(name: str) -> Any:
+    import gradio
+
+    return gradio.Button("Make", variant="primary", elem_id=name)
+
+
+def _answering(replies: MakerReplies, widgets: dict[str, Any], button: Any, shown: Any) -> None:
+    """Let ``button`` show the reply to what is in ``widgets``."""
+    import gradio
+
+    names = list(widgets)
+    uploads = [widget for widget in widgets.values() if isinstance(widget, gradio.File)]
+
+    def asked(request: gradio.Request, *values: Any) -> Any:
+        made = replies(dict(zip(names, values, strict=True)), limits.client_of(request))
+        return [*(None for _ in uploads), made] if uploads else made  # the files are gone: clear the widgets
+
+    button.click(
+        asked,
+        inputs=list(widgets.values()),
+        outputs=[*uploads, shown],
+        show_progress_on=shown,
+        concurrency_limit=1,
+        concurrency_id="make",
+        api_visibility="private",
+    )
 
 
 def _path_of(upload: Any) -> str | None:

@@ -3,12 +3,12 @@
 import argparse
 import re
 
-from v2f.options import DATA, RUN, above_zero, add_checkpoint, positive
+from v2f.options import DATA, PIPELINE, RUN, above_zero, add_checkpoint, positive
 from v2f.storage.address import argument
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_path", type=argument, metavar="RUN", help=RUN)
+    parser.add_argument("run_path", type=argument, metavar="RUN", help=PIPELINE)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, this machine")
     parser.add_argument("--port", type=_port, default=7860, help="default: 7860; 0: any free port")
     add_checkpoint(parser)
@@ -93,7 +93,9 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def add_register(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_path", type=argument, metavar="RUN", help=f"{RUN}; or an export")
+    parser.add_argument(
+        "run_path", type=argument, metavar="RUN", help=f"{RUN}; an export; or a pipeline: its YAML file"
+    )
     parser.add_argument("--name", metavar="NAME", help="name of the registered model; default: the run's")
     parser.add_argument("--uri", metavar="URI", help="MLflow's address; default: MLFLOW_TRACKING_URI, or the run's own")
     add_checkpoint(parser)

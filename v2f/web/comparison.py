@@ -28,6 +28,7 @@ from v2f.evaluation.observers import BY
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
 from v2f.evaluation.protocol import MEASURED, SPLITS, percent
 from v2f.evaluation.subjects import Subject, gather
+from v2f.given import read_voice
 from v2f.storage import store
 from v2f.system import System, to_picture
 from v2f.web import report
@@ -145,7 +146,7 @@ def look(subjects: Sequence[Subject], count: int, recordings: Sequence[str], dat
     """Run the same voices, or the same noise, through each run's system, one after the other."""
     shown = Shown()
     for path in recordings:
-        generate.read_voice(path, _RATE)  # fails here if the user's file is unusable, before any run is loaded
+        read_voice(path, _RATE)  # fails here if the user's file is unusable, before any run is loaded
     try:
         shown.dataset = _dataset(subjects, data)
     except V2FError as error:
@@ -215,7 +216,7 @@ def _hear(
     """Add the faces that one system makes."""
     letter, notes = subject.letter, generate.provenance(subject.run, system)
     for path in recordings:
-        wav_T = generate.read_voice(path, hears.sample_rate)
+        wav_T = read_voice(path, hears.sample_rate)
         heard = shown.heard.setdefault(path, Heard(Path(path).name))
         wav_WT = torch.from_numpy(generate.windows(wav_T, round(hears.seconds * hears.sample_rate)))
         heard.faces[letter] = report.picture_uri(generate.face_of(system, wav_WT), notes)

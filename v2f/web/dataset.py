@@ -55,7 +55,7 @@ def stats_page(root: str, output: str, limit: int | None = None) -> stats.Stats:
 
 def is_synthetic(dataset: Dataset) -> bool:
     """Whether a program made the people or pictures of a data set."""
-    return not {"world_hash", "shapes_hash"}.isdisjoint(dataset.manifest.provenance)
+    return not {"world_hash", "shapes_hash", "things_hash"}.isdisjoint(dataset.manifest.provenance)
 
 
 def _redrawn(dataset: Dataset) -> bool:

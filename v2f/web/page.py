@@ -23,6 +23,8 @@ _TYPES = {
     "m4a": "audio/mp4",
     "ogg": "audio/ogg",
     "wav": "audio/wav",
+    "mp4": "video/mp4",
+    "mkv": "video/x-matroska",
 }
 
 

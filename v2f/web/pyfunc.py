@@ -31,26 +31,18 @@ import v2f
 from v2f.data.audio import UnusableError, decode_voice, likeness
 from v2f.data.media import png, wav
 from v2f.errors import V2FError
-from v2f.generate import (
-    DISCLAIMER,
-    GIVEN_AS,
-    SHORTEST_S,
-    Given,
-    face_of,
-    is_face_of_voice,
-    make,
-    provenance,
-    shares,
-    voice_input,
-    windows,
-)
+from v2f.generate import DISCLAIMER, face_of, is_face_of_voice, make, provenance, shares, voice_input, windows
+from v2f.given import GIVEN_AS, SHORTEST_S, Given, labeled
+from v2f.pipeline import FILE, SOUND, Opened, Pipeline, opened
+from v2f.pipeline import card as pipeline_card
+from v2f.roles import Labeling
 from v2f.runs import checkpoint, datacard
 from v2f.runs.export import export
 from v2f.runs.modelcard import CARD
 from v2f.runs.run import MODEL, Run
 from v2f.storage import store
 from v2f.storage.local import scratch_folder
-from v2f.system import Embedding, Kind, Label, Noise, Picture, Sound, System, Tokens
+from v2f.system import Embedding, Generative, Kind, Label, Noise, Picture, Sound, System, Tokens, Video
 from v2f.tracking.mlflow_client import experiment_id, fluent
 from v2f.tracking.state import read_state
 from v2f.world.people import World, WorldConfig
@@ -109,9 +101,9 @@ class VoiceToFace:
 
 
 class OfAnyKind:
-    """The model that ``mlflow.pyfunc.load_model`` returns for any other system."""
+    """The model that ``mlflow.pyfunc.load_model`` returns for any other system, and for a pipeline."""
 
-    def __init__(self, run: Run, system: System) -> None:
+    def __init__(self, run: Opened, system: Generative) -> None:
         """V2FError if an input of the system has no column, or if it has no input but noise, or no output."""
         self._run, self.system = run, system
         for name, kind in system.asks().items():
@@ -125,7 +117,7 @@ class OfAnyKind:
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> "pd.DataFrame":
         """The outputs for each row, under the names of :meth:`System.makes`: a picture as PNG and a sound as WAV, with
         provenance; the most likely label, and the share of each as JSON (``NAME_shares``); an embedding and tokens as
-        a JSON list; and the ``disclaimer``.
+        a JSON list; and the ``disclaimer``. If the label may be given as a photo or a video, also the ``label``.
 
         A row that cannot be used raises an MlflowException that names the row, and the whole table is refused.
         """
@@ -144,20 +136,23 @@ class OfAnyKind:
         import pandas as pd
 
         given: dict[str, Any] = {}
-        for kind in map(type, self.system.asks().values()):
-            value = values[COLUMNS[kind]]
-            if pd.isna(value):
-                raise V2FError(f"there is no {COLUMNS[kind]}")
+        for column, (kind, needed) in columns_of(self.system).items():
+            value = values.get(column)
+            if value is None or pd.isna(value):
+                if needed:
+                    raise V2FError(f"there is no {column}")
+                continue
             if kind is Noise:
                 value = int(value)
             elif kind is not Label:
-                value = _bytes(value, COLUMNS[kind])
+                value = _bytes(value, column)
             given[GIVEN_AS[kind]] = value
         return Given(**given)
 
     def _made(self, given: Given) -> dict[str, Any]:
+        given, _ = labeled(self.system, given)
         made, told = make(self.system, given), provenance(self._run, self.system, given)
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"label": given.label} if isinstance(self.system, Labeling) else {}
         for name, kind in self.system.makes().items():
             if isinstance(kind, Picture):
                 found[name] = png(made[name], told)
@@ -171,6 +166,14 @@ class OfAnyKind:
         return found | {"disclaimer": told["Disclaimer"]}
 
 
+def columns_of(system: Generative) -> dict[str, tuple[type[Kind], bool]]:
+    """Column of each input -> its kind, and whether a row must have it: a photo, a video or a label may do."""
+    asked = {COLUMNS[type(kind)]: (type(kind), True) for kind in system.asks().values()}
+    if isinstance(system, Labeling):
+        asked |= {COLUMNS[kind]: (kind, False) for kind in (Picture, Video, Label)}
+    return asked
+
+
 def _bytes(content: bytes | str, what: str) -> bytes:
     if isinstance(content, bytes):
         return content
@@ -182,34 +185,39 @@ def _bytes(content: bytes | str, what: str) -> bytes:
 
 def _load_pyfunc(path: str) -> VoiceToFace | OfAnyKind:
     """Load an export; MLflow calls this, because the model's ``MLmodel`` file names this module."""
-    run = Run.open(path)
+    run = opened(path)
     system = run.system()
-    return VoiceToFace(run, system) if is_face_of_voice(system) else OfAnyKind(run, system)
+    if isinstance(run, Run) and isinstance(system, System) and is_face_of_voice(system):
+        return VoiceToFace(run, system)
+    return OfAnyKind(run, system)
 
 
 def register(name: str, model: str | None = None, uri: str | None = None, which: str | int = "latest") -> str:
-    """Register a checkpoint of the run ``name`` at MLflow as a new version of ``model``; returns models:/MODEL/VERSION.
+    """Register a checkpoint of the run ``name``, or a pipeline, at MLflow as a new version of ``model``; returns
+    models:/MODEL/VERSION.
 
     ``model``: default the run's name. ``uri``: MLflow's address; default MLFLOW_TRACKING_URI, then the run's own. The
-    version is linked to the MLflow run that tracked ``name``, if this MLflow has it. V2FError if the system's inputs
-    or outputs do not fit a table or are noise alone, if there is no checkpoint yet, and if MLflow cannot be reached.
+    version is linked to the MLflow run that tracked ``name``, if this MLflow has it; a pipeline has none. V2FError if
+    the system's inputs or outputs do not fit a table or are noise alone, if there is no checkpoint yet, and if MLflow
+    cannot be reached.
     """
-    run = Run.open(name, uri)
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or run.config.tracking.uri
+    run = opened(name, uri)
+    tracking = (run if isinstance(run, Run) else run.runs[SOUND]).config.tracking
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri
     if uri is None:
         raise V2FError(f"{run.path}: it was trained without MLflow; name an address with --uri or MLFLOW_TRACKING_URI")
-    model = model or run.config.name
+    model = model or run.name
     with scratch_folder() as scratch, fluent(uri) as client:
-        exported = Run(_exported(run, which, os.path.join(scratch, "model")))
+        exported = opened(_exported(run, which, os.path.join(scratch, "model")))
         system = _load_pyfunc(exported.path).system  # checks it before anything is sent
         about, card = exported.info, store.read_bytes(store.join(exported.path, CARD)).decode()
-        found = None if run.exported else _tracked(client, run, which)
-        experiment = found.experiment_id if found else experiment_id(client, uri, run.config.tracking.experiment)
+        found = _tracked(client, run, which) if isinstance(run, Run) and not run.exported else None
+        experiment = found.experiment_id if found else experiment_id(client, uri, tracking.experiment)
         tags = {
             **{
                 f"v2f.{key}": str(about[key]) for key in ("step", "samples", "fingerprint", "stand_ins") if key in about
             },
-            "v2f.runs.run": run.config.name,
+            "v2f.runs.run": run.name,
             "v2f.disclaimer": provenance(exported, system)["Disclaimer"],
             "mlflow.source.name": "v2f register",
         }
@@ -223,8 +231,15 @@ def register(name: str, model: str | None = None, uri: str | None = None, which:
     return where
 
 
-def _exported(run: Run, which: str | int, folder: str) -> str:
+def _exported(run: Run | Pipeline, which: str | int, folder: str) -> str:
     """A local folder with an export of ``run``, which may be an export itself."""
+    if isinstance(run, Pipeline):
+        run.step_of(which)  # raises if the choice of a checkpoint is meant for a run
+        for key, one in run.runs.items():
+            _exported(one, "latest", store.join(folder, key))
+        store.write_bytes(store.join(folder, CARD), pipeline_card(run).encode())
+        store.write_bytes(store.join(folder, FILE), run.portable().encode())
+        return folder
     if not run.exported:
         with contextlib.redirect_stdout(io.StringIO()):  # it would print the path of a temporary folder
             export(run.path, folder, which)
@@ -261,8 +276,8 @@ def _source(folder: str) -> str:
 
 
 def _log(
-    exported: Run,
-    system: System,
+    exported: Run | Pipeline,
+    system: Generative,
     code: str,
     model: str,
     experiment: str,
@@ -288,19 +303,22 @@ def _log(
         data_path=exported.path,
         code_paths=[code],
         signature=_signature(system),
-        input_example=pd.DataFrame({COLUMNS[type(kind)]: [_example(kind)] for kind in system.asks().values()}),
+        input_example=pd.DataFrame({name: [value] for name, value in _examples(system).items()}),
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in NEEDS],
         metadata={"v2f": json.dumps(exported.info)},
     )
     return str(sent.registered_model_version)
 
 
-def _signature(system: System) -> "ModelSignature":
+def _signature(system: Generative) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
     types = {Label: DataType.string, Noise: DataType.long}
-    given = {COLUMNS[kind]: types.get(kind, DataType.binary) for kind in map(type, system.asks().values())}
+    given = [
+        ColSpec(types.get(kind, DataType.binary), column, required=needed)
+        for column, (kind, needed) in columns_of(system).items()
+    ]
     if is_face_of_voice(system):
         made = {
             "picture": DataType.binary,
@@ -309,13 +327,22 @@ def _signature(system: System) -> "ModelSignature":
             "doubt": DataType.string,
         }
     else:
-        made = {}
+        made = {"label": DataType.string} if isinstance(system, Labeling) else {}
         for name, kind in system.makes().items():
             made[name] = DataType.string if isinstance(kind, Label | Embedding | Tokens) else DataType.binary
             made |= {f"{name}_shares": DataType.string} if isinstance(kind, Label) else {}
     made["disclaimer"] = DataType.string
-    inputs, outputs = (Schema([ColSpec(kind, name) for name, kind in columns.items()]) for columns in (given, made))
-    return ModelSignature(inputs=inputs, outputs=outputs)
+    outputs = Schema([ColSpec(kind, name) for name, kind in made.items()])
+    return ModelSignature(inputs=Schema([*given]), outputs=outputs)
+
+
+def _examples(system: Generative) -> dict[str, bytes | str | int]:
+    """An example input for each column that a row must have; where a photo may show the label, that photo."""
+    asked = {COLUMNS[type(kind)]: kind for kind in system.asks().values()}
+    if isinstance(system, Labeling):
+        asked = {name: kind for name, kind in asked.items() if not isinstance(kind, Label)}
+        asked[COLUMNS[Picture]] = system.looks
+    return {name: _example(kind) for name, kind in asked.items()}
 
 
 def _example(kind: Kind) -> bytes | str | int:

@@ -9,6 +9,7 @@ from typing import Any
 from v2f import __version__, generate
 from v2f.data.audio import UnusableError
 from v2f.errors import V2FError
+from v2f.given import SHORTEST_S, Given, inputs_in_words
 from v2f.web import limits, spectrum
 from v2f.web.answer import Listener
 from v2f.web.maker import Maker
@@ -53,7 +54,7 @@ class ClipReplies:
 
     @property
     def wanted(self) -> str:
-        return f"a recording of one voice, of {generate.SHORTEST_S:g} to {self._bounds.max_seconds:g} s"
+        return f"a recording of one voice, of {SHORTEST_S:g} to {self._bounds.max_seconds:g} s"
 
     def opening(self) -> str:
         listener = self._listener
@@ -115,29 +116,27 @@ class MakerReplies:
                 megabytes = len(given[what]) / 1e6
                 return self._refused(f"the {what} has {megabytes:.3g} MB, the limit is {self._bounds.max_mb:g} MB")
         try:
-            asked = generate.Given(**given)
-            things = self._maker.make(asked, self._bounds.max_seconds)
+            made = self._maker.make(Given(**given), self._bounds.max_seconds)
         except V2FError as error:
             return self._refused(str(error))
-        notes = generate.provenance(self._maker.run, self._maker.system, asked, step=self._maker.step)
         return self._render(
             "made_of.html.j2",
-            things=things,
-            run=self._maker.run.config.name,
-            title=notes["Title"],
-            disclaimer=notes["Disclaimer"],
+            things=made.things,
+            run=self._maker.run.name,
+            title=made.notes["Title"],
+            disclaimer=made.notes["Disclaimer"],
         )
 
     def opening(self) -> str:
         maker = self._maker
         return self._render(
             "maker.html.j2",
-            run=maker.run.config.name,
+            run=maker.run.name,
             step=maker.step,
-            system=maker.run.config.system.name,
+            system=maker.run.kind,
             stand_ins=list(maker.system.stand_ins),
             makes=list(maker.system.makes()),
-            asked=generate.inputs_in_words(maker.system),
+            asked=inputs_in_words(maker.system),
             title=generate.provenance(maker.run, maker.system, step=maker.step)["Title"],
         )
 

@@ -30,12 +30,14 @@ from v2f.evaluation.clips import heard_and_drawn, world_of
 from v2f.evaluation.faces_of_voices import FacesOfVoices
 from v2f.evaluation.observers import BY, first_observer
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise, noise_input_and_picture_output, people_of
-from v2f.evaluation.protocol import SPLITS, percent
+from v2f.evaluation.protocol import HELD_OUT, SPLITS, percent
 from v2f.evaluation.speakers import Speakers
+from v2f.roles import SoundCoder
 from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.system import System, Transform, device_of, to_picture
 from v2f.tracking.rollback import outdated_pictures
+from v2f.web import sounds
 from v2f.web.curves import HEIGHT, WIDTH, Curves, charts, duel, read_curves
 from v2f.web.det import SIDE, Det, det
 from v2f.web.page import data_uri, environment, sound_uri
@@ -111,6 +113,7 @@ def report(run: str | Run, *, system: System | None = None, people: int = PEOPLE
             "curves": _det_curves(run.evaluated),
             "side": SIDE,
             "explained": "no protocol judges this system" if protocol is None else protocol.explained,
+            "coded": _coded(dataset, system),
         }
         page = _page("things.html.j2", run, shared | own)
     else:
@@ -142,6 +145,14 @@ def grouped(evaluated: Mapping[str, Any] | None) -> dict[str, tuple[str, Mapping
         if observed.get("attributes"):
             found[name] = who, observed["attributes"], split["attributes"]
     return found
+
+
+def _coded(dataset: Dataset, system: System) -> sounds.Figures | None:
+    """The drawings of held-out sounds that ``system`` codes; None if it codes none, or names no classes of them."""
+    held_out = [name for name in HELD_OUT if name in dataset.splits]
+    if not isinstance(system, SoundCoder) or system.label is None or not held_out:
+        return None
+    return sounds.figures(dataset.split(held_out[0]), system, system.label)
 
 
 def _det_curves(evaluated: Mapping[str, Any] | None) -> dict[str, Det]:

@@ -1,4 +1,4 @@
-"""The web page of a run, ``v2f serve RUN``, built with Gradio: its server.
+"""The web page of a run or pipeline, ``v2f serve RUN``, built with Gradio: its server.
 
     browser --clip--> Gate --> Gradio --> a file in a private folder --read and removed--> Listener --> HTML
 
@@ -20,7 +20,9 @@ from typing import Any
 
 from v2f import __version__, generate
 from v2f.errors import V2FError
+from v2f.pipeline import Pipeline, opened
 from v2f.runs.run import Run
+from v2f.system import System
 from v2f.web import blocks, limits
 from v2f.web.answer import Listener
 from v2f.web.maker import Maker
@@ -47,7 +49,7 @@ def serve(
     bounds: limits.Limits = _USUAL,
     root_path: str = "",
 ) -> None:
-    """Serve the page of ``run`` until it is interrupted.
+    """Serve the page of ``run``, a run or a pipeline, until it is interrupted.
 
     ``host``: other than loopback, anyone who can reach it can use the page, unless V2F_SERVE_USER and
     V2F_SERVE_PASSWORD are set; browsers allow the microphone only over https and on loopback. ``port`` 0: any free
@@ -63,9 +65,9 @@ def serve(
         _gradio(folder)
         import uvicorn
 
-        opened = Run.open(run)
-        print(f"loading {run}, and what it is compared with ...", flush=True)
-        listener = _opened(opened, which)
+        found = opened(run)
+        print(f"loading {run} ...", flush=True)
+        listener = _shown(found, which)
         if isinstance(listener, Listener) and listener.without:
             print(f"note: there is nothing to compare a voice with, so the page says less: {listener.without}")
         port = listening.getsockname()[1]
@@ -88,11 +90,12 @@ def serve(
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def _opened(run: Run, which: str | int) -> "Listener | Maker":
+def _shown(run: Run | Pipeline, which: str | int) -> "Listener | Maker":
     """What the page shows: a Listener if the run draws faces of voices, a Maker if it makes something else."""
     system = run.system(which=which)
-    kind = Listener if generate.is_face_of_voice(system) else Maker
-    return kind(run, which, system)
+    if isinstance(run, Run) and isinstance(system, System) and generate.is_face_of_voice(system):
+        return Listener(run, which, system)
+    return Maker(run, which, system)
 
 
 def application(

@@ -26,6 +26,7 @@ from v2f.weights import (
     LPIPSWeights,
     PSPEncoderWeights,
     Requirements,
+    ResNet50Weights,
     StyleGAN2Weights,
     UniSpeechSATWeights,
     UserWeights,
@@ -347,6 +348,8 @@ def _default_config(published: Published) -> UserWeights:
         return DlibWeights(net="dlib")
     if kind == "lpips":
         return LPIPSWeights(net="lpips", backbone=which)  # type: ignore[arg-type]
+    if kind == "resnet50":
+        return ResNet50Weights(net="torchvision_resnet50")
     if kind == "ecapa":
         return ECAPAWeights(net="ecapa")
     if kind == "ge2e":

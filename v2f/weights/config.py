@@ -191,6 +191,16 @@ class WenGeneratorWeights(UserWeights):
         return CATALOGUE["wen-generator"]
 
 
+class ResNet50Weights(UserWeights):
+    """ResNet-50 as torchvision has it (He et al. 2016, arXiv 1512.03385), a backbone of picture classifiers."""
+
+    net: Literal["torchvision_resnet50"]
+
+    @property
+    def published(self) -> Published:
+        return CATALOGUE["resnet50"]
+
+
 class Precomputed(Config):
     """Values stored in the shards, by `v2f shards precompute` or, for codes, by ``pairs.psp.codes`` while packing."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
+from v2f.nn import picture_resnet
 from v2f.nn.dlib_face import CHIP, DlibFace
 from v2f.nn.dlib_face import SIDE as DLIB_SIDE
 from v2f.nn.ecapa import ECAPA
@@ -28,6 +29,7 @@ from v2f.weights.config import (
     LPIPSWeights,
     PSPDecoderWeights,
     PSPEncoderWeights,
+    ResNet50Weights,
     StyleGAN2Weights,
     UniSpeechSATWeights,
     UserWeights,
@@ -195,6 +197,10 @@ def _wen_generator(net: WenGeneratorWeights, content: Any, path: str) -> FaceGen
     return fill(generator, files.tensors(content, path), path, "Wen's generator (generator.pth)")
 
 
+def _resnet50(net: ResNet50Weights, content: Any, path: str) -> nn.Module:
+    return picture_resnet.published(files.tensors(content, path), path)
+
+
 _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     StyleGAN2Weights: _stylegan2,
     PSPDecoderWeights: _psp,
@@ -208,5 +214,6 @@ _READERS: dict[type[UserWeights], Callable[[Any, Any, str], nn.Module]] = {
     WavLMWeights: read_speech,
     GE2EWeights: _ge2e,
     WenWeights: _wen,
+    ResNet50Weights: _resnet50,
     WenGeneratorWeights: _wen_generator,
 }

@@ -1,9 +1,10 @@
 """The synthetic world: people whose voices and faces share some factors, and what is known about them exactly.
 
 ``people`` holds the factors, ``portraits`` and ``voices`` render them, ``bounds`` computes what retrieval can reach,
-``fingerprint`` hashes what they draw, ``labels`` names people by their face factors. ``shapes`` is a second, smaller
-world with a version of its own: primitive monochrome pictures with classes. Nothing is tuned to a score: a version of a
-world never changes its outputs.
+``fingerprint`` hashes what they draw, ``labels`` names people by their face factors. Two smaller
+worlds have versions of their own: ``shapes``, primitive monochrome pictures with classes, and ``things``, dogs, cats,
+bells and engines with their ``sounds`` and pictures (``scenes``). Nothing is tuned to a score: a version of a world
+never changes its outputs.
 """
 
 import functools

@@ -50,15 +50,15 @@ def outputs() -> Iterator[tuple[str, np.ndarray]]:
     yield "portraits of 64 px", render_portraits(face_NF, photo_NP, 64)
     yield "portraits of 100 px", render_portraits(face_NF[:2], photo_NP[:2], 100)
     voice_NV, clip_NC = _eighths(world.voice(ids[:6])), _eighths(world.clip(ids[:6], ids[:6]))
-    yield "clips at 16 kHz", _projected(render_voices(voice_NV, clip_NC, ids[:6], seconds=2.0))
-    yield "clips at 8 kHz", _projected(render_voices(voice_NV[:2], clip_NC[:2], ids[6:8], 1.0, sample_rate=8000))
+    yield "clips at 16 kHz", projected(render_voices(voice_NV, clip_NC, ids[:6], seconds=2.0))
+    yield "clips at 8 kHz", projected(render_voices(voice_NV[:2], clip_NC[:2], ids[6:8], 1.0, sample_rate=8000))
 
 
 def _eighths(values: np.ndarray) -> np.ndarray:
     return np.rint(values * 8) / 8
 
 
-def _projected(wav_NT: np.ndarray) -> np.ndarray:
+def projected(wav_NT: np.ndarray) -> np.ndarray:
     """Projections [N,P] of clips [N,T] on signs that are a pure function of (sample, projection)."""
     samples = wav_NT.shape[1]
     counter_TP = np.arange(samples, dtype=np.uint64)[:, None] * np.uint64(PROJECTIONS) + np.arange(

@@ -1,0 +1,73 @@
+"""The codes of each sound at every level of a sound coder, a run of :class:`~v2f.roles.SoundCoder`.
+
+    sound -> the window that evaluation takes -> the run's encoder -> KEY.codes_LEVEL.npy, uint16 [N]
+
+Letters: B sounds at once, T samples, N codes of a level.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from v2f.data.manifest import ArrayKind
+from v2f.data.sample import Sample
+from v2f.errors import V2FError
+from v2f.prepare.processes import inference
+from v2f.roles import SoundCoder
+
+
+def array_of(level: str) -> str:
+    """The name of the array with the codes of a level, such as ``codes_top``."""
+    return f"codes_{level}"
+
+
+def load(run: str) -> tuple[SoundCoder, str]:
+    """The sound coder that ``run`` trained, and the SHA-256 of its trained tensors. V2FError if it is none."""
+    from v2f.runs.run import Run  # imported late: it imports all systems, which packing processes do not need
+
+    system = Run.open(run).system()
+    if not isinstance(system, SoundCoder):
+        raise V2FError(f"{run}: --tokens needs a run that codes sounds (vq_audio, for example), this one does not")
+    return system, digest_of(system)
+
+
+def digest_of(coder: SoundCoder) -> str:
+    """The SHA-256 of the trained tensors of a coder, by which its codes are known."""
+    from v2f.runs.pretrained import digest
+    from v2f.system import trained
+
+    tensors = {
+        f"{name}.{key}": tensor
+        for name, module in trained(coder).items()
+        for key, tensor in module.state_dict().items()
+    }
+    return digest(tensors)
+
+
+def described(coder: SoundCoder, digest: str) -> dict[str, Any]:
+    """What identifies the codes: the coder's tensors, the sound that it codes, its levels."""
+    levels = {name: [level.length, level.vocabulary] for name, level in coder.levels.items()}
+    return {"sha256": digest, "sample_rate": coder.sound.rate, "seconds": coder.sound.seconds, "levels": levels}
+
+
+def kinds(coder: SoundCoder) -> dict[str, ArrayKind]:
+    """Array -> its type and shape."""
+    return {array_of(name): ArrayKind(dtype="uint16", shape=[level.length]) for name, level in coder.levels.items()}
+
+
+def compute(
+    coder: SoundCoder, samples: Sequence[Sample], batch: int, device: str
+) -> list[dict[str, npt.NDArray[np.uint16]]]:
+    """The arrays of each sample."""
+    (read,) = (coder.transforms()[asked] for asked in coder.asks())
+    found: list[dict[str, npt.NDArray[np.uint16]]] = []
+    with inference(batch, "batch"):
+        for at in range(0, len(samples), batch):
+            wav_BT = np.stack([read(sample, None) for sample in samples[at : at + batch]])
+            codes = coder.encode(torch.from_numpy(wav_BT).to(device))
+            arrays = {array_of(name): number_BN.cpu().numpy().astype(np.uint16) for name, number_BN in codes.items()}
+            found += [{name: array_BN[row] for name, array_BN in arrays.items()} for row in range(len(wav_BT))]
+    return found
