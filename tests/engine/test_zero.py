@@ -25,6 +25,7 @@ WORKER = Path(__file__).parents[1] / "workers" / "ranks.py"
 SYSTEM = pytest.mark.parametrize("system", ["two_phases", *sorted(SMALL)])
 Tensors = dict[str, torch.Tensor]
 PHASES = dict.fromkeys(("voice_styled_face", "speaker_recognition", "picture_recognition"), 1)
+PHASES |= {"voice_draws": 1, "voice_identity": 1}
 PHASES |= {"face_gan": 2, "two_phases": 2, "voice_gan": 2, "conditional": 3}
 
 

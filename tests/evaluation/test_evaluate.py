@@ -199,8 +199,8 @@ class Inverting(FakeSystem, Styled):
     def invert(self, img_BCHW: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(img_BCHW, SIZE // 4).flatten(2)
 
-    def styles(self, wav_BT: Tensor) -> Tensor:
-        return self.invert(self.sample({"wav": wav_BT})["face"])
+    def styles(self, batch: dict[str, Any]) -> Tensor:
+        return self.invert(self.sample(batch)["face"])
 
     def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
         return w_BLD.unflatten(2, (4, 4)).repeat_interleave(SIZE // 4, 2).repeat_interleave(SIZE // 4, 3)

@@ -6,7 +6,7 @@
 Shape letters: N people, M clips, B batch, D embedding width, P features, L styles, X inputs, F factors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,11 +101,21 @@ def _names_of(kinds: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({type(kind).__name__})" for name, kind in kinds.items()) or "nothing"
 
 
+Makes = Callable[[Mapping[str, Tensor]], tuple[Looks, NDArray[np.float32]]]
+"""What a system asks for, by name -> what the observers see of the faces made of it, and the faces' codes [M, L, D], of
+width 0 if there are none."""
+
+
 def gather(job: Job, split: Split) -> Clips:
-    """Everything that the evaluation needs of a split, in one pass over its samples."""
+    """Everything that the evaluation needs of a split, in one pass over its samples, for a system that draws faces."""
     hears, sound, _, drawn = heard_and_drawn(job.system)
-    # not what only the losses need, such as codes: another data set may not have that
     photo = Photo(drawn.size, drawn.share)
+    return gather_made(job, split, hears, sound, photo, lambda given: _faces(job.system, job.observers, given))
+
+
+def gather_made(job: Job, split: Split, hears: str, sound: Sound, photo: Photo, makes: Makes) -> Clips:
+    """The same for a system that takes the voice ``hears``; ``makes`` says what it makes, ``photo`` reads a photo."""
+    # not what only the losses need, such as codes: another data set may not have that
     transforms: dict[str, Any] = {"wav": Waveform(sound.seconds, sound.rate), "image": photo}
     transforms["other"] = OtherPhoto(photo.size)
     noise = {name: NoiseVector(kind.width) for name, kind in of_kind(job.system.asks(), Noise)}
@@ -115,16 +125,14 @@ def gather(job: Job, split: Split) -> Clips:
     told = {f"told_{name}": Told(name) for name in METADATA}
     transforms |= told
     clips, people = Clips(), dict[int, int]()
-    for observer in job.observers:
-        clips.face_M[observer.name], clips.drawn_N[observer.name] = [], []
     batches = read_usable(split, transforms, BATCH, clips.left_out, limit=job.limit)
     steps = -(-(split.samples if job.limit is None else min(job.limit, split.samples)) // BATCH)
     what, console = f"{split.name}: faces", job.console
     for batch in track(batches, what, total=steps, console=console, disable=console.quiet, transient=True):
         given = {hears: batch["wav"]} | {name: batch[name] for name in noise}
-        seen_B, w_B = _faces(job.system, job.observers, given)
+        seen_B, w_B = makes(given)
         for by, one in seen_B.items():
-            clips.face_M[by].extend(one.emb_MD)
+            clips.face_M.setdefault(by, []).extend(one.emb_MD)
         clips.w_M.extend(w_B)
         for row, name in enumerate(batch["identity"].tolist()):
             if name not in people:
@@ -132,7 +140,7 @@ def gather(job: Job, split: Split) -> Clips:
                 clips.names.append(name)
                 clips.photo_N.append(batch["image"][row].numpy())
                 for by, one in seen_B.items():
-                    clips.drawn_N[by].append(one.features_MP[row])
+                    clips.drawn_N.setdefault(by, []).append(one.features_MP[row])
                 if "voice" in batch:
                     clips.voice_N.append(batch["voice"][row].numpy())
                     clips.built_N.append(batch["built"][row].numpy())
@@ -165,14 +173,13 @@ def world_of(dataset: Dataset) -> World | str:
 def _faces(
     system: System, observers: Sequence[Observer], given: Mapping[str, Tensor]
 ) -> tuple[Looks, NDArray[np.float32]]:
-    """What the observers see of the faces that are made from voices [M, T] (and noise), and the faces' codes [M, L, D],
-    of width 0 if the system has no style generator."""
+    """What a system that draws faces makes (:data:`Makes`)."""
     widths = [value.shape[1] for value in given.values()]
 
     def function(row_BX: Tensor) -> tuple[Tensor, ...]:
         batch = dict(zip(given, row_BX.split(widths, 1), strict=True))
         if isinstance(system, Styled):
-            w = system.styles(next(iter(batch.values())))
+            w = system.styles(batch)
             return (*seen(observers, system.face(w)), w)
         made = next(iter(system.sample(batch).values()))
         return (*seen(observers, made), row_BX.new_zeros(len(row_BX), 0))

@@ -5,7 +5,9 @@ from v2f.systems.conditional import Conditional
 from v2f.systems.face_gan import FaceGAN
 from v2f.systems.picture_recognition import PictureRecognition
 from v2f.systems.speaker_recognition import SpeakerRecognition
+from v2f.systems.voice_draws import VoiceDraws
 from v2f.systems.voice_gan import VoiceGAN
+from v2f.systems.voice_identity import VoiceIdentity
 from v2f.systems.voice_styled_face import VoiceStyledFace
 
 SYSTEMS: dict[str, type[System]] = {
@@ -13,6 +15,8 @@ SYSTEMS: dict[str, type[System]] = {
     "face_gan": FaceGAN,
     "picture_recognition": PictureRecognition,
     "speaker_recognition": SpeakerRecognition,
+    "voice_draws": VoiceDraws,
     "voice_gan": VoiceGAN,
+    "voice_identity": VoiceIdentity,
     "voice_styled_face": VoiceStyledFace,
 }
