@@ -46,7 +46,7 @@ def test_a_voice_that_is_placed_at_its_photo_is_always_found(tmp_path: Path) -> 
     test = measured(tmp_path, synthetic=True)
     assert test["by"].keys() == {"judge"}
     lines = test["by"]["judge"]["lines"]
-    assert lines.keys() == {"embedding", "clips", "U1", "U2", "strongest", "photo"}
+    assert lines.keys() == {"embedding", "clips", "U1", "U2", "U3", "U4", "strongest", "photo"}
     for line in ("embedding", "clips"):
         assert lines[line]["R@1"] == {"value": 1.0, "low": 1.0, "high": 1.0}
         assert lines[line]["identity_distance_ratio"] == pytest.approx(1.0)

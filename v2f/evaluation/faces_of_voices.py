@@ -19,7 +19,7 @@ from v2f import metrics
 from v2f.data.manifest import Dataset
 from v2f.errors import V2FError
 from v2f.evaluation import agreement, attributes
-from v2f.evaluation.clips import Clips, codes_of, gather, heard_and_drawn, through_generator, world_of
+from v2f.evaluation.clips import Clips, Draws, codes_of, gather, heard_and_drawn, through_generator, world_of
 from v2f.evaluation.observers import BY, Looks, Name, first_observer, look
 from v2f.evaluation.protocol import (
     SPLITS,
@@ -32,7 +32,16 @@ from v2f.evaluation.protocol import (
     print_remarks,
     share,
 )
-from v2f.evaluation.queries import QuerySet, described, held_equal, metrics_by, notes_of, numbers_of, reachable
+from v2f.evaluation.queries import (
+    QuerySet,
+    Reachable,
+    described,
+    held_equal,
+    metrics_by,
+    notes_of,
+    numbers_of,
+    reachable,
+)
 from v2f.system import Styled, device_of
 from v2f.world.people import World
 
@@ -47,12 +56,22 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
         by: [QuerySet(line="voice", emb_QD=np.stack(face_M), person_Q=person_M, drawn_NP=np.stack(clips.drawn_N[by]))]
         for by, face_M in clips.face_M.items()
     }
-    strongest: dict[Name, str] = {}
+    for by, several in clips.draws.items():
+        queries[by] += [
+            QuerySet(line="draws", emb_QD=np.stack(several.mean_M), person_Q=person_M),
+            QuerySet(
+                line="chosen",
+                emb_QD=np.stack(several.chosen_M),
+                person_Q=person_M,
+                drawn_NP=np.stack(several.chosen_N),
+            ),
+        ]
+    possible: dict[Name, Reachable] = {}
     world = world_of(job.dataset)
     if isinstance(world, World) and people > 1:
-        for by, (possible, factor) in reachable(world, clips, job.observers, reference, gallery, device).items():
-            queries[by] += possible
-            strongest[by] = factor
+        possible = reachable(world, clips, job.observers, reference, gallery, device)
+        for by, found in possible.items():
+            queries[by] += found.queries
     inverting = job.system if isinstance(job.system, Styled) and job.system.inverts else None
     for line, each_look, others in _other_photos(job, clips, inverting):
         for by, one in each_look.items():
@@ -64,6 +83,7 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
     by_observer: dict[Name, dict[str, Any]] = {}
     each: dict[Name, dict[str, NDArray[np.float64]]] = {}
     for by, own in queries.items():
+        strongest = possible[by].strongest if by in possible else None
         reference_ND, face_MD = reference[by].emb_MD, own[0].emb_QD
         clips_alike = metrics.consistency(face_MD, person_M)
         measured = {one.line: numbers_of(one, reference_ND, reference[by].features_MP, gallery) for one in own}
@@ -73,8 +93,9 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
             measured["voice"][0]["consistency"] = clips_alike.margin.as_dict()
         by_observer[by] = {
             "lines": {line: numbers for line, (numbers, _) in measured.items()},
-            "held_equal": held_equal(own, reference_ND, clips, strongest.get(by)),
-            "strongest_factor": strongest.get(by),
+            "held_equal": held_equal(own, reference_ND, clips, strongest),
+            "strongest_factor": strongest,
+            "draws": _draws(job.draws, clips.draws.get(by), possible.get(by)),
             "consistency": None if clips_alike is None else clips_alike.as_dict(),
             "attributes": agreement.measured(groups, _lines_of(own), reference_ND, each[by]) if groups else {},
             "meters": metrics.collapse_meters(
@@ -89,6 +110,14 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
     }
     result["verdict"] = metrics.collapse_verdict(first_observer(result)[1]["meters"])
     return result, of_each(clips.names, each)
+
+
+def _draws(count: int, several: Draws | None, possible: Reachable | None) -> dict[str, Any] | None:
+    """How far a voice's draws spread, beside people with the same voice; None if there is one draw."""
+    if several is None:
+        return None
+    spread = None if possible is None else possible.spread
+    return {"count": count, "spread": float(np.mean(several.spread_M)), "possible": spread}
 
 
 def _lines_of(queries: Sequence[QuerySet]) -> dict[str, agreement.Faces]:
@@ -164,6 +193,13 @@ class FacesOfVoices(Protocol):
                     f"{held['factor']} held equal (galleries of the {held['gallery']} people nearest in it), R@1 %, "
                     f"by the {by}: chance {100 * held['chance']['R@1']:.1f}, {shown}"
                 )
+            several = observed.get("draws")
+            if several is not None:
+                possible = number(several["possible"], 3)
+                console.print(
+                    f"{several['count']} draws of each clip, by the {by}: the mean of 1 - cos of two draws is "
+                    f"{several['spread']:.3f}, of two people with the same voice {possible}"
+                )
             alike = observed.get("consistency")
             if alike is not None:
                 console.print(
@@ -178,8 +214,12 @@ class FacesOfVoices(Protocol):
     def title(self, line: str, observed: Mapping[str, Any]) -> str:
         return {
             "voice": "face from the voice (this run)",
+            "draws": "mean embedding of several draws",
+            "chosen": "of these draws, the nearest to that mean",
             "U1": "U1: true voice factors, others average",
             "U2": "U2: expected embedding for that voice",
+            "U3": "U3: somebody with that voice, by chance",
+            "U4": "U4: of 64 such people, the nearest to U2",
             "strongest": f"knows only the strongest factor ({observed.get('strongest_factor')})",
             "generator": "other photo through the generator",
             "photo": "other photo itself",

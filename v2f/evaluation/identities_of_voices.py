@@ -56,8 +56,9 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
     ]
     world, strongest = world_of(job.dataset), None
     if isinstance(world, World) and people > 1:
-        possible, strongest = reachable(world, clips, judges, reference, gallery, device)["judge"]
-        queries += [QuerySet(line=one.line, emb_QD=one.emb_QD, person_Q=one.person_Q) for one in possible]
+        found = reachable(world, clips, judges, reference, gallery, device)["judge"]
+        queries += [QuerySet(line=one.line, emb_QD=one.emb_QD, person_Q=one.person_Q) for one in found.queries]
+        strongest = found.strongest
     if clips.other_N:
         others = np.array(sorted(clips.other_N))
         other = look(judges, np.stack([clips.other_N[person] for person in others.tolist()]), device)["judge"]
@@ -141,6 +142,8 @@ class IdentitiesOfVoices(Protocol):
             "clips": "mean embedding of a person's clips",
             "U1": "U1: true voice factors, others average",
             "U2": "U2: expected embedding for that voice",
+            "U3": "U3: somebody with that voice, by chance",
+            "U4": "U4: of 64 such people, the nearest to U2",
             "strongest": f"knows only the strongest factor ({observed.get('strongest_factor')})",
             "photo": "other photo itself",
             "chance": "chance",

@@ -18,6 +18,9 @@ from v2f.evaluation.protocol import SPLITS, Metric, summary_of
 from v2f.world import bounds
 from v2f.world.people import VOICE, World
 
+U2_DRAWS, U4_DRAWS = 32, 64
+"""People with the same voice: those whose mean embedding is U2, and those of whom U4 is the best."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuerySet:
@@ -31,6 +34,17 @@ class QuerySet:
     """Features of one picture of each person; None if there are no pictures."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reachable:
+    """What is possible in the synthetic world, as one observer sees it."""
+
+    queries: list[QuerySet]
+    strongest: str
+    """The voice factor that tells most."""
+    spread: float
+    """The mean of 1 - cos over pairs of people with the same voice."""
+
+
 def reachable(
     world: World,
     clips: Clips,
@@ -38,37 +52,40 @@ def reachable(
     reference: Looks,
     gallery: int,
     device: torch.device,
-) -> dict[Name, tuple[list[QuerySet], str]]:
+) -> dict[Name, Reachable]:
     """Observer -> the best that retrieval can reach in the synthetic world, with all factors and with the most
-    informative one alone; and the name of that factor."""
+    informative one alone."""
     voice_NV, size, everyone = np.stack(clips.voice_N), clips.photo_N[0].shape[-1], np.arange(len(clips.names))
 
     def watched(pictures_NHWC: NDArray[np.uint8]) -> Looks:
         return look(observers, pictures_NHWC.transpose(0, 3, 1, 2), device)
 
-    def embeds(observer: Observer) -> bounds.Embed:
-        return lambda pictures: look([observer], pictures.transpose(0, 3, 1, 2), device)[observer.name].emb_MD
-
     known = watched(bounds.u1_pictures(world, voice_NV, size))
-    expected = bounds.u2_embeddings(world, voice_NV, [embeds(observer) for observer in observers], size=size)
+    possible_K = [watched(pictures) for pictures in bounds.possible_pictures(world, voice_NV, U4_DRAWS, size=size)]
     single = {factor: watched(bounds.factor_pictures(world, voice_NV, factor, size)) for factor in VOICE}
     k = max(metrics.KS)
-    found: dict[Name, tuple[list[QuerySet], str]] = {}
-    for observer, u2_ND in zip(observers, expected, strict=True):
-        by = observer.name
+    found: dict[Name, Reachable] = {}
+    for by in (observer.name for observer in observers):
 
         def recall(factor: str, by: Name = by) -> float:
             own = metrics.retrieval(single[factor][by].emb_MD, reference[by].emb_MD, everyone, gallery=gallery, ks=(k,))
             return own.recall[k].value
 
         strongest = max(VOICE, key=recall)
-        u1 = known[by]
+        emb_KND = np.stack([each[by].emb_MD for each in possible_K])
+        features_KNP = np.stack([each[by].features_MP for each in possible_K])
+        u1, u2_ND = known[by], metrics.mean_embedding(emb_KND[:U2_DRAWS])
+        best_N = metrics.nearest_draw(emb_KND, u2_ND)
+        best_ND, best_NP = emb_KND[best_N, everyone], features_KNP[best_N, everyone]
         possible = [
             QuerySet(line="U1", emb_QD=u1.emb_MD, person_Q=everyone, drawn_NP=u1.features_MP),
             QuerySet(line="U2", emb_QD=u2_ND, person_Q=everyone),
+            QuerySet(line="U3", emb_QD=emb_KND[0], person_Q=everyone, drawn_NP=features_KNP[0]),
+            QuerySet(line="U4", emb_QD=best_ND, person_Q=everyone, drawn_NP=best_NP),
             QuerySet(line="strongest", emb_QD=single[strongest][by].emb_MD, person_Q=everyone),
         ]
-        found[by] = possible, strongest
+        apart = float(metrics.spread(emb_KND).mean())
+        found[by] = Reachable(queries=possible, strongest=strongest, spread=apart)
     return found
 
 

@@ -23,6 +23,7 @@ from v2f.metrics.collapse import (
     margin_shares,
 )
 from v2f.metrics.consistency import Consistency, consistency
+from v2f.metrics.draws import mean_embedding, nearest_draw, spread
 from v2f.metrics.people import Interval, each_over_people, over_people
 from v2f.metrics.pictures import PictureDistance, frechet_distance, picture_distance
 from v2f.metrics.recall import (
@@ -83,8 +84,10 @@ __all__ = [
     "identity_variety_shares",
     "margin",
     "margin_shares",
+    "mean_embedding",
     "min_dcf",
     "mode_collapse_verdict",
+    "nearest_draw",
     "operating_points",
     "oscillation",
     "over_people",
@@ -95,6 +98,7 @@ __all__ = [
     "recall_in_groups",
     "retrieval",
     "retrieval_held_equal",
+    "spread",
     "variety_meters",
     "verification",
 ]

@@ -57,7 +57,7 @@ from v2f.weights.runs import read_module
 class FlowConfig(config.Config):
     """The sizes of the flow, and how it is trained."""
 
-    components: int = Field(256, ge=1, description="principal components of w+ that are drawn; the rest is the mean")
+    components: int = Field(64, ge=1, description="principal components of w+ that are drawn; the rest is the mean")
     fit: int = Field(1024, ge=2, description="codes that the components are fitted to: those of the first samples")
     width: int = Field(768, ge=1, description="of the hidden layers")
     blocks: int = Field(3, ge=1, description="residual blocks")
