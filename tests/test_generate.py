@@ -71,8 +71,8 @@ def test_sound_of_a_video_file_is_heard(tmp_path: Path, made: Made, monkeypatch:
 
 def test_codes_of_a_long_clip_are_averaged_without_its_pauses(made: Made, tmp_path: Path) -> None:
     class Coded(FakeSystem, Styled):
-        def styles(self, wav_BT: Tensor) -> Tensor:
-            return wav_BT.mean(1)[:, None, None]
+        def styles(self, batch: dict[str, Any]) -> Tensor:
+            return batch["wav"].mean(1)[:, None, None]
 
         def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
             return w_BLD[..., None].expand(len(w_BLD), 3, 2, 2)

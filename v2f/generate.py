@@ -42,7 +42,6 @@ from v2f.system import (
     Styled,
     Tokens,
     Video,
-    device_of,
     of_kind,
 )
 
@@ -289,7 +288,7 @@ def face_of(system: Generative, wav_WT: Tensor, size: int | None = None, seed: i
     ``size``: a side other than that of the training, if the system's generator supports it; ``seed``: seed of the
     noise, if the system asks for noise.
     """
-    w_WLD = codes_of(system, wav_WT)
+    w_WLD = codes_of(system, wav_WT, seed)
     if w_WLD is not None:
         return draw(system, w_WLD.mean(0, keepdim=True), size)[0]
     if size is not None:
@@ -300,11 +299,11 @@ def face_of(system: Generative, wav_WT: Tensor, size: int | None = None, seed: i
 
 
 @torch.no_grad()
-def codes_of(system: Generative, wav_WT: Tensor) -> Tensor | None:
-    """w+ [W, L, D] of windows of a voice; None if the system has no style generator."""
+def codes_of(system: Generative, wav_WT: Tensor, seed: int = 0) -> Tensor | None:
+    """w+ [W, L, D] of windows of a voice, all with the noise of ``seed``; None if the system has no style generator."""
     if not isinstance(system, Styled):
         return None
-    return torch.cat([system.styles(part) for part in wav_WT.to(device_of(system)).split(_BATCH)])
+    return torch.cat([system.styles(latent.with_noise(system, part, seed)) for part in wav_WT.split(_BATCH)])
 
 
 def faces_of(system: Generative, wav_N: Sequence[NDArray[np.float32]], frames: int) -> tuple[Tensor | None, Tensor]:

@@ -363,8 +363,8 @@ class Styled(System):
     """A system around a style-based generator."""
 
     @abc.abstractmethod
-    def styles(self, wav_BT: Tensor) -> Tensor:
-        """The w+ [B,L,D] of voices."""
+    def styles(self, batch: Batch) -> Tensor:
+        """The w+ [B,L,D] of what the system asks for, a voice and perhaps noise."""
 
     @abc.abstractmethod
     def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from v2f.data.augment import AddNoise, Augment, Codec, Color, Crop, Flip, Gaps, Reverb, Stutters
+from v2f.data.augment import AddNoise, Augment, Codec, Color, Crop, Flip, Gain, Gaps, Reverb, Shift, Stutters
 from v2f.data.encoding import encode
 from v2f.data.loader import Loader, read_split
 from v2f.data.order import Order
@@ -21,7 +21,7 @@ from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 
 RATE = 16000
-SOUND = (AddNoise(), Gaps(), Stutters(), Codec(), Reverb())
+SOUND = (AddNoise(), Gaps(), Stutters(), Codec(), Reverb(), Gain(), Shift())
 PICTURE = (Flip(), Color(), Crop((0.5, 0.9)))
 ALL = [*SOUND, *PICTURE]
 ABOUT = {"identity": "ada", "split": "train", "source": "test"}
@@ -195,3 +195,15 @@ def test_it_reads_as_what_it_wraps_in_workers_too(tmp_path: Path) -> None:
         assert np.array_equal(chosen.transpose(1, 2, 0), sample().photo(number))
     assert Augment(StoredCodes(2, 2), ()).draws_as == "image"
     assert not hasattr(Augment(Photo(8), ()), "draws_as")
+
+
+def test_a_gain_is_a_level_and_a_shift_loses_nothing() -> None:
+    found = [Gain((-6.0, -3.0))(tone(), keyed_rng(0, slot), RATE) for slot in range(20)]
+    level = [20 * np.log10(np.abs(each).max() / np.abs(tone()).max()) for each in found]
+    assert -6.0 <= min(level) < -5.0 < -4.0 < max(level) <= -3.0
+    assert np.abs(Gain((40.0, 40.0))(tone(), keyed_rng(0), RATE)).max() == pytest.approx(1.0)
+    ramp_T = np.arange(1000, dtype=np.float32)
+    for slot in range(20):
+        moved_T = Shift((0.0, 0.01))(ramp_T, keyed_rng(0, slot), RATE)
+        assert 0 <= np.flatnonzero(moved_T == 0)[0] <= 160
+        assert np.array_equal(np.sort(moved_T), ramp_T)

@@ -181,7 +181,7 @@ def test_evaluation_reads_the_manifests_order_without_chance(dataset: Dataset) -
     [
         (48, 5, 8, "cannot be dealt to 5 processes; valid numbers of processes: 1, 2, 3, 6$"),
         (12, 8, 1, "valid numbers of processes: 1, 2, 3, 4, 6, 12$"),
-        (10, 1, 4, "not a multiple of bn_group 4"),
+        (10, 1, 4, "not a multiple of 4, the samples of a group"),
         (0, 1, 1, "at least 1"),
     ],
 )
@@ -199,7 +199,7 @@ def test_a_micro_batch_is_the_most_that_deals_a_share_in_whole_norm_groups(
     share = groups * bn_group
     fits = [size for size in range(bn_group, min(most, share) + 1, bn_group) if share % size == 0]
     if not fits:
-        with pytest.raises(V2FError, match=f"train.micro_batch: {most} is less than a batch-norm group of {bn_group}"):
+        with pytest.raises(V2FError, match=f"train.micro_batch: {most} is less than a group of {bn_group}"):
             micro_batch_of(share, most, bn_group)
     else:
         assert (micro_batch_of(share, most, bn_group) or share) == max(fits)

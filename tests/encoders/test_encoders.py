@@ -11,7 +11,7 @@ from torch import Tensor
 from v2f import encoders
 from v2f.encoders import EncoderConfig
 from v2f.errors import V2FError
-from v2f.nn.batchnorm import common_group
+from v2f.nn.groups import common_group
 from v2f.nn.mapping import MappingNetwork
 from v2f.nn.mappings import MappingConfig, build_mapping
 from v2f.nn.voice import VoiceEncoder

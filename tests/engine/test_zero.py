@@ -25,7 +25,7 @@ WORKER = Path(__file__).parents[1] / "workers" / "ranks.py"
 SYSTEM = pytest.mark.parametrize("system", ["two_phases", *sorted(SMALL)])
 Tensors = dict[str, torch.Tensor]
 _OF_ONE_PHASE = ("voice_styled_face", "speaker_recognition", "picture_recognition", "sound_recognition")
-PHASES = dict.fromkeys((*_OF_ONE_PHASE, "code_transformer", "vq_audio"), 1)
+PHASES = dict.fromkeys((*_OF_ONE_PHASE, "code_transformer", "vq_audio", "voice_draws", "voice_identity"), 1)
 PHASES |= {"face_gan": 2, "two_phases": 2, "voice_gan": 2, "conditional": 3}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import SIZE, FakeSystem, make_data, make_run, portrait, register
+from fakes import FULL, SIZE, FakeSystem, make_data, make_run, portrait, register
 from torch import Tensor, nn
 
 from v2f import metrics
@@ -18,7 +18,7 @@ from v2f.errors import V2FError
 from v2f.evaluation.evaluate import evaluate
 from v2f.evaluation.observers import in_batches, look, observers_of
 from v2f.runs.run import Run
-from v2f.system import Styled
+from v2f.system import Noise, Styled
 from v2f.world import bounds
 from v2f.world.people import World
 
@@ -199,8 +199,8 @@ class Inverting(FakeSystem, Styled):
     def invert(self, img_BCHW: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(img_BCHW, SIZE // 4).flatten(2)
 
-    def styles(self, wav_BT: Tensor) -> Tensor:
-        return self.invert(self.sample({"wav": wav_BT})["face"])
+    def styles(self, batch: dict[str, Any]) -> Tensor:
+        return self.invert(self.sample(batch)["face"])
 
     def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
         return w_BLD.unflatten(2, (4, 4)).repeat_interleave(SIZE // 4, 2).repeat_interleave(SIZE // 4, 3)
@@ -331,3 +331,38 @@ def test_a_system_without_voice_or_noise_is_refused(tmp_path: Path, monkeypatch:
         V2FError, match=r"no face from a voice: this system asks for nothing, and makes face \(Picture\)"
     ):
         measured(tmp_path)
+
+
+class Drawing(FakeSystem):
+    """Draws the person's face, or by the sign of the noise that of the next person."""
+
+    def asks(self) -> dict[str, Any]:
+        return super().asks() | {"noise": Noise(2)}
+
+    def sample(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        shifted = batch["wav"] + (batch["noise"][:, :1] > 0) / FULL
+        return super().sample({"wav": shifted})
+
+
+def test_several_draws_are_measured_by_their_mean_and_their_spread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_data(tmp_path / "data", {"test": range(30)}, synthetic=True)
+    run, alone = make_run(tmp_path / "run", tmp_path / "data")
+    system = Drawing(run.config.system).eval()  # type: ignore[arg-type]
+    one = evaluate(run, system=system, progress=False, device="cpu")["splits"]["test"]["by"]["judge"]
+    judged = evaluate(run, system=system, device="cpu", draws=6)["splits"]["test"]["by"]["judge"]
+    assert Run.open(run.path).evaluated is not None
+    lines = judged["lines"]
+    assert lines["voice"] == one["lines"]["voice"]  # the first draw is the one that is drawn alone
+    assert one["draws"] is None
+    assert {"draws", "chosen", "U3", "U4"} <= lines.keys()
+    assert lines["voice"]["R@1"]["value"] < 0.7
+    assert lines["draws"]["R@5"]["value"] > lines["voice"]["R@5"]["value"]
+    assert lines["chosen"]["picture"] is not None
+    assert judged["draws"]["count"] == 6
+    assert 0.1 < judged["draws"]["spread"] < 1.0
+    assert judged["draws"]["possible"] > 0
+    assert "6 draws of each clip" in capsys.readouterr().out
+    with pytest.raises(V2FError, match="2 draws: only a system"):
+        evaluate(run, system=alone, progress=False, device="cpu", draws=2)

@@ -44,11 +44,14 @@ SMALLER: dict[str, Callable[[Any], Any]] = {
     "seconds": lambda value: min(value, 0.5),
     "image_size": lambda value: min(value, 64),
     "channels": lambda value: value if isinstance(value, int) else [max(4, width // 16) for width in value],
-    "blocks": lambda value: [1] * len(value),
+    "blocks": lambda value: 1 if isinstance(value, int) else [1] * len(value),
     "out_channels": lambda value: min(value, 16),
     "width": lambda value: min(value, 8),
     "noise": lambda value: min(value, 16),
     "bn_group": lambda value: min(value, 2),
+    "group": lambda value: min(value, 2),
+    "components": lambda value: min(value, 6),
+    "fit": lambda value: min(value, 2 * BATCH),
     "people": lambda value: min(value, PEOPLE),
     "length": lambda value: min(value, 24),
     "top": lambda value: min(value, 6),
@@ -73,6 +76,8 @@ def shrunk(values: Mapping[str, Any], data: str, out: str) -> dict[str, Any]:
         net = value.get("net") if isinstance(value, Mapping) else None
         if key == "encoder" and net == "run":  # the run is not there
             return ENCODERS["wen"]
+        if key == "head" and net == "run":
+            return None
         if key == "encoder" and net in ENCODERS and net != "waveform":  # its keys are its own, and it needs no weights
             return {**ENCODERS[net], **{k: value[k] for k in ("output", "thaw") if k in value}}
         if key == "mapping" and net in MAPPINGS and net != "vec2style":

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from v2f.errors import V2FError
-from v2f.nn.batchnorm import common_group
 from v2f.nn.ecapa_mapping import ECAPAMapping
+from v2f.nn.groups import common_group
 from v2f.nn.mappings import build_mapping
 
 CONFIG = ECAPAMapping.Config.model_validate(MAPPINGS["ecapa_tdnn"] | {"bn_group": 2})

@@ -63,7 +63,7 @@ def test_the_graph_says_what_torch_says(run: str, raw: bool, count: int, tmp_pat
     with torch.no_grad():
         told = graph(waves(count))
         for ema in (False, True):
-            wanted: Tensor = Run.open(run).system(ema=ema).styles(waves(count))  # type: ignore[attr-defined]
+            wanted: Tensor = Run.open(run).system(ema=ema).styles({"wav": waves(count)})  # type: ignore[attr-defined]
             assert bool(torch.allclose(told, wanted, atol=1e-5, rtol=0)) == (ema != raw)
     assert float(wanted.std()) > 1e-2
 
@@ -128,5 +128,5 @@ def test_onnx_says_what_torch_says(run: str, count: int, tmp_path: Path) -> None
     session = runtime.InferenceSession(str(tmp_path / "export" / "model.onnx"))
     (told,) = session.run(["w"], {"wav": waves(count).numpy()})
     with torch.no_grad():
-        wanted: Tensor = Run.open(run).system().styles(waves(count))  # type: ignore[attr-defined]
+        wanted: Tensor = Run.open(run).system().styles({"wav": waves(count)})  # type: ignore[attr-defined]
     assert np.abs(told - wanted.numpy()).max() < 1e-4

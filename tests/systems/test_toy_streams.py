@@ -162,7 +162,10 @@ def test_a_bad_batch_names_the_samples_of_both_streams(
             "data.streams: voice, face, photo: the system toy_streams asks",
         ),
         (["data.batch=4"], "data.batch: 4: samples are counted by voice, the first .* set data.batch=8"),
-        (["data.streams.face.batch=5"], r"data\.streams\.face: the batch of 5 is not a multiple of bn_group 2"),
+        (
+            ["data.streams.face.batch=5"],
+            r"data\.streams\.face: the batch of 5 is not a multiple of 2, the samples of a group",
+        ),
         (["train.micro_batch=2"], "train.micro_batch: no 2 or fewer of a rank's 8 samples cut its 4 of other streams"),
         (["data.streams.face.path=null"], r"data\.streams\.face needs either path \(one data set\) or mix \(several\)"),
         (["data.streams.face.pth=x"], r"unknown key 'data\.streams\.face\.pth'; did you mean 'data\.streams\.face\.p"),

@@ -58,15 +58,16 @@ def test_without_the_mean_style_a_style_is_the_mapping_alone_wherever_it_is_made
     for style in moved.mapping.styles:
         style.linear.bias += mean_D  # type: ignore[union-attr, operator]
     wav_BT = 0.1 * torch.randn(3, 6400, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(bare.styles(wav_BT), bare.mapping(bare.encoder(wav_BT)), rtol=0, atol=0)
-    torch.testing.assert_close(bare.styles(wav_BT) + mean_D, added.styles(wav_BT))
+    voice = {"wav": wav_BT}
+    torch.testing.assert_close(bare.styles(voice), bare.mapping(bare.encoder(wav_BT)), rtol=0, atol=0)
+    torch.testing.assert_close(bare.styles(voice) + mean_D, added.styles(voice))
     torch.testing.assert_close(moved.sample({"wav": wav_BT})["face"], added.sample({"wav": wav_BT})["face"])
     assert not torch.allclose(bare.sample({"wav": wav_BT})["face"], added.sample({"wav": wav_BT})["face"], atol=0.1)
 
     exported = bare.exports()
     assert exported is not None
     assert "mean style" not in exported.about
-    torch.testing.assert_close(graph_of(exported, tmp_path)(wav_BT), bare.styles(wav_BT), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(graph_of(exported, tmp_path)(wav_BT), bare.styles(voice), rtol=1e-4, atol=1e-5)
 
     (tmp_path / "config.yaml").write_text(dump_yaml(without))
     energy = {}

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from v2f.errors import V2FError
-from v2f.world.bounds import factor_pictures, u1_pictures, u2_embeddings
+from v2f.metrics import mean_embedding, nearest_draw
+from v2f.world.bounds import factor_pictures, possible_pictures, u1_pictures
 from v2f.world.people import PHOTO, VOICE, World, WorldConfig
 from v2f.world.portraits import render_portraits
 
@@ -18,6 +19,10 @@ def embed(pictures_NHWC: np.ndarray) -> np.ndarray:
     face = pictures_NHWC[:, 16:56, 16:48].astype(np.float64).reshape(n, 20, 2, 16, 2, 3).mean((2, 4, 5))
     flat = (face - face.mean((1, 2), keepdims=True)).reshape(n, -1)
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def u2(voice_NV: np.ndarray, draws: int, key: int = 0) -> np.ndarray:
+    return mean_embedding(np.stack([embed(pictures) for pictures in possible_pictures(WORLD, voice_NV, draws, key)]))
 
 
 def recall_at_10(queries_ND: np.ndarray, reals_ND: np.ndarray) -> float:
@@ -56,20 +61,12 @@ def test_a_single_factor_hides_the_others(factor: str) -> None:
 
 def test_u2_has_length_one_and_converges_to_one_answer() -> None:
     voice = WORLD.voice(IDS[:6])
-    few = u2_embeddings(WORLD, voice, [embed], draws=2)[0]
+    few = u2(voice, 2)
     assert few.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(few, axis=1), 1.0, rtol=1e-5)
-    np.testing.assert_array_equal(few, u2_embeddings(WORLD, voice, [embed], draws=2)[0])
-    apart = [
-        np.linalg.norm(
-            u2_embeddings(WORLD, voice, [embed], draws=n, key=1)[0]
-            - u2_embeddings(WORLD, voice, [embed], draws=n, key=2)[0]
-        )
-        for n in (2, 24)
-    ]
+    np.testing.assert_array_equal(few, u2(voice, 2))
+    apart = [np.linalg.norm(u2(voice, n, 1) - u2(voice, n, 2)) for n in (2, 24)]
     assert apart[1] < 0.6 * apart[0]
-    with pytest.raises(V2FError, match="draws=0"):
-        u2_embeddings(WORLD, voice, [embed], draws=0)[0]
 
 
 def test_knowing_more_is_worth_more() -> None:
@@ -80,4 +77,8 @@ def test_knowing_more_is_worth_more() -> None:
     assert u1 > 0.3
     assert max(singles) < u1
     assert np.mean(singles) < 0.6 * u1
-    assert recall_at_10(u2_embeddings(WORLD, voice, [embed], draws=8)[0], reals) > 0.3
+    assert recall_at_10(u2(voice, 8), reals) > 0.3
+    drawn = np.stack([embed(pictures) for pictures in possible_pictures(WORLD, voice, 8)])
+    u3, u4 = drawn[0], drawn[nearest_draw(drawn, drawn.mean(0)), np.arange(len(IDS))]
+    assert recall_at_10(u3, reals) < recall_at_10(u4, reals)
+    assert recall_at_10(u3, reals) > 0.15  # chance is 0.1

@@ -190,6 +190,36 @@ def _stretch(frames: int, seconds: Range, rng: np.random.Generator, rate: int) -
 
 
 @dataclass(frozen=True)
+class Gain:
+    """The sound is amplified by a level in ``decibels``, drawn uniformly; never beyond full scale."""
+
+    decibels: Range = (-6.0, 6.0)
+    chance: float = 1.0
+    kind: Literal["sound"] = "sound"
+
+    def __post_init__(self) -> None:
+        _check(self, -60.0, 60.0, "decibels")
+
+    def __call__(self, wav_T: npt.NDArray[np.float32], rng: np.random.Generator, rate: int) -> npt.NDArray[np.float32]:
+        return _within(wav_T * 10 ** (rng.uniform(*self.decibels) / 20))
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The sound begins up to ``seconds`` later, drawn uniformly; what leaves at its end comes in at its start."""
+
+    seconds: Range = (0.0, 0.2)
+    chance: float = 1.0
+    kind: Literal["sound"] = "sound"
+
+    def __post_init__(self) -> None:
+        _check(self, 0.0, 1000.0, "seconds")
+
+    def __call__(self, wav_T: npt.NDArray[np.float32], rng: np.random.Generator, rate: int) -> npt.NDArray[np.float32]:
+        return np.roll(wav_T, round(rng.uniform(*self.seconds) * rate))
+
+
+@dataclass(frozen=True)
 class Codec:
     """A narrow-band line: limits the band to half of one of ``rates`` (Hz), and with the probability ``mu_law``
     quantizes each frame to 8 bits (ITU-T G.711, mu 255). A rate not below the clip's own does not limit the band."""

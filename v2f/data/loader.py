@@ -205,19 +205,22 @@ def check_batch(batch: int, world_size: int, bn_group: int, stream: str = "") ->
     if min(batch, world_size, bn_group) < 1:
         raise V2FError(f"batch, world size and bn_group are at least 1, got {batch}, {world_size} and {bn_group}")
     if batch % bn_group:
-        raise V2FError(f"{of}the batch of {batch} is not a multiple of bn_group {bn_group}: change one of the two")
+        raise V2FError(
+            f"{of}the batch of {batch} is not a multiple of {bn_group}, the samples of a group (batch norm's bn_group, "
+            "a contrastive loss's group): change one of the two"
+        )
     if batch % (world_size * bn_group):
         groups = batch // bn_group
         valid = [str(n) for n in range(1, groups + 1) if groups % n == 0]
         raise V2FError(
-            f"{of}a batch of {batch} in batch-norm groups of {bn_group} cannot be dealt to {world_size} processes; "
+            f"{of}a batch of {batch} in groups of {bn_group} cannot be dealt to {world_size} processes; "
             f"valid numbers of processes: {', '.join(valid)}"
         )
 
 
 def micro_batch_of(share: int, most: int | None, bn_group: int, others: Sequence[int] = ()) -> int | None:
     """Samples of a forward pass: the largest divisor of a rank's ``share`` that is at most ``most`` and consists of
-    whole batch-norm groups; None: all at once.
+    whole groups; None: all at once.
 
     So one value in a recipe works for every number of processes. V2FError if ``most`` is smaller than a group.
     ``others``: the rank's shares of further streams, which are split into equally many parts, also of whole groups.
@@ -225,13 +228,13 @@ def micro_batch_of(share: int, most: int | None, bn_group: int, others: Sequence
     if most is None or most >= share:
         return None
     if most < bn_group:
-        raise V2FError(f"train.micro_batch: {most} is less than a batch-norm group of {bn_group}; raise it")
+        raise V2FError(f"train.micro_batch: {most} is less than a group of {bn_group}; raise it")
     sizes = [size for size in range(bn_group, most + 1, bn_group) if share % size == 0]
     sizes = [size for size in sizes if all(other % (share // size * bn_group) == 0 for other in others)]
     if not sizes:
         raise V2FError(
             f"train.micro_batch: no {most} or fewer of a rank's {share} samples cut its "
-            f"{' and '.join(map(str, others))} of other streams alike, in batch-norm groups of {bn_group}; raise it, "
+            f"{' and '.join(map(str, others))} of other streams alike, in groups of {bn_group}; raise it, "
             "or take batches with more common divisors"
         )
     return max(sizes)

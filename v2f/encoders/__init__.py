@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import Field
+from torch import Tensor
 
 from v2f.config import default_net
-from v2f.data.transforms import StoredVoice
+from v2f.data.transforms import StoredVoice, Transform
 from v2f.encoders.ecapa import ECAPAConfig
 from v2f.encoders.foreign import ForeignConfig
 from v2f.encoders.foreign import ForeignEncoder as ForeignEncoder  # systems ask for its maps
@@ -43,6 +44,21 @@ FrozenEncoderConfig = Annotated[
     ECAPAConfig | GE2EConfig | UniSpeechSATConfig | WavLMConfig | WenConfig | RunModule, Field(discriminator="net")
 ]
 """An encoder that is not trained: with the weights of others, or the encoder of another run."""
+EncoderOrRunConfig = Annotated[
+    Annotated[
+        WaveformEncoder.Config
+        | ECAPAConfig
+        | GE2EConfig
+        | SpectrogramEncoder.Config
+        | UniSpeechSATConfig
+        | WavLMConfig
+        | WenConfig
+        | RunModule,
+        Field(discriminator="net"),
+    ],
+    default_net("waveform"),
+]
+"""Any encoder, or that of another run, which is then not trained."""
 AnyConfig = WaveformEncoder.Config | SpectrogramEncoder.Config | ForeignConfig
 
 
@@ -62,8 +78,11 @@ class Built:
         return found
 
 
-def build(config: AnyConfig, folder: str) -> Built:
-    """The encoder of a configuration. ``folder``: where the weights of a foreign net are searched for by name."""
+def build(config: AnyConfig | RunModule, folder: str) -> Built:
+    """The encoder of a configuration. ``folder``: where the weights of a foreign net are searched for by name. V2FError
+    if the module of a run is no encoder."""
+    if isinstance(config, RunModule):
+        return frozen(config, folder)
     if isinstance(config, ForeignConfig):
         return Built(*config.load(folder))
     if isinstance(config, SpectrogramEncoder.Config):
@@ -106,9 +125,28 @@ def stored(encoder: VoiceEncoder, sha256: str | None, seconds: float) -> StoredV
     return StoredVoice(described(encoder, sha256, seconds))
 
 
-def trained(config: AnyConfig) -> tuple[str, ...]:
-    """The names of the parts that training changes, as :meth:`VoiceEncoder.trained` has them."""
+def trained(config: AnyConfig | RunModule) -> tuple[str, ...]:
+    """The names of the parts that training changes, as :meth:`VoiceEncoder.trained` has them; none of the module of a
+    run."""
+    if isinstance(config, RunModule):
+        return ()
     return config.trained if isinstance(config, ForeignConfig) else ("encoder",)
+
+
+def reads(encoder: VoiceEncoder, wav: Transform, sha256: str | None, seconds: float) -> dict[str, Transform]:
+    """What training reads of a voice: ``wav`` by the transform ``wav``, or ``voice_features``, if the encoder is
+    configured to read them from shards. ``sha256`` and ``seconds`` as for :func:`described`."""
+    features = stored(encoder, sha256, seconds)
+    return {"wav": wav} if features is None else {"voice_features": features}
+
+
+def maps_of(encoder: VoiceEncoder, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The maps [B,C_i,T_i] of a batch that has what :func:`reads` says."""
+    if "voice_features" not in batch:
+        maps: tuple[Tensor, ...] = encoder(batch["wav"])
+        return maps
+    assert isinstance(encoder, ForeignEncoder), "only a foreign encoder's features are stored"
+    return encoder.maps(batch["voice_features"].to(next(encoder.parameters()).dtype))
 
 
 def with_encoder(required: Requirements, config: AnyConfig | RunModule) -> Requirements:

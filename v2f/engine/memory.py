@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from v2f.errors import V2FError
-from v2f.nn.batchnorm import common_group
+from v2f.nn.groups import common_group
 
 STEP = (
     "a smaller data.batch, shorter clips or smaller pictures; on several ranks train.strategy=zero2 partitions "
@@ -35,7 +35,7 @@ def advise(
     """An error with advice: first a smaller micro-batch, which does not change the mathematics, then ``last_resort``.
 
     ``what`` ran out of memory ``where``, with ``samples`` in a forward pass. A micro-batch divides a rank's ``share``
-    of the global batch, and is a multiple of the group of every batch norm in ``modules``.
+    of the global batch, and is a multiple of the group of every module in ``modules`` that has one.
     """
     group = common_group(modules.values())
     smaller = [size for size in range(group, samples, group) if share % size == 0]

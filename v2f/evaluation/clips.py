@@ -6,7 +6,7 @@
 Shape letters: N people, M clips, B batch, D embedding width, P features, L styles, X inputs, F factors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
+from v2f import metrics
 from v2f.config import build
 from v2f.data.loader import read_usable
 from v2f.data.manifest import Dataset, Split
 from v2f.data.sample import Sample
 from v2f.data.transforms import Factors, NoiseVector, Photo, Waveform, square
 from v2f.errors import V2FError
-from v2f.evaluation.observers import BATCH, Looks, Name, Observer, in_batches, looks, seen
+from v2f.evaluation.observers import BATCH, Look, Looks, Name, Observer, in_batches, looks, seen
 from v2f.evaluation.protocol import Job, no_usable_sample
 from v2f.system import Noise, Picture, Sound, Styled, System, device_of, of_kind, to_picture
 from v2f.world import world_hash
@@ -58,6 +59,30 @@ class Told:
 
 
 @dataclass
+class Draws:
+    """Several faces of each clip, as one observer sees them."""
+
+    mean_M: list[NDArray[np.float32]] = field(default_factory=list)
+    """The mean embedding."""
+    chosen_M: list[NDArray[np.float32]] = field(default_factory=list)
+    """The embedding that is nearest to the mean."""
+    chosen_N: list[NDArray[np.float32]] = field(default_factory=list)
+    """Features of that face, of each person's first clip."""
+    spread_M: list[float] = field(default_factory=list)
+    """The mean of 1 - cos over pairs of draws."""
+
+    def add(self, looks: Sequence[Look], rows: Sequence[int]) -> None:
+        """The draws of a batch of clips; ``rows`` are the first clips of people."""
+        emb_KBD = np.stack([one.emb_MD for one in looks])
+        mean_BD = metrics.mean_embedding(emb_KBD)
+        chosen_B, each_B = metrics.nearest_draw(emb_KBD, mean_BD), np.arange(len(mean_BD))
+        self.mean_M.extend(mean_BD)
+        self.chosen_M.extend(emb_KBD[chosen_B, each_B])
+        self.chosen_N.extend(looks[int(chosen_B[row])].features_MP[row] for row in rows)
+        self.spread_M.extend(metrics.spread(emb_KBD).tolist())
+
+
+@dataclass
 class Clips:
     """A split as the system sees it. ``*_M``: a row per clip; ``*_N``: a row per person, in order of first clips."""
 
@@ -68,6 +93,8 @@ class Clips:
     """Observer -> identity embeddings of the faces made from clips."""
     drawn_N: dict[Name, list[NDArray[np.float32]]] = field(default_factory=dict)
     """Observer -> features of the face made from each person's first clip."""
+    draws: dict[Name, Draws] = field(default_factory=dict)
+    """Observer -> several faces of each clip, if several are drawn."""
     w_M: list[NDArray[np.float32]] = field(default_factory=list)
     photo_N: list[NDArray[np.uint8]] = field(default_factory=list)
     """The gallery's photos."""
@@ -101,38 +128,51 @@ def _names_of(kinds: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} ({type(kind).__name__})" for name, kind in kinds.items()) or "nothing"
 
 
+Makes = Callable[[Mapping[str, Tensor]], tuple[Looks, NDArray[np.float32]]]
+"""What a system asks for, by name -> what the observers see of the faces made of it, and the faces' codes [M, L, D], of
+width 0 if there are none."""
+
+
 def gather(job: Job, split: Split) -> Clips:
-    """Everything that the evaluation needs of a split, in one pass over its samples."""
+    """Everything that the evaluation needs of a split, in one pass over its samples, for a system that draws faces."""
     hears, sound, _, drawn = heard_and_drawn(job.system)
-    # not what only the losses need, such as codes: another data set may not have that
     photo = Photo(drawn.size, drawn.share)
+    return gather_made(job, split, hears, sound, photo, lambda given: _faces(job.system, job.observers, given))
+
+
+def gather_made(job: Job, split: Split, hears: str, sound: Sound, photo: Photo, makes: Makes) -> Clips:
+    """The same for a system that takes the voice ``hears``; ``makes`` says what it makes, ``photo`` reads a photo."""
+    # not what only the losses need, such as codes: another data set may not have that
     transforms: dict[str, Any] = {"wav": Waveform(sound.seconds, sound.rate), "image": photo}
     transforms["other"] = OtherPhoto(photo.size)
-    noise = {name: NoiseVector(kind.width) for name, kind in of_kind(job.system.asks(), Noise)}
-    transforms |= noise
+    widths = {name: kind.width for name, kind in of_kind(job.system.asks(), Noise)}
+    transforms |= {name: NoiseVector(width * job.draws) for name, width in widths.items()}
     if isinstance(world_of(split.dataset), World):
         transforms |= {"voice": Factors("voice"), "built": Factors("face")}
     told = {f"told_{name}": Told(name) for name in METADATA}
     transforms |= told
     clips, people = Clips(), dict[int, int]()
-    for observer in job.observers:
-        clips.face_M[observer.name], clips.drawn_N[observer.name] = [], []
     batches = read_usable(split, transforms, BATCH, clips.left_out, limit=job.limit)
     steps = -(-(split.samples if job.limit is None else min(job.limit, split.samples)) // BATCH)
     what, console = f"{split.name}: faces", job.console
     for batch in track(batches, what, total=steps, console=console, disable=console.quiet, transient=True):
-        given = {hears: batch["wav"]} | {name: batch[name] for name in noise}
-        seen_B, w_B = _faces(job.system, job.observers, given)
+        seen_K = []
+        for draw in range(job.draws):
+            noise = {name: batch[name][:, draw * width : (draw + 1) * width] for name, width in widths.items()}
+            seen_K.append(makes({hears: batch["wav"], **noise}))
+        seen_B, w_B = seen_K[0]
+        firsts: list[int] = []
         for by, one in seen_B.items():
-            clips.face_M[by].extend(one.emb_MD)
+            clips.face_M.setdefault(by, []).extend(one.emb_MD)
         clips.w_M.extend(w_B)
         for row, name in enumerate(batch["identity"].tolist()):
             if name not in people:
                 people[name] = len(people)
+                firsts.append(row)
                 clips.names.append(name)
                 clips.photo_N.append(batch["image"][row].numpy())
                 for by, one in seen_B.items():
-                    clips.drawn_N[by].append(one.features_MP[row])
+                    clips.drawn_N.setdefault(by, []).append(one.features_MP[row])
                 if "voice" in batch:
                     clips.voice_N.append(batch["voice"][row].numpy())
                     clips.built_N.append(batch["built"][row].numpy())
@@ -144,6 +184,8 @@ def gather(job: Job, split: Split) -> Clips:
             for other in (batch["other"][row].numpy(), batch["image"][row].numpy()):
                 if person not in clips.other_N and not np.array_equal(other, clips.photo_N[person]):
                     clips.other_N[person] = other
+        for by in seen_B if job.draws > 1 else ():
+            clips.draws.setdefault(by, Draws()).add([one[by] for one, _ in seen_K], firsts)
     if not clips.person_M:
         raise no_usable_sample(split.dataset.root, split.name, clips.left_out)
     return clips
@@ -165,14 +207,13 @@ def world_of(dataset: Dataset) -> World | str:
 def _faces(
     system: System, observers: Sequence[Observer], given: Mapping[str, Tensor]
 ) -> tuple[Looks, NDArray[np.float32]]:
-    """What the observers see of the faces that are made from voices [M, T] (and noise), and the faces' codes [M, L, D],
-    of width 0 if the system has no style generator."""
+    """What a system that draws faces makes (:data:`Makes`)."""
     widths = [value.shape[1] for value in given.values()]
 
     def function(row_BX: Tensor) -> tuple[Tensor, ...]:
         batch = dict(zip(given, row_BX.split(widths, 1), strict=True))
         if isinstance(system, Styled):
-            w = system.styles(next(iter(batch.values())))
+            w = system.styles(batch)
             return (*seen(observers, system.face(w)), w)
         made = next(iter(system.sample(batch).values()))
         return (*seen(observers, made), row_BX.new_zeros(len(row_BX), 0))

@@ -24,6 +24,13 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="for a system that makes pictures or sounds from labels: a run that reads these labels in them",
     )
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=1,
+        metavar="N",
+        help="for a system that draws faces by chance: so many of each clip, their mean embedding and their spread",
+    )
     parser.set_defaults(run=_eval)
 
 
@@ -37,6 +44,7 @@ def _eval(args: argparse.Namespace) -> None:
         attributes=args.attributes,
         trials=args.trials,
         classifier=args.classifier,
+        draws=args.draws,
     )
 
 

@@ -35,15 +35,16 @@ from v2f.evaluation.observers import observers_of
 from v2f.evaluation.people_table import read_people
 from v2f.evaluation.protocol import Job, Protocol
 from v2f.evaluation.readings import Classifier
+from v2f.generate import is_face_of_voice
 from v2f.nn import float32_products
 from v2f.runs.run import EVALUATION as FILE
 from v2f.runs.run import Run
 from v2f.storage import store
-from v2f.system import Sound, System, of_kind
+from v2f.system import Noise, Sound, System, of_kind
 from v2f.tracking.mlflow_client import log_metrics
 
 PEOPLE_FILE = "eval-people.json"
-_BOUNDS = ("U1", "U2")  # lines that are logged to MLflow besides the run's own
+_BOUNDS = ("U1", "U2", "U3", "U4")  # lines that are logged to MLflow besides the run's own
 
 
 def evaluate(
@@ -57,29 +58,30 @@ def evaluate(
     device: str | None = None,
     attributes: str | None = None,
     classifier: str | None = None,
+    draws: int = 1,
 ) -> dict[str, Any]:
     """Measure ``run`` on its own data set, or on ``data``; print the tables and write ``eval.json`` into the run.
 
-    ``eval-people.json``, next to it, is what ``v2f compare`` needs to compare runs person by person: the people of each
-    split, by their numbers in the manifest (no names), and each person's share in the run's numbers. ``eval.json`` is
-    written last and has the checksum of ``eval-people.json``.
+    ``eval-people.json``, next to it and written before it, is what ``v2f compare`` needs to compare runs person by
+    person: people by their numbers in the manifest (no names), and each person's share in the run's numbers.
 
     ``limit``: only the first samples of each split; None: all. ``system``: the run's system, if it is already loaded.
     ``device``: None uses the GPU if there is one. ``attributes``: a CSV that says to which groups people belong
     (:mod:`v2f.evaluation.people_table`). ``trials``: a list of trials for a system that recognizes speakers
     (:mod:`v2f.evaluation.trials`), instead of those that are drawn from the split test. ``classifier``: a run that
-    reads the labels from which this system makes pictures or sounds (:mod:`v2f.evaluation.readings`). Samples that
-    cannot be read or decoded are left out, counted and named. A split with fewer than 100 people is measured with a
-    smaller gallery, and a note says so; with fewer than two people, nothing is retrieved. V2FError if the data set has
-    no split to measure, a split has no usable sample, or the protocol has no use for ``trials``, ``attributes`` or
-    ``classifier``.
+    reads the labels from which this system makes pictures or sounds (:mod:`v2f.evaluation.readings`). ``draws``: faces
+    of each clip, for a system that draws them by chance; their mean embedding and their spread are measured, too.
+    Samples that cannot be read or decoded are left out, counted and named. A split with fewer than 100 people is
+    measured with a smaller gallery, and a note says so; with fewer than two people, nothing is retrieved. V2FError if
+    the data set has no split to measure, a split has no usable sample, or the protocol has no use for ``trials``,
+    ``attributes``, ``classifier`` or ``draws``.
     """
     console = Console(quiet=not progress, width=None if sys.stdout.isatty() else 132)  # a log is not a narrow terminal
     dataset = open_dataset(data or run.config.data.home)
     system = run.system() if system is None else system
     protocol = protocols.of(system)
     splits = protocol.splits(dataset)
-    _check(system, dataset, splits, trials, attributes, classifier)
+    _check(system, dataset, splits, trials, attributes, classifier, draws)
     people_table = None if attributes is None else read_people(attributes, dataset)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     float32_products(tf32=False)
@@ -91,7 +93,7 @@ def evaluate(
     result = _about(run, dataset, system, device) | {"referee": second, **about, "splits": {}}
     if people_table is not None:
         result["attributes"] = {"file": people_table.path, "sha256": people_table.sha256}
-    job = Job(run, dataset, system, observers, limit, console, people_table, trained, trials, reads)
+    job = Job(run, dataset, system, observers, limit, console, people_table, trained, trials, reads, draws)
     if second.get("net") == "stand_in":
         result["stand_ins"] = [*result["stand_ins"], "referee"]
     people: dict[str, Any] = {}
@@ -131,6 +133,7 @@ def _check(
     trials: str | None,
     attributes: str | None,
     classifier: str | None,
+    draws: int,
 ) -> None:
     """V2FError if the system's protocol cannot measure the data set, or has no use for what was given."""
     protocol = protocols.of(system)
@@ -141,6 +144,8 @@ def _check(
         raise V2FError(
             f"{classifier}: this system makes nothing from labels that could be read; leave out --classifier"
         )
+    if draws < 1 or (draws > 1 and not (is_face_of_voice(system) and of_kind(system.asks(), Noise))):
+        raise V2FError(f"{draws} draws: only a system that makes faces of voices and noise draws several; leave it out")
     if not splits:
         raise V2FError(
             f"{dataset.root}: no split to evaluate; it has {', '.join(dataset.splits)}, but not test or seen"

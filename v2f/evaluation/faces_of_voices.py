@@ -8,11 +8,9 @@ Shape letters: N people, M clips, Q queries, D embedding width, P features, L st
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -21,36 +19,31 @@ from v2f import metrics
 from v2f.data.manifest import Dataset
 from v2f.errors import V2FError
 from v2f.evaluation import agreement, attributes
-from v2f.evaluation.clips import Clips, codes_of, gather, heard_and_drawn, through_generator, world_of
-from v2f.evaluation.observers import BY, Looks, Name, Observer, first_observer, look
+from v2f.evaluation.clips import Clips, Draws, codes_of, gather, heard_and_drawn, through_generator, world_of
+from v2f.evaluation.observers import BY, Looks, Name, first_observer, look
 from v2f.evaluation.protocol import (
     SPLITS,
     Job,
     Measured,
-    Metric,
     Protocol,
     number,
     of_each,
     percent,
     print_remarks,
     share,
-    summary_of,
+)
+from v2f.evaluation.queries import (
+    QuerySet,
+    Reachable,
+    described,
+    held_equal,
+    metrics_by,
+    notes_of,
+    numbers_of,
+    reachable,
 )
 from v2f.system import Styled, device_of
-from v2f.world import bounds
-from v2f.world.people import VOICE, World
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuerySet:
-    """The faces of one line of the table, as queries of the retrieval."""
-
-    line: str
-    """Name in ``eval.json``."""
-    emb_QD: NDArray[np.float32]
-    person_Q: NDArray[np.int64]
-    drawn_NP: NDArray[np.float32] | None = None
-    """Features of one picture of each person; None if there are no pictures."""
+from v2f.world.people import World
 
 
 def _measure(name: str, clips: Clips, job: Job) -> Measured:
@@ -63,12 +56,22 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
         by: [QuerySet(line="voice", emb_QD=np.stack(face_M), person_Q=person_M, drawn_NP=np.stack(clips.drawn_N[by]))]
         for by, face_M in clips.face_M.items()
     }
-    strongest: dict[Name, str] = {}
+    for by, several in clips.draws.items():
+        queries[by] += [
+            QuerySet(line="draws", emb_QD=np.stack(several.mean_M), person_Q=person_M),
+            QuerySet(
+                line="chosen",
+                emb_QD=np.stack(several.chosen_M),
+                person_Q=person_M,
+                drawn_NP=np.stack(several.chosen_N),
+            ),
+        ]
+    possible: dict[Name, Reachable] = {}
     world = world_of(job.dataset)
     if isinstance(world, World) and people > 1:
-        for by, (possible, factor) in _bounds(world, clips, job.observers, reference, gallery, device).items():
-            queries[by] += possible
-            strongest[by] = factor
+        possible = reachable(world, clips, job.observers, reference, gallery, device)
+        for by, found in possible.items():
+            queries[by] += found.queries
     inverting = job.system if isinstance(job.system, Styled) and job.system.inverts else None
     for line, each_look, others in _other_photos(job, clips, inverting):
         for by, one in each_look.items():
@@ -80,17 +83,19 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
     by_observer: dict[Name, dict[str, Any]] = {}
     each: dict[Name, dict[str, NDArray[np.float64]]] = {}
     for by, own in queries.items():
+        strongest = possible[by].strongest if by in possible else None
         reference_ND, face_MD = reference[by].emb_MD, own[0].emb_QD
         clips_alike = metrics.consistency(face_MD, person_M)
-        measured = {one.line: _numbers_of(one, reference_ND, reference[by].features_MP, gallery) for one in own}
+        measured = {one.line: numbers_of(one, reference_ND, reference[by].features_MP, gallery) for one in own}
         each[by] = measured["voice"][1] | {"margin": metrics.margin_shares(face_MD, reference_ND, person_M)}
         if clips_alike is not None:
             each[by]["consistency"] = clips_alike.each_N
             measured["voice"][0]["consistency"] = clips_alike.margin.as_dict()
         by_observer[by] = {
             "lines": {line: numbers for line, (numbers, _) in measured.items()},
-            "held_equal": _held_equal(own, reference_ND, clips, strongest.get(by)),
-            "strongest_factor": strongest.get(by),
+            "held_equal": held_equal(own, reference_ND, clips, strongest),
+            "strongest_factor": strongest,
+            "draws": _draws(job.draws, clips.draws.get(by), possible.get(by)),
             "consistency": None if clips_alike is None else clips_alike.as_dict(),
             "attributes": agreement.measured(groups, _lines_of(own), reference_ND, each[by]) if groups else {},
             "meters": metrics.collapse_meters(
@@ -98,19 +103,21 @@ def _measure(name: str, clips: Clips, job: Job) -> Measured:
             ),
         }
     result: dict[str, Any] = {
-        "what": SPLITS[name],
-        "people": people,
-        "clips": len(person_M),
-        "left_out": summary_of(clips.left_out),
-        "gallery": gallery if people > 1 else None,
-        "gallery_too_small": people < metrics.GALLERY,
-        "chance": {f"R@{k}": v for k, v in metrics.chance(gallery).items()} if people > 1 else None,
+        **described(name, clips, gallery),
         "attributes": agreement.described(groups),
         "by": by_observer,
-        "notes": [*_notes(clips, world), *remarks],
+        "notes": [*notes_of(clips, world), *remarks],
     }
     result["verdict"] = metrics.collapse_verdict(first_observer(result)[1]["meters"])
     return result, of_each(clips.names, each)
+
+
+def _draws(count: int, several: Draws | None, possible: Reachable | None) -> dict[str, Any] | None:
+    """How far a voice's draws spread, beside people with the same voice; None if there is one draw."""
+    if several is None:
+        return None
+    spread = None if possible is None else possible.spread
+    return {"count": count, "spread": float(np.mean(several.spread_M)), "possible": spread}
 
 
 def _lines_of(queries: Sequence[QuerySet]) -> dict[str, agreement.Faces]:
@@ -130,128 +137,12 @@ def _other_photos(job: Job, clips: Clips, inverting: Styled | None) -> Iterator[
     yield "photo", look(job.observers, other_NCHW, device_of(job.system)), others
 
 
-def _notes(clips: Clips, world: World | str) -> list[str]:
-    """What the numbers of a split lack, and why."""
-    people = len(clips.names)
-    notes = [world] if isinstance(world, str) else []
-    if not clips.other_N:
-        notes.append(
-            "nobody has a second photo, so the row for what the generator and the identity net allow is missing"
-        )
-    if people < 2:
-        notes.append("one person only: there is nobody to tell apart, so nothing is retrieved")
-    elif people < metrics.GALLERY:
-        notes.append(
-            f"the gallery is too small: {people} people instead of {metrics.GALLERY}; R@K among {people} is easier "
-            "and cannot be compared with R@K in galleries of another size"
-        )
-    return notes
-
-
-def _held_equal(
-    queries: Sequence[QuerySet], reference_ND: NDArray[np.float32], clips: Clips, strongest: str | None
-) -> dict[str, Any] | None:
-    """Retrieval among people who are alike in the most informative factor; None with too few people."""
-    if strongest is None or len(reference_ND) < 2 * metrics.HELD_EQUAL:
-        return None
-    factor_N = np.stack(clips.voice_N)[:, VOICE.index(strongest)]
-    return {
-        "factor": strongest,
-        "gallery": metrics.HELD_EQUAL,
-        "chance": {f"R@{k}": v for k, v in metrics.chance(metrics.HELD_EQUAL).items()},
-        "lines": {
-            one.line: metrics.retrieval_held_equal(one.emb_QD, reference_ND, one.person_Q, factor_N).as_dict()
-            for one in queries
-        },
-    }
-
-
-def _bounds(
-    world: World,
-    clips: Clips,
-    observers: Sequence[Observer],
-    reference: Looks,
-    gallery: int,
-    device: torch.device,
-) -> dict[Name, tuple[list[QuerySet], str]]:
-    """Observer -> the best that retrieval can reach in the synthetic world, with all factors and with the most
-    informative one alone; and the name of that factor."""
-    voice_NV, size, everyone = np.stack(clips.voice_N), clips.photo_N[0].shape[-1], np.arange(len(clips.names))
-
-    def watched(pictures_NHWC: NDArray[np.uint8]) -> Looks:
-        return look(observers, pictures_NHWC.transpose(0, 3, 1, 2), device)
-
-    def embeds(observer: Observer) -> bounds.Embed:
-        return lambda pictures: look([observer], pictures.transpose(0, 3, 1, 2), device)[observer.name].emb_MD
-
-    known = watched(bounds.u1_pictures(world, voice_NV, size))
-    expected = bounds.u2_embeddings(world, voice_NV, [embeds(observer) for observer in observers], size=size)
-    single = {factor: watched(bounds.factor_pictures(world, voice_NV, factor, size)) for factor in VOICE}
-    k = max(metrics.KS)
-    found: dict[Name, tuple[list[QuerySet], str]] = {}
-    for observer, u2_ND in zip(observers, expected, strict=True):
-        by = observer.name
-
-        def recall(factor: str, by: Name = by) -> float:
-            own = metrics.retrieval(single[factor][by].emb_MD, reference[by].emb_MD, everyone, gallery=gallery, ks=(k,))
-            return own.recall[k].value
-
-        strongest = max(VOICE, key=recall)
-        u1 = known[by]
-        possible = [
-            QuerySet(line="U1", emb_QD=u1.emb_MD, person_Q=everyone, drawn_NP=u1.features_MP),
-            QuerySet(line="U2", emb_QD=u2_ND, person_Q=everyone),
-            QuerySet(line="strongest", emb_QD=single[strongest][by].emb_MD, person_Q=everyone),
-        ]
-        found[by] = possible, strongest
-    return found
-
-
-def _numbers_of(
-    queries: QuerySet, reference_ND: NDArray[np.float32], real_NP: NDArray[np.float32], gallery: int
-) -> tuple[dict[str, Any], dict[str, NDArray[np.float64]]]:
-    """The numbers of one line of the table, and each person's share in them."""
-    numbers: dict[str, Any] = {}
-    each: dict[str, NDArray[np.float64]] = {}
-    if len(reference_ND) > 1:
-        found = metrics.retrieval(queries.emb_QD, reference_ND, queries.person_Q, gallery=gallery)
-        numbers |= found.as_dict()
-        each |= {f"R@{k}": share_N for k, share_N in found.each.items()}
-    real = metrics.identity_distance(reference_ND[np.unique(queries.person_Q)])
-    numbers["identity_distance_ratio"] = metrics.ratio(
-        metrics.identity_distance(queries.emb_QD, queries.person_Q), real
-    )
-    if real > 0:
-        each["identity_distance_ratio"] = metrics.identity_distance_shares(queries.emb_QD, queries.person_Q) / real
-    numbers["picture"] = None
-    if queries.drawn_NP is not None:
-        picture = metrics.picture_distance(queries.drawn_NP, real_NP)
-        numbers["picture"] = picture.as_dict()
-        each |= picture.each
-    return numbers, each
-
-
-def _metrics_by(by: str, identity: str, maps: str) -> tuple[Metric, ...]:
-    """The metrics of an observer, which uses these nets for identity and for feature maps."""
-    return (
-        *(Metric(f"R@{k}", f"R@{k}, %", 1, by, identity, 100, 1) for k in metrics.KS),
-        Metric("margin", "margin", 1, by, identity, digits=3),
-        Metric("consistency", "consistency over clips", 1, by, identity, digits=3),
-        Metric("identity_distance_ratio", "identity distance", 0, by, identity),
-        # below 1 is an average face, which is not better
-        Metric("nearest", "picture: nearest", 0, by, maps, of_pictures=True),
-        Metric("energy", "picture: energy", -1, by, maps, digits=3, of_pictures=True),
-        Metric("precision", "picture: precision, %", 1, by, maps, 100, 1, of_pictures=True),
-        Metric("recall", "picture: recall, %", 1, by, maps, 100, 1, of_pictures=True),
-    )
-
-
 class FacesOfVoices(Protocol):
     """Retrieval of a person by the face made from a clip, the variety of faces, and the pictures themselves."""
 
     own = "voice"
     groups_people = True
-    compared = (*_metrics_by("referee", "referee", "referee"), *_metrics_by("judge", "identity", "perceptual"))
+    compared = (*metrics_by("referee", "referee", "referee"), *metrics_by("judge", "identity", "perceptual"))
     explained = (
         "identity: distance between different people's faces relative to that of their photos (0: one face for "
         "everyone); nearest and energy: distance of the pictures from real ones (best: 1 and 0); precision and recall: "
@@ -302,6 +193,13 @@ class FacesOfVoices(Protocol):
                     f"{held['factor']} held equal (galleries of the {held['gallery']} people nearest in it), R@1 %, "
                     f"by the {by}: chance {100 * held['chance']['R@1']:.1f}, {shown}"
                 )
+            several = observed.get("draws")
+            if several is not None:
+                possible = number(several["possible"], 3)
+                console.print(
+                    f"{several['count']} draws of each clip, by the {by}: the mean of 1 - cos of two draws is "
+                    f"{several['spread']:.3f}, of two people with the same voice {possible}"
+                )
             alike = observed.get("consistency")
             if alike is not None:
                 console.print(
@@ -316,8 +214,12 @@ class FacesOfVoices(Protocol):
     def title(self, line: str, observed: Mapping[str, Any]) -> str:
         return {
             "voice": "face from the voice (this run)",
+            "draws": "mean embedding of several draws",
+            "chosen": "of these draws, the nearest to that mean",
             "U1": "U1: true voice factors, others average",
             "U2": "U2: expected embedding for that voice",
+            "U3": "U3: somebody with that voice, by chance",
+            "U4": "U4: of 64 such people, the nearest to U2",
             "strongest": f"knows only the strongest factor ({observed.get('strongest_factor')})",
             "generator": "other photo through the generator",
             "photo": "other photo itself",

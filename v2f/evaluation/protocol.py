@@ -80,6 +80,8 @@ class Job:
     """A file that lists trials, for a protocol that takes one."""
     classifier: Classifier | None = None
     """What reads the labels of pictures, for a protocol that takes it."""
+    draws: int = 1
+    """Faces of each clip, for a system that asks for noise."""
 
 
 class Protocol(abc.ABC):

@@ -4,6 +4,7 @@ from v2f.errors import V2FError
 from v2f.evaluation.coded_sounds import CodedSounds
 from v2f.evaluation.codes import CodesOfSounds
 from v2f.evaluation.faces_of_voices import FacesOfVoices
+from v2f.evaluation.identities_of_voices import IdentitiesOfVoices
 from v2f.evaluation.labelled import LabelledPictures, LabelledSounds
 from v2f.evaluation.labels_of_pictures import LabelsOfPictures, LabelsOfSounds
 from v2f.evaluation.pictures_from_noise import PicturesFromNoise
@@ -13,6 +14,7 @@ from v2f.system import System
 
 PROTOCOLS: dict[str, Protocol] = {
     "faces_of_voices": FacesOfVoices(),
+    "identities_of_voices": IdentitiesOfVoices(),
     "pictures_from_noise": PicturesFromNoise(),
     "labelled_pictures": LabelledPictures(),
     "labelled_sounds": LabelledSounds(),

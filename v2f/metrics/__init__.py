@@ -24,6 +24,7 @@ from v2f.metrics.collapse import (
     margin_shares,
 )
 from v2f.metrics.consistency import Consistency, consistency
+from v2f.metrics.draws import mean_embedding, nearest_draw, spread
 from v2f.metrics.people import Interval, each_over_people, over_people
 from v2f.metrics.pictures import PictureDistance, frechet_distance, picture_distance
 from v2f.metrics.recall import (
@@ -97,8 +98,10 @@ __all__ = [
     "log_mel_distance",
     "margin",
     "margin_shares",
+    "mean_embedding",
     "min_dcf",
     "mode_collapse_verdict",
+    "nearest_draw",
     "operating_points",
     "oscillation",
     "over_people",
@@ -113,6 +116,7 @@ __all__ = [
     "retrieval",
     "retrieval_held_equal",
     "si_sdr",
+    "spread",
     "used",
     "variety_meters",
     "verification",

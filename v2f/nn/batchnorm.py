@@ -10,8 +10,7 @@ mean and variance of each group; the step commits their mean over all micro-batc
 Letters: B batch, G groups, C channels.
 """
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from v2f.errors import V2FError
+from v2f.nn.groups import Grouped
 from v2f.nn.statistics import KeepsStatistics
 
 
-class GhostBatchNorm(KeepsStatistics):
+class GhostBatchNorm(Grouped, KeepsStatistics):
     """Batch norm of [B,C,...] (any number of axes behind C) over groups of ``group`` samples.
 
     In training ``B`` must be a multiple of ``group``, else :class:`V2FError`. Evaluation uses the running statistics.
@@ -119,8 +119,3 @@ class GhostBatchNorm(KeepsStatistics):
 def ghost_norms(module: nn.Module) -> list[GhostBatchNorm]:
     """The ghost norms of a module tree, without duplicates, in the order of definition (the same on every rank)."""
     return [m for m in module.modules() if isinstance(m, GhostBatchNorm)]
-
-
-def common_group(modules: Iterable[nn.Module]) -> int:
-    """The smallest number of samples that divides into whole groups for every ghost norm of the modules; 1 if none."""
-    return math.lcm(*(norm.group for module in modules for norm in ghost_norms(module)))

@@ -396,3 +396,13 @@ class Generator(nn.Module):
 def truncate(w: Tensor, mean: Tensor, psi: float) -> Tensor:
     """Styles moved towards the mean style: ``mean + psi (w - mean)`` (StyleGAN, appendix B)."""
     return torch.lerp(mean.expand_as(w), w, psi)
+
+
+def picture(generator: Any, w_BLD: Tensor, size: int) -> Tensor:
+    """Pictures [B,3,size,size] of styles, average-pooled from the generator's own size; V2FError if ``size`` does not
+    divide that."""
+    if size > generator.size or generator.size % size:
+        raise V2FError(
+            f"a generator of {generator.size} px cannot draw a picture of {size} px; use a divisor of its size"
+        )
+    return F.adaptive_avg_pool2d(generator.synthesis(w_BLD), size)

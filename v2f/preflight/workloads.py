@@ -19,7 +19,7 @@ from v2f.data.manifest import open_dataset
 from v2f.data.streams import side_by_side
 from v2f.errors import V2FError
 from v2f.nn import computes_bf16, float32_products
-from v2f.nn.batchnorm import common_group
+from v2f.nn.groups import common_group
 from v2f.nn.statistics import discard
 from v2f.nn.waveform import WaveformEncoder
 from v2f.runs.config import DataConfig, load_config

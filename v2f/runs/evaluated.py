@@ -80,6 +80,14 @@ class _Consistency(Record):
     margin: dict[str, float | None]
 
 
+class _Draws(Record):
+    """How far several draws for one voice spread, beside people with the same voice."""
+
+    count: int
+    spread: float
+    possible: float | None = None
+
+
 class _Numbers(Record):
     """The numbers of a split by one observer, each alone or with its interval."""
 
@@ -88,6 +96,7 @@ class _Numbers(Record):
     held_equal: _HeldEqual | None = None
     strongest_factor: str | None = None
     consistency: _Consistency | None = None
+    draws: _Draws | None = None
     attributes: dict[str, _Attribute] = {}
 
 

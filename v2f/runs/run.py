@@ -144,7 +144,7 @@ def check_weights(system: System, state: Mapping[str, Any], where: str) -> None:
         now = system.weights.get(role)
         if now != before:
             role, _, beside = role.partition(".")
-            key = f"system.{role}" if role in ("encoder", "backbone") else f"system.frozen.{role}"
+            key = f"system.{role}" if role in ("encoder", "head", "backbone") else f"system.frozen.{role}"
             what = f"the {beside} beside its file have" if beside else "its file has"
             raise V2FError(
                 f"{key}: {what} the SHA-256 {now[:16] + '...' if now else '(none)'}, {where} was "

@@ -7,7 +7,9 @@ from v2f.systems.face_gan import FaceGAN
 from v2f.systems.picture_recognition import PictureRecognition
 from v2f.systems.sound_recognition import SoundRecognition
 from v2f.systems.speaker_recognition import SpeakerRecognition
+from v2f.systems.voice_draws import VoiceDraws
 from v2f.systems.voice_gan import VoiceGAN
+from v2f.systems.voice_identity import VoiceIdentity
 from v2f.systems.voice_styled_face import VoiceStyledFace
 from v2f.systems.vq_audio import VQAudio
 
@@ -18,7 +20,9 @@ SYSTEMS: dict[str, type[System]] = {
     "picture_recognition": PictureRecognition,
     "sound_recognition": SoundRecognition,
     "speaker_recognition": SpeakerRecognition,
+    "voice_draws": VoiceDraws,
     "voice_gan": VoiceGAN,
+    "voice_identity": VoiceIdentity,
     "voice_styled_face": VoiceStyledFace,
     "vq_audio": VQAudio,
 }

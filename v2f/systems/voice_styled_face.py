@@ -14,17 +14,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from v2f import config, encoders, metrics, weights
 from v2f.data.transforms import Photo, StoredCodes, StoredEmbedding, Waveform
-from v2f.encoders import EncoderConfig, ForeignEncoder
+from v2f.encoders import EncoderConfig
 from v2f.errors import V2FError
 from v2f.nn import face_box, losses
 from v2f.nn.mapping import MappingNetwork, StyleMapping
 from v2f.nn.mappings import MappingConfig, build_mapping
+from v2f.nn.stylegan2 import picture
 from v2f.nn.voice import VoiceEncoder
 from v2f.nn.waveform import WaveformEncoder
 from v2f.system import (
@@ -170,12 +170,9 @@ class VoiceStyledFace(Styled, Judged):
         return read
 
     def streams(self) -> dict[str, dict[str, Transform]]:
-        read, c = self.transforms(), self.config
-        stored = encoders.stored(self.encoder, self.weights.get("encoder"), c.seconds)
-        if stored is not None:
-            del read["wav"]
-            read["voice_features"] = stored
-        return {"": read}
+        read = self.transforms()
+        voice = encoders.reads(self.encoder, read.pop("wav"), self.weights.get("encoder"), self.config.seconds)
+        return {"": voice | read}
 
     def asks(self) -> Mapping[str, Kind]:
         return {"wav": Sound(self.config.sample_rate, self.config.seconds, voice=True)}
@@ -203,26 +200,14 @@ class VoiceStyledFace(Styled, Judged):
         mean: Tensor = self.generator.latent_avg
         return mean if self.config.mean_style == "add" else torch.zeros_like(mean)
 
-    def styles(self, wav_BT: Tensor) -> Tensor:
-        """w+ [B, L, D] of voices: the mapping of the encoder's maps, plus the mean style if ``mean_style`` is add."""
-        return self._mean_style + self.mapping(self.encoder(wav_BT))
-
-    def _styles_of(self, batch: Batch) -> Tensor:
-        """The same, of a batch of waves, or of features that the shards hold."""
-        if "voice_features" not in batch:
-            return self.styles(batch["wav"])
-        mean = self._mean_style
-        assert isinstance(self.encoder, ForeignEncoder), "only a foreign encoder's features are stored"
-        return mean + self.mapping(self.encoder.maps(batch["voice_features"].to(mean.dtype)))
+    def styles(self, batch: Batch) -> Tensor:
+        """w+ [B, L, D] of voices, or of features that the shards hold: the mapping of the encoder's maps, plus the mean
+        style if ``mean_style`` is add."""
+        return self._mean_style + self.mapping(encoders.maps_of(self.encoder, batch))
 
     def face(self, w_BLD: Tensor, size: int | None = None) -> Tensor:
         """Pictures [B, 3, S, S] of w+, average-pooled to ``size``; None: ``image_size``."""
-        size = self.config.image_size if size is None else size
-        if size > self.generator.size or self.generator.size % size:
-            raise V2FError(
-                f"a generator of {self.generator.size} px cannot draw a picture of {size} px; use a divisor of its size"
-            )
-        return F.adaptive_avg_pool2d(self.generator.synthesis(w_BLD), size)
+        return picture(self.generator, w_BLD, self.config.image_size if size is None else size)
 
     @property
     def inverts(self) -> bool:
@@ -247,7 +232,7 @@ class VoiceStyledFace(Styled, Judged):
             return self.identity(reference)
 
     def loss(self, phase: str, batch: Batch, step: int) -> Losses:
-        w = self._styles_of(batch)
+        w = self.styles(batch)
         t, weight = self.config.losses, batch["weight"]
         face = self.face(w) if t.look_at_the_face else w.new_empty(0)
         reference = to_picture(batch["image"], like=self.generator.latent_avg)
@@ -278,7 +263,7 @@ class VoiceStyledFace(Styled, Judged):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        pictures = {"face": self.face(self._styles_of(batch)).clamp(-1, 1)}
+        pictures = {"face": self.face(self.styles(batch)).clamp(-1, 1)}
         if "image" in batch:
             pictures["reference"] = to_picture(batch["image"], like=self.generator.latent_avg)
         return pictures
@@ -288,11 +273,11 @@ class VoiceStyledFace(Styled, Judged):
         face, reference, w, person = [], [], [], []
         codes: list[Tensor] = []
         for batch in batches:
-            w.append(self._styles_of(batch))
-            picture = to_picture(batch["image"], like=self.generator.latent_avg)
+            w.append(self.styles(batch))
+            photo = to_picture(batch["image"], like=self.generator.latent_avg)
             face.append(self.identity(self.face(w[-1]).clamp(-1, 1)))
-            reference.append(self.identity(picture))
-            own = self.reference_codes(batch, picture)
+            reference.append(self.identity(photo))
+            own = self.reference_codes(batch, photo)
             codes += [] if own is None else [own]
             person.append(batch["identity"])
         return metrics.collapse_meters(

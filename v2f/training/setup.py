@@ -22,7 +22,7 @@ from v2f.data.streams import Streams, joint_fingerprint, joint_people, numbered,
 from v2f.data.transforms import Transform
 from v2f.engine import Engine
 from v2f.errors import V2FError
-from v2f.nn.batchnorm import common_group
+from v2f.nn.groups import common_group
 from v2f.runs import checkpoint
 from v2f.runs.config import DataConfig, RunConfig, changes
 from v2f.runs.folder import RunFolder

@@ -7,21 +7,21 @@ photo of each person:
   A system trained against the identity net itself can draw a face that the net recognizes more often.
 - U2: the mean identity embedding over all faces that are possible given the voice. It is the best single query under
   squared error, needs no picture, and is higher than U1.
+- U3: a random person with exactly the same voice factors, in a random photo. A crisp picture has to commit to what the
+  voice cannot tell, and this is what it gets if it commits by chance: the bound of a system that draws faces.
+- U4: of many such people, the one whose embedding is nearest to U2's: the best crisp picture that is still somebody.
 - A single factor: U1 for a listener who knows that factor alone. If it were high, the task would be trivial.
 
 Shapes: N people, V voice factors, H = W = size, D the embedding's width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from v2f.errors import V2FError
 from v2f.world.people import PHOTO, VOICE, World
 from v2f.world.portraits import render_portraits
-
-Embed = Callable[[np.ndarray], np.ndarray]
-"""An identity net: uint8 pictures [N,H,W,3] -> embeddings [N,D]."""
 
 
 def u1_pictures(world: World, voice_NV: np.ndarray, size: int = 64) -> np.ndarray:
@@ -40,25 +40,11 @@ def factor_pictures(world: World, voice_NV: np.ndarray, factor: str, size: int =
     return u1_pictures(world, known, size)
 
 
-def u2_embeddings(
-    world: World, voice_NV: np.ndarray, embeds: Sequence[Embed], draws: int = 32, key: int = 0, size: int = 64
-) -> list[np.ndarray]:
-    """U2's queries for each net: float32 [N,D] of length 1, the mean embedding of ``draws`` faces for each voice.
-
-    Monte Carlo over ``World.posterior_face`` and photos that belong to nobody, with the same pictures for all nets. The
-    mean is taken over embeddings of length 1 and scaled to length 1.
-    """
-    if draws < 1:
-        raise V2FError(f"u2_embeddings needs at least one draw per person, got draws={draws}")
+def possible_pictures(
+    world: World, voice_NV: np.ndarray, draws: int, key: int = 0, size: int = 64
+) -> Iterator[np.ndarray]:
+    """U3's queries, ``draws`` times: random people with these voices, in photos that belong to nobody, each uint8
+    [N,size,size,3]. U2 is the mean embedding of many (:func:`v2f.metrics.mean_embedding`), U4 the one nearest to it."""
     faces, photos = world.posterior_face(voice_NV, draws, key), world.any_photo(len(voice_NV), draws, key)
-    totals: list[np.ndarray | float] = [0.0] * len(embeds)
     for face_NF, photo_NP in zip(faces, photos, strict=True):
-        pictures = render_portraits(face_NF, photo_NP, size)
-        totals = [total + _unit_length(embed(pictures)) for total, embed in zip(totals, embeds, strict=True)]
-    return [_unit_length(np.asarray(total)).astype(np.float32) for total in totals]
-
-
-def _unit_length(emb_ND: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1, in float64."""
-    emb_ND = np.asarray(emb_ND, np.float64)
-    return emb_ND / np.maximum(np.linalg.norm(emb_ND, axis=1, keepdims=True), 1e-12)
+        yield render_portraits(face_NF, photo_NP, size)
