@@ -25,7 +25,7 @@ from v2f.generate import generate
 from v2f.given import Given, labeled
 from v2f.pipeline import Pipeline, SoundOfPicture, opened
 from v2f.prepare import video as videos
-from v2f.prepare.token_arrays import digest_of
+from v2f.runs.pretrained import digest_of
 from v2f.runs.run import Run
 
 FPS = 10

@@ -23,9 +23,9 @@ from v2f.data.manifest import read_manifest
 from v2f.errors import V2FError
 from v2f.keyed import keyed_rng
 from v2f.nn.sampling import Sampling
-from v2f.prepare.token_arrays import digest_of
 from v2f.roles import CodeSampler, FrameLabeler, Labeling, SoundCoder, most_frequent
 from v2f.runs.config import system_class
+from v2f.runs.pretrained import digest_of
 from v2f.runs.run import Run
 from v2f.storage import store
 from v2f.system import Batch, Generative, Kind, Label, Noise, Picture, System, Tokens, of_kind

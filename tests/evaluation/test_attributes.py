@@ -10,6 +10,7 @@ import fakes
 import numpy as np
 import pytest
 import torch
+from coded import with_codes
 from fakes import SIZE, FakeSystem, make_data, make_run, register
 from torch import Tensor
 
@@ -394,11 +395,13 @@ def test_what_the_metadata_says_changes_nothing_that_a_system_reads(
 ) -> None:
     """It is in the samples; a system that read it would learn from it. The labels that a system is told to read do not
     count."""
-    labels = {"glasses": "none", "hair": "brown", "factors": {"face": dict.fromkeys(FACE, 0.0)}}
+    factors = {"face": dict.fromkeys(FACE, 0.0), "voice": dict.fromkeys(VOICE, 0.0)}
+    labels = {"glasses": "none", "hair": "brown", "factors": factors}
     system = build_system(build(RunConfig, run_values(name), "test"))
     read = []
     for folder, said in (("one", about), ("other", lambda person: {"gender": sex(49 - person), "nationality": "USA"})):
         dataset = make_data(tmp_path / folder, {"train": range(8)}, about=lambda person, own=said: own(person) | labels)
+        dataset = with_codes(dataset, str(tmp_path / f"{folder}-codes"))
         (batch,) = read_split(dataset.split("train"), system.transforms(), 16)
         read.append(batch)
     one, other = read

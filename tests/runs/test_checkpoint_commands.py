@@ -346,7 +346,7 @@ def test_the_data_card_tells_of_the_data_without_names(run_folder: str, tiny_sha
     card = (tmp_path / "export" / "DATA.md").read_text()
     dataset = open_dataset(tiny_shards)
     assert "nobody is real" in card
-    assert "holds audio, photos." in card
+    assert "holds audio, photos, `codes_" in card
     assert f"`{dataset.fingerprint}`" in card
     assert f"It has changed: the run was trained on data with the fingerprint `{'f' * 64}`" in card
     for name, size in dataset.manifest.splits.items():

@@ -308,7 +308,7 @@ def test_a_run_makes_restyles_and_walks(run_values: Values, tmp_path: Path, caps
     np.testing.assert_allclose(np.asarray(restyled) / 127.5 - 1, wanted.detach().permute(1, 2, 0).numpy(), atol=0.01)
     page = Maker(run, system=system)
     assert list(page.asked) == ["label", "seed", "photo"]
-    (thing,) = page.make(Given(label="fair", photo=str(photo)))
+    (thing,) = page.make(Given(label="fair", photo=str(photo))).things
     content = base64.b64decode(thing.uri.partition(",")[2])
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(content))), np.asarray(restyled))
     assert main(["generate", folder, "--photo", str(photo), "-o", out]) == 1

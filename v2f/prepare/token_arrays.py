@@ -26,25 +26,14 @@ def array_of(level: str) -> str:
 
 def load(run: str) -> tuple[SoundCoder, str]:
     """The sound coder that ``run`` trained, and the SHA-256 of its trained tensors. V2FError if it is none."""
-    from v2f.runs.run import Run  # imported late: it imports all systems, which packing processes do not need
+    # imported late: a run imports all systems, which packing processes do not need
+    from v2f.runs.pretrained import digest_of
+    from v2f.runs.run import Run
 
     system = Run.open(run).system()
     if not isinstance(system, SoundCoder):
         raise V2FError(f"{run}: --tokens needs a run that codes sounds (vq_audio, for example), this one does not")
     return system, digest_of(system)
-
-
-def digest_of(coder: SoundCoder) -> str:
-    """The SHA-256 of the trained tensors of a coder, by which its codes are known."""
-    from v2f.runs.pretrained import digest
-    from v2f.system import trained
-
-    tensors = {
-        f"{name}.{key}": tensor
-        for name, module in trained(coder).items()
-        for key, tensor in module.state_dict().items()
-    }
-    return digest(tensors)
 
 
 def described(coder: SoundCoder, digest: str) -> dict[str, Any]:

@@ -79,6 +79,12 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def digest_of(system: System) -> str:
+    """The SHA-256 of all tensors that ``system`` trains."""
+    modules = trained(system).items()
+    return digest({f"{name}.{key}": value for name, module in modules for key, value in module.state_dict().items()})
+
+
 def put(system: System, into: str, found: Pretrained) -> nn.Module:
     """Fill the module ``into`` that ``system`` trains, and return it; V2FError for the first tensor that does not fit,
     before anything is changed."""
