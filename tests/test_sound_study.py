@@ -1,7 +1,6 @@
 """What `make sound` trains, judges and shows: its recipes fit together, and its numbers are right where known."""
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ import yaml
 from bench import sound
 from bench.siblings import about
 from bench.sound import PARTS, Sounds
-from v2f.generate import generate
-from v2f.pipeline import Pipeline, PipelineConfig, SoundOfPicture
+from v2f.pipeline import PipelineConfig, SoundOfPicture
 from v2f.roles import SoundReader
 from v2f.runs.config import load_config
 from v2f.runs.run import build_system
@@ -56,17 +54,6 @@ def test_the_recipes_fit_together_and_their_judge_knows_their_labels(untrained: 
     held = sound.heard(judge, iter([(0.1 * torch.randn(6, 7200), torch.tensor([0, 1, 2, 3, 0, 1]))]), NAMES)
     assert held.feature_NP.shape[0] == 6
     assert set(held.said_N.tolist()) <= {0, 1, 2, 3}
-
-
-@pytest.mark.slow
-def test_a_silent_film_gets_its_sound_in_seconds(untrained: SoundOfPicture, tmp_path: Path) -> None:
-    """Training does not change how long it takes. Seconds of the processor, whatever else the machine does."""
-    from v2f.prepare.film import film
-
-    source = film("bark", str(tmp_path / "silent.mp4"), seconds=6.0)
-    before, began = time.process_time(), time.monotonic()
-    generate(Pipeline("recipes.yaml"), None, str(tmp_path / "out.mp4"), video=source, system=untrained)
-    assert min(time.process_time() - before, time.monotonic() - began) < 10
 
 
 def rows(feature_NP: np.ndarray, said: float = 1.0) -> Sounds:
