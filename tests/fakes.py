@@ -20,7 +20,7 @@ from v2f.data.shards import write_manifest, write_shard
 from v2f.data.transforms import Photo, Waveform
 from v2f.keyed import keyed_rng
 from v2f.runs.run import Run
-from v2f.system import Judged, Kind, Picture, Sound, SystemConfig, Transform
+from v2f.system import Judged, Kind, Optimizer, Phase, Picture, Sound, SystemConfig, Transform
 from v2f.systems import SYSTEMS
 from v2f.world import world_hash
 from v2f.world.people import VERSION, WorldConfig, names
@@ -140,3 +140,16 @@ def make_run(root: Path, data: Path, kind: str = "copy") -> tuple[Run, FakeSyste
 def register(monkeypatch: Any) -> None:
     """Make ``system: {name: fake}`` a system for one test."""
     monkeypatch.setitem(SYSTEMS, "fake", FakeSystem)
+
+
+class Plain:
+    """A system with one parameter, so that a run of it can be trained and opened."""
+
+    def phases(self) -> list[Phase]:
+        return [Phase(name="all", modules={"net": self.net}, optimizer=Optimizer(lr={"net": 1e-3}))]  # type: ignore[attr-defined]
+
+    def loss(self, phase: str, batch: Any, step: int) -> dict[str, Tensor]:
+        return {"total": self.net.weight.sum() * batch["weight"].mean()}  # type: ignore[attr-defined]
+
+    def meters(self, batches: Any) -> dict[str, float]:
+        return {"nothing": 0.0}

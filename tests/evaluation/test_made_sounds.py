@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from fakes import Plain
 from torch import Tensor
 
 from v2f.cli import main
@@ -24,7 +25,7 @@ from v2f.keyed import keyed_rng
 from v2f.roles import Reading, SoundReader
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run
-from v2f.system import Kind, Label, Noise, Optimizer, Phase, Sound, System, SystemConfig
+from v2f.system import Kind, Label, Noise, Sound, System, SystemConfig
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit
 
@@ -38,19 +39,6 @@ def tone(class_: int, level: float, rate: int = RATE) -> Tensor:
 
 def level_of(split: str, number: int) -> float:
     return float(keyed_rng(9, len(split), number).uniform(0.3, 0.9))
-
-
-class Plain:
-    """A system with one parameter, so that a run of it can be trained and opened."""
-
-    def phases(self) -> list[Phase]:
-        return [Phase(name="all", modules={"net": self.net}, optimizer=Optimizer(lr={"net": 1e-3}))]  # type: ignore[attr-defined]
-
-    def loss(self, phase: str, batch: Any, step: int) -> dict[str, Tensor]:
-        return {"total": self.net.weight.sum() * batch["weight"].mean()}  # type: ignore[attr-defined]
-
-    def meters(self, batches: Any) -> dict[str, float]:
-        return {"nothing": 0.0}
 
 
 class Singer(Plain, System):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from fakes import Plain
 from PIL import Image
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from v2f.keyed import keyed_rng
 from v2f.roles import PictureReader, Reading, Restyling
 from v2f.runs.config import RunConfig
 from v2f.runs.run import Run
-from v2f.system import Kind, Label, Noise, Optimizer, Phase, Picture, SystemConfig, to_picture
+from v2f.system import Kind, Label, Noise, Picture, SystemConfig, to_picture
 from v2f.systems import SYSTEMS
 from v2f.training.trainer import fit
 
@@ -44,19 +45,6 @@ def painted(tone_B: Tensor, stripe_B: Tensor) -> Tensor:
     picture = (0.8 * (tone_B.float() - 1))[:, None, None, None].expand(-1, 1, SIDE, SIDE).clone()
     picture[:, :, -1] = stripe_B[:, None, None].clamp(-1, 1)
     return picture
-
-
-class Plain:
-    """A system with one parameter, so that a run of it can be trained and opened."""
-
-    def phases(self) -> list[Phase]:
-        return [Phase(name="all", modules={"net": self.net}, optimizer=Optimizer(lr={"net": 1e-3}))]  # type: ignore[attr-defined]
-
-    def loss(self, phase: str, batch: Any, step: int) -> dict[str, Tensor]:
-        return {"total": self.net.weight.sum() * batch["weight"].mean()}  # type: ignore[attr-defined]
-
-    def meters(self, batches: Any) -> dict[str, float]:
-        return {"nothing": 0.0}
 
 
 class Painter(Plain, Restyling):

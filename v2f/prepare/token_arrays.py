@@ -12,16 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from v2f.data.codes import ARRAY
 from v2f.data.manifest import ArrayKind
 from v2f.data.sample import Sample
 from v2f.errors import V2FError
 from v2f.prepare.processes import inference
 from v2f.roles import SoundCoder
-
-
-def array_of(level: str) -> str:
-    """The name of the array with the codes of a level, such as ``codes_top``."""
-    return f"codes_{level}"
 
 
 def load(run: str) -> tuple[SoundCoder, str]:
@@ -44,7 +40,10 @@ def described(coder: SoundCoder, digest: str) -> dict[str, Any]:
 
 def kinds(coder: SoundCoder) -> dict[str, ArrayKind]:
     """Array -> its type and shape."""
-    return {array_of(name): ArrayKind(dtype="uint16", shape=[level.length]) for name, level in coder.levels.items()}
+    return {
+        ARRAY.format(level=name): ArrayKind(dtype="uint16", shape=[level.length])
+        for name, level in coder.levels.items()
+    }
 
 
 def compute(
@@ -57,6 +56,8 @@ def compute(
         for at in range(0, len(samples), batch):
             wav_BT = np.stack([read(sample, None) for sample in samples[at : at + batch]])
             codes = coder.encode(torch.from_numpy(wav_BT).to(device))
-            arrays = {array_of(name): number_BN.cpu().numpy().astype(np.uint16) for name, number_BN in codes.items()}
+            arrays = {
+                ARRAY.format(level=name): number_BN.cpu().numpy().astype(np.uint16) for name, number_BN in codes.items()
+            }
             found += [{name: array_BN[row] for name, array_BN in arrays.items()} for row in range(len(wav_BT))]
     return found
